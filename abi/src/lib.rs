@@ -1,1 +1,45 @@
-//! Placeholder.
+//! The layout of a vmshm region: the words that the host, the guests, the transport and the drivers share.
+//!
+//! Everything here is little-endian, made of 64-bit words, and written down once. Nothing allocates,
+//! nothing knows of Open MPI, UCX, QEMU or Linux.
+//!
+//! ```text
+//! region   ┌────────────────────┬───────────┬───────────┬─────┬───────────┐
+//!          │ header + table     │ section 0 │ section 1 │  …  │ section n │
+//!          └────────────────────┴───────────┴───────────┴─────┴───────────┘
+//! writer     the host            member 0     member 1          member n
+//!
+//! section  ┌────────┬────────────────┬────────────────┬────────┬─────────────────────────┐
+//!          │ header │ endpoint slots │ activity lines │ owners │ heap, in chunks         │
+//!          └────────┴────────────────┴────────────────┴────────┴─────────────────────────┘
+//! use        magic    one a process    one a receiver   one a    directories, connections,
+//!                                                       chunk    payload fragments, user memory
+//!
+//! connection, in the section of endpoint E, about its peer P
+//!          ┌────────────┬──────────────────┬──────────────────────────────────────────┐
+//!          │ header     │ acknowledgement  │ ring of 64-byte slots                    │
+//!          └────────────┴──────────────────┴──────────────────────────────────────────┘
+//! says       for whom     how much of P→E    the messages E→P
+//!                         E has consumed
+//! ```
+//!
+//! *Single writer:* every byte of a section is written only by the member that owns the section (the host
+//! lays it out once, before anyone attaches). Everyone may read all of it.
+#![no_std]
+#![warn(missing_docs)]
+
+#[cfg(not(all(target_pointer_width = "64", target_endian = "little")))]
+compile_error!("vmshm regions hold 64-bit little-endian words; this target is not supported");
+
+pub mod ivshmem;
+pub mod region;
+pub mod ring;
+pub mod section;
+
+pub use region::{EndpointId, EndpointName, RegionHeader, SectionEntry};
+
+/// Bytes of a cache line; what two writers touch never shares one.
+pub const LINE: u64 = 64;
+
+/// Bytes of a line pair: adjacent-line prefetch makes two lines travel together.
+pub const LINE_PAIR: u64 = 128;

@@ -1,0 +1,146 @@
+//! Connections: the ring of one endpoint towards one peer, and its acknowledgement of the peer's ring.
+//!
+//! A ring is an array of 64-byte slots. The first word of each slot is its *stamp*: sequence number, kind, tag
+//! and length in one 64-bit word, stored last, so that one cache-line transfer carries a small message whole. A
+//! longer inline message runs on in the following slots, each with a stamp of kind [`KIND_CONTINUED`]; its first
+//! slot's stamp is stored last of all.
+
+use core::mem::{offset_of, size_of};
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::{LINE, LINE_PAIR};
+
+/// What an endpoint says of its connection with one peer, and how far it has read the peer's ring. 128 bytes,
+/// followed by the slots.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Connection {
+    /// Which life of the peer's slot this connection is for.
+    pub peer_incarnation: u64,
+    /// Which life of the owner's slot made it.
+    pub incarnation: u64,
+    /// Number of the peer, see [`crate::EndpointId`].
+    pub peer: u32,
+    /// Slots of the ring, a power of two.
+    pub slots: u32,
+    /// 1 while the owner polls the peer's ring itself: then the peer need not count up the activity word.
+    pub hot: u64,
+    /// Zero.
+    pub reserved0: [u64; 4],
+    /// Slots of the peer's ring that the owner has consumed, counted from the connection's start. On its own line.
+    pub consumed: u64,
+    /// Zero.
+    pub reserved1: [u64; 7],
+}
+
+/// Bytes of a [`Connection`] before its slots.
+pub const CONNECTION_LEN: u64 = LINE_PAIR;
+
+const _: () = {
+    assert!(size_of::<Connection>() as u64 == CONNECTION_LEN);
+    assert!(offset_of!(Connection, peer_incarnation) == 0);
+    assert!(offset_of!(Connection, incarnation) == 8);
+    assert!(offset_of!(Connection, peer) == 16);
+    assert!(offset_of!(Connection, slots) == 20);
+    assert!(offset_of!(Connection, hot) == 24);
+    assert!(offset_of!(Connection, reserved0) == 32);
+    assert!(offset_of!(Connection, consumed) as u64 == LINE);
+    assert!(offset_of!(Connection, reserved1) == 72);
+};
+
+/// Bytes of a slot.
+pub const SLOT: u64 = LINE;
+
+/// Bytes of payload in a slot.
+pub const SLOT_PAYLOAD: usize = (SLOT - 8) as usize;
+
+/// Fewest slots of a ring.
+pub const MIN_SLOTS: u32 = 8;
+
+/// Most slots of a ring.
+pub const MAX_SLOTS: u32 = 1 << 16;
+
+/// The payload lies in this slot and those that follow.
+pub const KIND_INLINE: u8 = 1;
+/// The slot holds a [`Descriptor`] of a payload in the sender's section, which is the sender's again when the
+/// slot is acknowledged (eager).
+pub const KIND_FRAGMENT: u8 = 2;
+/// The slot holds a [`Descriptor`] of memory that the receiver may pull from until it says [`KIND_DONE`]
+/// (rendezvous).
+pub const KIND_OFFER: u8 = 3;
+/// The slot holds the [`Descriptor`] of an offer that its receiver has finished with.
+pub const KIND_DONE: u8 = 4;
+/// A further slot of an inline message.
+pub const KIND_CONTINUED: u8 = 5;
+
+/// The first word of a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    /// Low 32 bits of the slot's position in the stream of slots, plus 1.
+    pub sequence: u32,
+    /// Bytes of payload of the whole message; for descriptors, 24.
+    pub len: u16,
+    /// One of the `KIND_` constants.
+    pub kind: u8,
+    /// The sender's tag; the transport does not look at it.
+    pub tag: u8,
+}
+
+impl Stamp {
+    /// Takes a stamp apart.
+    pub const fn unpack(word: u64) -> Self {
+        Self {
+            sequence: word as u32,
+            len: (word >> 32) as u16,
+            kind: (word >> 48) as u8,
+            tag: (word >> 56) as u8,
+        }
+    }
+
+    /// Puts a stamp together.
+    pub const fn pack(self) -> u64 {
+        self.sequence as u64 | (self.len as u64) << 32 | (self.kind as u64) << 48 | (self.tag as u64) << 56
+    }
+
+    /// The sequence number that the slot at `position` of the stream carries.
+    pub const fn sequence_at(position: u64) -> u32 {
+        (position as u32).wrapping_add(1)
+    }
+}
+
+/// Where a payload lies: the body of [`KIND_FRAGMENT`], [`KIND_OFFER`] and [`KIND_DONE`]. 24 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Descriptor {
+    /// First byte of the payload, from the start of the region; inside the sender's section.
+    pub offset: u64,
+    /// Bytes of the payload.
+    pub len: u64,
+    /// The sender's mark, given back to it unchanged by [`KIND_DONE`].
+    pub cookie: u64,
+}
+
+const _: () = {
+    assert!(size_of::<Descriptor>() == 24);
+    assert!(offset_of!(Descriptor, len) == 8);
+    assert!(offset_of!(Descriptor, cookie) == 16);
+    assert!(size_of::<Descriptor>() <= SLOT_PAYLOAD);
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stamps_survive_packing() {
+        let s = Stamp { sequence: u32::MAX, len: 0xabcd, kind: KIND_DONE, tag: 0xfe };
+        assert_eq!(Stamp::unpack(s.pack()), s);
+    }
+
+    #[test]
+    fn the_first_slot_has_sequence_one_and_zeroed_memory_never_matches_it() {
+        assert_eq!(Stamp::sequence_at(0), 1);
+        assert_eq!(Stamp::sequence_at(u64::from(u32::MAX)), 0);
+    }
+}
