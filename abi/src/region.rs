@@ -186,6 +186,45 @@ impl core::fmt::Display for HeaderError {
 impl core::error::Error for HeaderError {}
 
 impl RegionHeader {
+    /// The header of a new region of `region_len` bytes on pages of `page_len`, with room for its table.
+    ///
+    /// Nothing is checked: [`RegionHeader::check`] does.
+    pub fn new(region_id: [u8; 16], region_len: u64, page_len: u64, sections: u32, endpoints: u32) -> Self {
+        let table = TABLE_OFFSET + u64::from(sections) * ENTRY_LEN;
+        Self {
+            magic: MAGIC,
+            version: VERSION,
+            header_len: size_of::<Self>() as u32,
+            region_id,
+            region_len,
+            page_len,
+            sections,
+            endpoints,
+            flags: 0,
+            table_end: table.next_multiple_of(page_len),
+            name: [0; NAME_LEN],
+            reserved: [0; 15],
+        }
+    }
+
+    /// The row of section `number` in a new region: all sections are equal, free, and on any node.
+    pub fn new_entry(&self, number: u32) -> SectionEntry {
+        let pages = (self.region_len - self.table_end) / self.page_len;
+        let len = pages / u64::from(self.sections) * self.page_len;
+        SectionEntry {
+            offset: self.table_end + u64::from(number) * len,
+            len,
+            generation: 0,
+            vm_uuid: [0; 16],
+            node: ANY_NODE,
+            state: SECTION_FREE,
+            owner_pid: 0,
+            reserved0: 0,
+            owner_start: 0,
+            reserved: [0; 8],
+        }
+    }
+
     /// Checks a copy of a header against the number of bytes that are really there.
     pub fn check(&self, found: u64) -> Result<(), HeaderError> {
         let field = |field, value| Err(HeaderError::Field { field, value });

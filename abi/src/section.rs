@@ -37,8 +37,10 @@ pub struct EndpointSlot {
     pub pid: u64,
     /// Which kernel that is (`/proc/sys/kernel/random/boot_id`): its locks tell who is alive, to whom shares it.
     pub boot_id: [u64; 2],
+    /// The last incarnation whose process was found dead, for peers to tell death from leaving.
+    pub died: u64,
     /// Zero.
-    pub reserved0: [u64; 11],
+    pub reserved0: [u64; 10],
     /// Counts up while the process lives. Alone on its line pair: it changes, the words above do not.
     pub heartbeat: u64,
     /// Zero.
@@ -51,7 +53,8 @@ const _: () = {
     assert!(offset_of!(EndpointSlot, directory) == 8);
     assert!(offset_of!(EndpointSlot, pid) == 16);
     assert!(offset_of!(EndpointSlot, boot_id) == 24);
-    assert!(offset_of!(EndpointSlot, reserved0) == 40);
+    assert!(offset_of!(EndpointSlot, died) == 40);
+    assert!(offset_of!(EndpointSlot, reserved0) == 48);
     assert!(offset_of!(EndpointSlot, heartbeat) as u64 == LINE_PAIR);
     assert!(offset_of!(EndpointSlot, reserved1) == 136);
 };
@@ -59,7 +62,7 @@ const _: () = {
 /// The state word of an endpoint slot: which life of the slot, and how far it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SlotState {
-    /// Which life, from 1; 56 bits.
+    /// Which life, from 1; 48 bits.
     pub incarnation: u64,
     /// One of the `STATE_` constants.
     pub state: u8,
@@ -80,6 +83,12 @@ impl SlotState {
 /// Words of an activity line. Sender slot `s` counts up word `s % 8` of its receiver's line.
 pub const ACTIVITY_WORDS: u64 = LINE / 8;
 
+/// The owner word of a chunk that belongs to life `incarnation` of endpoint slot `slot`. It names the life, so that
+/// whoever takes back what a dead process held can never take what the slot's next process holds.
+pub const fn chunk_owner(slot: u32, incarnation: u64) -> u64 {
+    incarnation << 16 | (slot as u64 + 1)
+}
+
 /// Where the parts of a section begin, in bytes from its start.
 ///
 /// It follows from four numbers of the checked region header alone, so that nobody needs to trust a section for it.
@@ -91,7 +100,7 @@ pub struct SectionLayout {
     pub total_endpoints: u32,
     /// Activity lines: one of 64 bytes for each endpoint of the region.
     pub activity: u64,
-    /// Owner words of the chunks: 0 for a free chunk, else 1 + the slot that owns it.
+    /// Owner words of the chunks: 0 for a free chunk, else see [`chunk_owner`].
     pub owners: u64,
     /// First chunk of the heap.
     pub heap: u64,
@@ -172,7 +181,7 @@ mod tests {
 
     #[test]
     fn state_words_survive_packing() {
-        let s = SlotState { incarnation: (1 << 56) - 1, state: STATE_GONE };
+        let s = SlotState { incarnation: (1 << 48) - 1, state: STATE_GONE };
         assert_eq!(SlotState::unpack(s.pack()), s);
     }
 }

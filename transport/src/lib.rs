@@ -1,1 +1,64 @@
-//! Placeholder.
+//! Lock-free messages between processes and virtual machines over one shared region.
+//!
+//! An [`Endpoint`] is one process in one section of the region. It finds its peers by their
+//! [`EndpointName`](vmshm_abi::EndpointName) and sends them
+//!
+//! - *inline* messages, which travel in the ring's own cache lines ([`Endpoint::send`]),
+//! - *eager* fragments, whose payload lies in the sender's section ([`Endpoint::send_fragment`]),
+//! - *rendezvous* offers of memory in its section, from which the receiver pulls ([`Endpoint::offer`],
+//!   [`Endpoint::get`]).
+//!
+//! Nothing here blocks, spins or makes a system call: a full ring is reported as [`SendError::Full`], and
+//! [`Endpoint::poll`] returns what has arrived, one [`Event`] at a time.
+//!
+//! A peer is a stranger: what is read from its section is copied once, checked, then used. A peer that breaks the
+//! protocol, leaves or dies is reported by [`Event::Gone`] and never listened to again.
+//!
+//! The core is `no_std` and generic over [`Memory`]. With the feature `std` (the default), [`attach`] finds the
+//! region of this host or guest, maps it, and watches over the lives of processes.
+#![cfg_attr(not(feature = "std"), no_std)]
+
+extern crate alloc;
+
+mod activity;
+mod arena;
+mod copy;
+mod endpoint;
+mod heap;
+mod link;
+mod memory;
+mod region;
+mod ring;
+mod slot;
+mod watch;
+mod window;
+
+#[cfg(feature = "std")]
+pub mod attach;
+#[cfg(feature = "std")]
+mod keeper;
+#[cfg(feature = "std")]
+mod lock;
+#[cfg(feature = "std")]
+mod mapping;
+
+pub use endpoint::{AttachError, ConnectError, Endpoint, Event, Fragment, Inbox, Peer, SendError};
+pub use link::PeerError;
+#[cfg(feature = "std")]
+pub use mapping::Mapping;
+pub use memory::Memory;
+pub use region::{Region, Section};
+pub use ring::MAX_INLINE;
+pub use vmshm_abi as abi;
+pub use watch::Watch;
+pub use window::Window;
+
+/// The protocols between processes, one by one, for the model checker and the raw benchmarks.
+///
+/// Applications use [`Endpoint`]; nothing in here is stable.
+pub mod parts {
+    pub use crate::activity::{Activity, bump};
+    pub use crate::heap::{claim_run, free_all, free_run};
+    pub use crate::ring::{Consumer, Fault, Producer};
+    pub use crate::slot::{claim, ending, publish, reap, state};
+}

@@ -1,0 +1,69 @@
+//! The chunks of a section's heap, shared by the processes of its member.
+//!
+//! Each chunk has an owner word, taken and given back by compare-and-exchange. There is no lock that a dying process
+//! could leave closed; what it held carries its name and is given back by whoever reaps it.
+
+use core::sync::atomic::Ordering;
+
+use crate::memory::Memory;
+use crate::region::Section;
+
+/// Takes `count` free chunks in a row for `owner`, looking from chunk `hint` on, and returns the first.
+pub fn claim_run(memory: &impl Memory, section: &Section, owner: u64, count: u64, hint: u64) -> Option<u64> {
+    let chunks = section.layout.chunks;
+    if count == 0 || count > chunks {
+        return None;
+    }
+    let hint = hint % chunks;
+    claim_between(memory, section, owner, count, hint, chunks)
+        .or_else(|| claim_between(memory, section, owner, count, 0, chunks.min(hint + count - 1)))
+}
+
+fn claim_between(
+    memory: &impl Memory,
+    section: &Section,
+    owner: u64,
+    count: u64,
+    mut first: u64,
+    end: u64,
+) -> Option<u64> {
+    while first + count <= end {
+        let taken =
+            (first..first + count).take_while(|chunk| take(memory, section, owner, *chunk)).count() as u64;
+        if taken == count {
+            // A reader of the chunk's former life who sees bytes of the new one must also see that the former has
+            // ended (see `Link::lives`): this pairs with the reader's acquire fence.
+            memory.fence(Ordering::Release);
+            return Some(first);
+        }
+        free_run(memory, section, owner, first, taken);
+        first += taken + 1;
+    }
+    None
+}
+
+fn word(section: &Section, chunk: u64) -> u64 {
+    section.entry.offset + section.layout.owner(chunk)
+}
+
+fn take(memory: &impl Memory, section: &Section, owner: u64, chunk: u64) -> bool {
+    let at = word(section, chunk);
+    memory.load(at, Ordering::Relaxed) == 0 && memory.compare_exchange(at, 0, owner).is_ok()
+}
+
+/// Gives back `count` chunks that `owner` holds from chunk `first` on.
+pub fn free_run(memory: &impl Memory, section: &Section, owner: u64, first: u64, count: u64) {
+    for chunk in first..first + count {
+        let _ = memory.compare_exchange(word(section, chunk), owner, 0);
+    }
+}
+
+/// Gives back all that `owner` holds.
+pub fn free_all(memory: &impl Memory, section: &Section, owner: u64) {
+    for chunk in 0..section.layout.chunks {
+        let at = word(section, chunk);
+        if memory.load(at, Ordering::Relaxed) == owner {
+            let _ = memory.compare_exchange(at, owner, 0);
+        }
+    }
+}

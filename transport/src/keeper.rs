@@ -1,0 +1,152 @@
+//! The keeper: one thread a process that shows the process's life to others and watches over theirs.
+//!
+//! Within one kernel, locks tell who lives. For the processes of its own section the keeper also acts: it takes back what
+//! the dead held, and counts up the heartbeats of the living, so that a process that is stopped in a debugger stays alive
+//! as long as any other of its machine runs. Between kernels there is only the heartbeat.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{JoinHandle, park_timeout};
+use std::time::{Duration, Instant};
+
+use core::mem::offset_of;
+
+use vmshm_abi::EndpointId;
+use vmshm_abi::section::{EndpointSlot, STATE_FREE, STATE_LIVE};
+
+use crate::endpoint::Endpoint;
+use crate::link::PeerError;
+use crate::lock;
+use crate::mapping::Mapping;
+use crate::memory::Memory;
+use crate::region::{Region, Section};
+use crate::slot;
+use crate::watch::Watch;
+
+/// Time between two looks: the death of a process of the same kernel is noticed within it.
+const INTERVAL: Duration = Duration::from_millis(200);
+
+const BOOT_ID: u64 = offset_of!(EndpointSlot, boot_id) as u64;
+const HEARTBEAT: u64 = offset_of!(EndpointSlot, heartbeat) as u64;
+
+/// The running thread; dropping it stops it.
+#[derive(Debug)]
+pub struct Keeper {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Round {
+    mapping: Arc<Mapping>,
+    region: Region,
+    section: Section,
+    slot: u32,
+    boot_id: [u64; 2],
+    watch: Arc<Watch>,
+    patience: Duration,
+    /// Last heartbeat seen of each watched endpoint of another kernel, and when it changed.
+    heartbeats: HashMap<(EndpointId, u64), (u64, Instant)>,
+}
+
+impl Keeper {
+    /// Starts the thread for an endpoint, which declares peers of other kernels dead after `patience` without heartbeat.
+    pub fn start(
+        endpoint: &Endpoint<Arc<Mapping>>,
+        boot_id: [u64; 2],
+        patience: Duration,
+    ) -> std::io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let mut round = Round {
+            mapping: Arc::clone(endpoint.memory()),
+            region: endpoint.region().clone(),
+            section: *endpoint.section(),
+            slot: endpoint.slot(),
+            boot_id,
+            watch: Arc::clone(endpoint.watch()),
+            patience,
+            heartbeats: HashMap::new(),
+        };
+        let thread = std::thread::Builder::new().name("vmshm-keeper".into()).spawn(move || {
+            while !stopped.load(Ordering::Acquire) {
+                round.run();
+                park_timeout(INTERVAL);
+            }
+        })?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Round {
+    fn run(&mut self) {
+        Endpoint::beat(&self.mapping, &self.section, self.slot);
+        for slot in (0..self.section.layout.endpoints).filter(|slot| *slot != self.slot) {
+            self.look_after_sibling(slot);
+        }
+        let watched: Vec<_> = self.watch.watched().collect();
+        self.heartbeats.retain(|key, _| watched.contains(key));
+        for (id, incarnation) in watched {
+            if let Some(why) = self.verdict(id, incarnation) {
+                self.watch.report(id, incarnation, why);
+            }
+        }
+    }
+
+    fn look_after_sibling(&self, slot: u32) {
+        if slot::state(&self.mapping, &self.section, slot).state == STATE_FREE {
+            return;
+        }
+        reap_if_dead(&self.mapping, &self.section, slot);
+        if slot::state(&self.mapping, &self.section, slot).state == STATE_LIVE {
+            Endpoint::beat(&self.mapping, &self.section, slot);
+        }
+    }
+
+    fn verdict(&mut self, id: EndpointId, incarnation: u64) -> Option<PeerError> {
+        let (section, slot) = self.region.place(id)?;
+        let at = section.slot(slot);
+        let state = slot::state(&self.mapping, section, slot);
+        if state.incarnation != incarnation || state.state != STATE_LIVE {
+            return Some(slot::ending(&self.mapping, at, incarnation));
+        }
+        let boot_id = [0, 8].map(|word| self.mapping.load(at + BOOT_ID + word, Ordering::Relaxed));
+        if boot_id == self.boot_id {
+            // Where the lock can't be asked, the answer is unknown, and that is not death.
+            let dead = !lock::is_held_by_another(self.mapping.file(), at).unwrap_or(true);
+            // It may have left in good order just now.
+            let left = slot::state(&self.mapping, section, slot) != state;
+            return (dead && !left).then_some(PeerError::Died);
+        }
+        let beat = self.mapping.load(at + HEARTBEAT, Ordering::Relaxed);
+        let now = Instant::now();
+        let last = self.heartbeats.entry((id, incarnation)).or_insert((beat, now));
+        if last.0 != beat {
+            *last = (beat, now);
+        }
+        (now - last.1 > self.patience).then_some(PeerError::Silent)
+    }
+}
+
+/// Takes back what the process of a slot of our own section held, if it is dead: if the slot's lock can be had.
+fn reap_if_dead(mapping: &Mapping, section: &Section, slot: u32) {
+    let at = section.slot(slot);
+    if !matches!(lock::try_exclusive(mapping.file(), at), Ok(true)) {
+        return;
+    }
+    let state = slot::state(mapping, section, slot);
+    if state.state != STATE_FREE {
+        slot::reap(mapping, section, slot, state, true);
+    }
+    let _ = lock::release(mapping.file(), at);
+}

@@ -1,0 +1,191 @@
+//! What an endpoint knows of one peer.
+
+use alloc::collections::VecDeque;
+
+use vmshm_abi::ring::{Connection, Descriptor, KIND_DONE, KIND_FRAGMENT, MAX_SLOTS, MIN_SLOTS};
+use vmshm_abi::section::{EndpointSlot, STATE_LIVE, SlotState};
+use vmshm_abi::{EndpointId, LINE};
+use zerocopy::{FromZeros, IntoBytes};
+
+use core::mem::offset_of;
+use core::sync::atomic::Ordering;
+
+use crate::memory::Memory;
+use crate::region::Region;
+use crate::ring::{Consumer, Fault, Producer};
+
+/// Why a peer is not listened to any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PeerError {
+    /// Its process has detached.
+    #[error("it has left the region")]
+    Left,
+    /// Its process has ended without detaching.
+    #[error("its process has died")]
+    Died,
+    /// Its VM shows no sign of life.
+    #[error("its virtual machine shows no sign of life (stopped, paused or crashed)")]
+    Silent,
+    /// The device that held the region is gone.
+    #[error("the shared-memory device was removed")]
+    DeviceLost,
+    /// It wrote what the protocol does not allow.
+    #[error("it broke the protocol: {} {:#x}", .0.what, .0.value)]
+    Protocol(Fault),
+}
+
+impl From<Fault> for PeerError {
+    fn from(fault: Fault) -> Self {
+        Self::Protocol(fault)
+    }
+}
+
+/// The peer's connection block for us: its ring, and its acknowledgement of ours.
+#[derive(Debug)]
+pub struct Theirs {
+    pub connection: u64,
+    pub consumer: Consumer,
+}
+
+/// One peer, in one life.
+#[derive(Debug)]
+pub struct Link {
+    pub id: EndpointId,
+    pub incarnation: u64,
+    /// Offset of the peer's endpoint slot.
+    pub slot: u64,
+    /// Offset of our connection block for the peer.
+    pub connection: u64,
+    pub producer: Producer,
+    pub theirs: Option<Theirs>,
+    /// Fragments under way: the ring position behind each, and its sender's token.
+    pub in_flight: VecDeque<(u64, u64)>,
+    /// A fragment was handed out and is not consumed yet.
+    pub held: bool,
+    /// We poll the peer's ring in each poll.
+    pub hot: bool,
+    /// The link waits to be looked at.
+    pub queued: bool,
+    /// Something was consumed and not acknowledged.
+    pub dirty: bool,
+    pub failed: Option<PeerError>,
+}
+
+pub const CONSUMED: u64 = offset_of!(Connection, consumed) as u64;
+pub const HOT: u64 = offset_of!(Connection, hot) as u64;
+const DIRECTORY: u64 = offset_of!(EndpointSlot, directory) as u64;
+
+impl Link {
+    /// Looks for the peer's side of the connection; it is there once the peer has connected to us.
+    pub fn resolve(
+        &mut self,
+        memory: &impl Memory,
+        region: &Region,
+        me: EndpointId,
+        life: u64,
+    ) -> Result<bool, Fault> {
+        if self.theirs.is_some() {
+            return Ok(true);
+        }
+        let Some(connection) = find_connection(memory, region, self.id, me)? else { return Ok(false) };
+        let mut found = Connection::new_zeroed();
+        memory.read(connection, found.as_mut_bytes());
+        let meant =
+            found.peer == me.0 && found.peer_incarnation == life && found.incarnation == self.incarnation;
+        if !meant {
+            // Left over from an earlier life of one of us; the peer replaces it when it connects again.
+            return Ok(false);
+        }
+        if !found.slots.is_power_of_two() || !(MIN_SLOTS..=MAX_SLOTS).contains(&found.slots) {
+            return Err(Fault { what: "ring slots", value: u64::from(found.slots) });
+        }
+        let bytes = vmshm_abi::ring::CONNECTION_LEN + u64::from(found.slots) * LINE;
+        let inside = region.place(self.id).is_some_and(|(section, _)| section.contains(connection, bytes));
+        if !inside {
+            return Err(Fault { what: "ring offset", value: connection });
+        }
+        let consumer = Consumer::new(connection + vmshm_abi::ring::CONNECTION_LEN, found.slots);
+        self.theirs = Some(Theirs { connection, consumer });
+        Ok(true)
+    }
+
+    /// Whether the peer still lives the life that we know. Called after its bytes were copied: then they are of that
+    /// life, since a slot's state changes before its memory is given to others.
+    pub fn lives(&self, memory: &impl Memory) -> bool {
+        memory.fence(Ordering::Acquire);
+        let live = SlotState { incarnation: self.incarnation, state: STATE_LIVE };
+        memory.load(self.slot, Ordering::Acquire) == live.pack()
+    }
+
+    /// Whether the peer says that it polls our ring anyway.
+    pub fn is_polled(&self, memory: &impl Memory) -> bool {
+        self.theirs
+            .as_ref()
+            .is_some_and(|theirs| memory.load(theirs.connection + HOT, Ordering::Relaxed) == 1)
+    }
+
+    /// Looks how far the peer has consumed our ring.
+    pub fn learn(&mut self, memory: &impl Memory) -> Result<(), Fault> {
+        match &self.theirs {
+            Some(theirs) => self.producer.learn(memory, theirs.connection + CONSUMED),
+            None => Ok(()),
+        }
+    }
+
+    /// Tells the peer how far we have consumed its ring.
+    pub fn acknowledge(&mut self, memory: &impl Memory) {
+        if let Some(theirs) = &mut self.theirs {
+            theirs.consumer.acknowledge(memory, self.connection + CONSUMED);
+        }
+    }
+}
+
+/// Reads in the directory of endpoint `of` where its connection with `with` lies.
+pub fn find_connection(
+    memory: &impl Memory,
+    region: &Region,
+    of: EndpointId,
+    with: EndpointId,
+) -> Result<Option<u64>, Fault> {
+    let Some((section, slot)) = region.place(of) else { return Ok(None) };
+    let directory = memory.load(section.slot(slot) + DIRECTORY, Ordering::Acquire);
+    if directory == 0 {
+        return Ok(None);
+    }
+    let word = directory
+        .checked_add(u64::from(with.0) * 8)
+        .filter(|word| word.is_multiple_of(8))
+        .and_then(|word| section.absolute(word, 8))
+        .ok_or(Fault { what: "directory offset", value: directory })?;
+    let connection = memory.load(word, Ordering::Acquire);
+    if connection == 0 {
+        return Ok(None);
+    }
+    let absolute = section.absolute(connection, vmshm_abi::ring::CONNECTION_LEN);
+    match absolute.filter(|at| at.is_multiple_of(LINE)) {
+        Some(at) => Ok(Some(at)),
+        None => Err(Fault { what: "connection offset", value: connection }),
+    }
+}
+
+/// Checks that what a peer's descriptor points to lies in that peer's section.
+pub fn check_descriptor(
+    region: &Region,
+    id: EndpointId,
+    kind: u8,
+    descriptor: &Descriptor,
+) -> Result<(), Fault> {
+    // What is done with lies in our own section, and only its cookie means anything to us.
+    if kind == KIND_DONE {
+        return Ok(());
+    }
+    let inside =
+        region.place(id).is_some_and(|(section, _)| section.contains(descriptor.offset, descriptor.len));
+    if !inside {
+        return Err(Fault { what: "payload offset", value: descriptor.offset });
+    }
+    if kind == KIND_FRAGMENT && descriptor.len == 0 {
+        return Err(Fault { what: "payload length", value: 0 });
+    }
+    Ok(())
+}

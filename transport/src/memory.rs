@@ -1,0 +1,126 @@
+//! What the transport needs from shared memory.
+
+use core::sync::atomic::Ordering;
+
+/// A region as one member sees it: readable as a whole, writable where the member may write.
+///
+/// There are no references into it, only copies and atomic words, because others change it at any time. Offsets count
+/// bytes from the start of the region; words are 64 bits wide and aligned.
+///
+/// # Panics
+///
+/// All methods panic where an access would leave the region, or write where the member may not. The transport checks
+/// every number that comes from a peer before it gets here, so this is the net under the net.
+pub trait Memory {
+    /// Bytes of the region.
+    fn len(&self) -> u64;
+
+    /// Whether the region has no bytes at all.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Loads a word.
+    fn load(&self, offset: u64, order: Ordering) -> u64;
+
+    /// Stores a word.
+    fn store(&self, offset: u64, value: u64, order: Ordering);
+
+    /// Adds to a word that several processes of this member write, and returns what it was.
+    fn fetch_add(&self, offset: u64, value: u64, order: Ordering) -> u64;
+
+    /// Replaces a word that several processes of this member write, if it still is `current`.
+    ///
+    /// # Errors
+    ///
+    /// The word's value, if it is not `current`.
+    fn compare_exchange(&self, offset: u64, current: u64, new: u64) -> Result<u64, u64>;
+
+    /// Orders the accesses before it and after it.
+    fn fence(&self, order: Ordering);
+
+    /// Copies bytes out of the region.
+    ///
+    /// # Safety
+    ///
+    /// `to` must be valid for writes of `len` bytes.
+    unsafe fn copy_out(&self, offset: u64, to: *mut u8, len: usize);
+
+    /// Copies bytes into the region.
+    ///
+    /// # Safety
+    ///
+    /// `from` must be valid for reads of `len` bytes.
+    unsafe fn copy_in(&self, offset: u64, from: *const u8, len: usize);
+
+    /// Where the bytes lie in this process: for code that must be given an address, such as a packing routine. May be
+    /// written to only where the member may write.
+    fn address(&self, offset: u64, len: u64) -> *mut u8;
+
+    /// The offset of memory of this process that lies in the part the member may write.
+    fn offset_of(&self, address: *const u8, len: u64) -> Option<u64>;
+
+    /// Copies bytes out of the region.
+    fn read(&self, offset: u64, to: &mut [u8]) {
+        // SAFETY: a slice is valid for writes of its length.
+        unsafe { self.copy_out(offset, to.as_mut_ptr(), to.len()) }
+    }
+
+    /// Copies bytes into the region.
+    fn write(&self, offset: u64, from: &[u8]) {
+        // SAFETY: a slice is valid for reads of its length.
+        unsafe { self.copy_in(offset, from.as_ptr(), from.len()) }
+    }
+
+    /// Sets words to zero.
+    fn zero(&self, offset: u64, len: u64) {
+        for at in (offset..offset + len).step_by(8) {
+            self.store(at, 0, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Implements [`Memory`] for what dereferences to one.
+macro_rules! forward {
+    ([$($generics:tt)*] $holder:ty) => {
+        impl<$($generics)*> Memory for $holder {
+            fn len(&self) -> u64 {
+                (**self).len()
+            }
+            fn load(&self, offset: u64, order: Ordering) -> u64 {
+                (**self).load(offset, order)
+            }
+            fn store(&self, offset: u64, value: u64, order: Ordering) {
+                (**self).store(offset, value, order);
+            }
+            fn fetch_add(&self, offset: u64, value: u64, order: Ordering) -> u64 {
+                (**self).fetch_add(offset, value, order)
+            }
+            fn compare_exchange(&self, offset: u64, current: u64, new: u64) -> Result<u64, u64> {
+                (**self).compare_exchange(offset, current, new)
+            }
+            fn fence(&self, order: Ordering) {
+                (**self).fence(order);
+            }
+            unsafe fn copy_out(&self, offset: u64, to: *mut u8, len: usize) {
+                // SAFETY: the caller keeps the same contract.
+                unsafe { (**self).copy_out(offset, to, len) }
+            }
+            unsafe fn copy_in(&self, offset: u64, from: *const u8, len: usize) {
+                // SAFETY: the caller keeps the same contract.
+                unsafe { (**self).copy_in(offset, from, len) }
+            }
+            fn address(&self, offset: u64, len: u64) -> *mut u8 {
+                (**self).address(offset, len)
+            }
+            fn offset_of(&self, address: *const u8, len: u64) -> Option<u64> {
+                (**self).offset_of(address, len)
+            }
+        }
+    };
+}
+
+forward!([M: Memory + ?Sized] &M);
+forward!([M: Memory + ?Sized] alloc::sync::Arc<M>);
+#[cfg(feature = "std")]
+forward!([] crate::mapping::Mapping);

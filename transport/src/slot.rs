@@ -1,0 +1,76 @@
+//! The lives of an endpoint slot.
+//!
+//! ```text
+//!  free ──claim──▶ attaching ──publish──▶ live
+//!   ▲                  │                    │
+//!   └──────reap────── gone ◀──leave or die──┘
+//! ```
+//!
+//! Only processes of the section's own member change the state word, with compare-and-exchange. Each claim begins a new
+//! *incarnation*; a peer that knows the incarnation can't mistake one life for another. Whether a process is dead is
+//! decided outside (by its lock); [`reap`] may be called by any number of processes at the same time, and again after
+//! one of them died half-way.
+
+use core::mem::offset_of;
+use core::sync::atomic::Ordering;
+
+use vmshm_abi::section::{
+    EndpointSlot, STATE_ATTACHING, STATE_FREE, STATE_GONE, STATE_LIVE, SlotState, chunk_owner,
+};
+
+use crate::heap;
+use crate::link::PeerError;
+use crate::memory::Memory;
+use crate::region::Section;
+
+const DIED: u64 = offset_of!(EndpointSlot, died) as u64;
+
+/// Why the life `incarnation` of a slot has ended.
+pub fn ending(memory: &impl Memory, slot: u64, incarnation: u64) -> PeerError {
+    match memory.load(slot + DIED, Ordering::Acquire) == incarnation {
+        true => PeerError::Died,
+        false => PeerError::Left,
+    }
+}
+
+/// The state of slot `slot`.
+pub fn state(memory: &impl Memory, section: &Section, slot: u32) -> SlotState {
+    SlotState::unpack(memory.load(section.slot(slot), Ordering::Acquire))
+}
+
+fn change(memory: &impl Memory, section: &Section, slot: u32, from: SlotState, to: SlotState) -> bool {
+    memory.compare_exchange(section.slot(slot), from.pack(), to.pack()).is_ok()
+}
+
+/// Takes slot `slot` if it is free, and returns its new incarnation.
+pub fn claim(memory: &impl Memory, section: &Section, slot: u32) -> Option<u64> {
+    let free = state(memory, section, slot);
+    // 48 bits of incarnations last for any machine's life; a slot whose word is rubbish is left alone.
+    if free.state != STATE_FREE || free.incarnation >= (1 << 48) - 1 {
+        return None;
+    }
+    let taken = SlotState { incarnation: free.incarnation + 1, state: STATE_ATTACHING };
+    change(memory, section, slot, free, taken).then_some(taken.incarnation)
+}
+
+/// Makes a claimed slot live: everything written before is seen by whoever sees the slot live.
+pub fn publish(memory: &impl Memory, section: &Section, slot: u32, incarnation: u64) -> bool {
+    let attaching = SlotState { incarnation, state: STATE_ATTACHING };
+    change(memory, section, slot, attaching, SlotState { incarnation, state: STATE_LIVE })
+}
+
+/// Ends the life `ended` of a slot, whose process has left or is dead: marks it gone, so that peers stop listening, then
+/// gives its memory back, then frees the slot.
+///
+/// With `died`, its peers are told that it died, else that it left.
+pub fn reap(memory: &impl Memory, section: &Section, slot: u32, ended: SlotState, died: bool) {
+    if died && ended.state != STATE_FREE {
+        memory.store(section.slot(slot) + DIED, ended.incarnation, Ordering::Release);
+    }
+    let gone = SlotState { state: STATE_GONE, ..ended };
+    if ended.state != STATE_GONE && !change(memory, section, slot, ended, gone) {
+        return;
+    }
+    heap::free_all(memory, section, chunk_owner(slot, gone.incarnation));
+    change(memory, section, slot, gone, SlotState { state: STATE_FREE, ..gone });
+}

@@ -1,0 +1,173 @@
+//! A region in this process's own memory, for tests of the core.
+#![allow(dead_code)]
+
+use std::sync::Arc;
+
+use vmshm_transport::abi::region::{FLAG_OPEN, RegionHeader};
+use vmshm_transport::{Endpoint, Event, Inbox, Memory, Peer, Window};
+use zerocopy::IntoBytes;
+
+/// Memory that outlives all windows on it.
+#[derive(Debug)]
+pub struct Region {
+    base: *mut u8,
+    header: RegionHeader,
+    _words: Arc<Words>,
+}
+
+#[derive(Debug)]
+struct Words(*mut [u64]);
+
+// SAFETY: the words are only accessed through windows.
+unsafe impl Send for Words {}
+// SAFETY: as above.
+unsafe impl Sync for Words {}
+
+impl Drop for Words {
+    fn drop(&mut self) {
+        // SAFETY: the pointer came from a box, and the last holder is going.
+        drop(unsafe { Box::from_raw(self.0) });
+    }
+}
+
+/// A window that keeps its memory.
+#[derive(Debug, Clone)]
+pub struct View(Arc<(Window, Arc<Words>)>);
+
+impl std::ops::Deref for View {
+    type Target = Window;
+    fn deref(&self) -> &Window {
+        &self.0.0
+    }
+}
+
+impl Region {
+    pub fn new(len: u64, sections: u32, endpoints: u32) -> Self {
+        Self::with_flags(len, sections, endpoints, 0)
+    }
+
+    pub fn open(len: u64, sections: u32, endpoints: u32) -> Self {
+        Self::with_flags(len, sections, endpoints, FLAG_OPEN)
+    }
+
+    fn with_flags(len: u64, sections: u32, endpoints: u32, flags: u64) -> Self {
+        let words = vec![0u64; (len / 8) as usize].into_boxed_slice();
+        let words = Arc::new(Words(Box::into_raw(words)));
+        let base = words.0.cast::<u8>();
+        let mut header = RegionHeader::new(*b"0123456789abcdef", len, 4096, sections, endpoints);
+        header.flags = flags;
+        let region = Self { base, header, _words: words };
+        let host = region.window(0..len);
+        host.write(0, header.as_bytes());
+        for number in 0..sections {
+            host.write(RegionHeader::entry_offset(number), header.new_entry(number).as_bytes());
+        }
+        region
+    }
+
+    fn window(&self, writable: std::ops::Range<u64>) -> Window {
+        // SAFETY: the words live as long as the view that keeps them, and nobody makes references to them.
+        unsafe {
+            Window::new(self.base, self.header.region_len, self.base.add(writable.start as usize), writable)
+        }
+    }
+
+    /// What the host sees: everything, writable.
+    pub fn host(&self) -> View {
+        View(Arc::new((self.window(0..self.header.region_len), Arc::clone(&self._words))))
+    }
+
+    /// What the member of a section sees.
+    pub fn member(&self, section: u32) -> View {
+        let entry = self.header.new_entry(section);
+        let writable = match self.header.is_open() {
+            true => self.header.table_end..self.header.region_len,
+            false => entry.offset..entry.offset + entry.len,
+        };
+        View(Arc::new((self.window(writable), Arc::clone(&self._words))))
+    }
+
+    pub fn endpoint(&self, section: u32) -> Endpoint<View> {
+        Endpoint::attach(self.member(section), section).expect("attaches")
+    }
+}
+
+impl Memory for View {
+    fn len(&self) -> u64 {
+        (**self).len()
+    }
+    fn load(&self, offset: u64, order: std::sync::atomic::Ordering) -> u64 {
+        (**self).load(offset, order)
+    }
+    fn store(&self, offset: u64, value: u64, order: std::sync::atomic::Ordering) {
+        (**self).store(offset, value, order);
+    }
+    fn fetch_add(&self, offset: u64, value: u64, order: std::sync::atomic::Ordering) -> u64 {
+        (**self).fetch_add(offset, value, order)
+    }
+    fn compare_exchange(&self, offset: u64, current: u64, new: u64) -> Result<u64, u64> {
+        (**self).compare_exchange(offset, current, new)
+    }
+    fn fence(&self, order: std::sync::atomic::Ordering) {
+        (**self).fence(order);
+    }
+    unsafe fn copy_out(&self, offset: u64, to: *mut u8, len: usize) {
+        // SAFETY: the caller keeps the contract.
+        unsafe { (**self).copy_out(offset, to, len) }
+    }
+    unsafe fn copy_in(&self, offset: u64, from: *const u8, len: usize) {
+        // SAFETY: the caller keeps the contract.
+        unsafe { (**self).copy_in(offset, from, len) }
+    }
+    fn address(&self, offset: u64, len: u64) -> *mut u8 {
+        (**self).address(offset, len)
+    }
+    fn offset_of(&self, address: *const u8, len: u64) -> Option<u64> {
+        (**self).offset_of(address, len)
+    }
+}
+
+/// Fills bytes so that any shift or mix-up of messages shows.
+pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..len)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as u8
+        })
+        .collect()
+}
+
+/// Polls until something happens, and gives up after very many polls.
+pub fn wait(endpoint: &mut Endpoint<View>, inbox: &mut Inbox) -> Event {
+    for _ in 0..10_000_000u64 {
+        if let Some(event) = endpoint.poll(inbox) {
+            return event;
+        }
+        std::hint::spin_loop();
+    }
+    panic!("nothing arrived");
+}
+
+/// Sends `bytes` inline or as a fragment, whichever fits; a fragment's token is its address in `kept`.
+pub fn send(
+    from: &mut Endpoint<View>,
+    to: Peer,
+    tag: u8,
+    bytes: &[u8],
+) -> Result<Option<vmshm_transport::Fragment>, vmshm_transport::SendError> {
+    if bytes.len() <= vmshm_transport::MAX_INLINE {
+        return from.send(to, tag, &[bytes]).map(|()| None);
+    }
+    let fragment = from.fragment(bytes.len()).ok_or(vmshm_transport::SendError::Full)?;
+    from.memory().write(fragment.offset(), bytes);
+    match from.send_fragment(to, tag, &fragment, bytes.len(), fragment.offset()) {
+        Ok(()) => Ok(Some(fragment)),
+        Err(error) => {
+            from.free(fragment);
+            Err(error)
+        }
+    }
+}

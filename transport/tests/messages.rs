@@ -1,0 +1,345 @@
+//! What arrives is what was sent: sizes, orders, wrap-around, back-pressure, leaving and coming back.
+
+mod common;
+
+use std::collections::{HashMap, VecDeque};
+
+use common::{Region, View, pattern, send, wait};
+use proptest::prelude::*;
+use vmshm_transport::{Endpoint, Event, Fragment, Inbox, MAX_INLINE, Memory, Peer, PeerError, SendError};
+
+fn pair(region: &Region, sections: (u32, u32)) -> (Endpoint<View>, Endpoint<View>, Peer, Peer) {
+    let mut a = region.endpoint(sections.0);
+    let mut b = region.endpoint(sections.1);
+    let to_b = a.connect(&b.name()).expect("b is there");
+    let to_a = b.connect(&a.name()).expect("a is there");
+    (a, b, to_b, to_a)
+}
+
+/// The bytes of a received message; a fragment is consumed.
+fn take(endpoint: &mut Endpoint<View>, inbox: &mut Inbox, event: Event) -> Option<(Peer, u8, Vec<u8>)> {
+    match event {
+        Event::Message { peer, tag, len } => Some((peer, tag, inbox.bytes(len).to_vec())),
+        Event::Fragment { peer, tag, offset, len } => {
+            let mut bytes = vec![0; len];
+            endpoint.memory().read(offset, &mut bytes);
+            endpoint.consume(peer).expect("the sender lives");
+            Some((peer, tag, bytes))
+        }
+        _ => None,
+    }
+}
+
+#[test]
+fn every_size_around_the_edges_arrives_whole() {
+    let region = Region::new(8 << 20, 2, 4);
+    let (mut a, mut b, to_b, _) = pair(&region, (0, 1));
+    let mut inbox = Inbox::new();
+    let edges = [
+        55,
+        56,
+        57,
+        111,
+        112,
+        113,
+        MAX_INLINE - 1,
+        MAX_INLINE,
+        MAX_INLINE + 1,
+        4096,
+        65_536,
+        65_537,
+        1 << 20,
+    ];
+    for (n, len) in (0..=9).chain(edges).enumerate() {
+        let bytes = pattern(n as u64, len);
+        let fragment = send(&mut a, to_b, n as u8, &bytes).expect("there is room");
+        let event = wait(&mut b, &mut inbox);
+        let (_, tag, got) = take(&mut b, &mut inbox, event).expect("a message");
+        assert_eq!(tag, n as u8);
+        assert!(got == bytes, "{len} bytes came out different");
+        if let Some(fragment) = fragment {
+            assert_eq!(wait(&mut a, &mut inbox), Event::Sent { peer: to_b, token: fragment.offset() });
+            a.free(fragment);
+        }
+    }
+}
+
+#[test]
+fn parts_are_joined() {
+    let region = Region::new(8 << 20, 2, 4);
+    let (mut a, mut b, to_b, _) = pair(&region, (0, 1));
+    let mut inbox = Inbox::new();
+    let bytes = pattern(1, 300);
+    for (first, second) in [(0, 0), (0, 56), (14, 22), (56, 56), (57, 111), (150, 300)] {
+        a.send(to_b, 1, &[&bytes[..first], &[], &bytes[first..second]]).expect("room");
+        let event = wait(&mut b, &mut inbox);
+        assert_eq!(take(&mut b, &mut inbox, event).expect("a message").2, bytes[..second]);
+    }
+}
+
+#[test]
+fn a_stranger_is_met_when_it_sends() {
+    let region = Region::new(8 << 20, 3, 4);
+    let mut a = region.endpoint(0);
+    let mut b = region.endpoint(2);
+    let to_b = a.connect(&b.name()).expect("b is there");
+    a.send(to_b, 9, &[b"hello"]).expect("room");
+    let mut inbox = Inbox::new();
+    let Event::Message { peer, tag: 9, len: 5 } = wait(&mut b, &mut inbox) else { panic!("a message") };
+    b.send(peer, 8, &[b"and back"]).expect("room");
+    assert_eq!(wait(&mut a, &mut inbox), Event::Message { peer: to_b, tag: 8, len: 8 });
+}
+
+#[test]
+fn processes_of_one_section_talk_too() {
+    let region = Region::new(8 << 20, 1, 4);
+    let (mut a, mut b, to_b, to_a) = pair(&region, (0, 0));
+    let mut inbox = Inbox::new();
+    a.send(to_b, 1, &[b"x"]).expect("room");
+    assert_eq!(wait(&mut b, &mut inbox), Event::Message { peer: to_a, tag: 1, len: 1 });
+}
+
+#[test]
+fn a_full_ring_refuses_and_loses_nothing() {
+    let region = Region::new(8 << 20, 2, 4);
+    let (mut a, mut b, to_b, _) = pair(&region, (0, 1));
+    let mut inbox = Inbox::new();
+    let mut sent = 0u64;
+    let mut received = 0u64;
+    for _ in 0..50 {
+        while a.send(to_b, 0, &[&sent.to_le_bytes()]).is_ok() {
+            sent += 1;
+        }
+        assert_eq!(a.send(to_b, 0, &[&[]]), Err(SendError::Full));
+        while let Some(event) = b.poll(&mut inbox) {
+            let (_, _, bytes) = take(&mut b, &mut inbox, event).expect("a message");
+            assert_eq!(bytes, received.to_le_bytes());
+            received += 1;
+        }
+        assert_eq!(received, sent);
+    }
+    assert!(sent >= 50 * 60);
+    assert_eq!(a.send(to_b, 0, &[&[0; MAX_INLINE + 1]]), Err(SendError::TooLong(MAX_INLINE + 1)));
+}
+
+#[test]
+fn a_rendezvous_is_pulled_and_finished() {
+    let region = Region::new(64 << 20, 2, 4);
+    let (mut a, mut b, to_b, to_a) = pair(&region, (0, 1));
+    let mut inbox = Inbox::new();
+    let bytes = pattern(3, 10 << 20);
+    let buffer = a.fragment(bytes.len()).expect("room in the section");
+    a.memory().write(buffer.offset(), &bytes);
+    let offset = a.expose(buffer.ptr(), bytes.len() as u64).expect("it lies in our section");
+    assert_eq!(a.expose(bytes.as_ptr(), 10), None, "ordinary memory is not exposed");
+    a.offer(to_b, 5, offset, bytes.len() as u64, 0xc00c1e).expect("room");
+    let Event::Offer { peer, tag: 5, offer } = wait(&mut b, &mut inbox) else { panic!("an offer") };
+    assert_eq!((peer, offer.len), (to_a, bytes.len() as u64));
+    let mut got = vec![0u8; bytes.len()];
+    for (n, piece) in got.chunks_mut(1_000_003).enumerate() {
+        let from = offer.offset + n as u64 * 1_000_003;
+        // SAFETY: the piece is valid for writes of its length.
+        unsafe { b.get(peer, from, piece.as_mut_ptr(), piece.len()) }.expect("a lives");
+    }
+    assert!(got == bytes);
+    b.finish(peer, 6, &offer).expect("room");
+    assert_eq!(wait(&mut a, &mut inbox), Event::Done { peer: to_b, tag: 6, cookie: 0xc00c1e });
+}
+
+#[test]
+fn get_keeps_to_the_peers_section_and_put_to_open_regions() {
+    let region = Region::new(8 << 20, 2, 4);
+    let (mut a, b, to_b, _) = pair(&region, (0, 1));
+    let own = a.section().entry.offset;
+    let end = b.section().entry.offset + b.section().entry.len;
+    let mut byte = [0u8; 16];
+    for offset in [0, own, end - 15, end, u64::MAX - 3, u64::MAX] {
+        // SAFETY: the array is valid for writes of its length.
+        let got = unsafe { a.get(to_b, offset, byte.as_mut_ptr(), 16) };
+        assert!(matches!(got, Err(PeerError::Protocol(_))), "offset {offset}: {got:?}");
+    }
+    // SAFETY: the array is valid for reads of its length.
+    let put = unsafe { a.put(to_b, end - 16, byte.as_ptr(), 16) };
+    assert!(put.is_err(), "the region is not open");
+
+    let region = Region::open(8 << 20, 2, 4);
+    let (mut a, mut b, to_b, _) = pair(&region, (0, 1));
+    let target = b.fragment(64).expect("room");
+    // SAFETY: the array is valid for reads of its length.
+    unsafe { a.put(to_b, target.offset(), b"0123456789abcdef".as_ptr(), 16) }.expect("the region is open");
+    b.memory().read(target.offset(), &mut byte);
+    assert_eq!(&byte, b"0123456789abcdef");
+    let word = target.offset() + 32;
+    assert_eq!(a.fetch_add(to_b, word, 5), Ok(0));
+    assert_eq!(a.fetch_add(to_b, word, 5), Ok(5));
+    assert_eq!(a.compare_exchange(to_b, word, 10, 77), Ok(10));
+    assert_eq!(a.compare_exchange(to_b, word, 10, 78), Ok(77));
+    assert!(a.fetch_add(to_b, word + 4, 1).is_err(), "not aligned");
+}
+
+#[test]
+fn a_peer_that_leaves_is_reported_after_its_messages() {
+    let region = Region::new(8 << 20, 2, 4);
+    let (mut a, mut b, to_b, to_a) = pair(&region, (0, 1));
+    let mut inbox = Inbox::new();
+    b.send(to_a, 1, &[b"farewell"]).expect("room");
+    assert!(!b.is_drained());
+    assert_eq!(wait(&mut a, &mut inbox), Event::Message { peer: to_b, tag: 1, len: 8 });
+    assert_eq!(a.poll(&mut inbox), None);
+    assert!(b.is_drained());
+    drop(b);
+    // Whoever sends meets a full ring in the end, and then the truth.
+    let fragment = a.fragment(2000).expect("room");
+    a.send_fragment(to_b, 1, &fragment, 2000, 42).expect("room");
+    while a.send(to_b, 1, &[b"anyone there?"]) != Err(SendError::Gone) {}
+    assert_eq!(wait(&mut a, &mut inbox), Event::Unsent { peer: to_b, token: 42 });
+    assert_eq!(wait(&mut a, &mut inbox), Event::Gone { peer: to_b, why: PeerError::Left });
+    assert_eq!(a.poll(&mut inbox), None);
+}
+
+#[test]
+fn a_reborn_peer_is_another_peer() {
+    let region = Region::new(8 << 20, 2, 4);
+    let (mut a, b, to_b, _) = pair(&region, (0, 1));
+    let mut inbox = Inbox::new();
+    let old = b.name();
+    drop(b);
+    let mut b = region.endpoint(1);
+    assert_eq!(b.name().id, old.id, "the slot is used again");
+    assert_ne!(b.name().incarnation, old.incarnation);
+    let to_new = a.connect(&b.name()).expect("the new one is there");
+    assert_ne!(to_new, to_b);
+    assert_eq!(wait(&mut a, &mut inbox), Event::Gone { peer: to_b, why: PeerError::Left });
+    a.send(to_new, 3, &[b"welcome"]).expect("room");
+    let Event::Message { peer, tag: 3, .. } = wait(&mut b, &mut inbox) else { panic!("a message") };
+    b.send(peer, 4, &[b"thanks"]).expect("room");
+    assert_eq!(wait(&mut a, &mut inbox), Event::Message { peer: to_new, tag: 4, len: 6 });
+    assert!(a.connect(&old).is_err(), "the old life is over");
+}
+
+#[test]
+fn memory_comes_back_when_endpoints_leave() {
+    let region = Region::new(4 << 20, 2, 4);
+    for _ in 0..100 {
+        let (mut a, b, ..) = pair(&region, (0, 1));
+        let whole: Vec<Fragment> = std::iter::from_fn(|| a.fragment(40_000)).collect();
+        assert!(whole.len() > 20, "only {} fragments", whole.len());
+        drop((a, b));
+    }
+}
+
+#[test]
+fn a_section_has_only_so_many_slots() {
+    let region = Region::new(8 << 20, 2, 4);
+    let all: Vec<_> = (0..4).map(|_| region.endpoint(1)).collect();
+    let fifth = Endpoint::attach(region.member(1), 1).map(|_| ());
+    assert!(fifth.unwrap_err().to_string().contains("all 4 endpoint slots of section 1 are taken"));
+    drop(all);
+    region.endpoint(1);
+}
+
+#[test]
+fn sixty_three_silent_peers_do_not_hide_the_one_that_speaks() {
+    let region = Region::new(64 << 20, 4, 16);
+    let mut centre = region.endpoint(0);
+    let mut others: Vec<_> = (0..63).map(|n| region.endpoint((n + 1) / 16)).collect();
+    let mut inbox = Inbox::new();
+    let mut peers = Vec::new();
+    for other in &mut others {
+        let to = other.connect(&centre.name()).expect("the centre is there");
+        other.send(to, 0, &[b"hello"]).expect("room");
+        peers.push(to);
+    }
+    for _ in 0..63 {
+        assert!(matches!(wait(&mut centre, &mut inbox), Event::Message { tag: 0, .. }));
+    }
+    for round in 0..500usize {
+        let n = round * 37 % 63;
+        others[n].send(peers[n], 1, &[&round.to_le_bytes()]).expect("room");
+        let Event::Message { tag: 1, len: 8, .. } = wait(&mut centre, &mut inbox) else {
+            panic!("a message")
+        };
+        assert_eq!(inbox.bytes(8), round.to_le_bytes());
+    }
+}
+
+/// What a proptest case does next.
+#[derive(Debug, Clone)]
+enum Step {
+    Send { from: usize, to: usize, len: usize },
+    Receive { at: usize, most: usize },
+}
+
+fn step(endpoints: usize) -> impl Strategy<Value = Step> {
+    let len = prop_oneof![
+        4 => 0..200usize,
+        2 => prop::sample::select(vec![0, 55, 56, 57, 112, MAX_INLINE - 1, MAX_INLINE, MAX_INLINE + 1, 4096]),
+        1 => 0..70_000usize,
+    ];
+    prop_oneof![
+        3 => (0..endpoints, 0..endpoints, len).prop_map(|(from, to, len)| Step::Send { from, to, len }),
+        2 => (0..endpoints, 0..40usize).prop_map(|(at, most)| Step::Receive { at, most }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 2 } else { 200 }, ..ProptestConfig::default() })]
+
+    /// Any order of sends and receives between four endpoints delivers every message once, whole and in order.
+    #[test]
+    fn any_order_of_steps_delivers_all(steps in prop::collection::vec(step(4), 1..400)) {
+        let region = Region::new(16 << 20, 2, 4);
+        let mut all: Vec<_> = (0..4).map(|n| region.endpoint(n % 2)).collect();
+        let names: Vec<_> = all.iter().map(Endpoint::name).collect();
+        let mut peers: HashMap<(usize, usize), Peer> = HashMap::new();
+        let mut who: Vec<HashMap<Peer, usize>> = vec![HashMap::new(); 4];
+        for from in 0..4 {
+            for to in (0..4).filter(|to| *to != from) {
+                let peer = all[from].connect(&names[to]).expect("it is there");
+                peers.insert((from, to), peer);
+                who[from].insert(peer, to);
+            }
+        }
+        let mut under_way: HashMap<(usize, usize), VecDeque<Vec<u8>>> = HashMap::new();
+        let mut fragments: Vec<HashMap<u64, Fragment>> = (0..4).map(|_| HashMap::new()).collect();
+        let mut inbox = Inbox::new();
+        let mut seed = 0;
+        let all_steps = steps.into_iter().chain((0..40).map(|n| Step::Receive { at: n % 4, most: usize::MAX }));
+        for step in all_steps {
+            match step {
+                Step::Send { from, to, len } if from != to => {
+                    seed += 1;
+                    let bytes = pattern(seed, len);
+                    match send(&mut all[from], peers[&(from, to)], 1, &bytes) {
+                        Ok(fragment) => {
+                            fragments[from].extend(fragment.map(|f| (f.offset(), f)));
+                            under_way.entry((from, to)).or_default().push_back(bytes);
+                        }
+                        Err(error) => prop_assert_eq!(error, SendError::Full),
+                    }
+                }
+                Step::Send { .. } => {}
+                Step::Receive { at, most } => {
+                    let mut idle = 0;
+                    for _ in 0..most {
+                        let Some(event) = all[at].poll(&mut inbox) else {
+                            idle += 1;
+                            if idle > 20 { break }
+                            continue;
+                        };
+                        if let Event::Sent { token, .. } = event {
+                            let fragment = fragments[at].remove(&token).expect("it was under way");
+                            all[at].free(fragment);
+                            continue;
+                        }
+                        let (peer, _, bytes) = take(&mut all[at], &mut inbox, event).expect("a message");
+                        let expected = under_way.get_mut(&(who[at][&peer], at)).and_then(VecDeque::pop_front);
+                        prop_assert!(expected == Some(bytes));
+                    }
+                }
+            }
+        }
+        prop_assert!(under_way.values().all(VecDeque::is_empty));
+        prop_assert!(fragments.iter().all(HashMap::is_empty));
+    }
+}
