@@ -1,0 +1,49 @@
+#!/bin/sh
+# Runs on the host as the last hook of mmdebstrap.
+# $1: the guest's root directory, $2: where init and initramfs-init lie, $3: where the results go.
+set -eu
+root=$1 parts=$2 out=$3
+inside() { chroot "$root" "$@"; }
+
+# The kernel is unpacked, not installed: its package would pull in and run an initramfs generator.
+package=$(inside apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: //p' | head -n 1)
+mkdir -m 755 "$root/kernel"
+inside sh -c "cd /kernel && apt-get --quiet -o APT::Sandbox::User=root download $package && dpkg-deb --extract ./*.deb ."
+version=${package#linux-image-}
+cp "$root/kernel/boot/vmlinuz-$version" "$out/vmlinuz"
+inside depmod --basedir /kernel "$version"
+
+tree=$root/initramfs
+mkdir -p "$tree/bin" "$tree/modules" "$tree/proc" "$tree/sys" "$tree/dev" "$tree/root"
+cp "$root/bin/busybox" "$tree/bin/busybox"
+install -m 755 "$parts/initramfs-init" "$tree/init"
+for name in virtio_pci virtio_blk virtio_net virtio_console ext4; do
+    inside modprobe --dirname /kernel --set-version "$version" --show-depends "$name"
+done | sed -n 's/^insmod \([^ ]*\).*/\1/p' | awk '!seen[$0]++' | while read -r module; do
+    cp "$root$module" "$tree/modules/"
+    echo "/modules/${module##*/}"
+done > "$tree/modules/order"
+inside sh -c 'cd /initramfs && find . | busybox cpio -o -H newc 2>/dev/null' > "$out/initramfs"
+rm -rf "$root/kernel" "$tree"
+
+# The guests trust one another and nobody else: the key is made here and only used on their own wire.
+install -m 755 "$parts/init" "$root/sbin/vmshm-init"
+rm -f "$root"/etc/ssh/ssh_host_*_key*
+inside ssh-keygen -q -t ed25519 -N '' -C guest -f /etc/ssh/ssh_host_ed25519_key
+mkdir -p -m 700 "$root/root/.ssh"
+inside ssh-keygen -q -t ed25519 -N '' -C guest -f /root/.ssh/id_ed25519
+cp "$root/root/.ssh/id_ed25519.pub" "$root/root/.ssh/authorized_keys"
+echo "* $(cat "$root/etc/ssh/ssh_host_ed25519_key.pub")" > "$root/etc/ssh/ssh_known_hosts"
+printf 'PermitRootLogin prohibit-password\nPasswordAuthentication no\nUsePAM no\n' > "$root/etc/ssh/sshd_config"
+mkdir -p "$root/opt/vmshm"
+
+rm -rf "$root/var/lib/apt/lists" "$root/var/cache/apt" "$root"/var/log/*
+mkdir -p "$root/var/lib/apt/lists/partial" "$root/var/cache/apt/archives/partial"
+# Seen through a plain bind mount, the tree is free of the /proc, /sys and /dev that mmdebstrap mounted.
+view=$out/view
+mkdir "$view"
+mount --bind "$root" "$view"
+megabytes=$(du -sm "$view" | cut -f 1)
+mke2fs -q -F -t ext4 -O ^has_journal -d "$view" "$out/root.ext4" "$((megabytes * 5 / 4 + 200))M"
+umount "$view"
+rmdir "$view"
