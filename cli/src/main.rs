@@ -1,2 +1,82 @@
-//! Placeholder.
-fn main() {}
+//! `vmshm`: regions of shared memory for MPI programs in virtual machines.
+
+mod completions;
+mod man;
+mod qemu_args;
+mod region;
+mod shell;
+mod size;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Shared-memory regions for MPI between virtual machines of one host.
+///
+/// A region is host memory that a group of VMs shares through ivshmem PCI devices. Each VM owns one section of it.
+/// Open MPI's plugin `btl vmshm` sends messages through it, from VM to VM, without the network.
+///
+/// Regions live in /dev/shm/vmshm, or where the environment variable VMSHM_DIR says.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vmshm",
+    version,
+    max_term_width = 100,
+    after_help = "\
+A first region, for two VMs:
+  vmshm region create job --size 8G --sections 2
+  qemu-system-x86_64 ... $(vmshm qemu-args job --section 0)
+  qemu-system-x86_64 ... $(vmshm qemu-args job --section 1)"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Create, list, inspect and destroy regions
+    #[command(subcommand)]
+    Region(region::Command),
+    /// Print the QEMU arguments that give a VM one section of a region, and keep the section for that VM
+    QemuArgs(qemu_args::Args),
+    /// Print a completion script for a shell
+    Completions(completions::Args),
+    /// Write the man pages into a directory
+    Man(man::Args),
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    match cli.command {
+        Command::Region(command) => command.run()?,
+        Command::QemuArgs(args) => args.run()?,
+        Command::Completions(args) => args.run::<Cli>()?,
+        Command::Man(args) => args.run::<Cli>()?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(code) => code,
+        // Whoever closes the pipe, as `head` does, has seen enough.
+        Err(error) if broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "vmshm: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_command_line_is_well_formed() {
+        <super::Cli as clap::CommandFactory>::command().debug_assert();
+    }
+}

@@ -1,0 +1,68 @@
+//! Taking a region away.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use crate::error::Error;
+use crate::lock::Lock;
+use crate::region::Region;
+use crate::registry::Registry;
+use crate::users::{describe, users};
+
+impl Registry {
+    /// Destroys a region given by name or path: its header stops being one, so that nobody attaches any more,
+    /// then its name goes. Its memory goes with the last process that maps it.
+    ///
+    /// Refuses while somebody uses the region, and what is no (sound) region, unless forced.
+    pub fn destroy(&self, name_or_path: &str, force: bool) -> Result<(), Error> {
+        let path = self.resolve(name_or_path)?;
+        match self.open(name_or_path) {
+            Ok(region) => {
+                let used = in_use(&region)?;
+                if let Some(users) = used.filter(|_| !force) {
+                    return Err(Error::InUse { name: region.name(), users });
+                }
+                // Whoever comes too late finds the lock; whoever waits finds no header behind it.
+                let _lock =
+                    Lock::try_whole(region.file()).map_err(Error::io(format!("lock {}", path.display())))?;
+                if _lock.is_none() && !force {
+                    return Err(Error::InUse { name: region.name(), users: describe([]) });
+                }
+                region.write(&[0; 8], 0)?;
+                remove(&path)
+            }
+            // Its content is not touched: it may be anything.
+            Err(Error::Header { .. } | Error::NotRegion { .. }) if force && !path.is_dir() => remove(&path),
+            // Where a name of a damaged region lies in the registry, say how to get rid of it.
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Who uses the region, if anybody does.
+fn in_use(region: &Region) -> Result<Option<String>, Error> {
+    let users = users(&region.file_id()?);
+    if !users.pids.is_empty() {
+        return Ok(Some(describe(&users.pids)));
+    }
+    // A lock shows that there is somebody even where /proc hides who.
+    let free = Lock::try_whole(region.file())
+        .map_err(Error::io(format!("lock {}", region.path().display())))?
+        .is_some();
+    Ok((!free).then(|| describe([])))
+}
+
+/// Removes a name, and the file behind it if the name is a link.
+fn remove(path: &Path) -> Result<(), Error> {
+    let target = if path.is_symlink() { fs::canonicalize(path).ok() } else { None };
+    for path in target.as_deref().into_iter().chain([path]) {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(Error::io(format!("remove {}", path.display()))(error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,180 @@
+//! Changing rows of the section table: whose a section is.
+
+use uuid::Uuid;
+use vmshm_abi::region::{RegionHeader, SECTION_ASSIGNED, SECTION_FREE, SECTION_JOINED, SectionEntry};
+use zerocopy::IntoBytes;
+
+use crate::error::Error;
+use crate::lock::{Lock, TABLE_BYTE};
+use crate::process::Process;
+use crate::region::Region;
+use crate::users::{self, users};
+
+/// Whose a section is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Processes on the host may take it.
+    Free,
+    /// Kept for the VM with the row's UUID.
+    Assigned,
+    /// Its VM is connected to the ivshmem server.
+    Joined,
+}
+
+impl State {
+    /// The state in a (checked) row.
+    pub fn of(entry: &SectionEntry) -> Self {
+        match entry.state {
+            SECTION_ASSIGNED => Self::Assigned,
+            SECTION_JOINED => Self::Joined,
+            _ => Self::Free,
+        }
+    }
+
+    pub(crate) const fn word(self) -> u32 {
+        match self {
+            Self::Free => SECTION_FREE,
+            Self::Assigned => SECTION_ASSIGNED,
+            Self::Joined => SECTION_JOINED,
+        }
+    }
+}
+
+impl std::fmt::Display for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Free => "free",
+            Self::Assigned => "assigned",
+            Self::Joined => "joined",
+        })
+    }
+}
+
+impl Region {
+    /// Keeps a section for a VM, and returns the UUID by which that VM finds it: `uuid`, or else the one that
+    /// the section has. Assigning again changes nothing unless another UUID is given.
+    ///
+    /// Refuses while host processes or another VM use the section.
+    pub fn assign(&self, section: u32, uuid: Option<Uuid>) -> Result<Uuid, Error> {
+        if uuid.is_some_and(|uuid| uuid.is_nil()) {
+            return Err(Error::Invalid {
+                what: "the UUID",
+                value: Uuid::nil().to_string(),
+                why: "is the one that a VM without any UUID shows: give another".into(),
+            });
+        }
+        let _table = self.lock_table()?;
+        let mut entry = self.entry(section)?;
+        let old = Uuid::from_bytes(entry.vm_uuid);
+        let new = uuid.unwrap_or(old);
+        if let Some(other) = self
+            .entries()?
+            .iter()
+            .zip(0..)
+            .find_map(|(other, i)| (i != section && other.vm_uuid == *new.as_bytes()).then_some(i))
+        {
+            return Err(Error::Invalid {
+                what: "the UUID",
+                value: new.to_string(),
+                why: format!("is section {other}'s already: a VM has one section, give another UUID"),
+            });
+        }
+        let state = State::of(&entry);
+        if state == State::Assigned && new == old {
+            return Ok(new);
+        }
+        self.check_left(section, &entry)?;
+        let _host = self.lock_section(section)?;
+        entry.vm_uuid = new.into_bytes();
+        entry.generation = entry.generation.wrapping_add(1);
+        (entry.owner_pid, entry.owner_start) = (0, 0);
+        self.write_entry(section, &entry, State::Assigned)?;
+        Ok(new)
+    }
+
+    /// Gives a section back to the host's processes. Refuses while a VM still uses it, unless forced.
+    pub fn release(&self, section: u32, force: bool) -> Result<(), Error> {
+        let _table = self.lock_table()?;
+        let mut entry = self.entry(section)?;
+        if !force {
+            self.check_left(section, &entry)?;
+        }
+        (entry.owner_pid, entry.owner_start) = (0, 0);
+        self.write_entry(section, &entry, State::Free)
+    }
+
+    /// Refuses while the VM that a row speaks of lives, as far as this host can tell.
+    fn check_left(&self, section: u32, entry: &SectionEntry) -> Result<(), Error> {
+        let by = match State::of(entry) {
+            State::Free => None,
+            State::Joined => {
+                let owner = owner(entry);
+                owner.is_alive().then(|| users::describe(&[owner.pid]))
+            }
+            State::Assigned => {
+                let uuid = Uuid::from_bytes(entry.vm_uuid).to_string();
+                let pids: Vec<_> = users(&self.file_id()?)
+                    .pids
+                    .into_iter()
+                    .filter(|&pid| users::mentions(pid, &uuid))
+                    .collect();
+                (!pids.is_empty()).then(|| users::describe(&pids))
+            }
+        };
+        match by {
+            None => Ok(()),
+            Some(by) => Err(Error::SectionBusy {
+                name: self.name(),
+                section,
+                why: format!("is in use by the VM of {by}: shut that down first"),
+            }),
+        }
+    }
+
+    pub(crate) fn lock_table(&self) -> Result<Lock<'_>, Error> {
+        if !self.is_writable() {
+            return Err(Error::io(format!("change the section table of {}", self.path().display()))(
+                std::io::ErrorKind::PermissionDenied.into(),
+            ));
+        }
+        Lock::exclusive(self.file(), TABLE_BYTE)
+            .map_err(Error::io(format!("lock the section table of {}", self.path().display())))
+    }
+
+    /// Keeps host processes away from a section while its row changes; refuses where some use it.
+    pub(crate) fn lock_section(&self, section: u32) -> Result<Lock<'_>, Error> {
+        let byte = RegionHeader::entry_offset(section);
+        let lock = Lock::try_exclusive(self.file(), byte)
+            .map_err(Error::io(format!("lock section {section} of {}", self.path().display())))?;
+        match lock {
+            Some(lock) => Ok(lock),
+            None => {
+                let pids = users(&self.file_id()?).holding(byte);
+                Err(Error::SectionBusy {
+                    name: self.name(),
+                    section,
+                    why: format!(
+                        "is in use by host processes ({}): end those, or choose another section",
+                        users::describe(&pids)
+                    ),
+                })
+            }
+        }
+    }
+
+    /// Writes a row: the state last, so that whoever reads the new state can read the rest.
+    pub(crate) fn write_entry(&self, section: u32, entry: &SectionEntry, state: State) -> Result<(), Error> {
+        let offset = RegionHeader::entry_offset(section);
+        let mut row = *entry;
+        row.state = self.entry(section)?.state;
+        self.write(row.as_bytes(), offset)?;
+        row.state = state.word();
+        self.write(row.as_bytes(), offset)
+    }
+}
+
+/// The host process in a row.
+pub(crate) fn owner(entry: &SectionEntry) -> Process {
+    Process { pid: entry.owner_pid, start: entry.owner_start }
+}
