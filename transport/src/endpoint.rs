@@ -711,7 +711,7 @@ impl<M: Memory> Endpoint<M> {
     pub fn poll(&mut self, inbox: &mut Inbox) -> Option<Event> {
         self.turn = self.turn.wrapping_add(1);
         // Busy peers first, but they never keep the others from their turn.
-        let fair = self.turn % FAIR == 0;
+        let fair = self.turn.is_multiple_of(FAIR);
         if !fair && let Some(event) = self.poll_hot(inbox) {
             return Some(event);
         }

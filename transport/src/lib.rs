@@ -60,5 +60,5 @@ pub mod parts {
     pub use crate::activity::{Activity, bump};
     pub use crate::heap::{claim_run, free_all, free_run};
     pub use crate::ring::{Consumer, Fault, Producer};
-    pub use crate::slot::{claim, ending, publish, reap, state};
+    pub use crate::slot::{claim, ending, lives, publish, reap, state};
 }

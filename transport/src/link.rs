@@ -3,7 +3,7 @@
 use alloc::collections::VecDeque;
 
 use vmshm_abi::ring::{Connection, Descriptor, KIND_DONE, KIND_FRAGMENT, MAX_SLOTS, MIN_SLOTS};
-use vmshm_abi::section::{EndpointSlot, STATE_LIVE, SlotState};
+use vmshm_abi::section::EndpointSlot;
 use vmshm_abi::{EndpointId, LINE};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -13,6 +13,7 @@ use core::sync::atomic::Ordering;
 use crate::memory::Memory;
 use crate::region::Region;
 use crate::ring::{Consumer, Fault, Producer};
+use crate::slot;
 
 /// Why a peer is not listened to any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -109,12 +110,9 @@ impl Link {
         Ok(true)
     }
 
-    /// Whether the peer still lives the life that we know. Called after its bytes were copied: then they are of that
-    /// life, since a slot's state changes before its memory is given to others.
+    /// Whether the peer still lives the life that we know; see [`slot::lives`].
     pub fn lives(&self, memory: &impl Memory) -> bool {
-        memory.fence(Ordering::Acquire);
-        let live = SlotState { incarnation: self.incarnation, state: STATE_LIVE };
-        memory.load(self.slot, Ordering::Acquire) == live.pack()
+        slot::lives(memory, self.slot, self.incarnation)
     }
 
     /// Whether the peer says that it polls our ring anyway.

@@ -25,6 +25,14 @@ use crate::region::Section;
 
 const DIED: u64 = offset_of!(EndpointSlot, died) as u64;
 
+/// Whether the slot at offset `slot` still lives its life `incarnation`. Called after bytes of its owner were copied: then
+/// they are of that life, since a slot's state changes before its memory is given to others.
+#[inline]
+pub fn lives(memory: &impl Memory, slot: u64, incarnation: u64) -> bool {
+    memory.fence(Ordering::Acquire);
+    memory.load(slot, Ordering::Acquire) == (SlotState { incarnation, state: STATE_LIVE }).pack()
+}
+
 /// Why the life `incarnation` of a slot has ended.
 pub fn ending(memory: &impl Memory, slot: u64, incarnation: u64) -> PeerError {
     match memory.load(slot + DIED, Ordering::Acquire) == incarnation {

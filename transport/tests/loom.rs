@@ -1,0 +1,412 @@
+//! The protocols under a model checker: every interleaving, and every reordering that the memory model allows.
+//!
+//! Run with `RUSTFLAGS="--cfg loom" cargo test --release --no-default-features --test loom`.
+#![cfg(loom)]
+
+use std::collections::HashMap;
+
+use loom::sync::Arc;
+use loom::sync::atomic::{AtomicU64, Ordering, fence};
+use loom::thread;
+use vmshm_transport::abi::EndpointId;
+use vmshm_transport::abi::region::RegionHeader;
+use vmshm_transport::abi::ring::KIND_INLINE;
+use vmshm_transport::abi::section::{
+    STATE_ATTACHING, STATE_FREE, STATE_LIVE, SectionLayout, SlotState, chunk_owner,
+};
+use vmshm_transport::parts::{
+    Activity, Consumer, Producer, bump, claim, claim_run, free_run, lives, publish, reap, state,
+};
+use vmshm_transport::{Endpoint, Event, Inbox, Memory, Region};
+use zerocopy::IntoBytes;
+
+/// Memory with only those words that the models need; touching another is a mistake in the model. The header is not under
+/// test and is plain.
+struct Words {
+    header: Vec<u8>,
+    len: u64,
+    words: HashMap<u64, AtomicU64>,
+}
+
+impl Words {
+    fn new(len: u64) -> Self {
+        let words = (0..len).step_by(8).map(|offset| (offset, AtomicU64::new(0))).collect();
+        Self { header: Vec::new(), len, words }
+    }
+
+    /// A region, with the first words of the first chunks of its sections.
+    fn region(sections: u32, endpoints: u32) -> Self {
+        let len = 1 << 20;
+        let header = RegionHeader::new([7; 16], len, 4096, sections, endpoints);
+        let mut bytes = vec![0; header.table_end as usize];
+        bytes[..256].copy_from_slice(header.as_bytes());
+        let mut words = HashMap::new();
+        let mut add = |from: u64, count: u64| {
+            words.extend((0..count).map(|n| (from + n * 8, AtomicU64::new(0))));
+        };
+        for number in 0..sections {
+            let at = RegionHeader::entry_offset(number) as usize;
+            let entry = header.new_entry(number);
+            bytes[at..at + 128].copy_from_slice(entry.as_bytes());
+            let layout = SectionLayout::new(entry.len, sections, endpoints).unwrap();
+            let start = entry.offset;
+            for slot in 0..endpoints {
+                add(start + layout.slot(slot), 17);
+            }
+            add(start + layout.activity_line(0), u64::from(sections * endpoints) * 8);
+            add(start + layout.owner(0), layout.chunks);
+            for chunk in 0..3 {
+                add(start + layout.chunk(chunk), 16 + 2 * 8);
+            }
+        }
+        Self { header: bytes, len, words }
+    }
+
+    fn word(&self, offset: u64) -> &AtomicU64 {
+        self.words.get(&offset).unwrap_or_else(|| panic!("the model has no word at {offset:#x}"))
+    }
+
+    fn is_there(&self, offset: u64) -> bool {
+        self.words.contains_key(&offset)
+    }
+}
+
+impl Memory for Words {
+    fn len(&self) -> u64 {
+        self.len
+    }
+    fn load(&self, offset: u64, order: Ordering) -> u64 {
+        self.word(offset).load(order)
+    }
+    fn store(&self, offset: u64, value: u64, order: Ordering) {
+        self.word(offset).store(value, order);
+    }
+    fn fetch_add(&self, offset: u64, value: u64, order: Ordering) -> u64 {
+        self.word(offset).fetch_add(value, order)
+    }
+    fn compare_exchange(&self, offset: u64, current: u64, new: u64) -> Result<u64, u64> {
+        self.word(offset).compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire)
+    }
+    fn fence(&self, order: Ordering) {
+        fence(order);
+    }
+    unsafe fn copy_out(&self, offset: u64, to: *mut u8, len: usize) {
+        for n in 0..len {
+            let at = offset + n as u64;
+            let byte = match self.header.get(at as usize) {
+                Some(byte) => *byte,
+                None if at % 8 != 0 && n > 0 => continue,
+                None => {
+                    let bytes = self.word(at & !7).load(Ordering::Relaxed).to_le_bytes();
+                    for (k, byte) in bytes[(at % 8) as usize..].iter().take(len - n).enumerate() {
+                        // SAFETY: the caller vouches for `len` bytes, and n + k < len.
+                        unsafe { to.add(n + k).write(*byte) };
+                    }
+                    continue;
+                }
+            };
+            // SAFETY: the caller vouches for `len` bytes.
+            unsafe { to.add(n).write(byte) };
+        }
+    }
+    unsafe fn copy_in(&self, offset: u64, from: *const u8, len: usize) {
+        assert!(offset % 8 == 0 && len % 8 == 0, "the core writes whole words");
+        for n in (0..len).step_by(8) {
+            // SAFETY: the caller vouches for `len` bytes.
+            let word = unsafe { from.add(n).cast::<u64>().read_unaligned() };
+            self.store(offset + n as u64, word, Ordering::Relaxed);
+        }
+    }
+    fn address(&self, _: u64, _: u64) -> *mut u8 {
+        std::ptr::null_mut()
+    }
+    fn offset_of(&self, _: *const u8, _: u64) -> Option<u64> {
+        None
+    }
+    fn zero(&self, offset: u64, len: u64) {
+        // The words that no model has are never read.
+        for at in (offset..offset + len).step_by(8).filter(|at| self.is_there(*at)) {
+            self.store(at, 0, Ordering::Relaxed);
+        }
+    }
+}
+
+fn model(check: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.max_branches = 20_000;
+    builder.check(check);
+}
+
+const SLOTS: u64 = 64;
+const CONSUMED: u64 = 0;
+
+fn receive(memory: &Words, consumer: &mut Consumer) -> Option<Vec<u8>> {
+    let stamp = consumer.peek(memory).expect("an honest producer")?;
+    let mut bytes = vec![0; 1000];
+    consumer.read(memory, stamp, &mut bytes);
+    bytes.truncate(stamp.len.into());
+    consumer.advance(stamp);
+    consumer.acknowledge(memory, CONSUMED);
+    Some(bytes)
+}
+
+/// Three messages through a ring of two slots: whole, in order, none overwritten before it was read.
+#[test]
+fn ring_and_acknowledgement() {
+    model(|| {
+        let memory = Arc::new(Words::new(1 << 12));
+        let sender = memory.clone();
+        let producing = thread::spawn(move || {
+            let mut producer = Producer::new(SLOTS, 2);
+            for message in 1..=3u64 {
+                while !producer.has_room(16) {
+                    producer.learn(&*sender, CONSUMED).expect("an honest consumer");
+                    thread::yield_now();
+                }
+                let (half, other) = (message.to_le_bytes(), (!message).to_le_bytes());
+                producer.push(&*sender, KIND_INLINE, 0, &[&half, &other]);
+            }
+        });
+        let mut consumer = Consumer::new(SLOTS, 2);
+        for message in 1..=3u64 {
+            let bytes = loop {
+                match receive(&memory, &mut consumer) {
+                    Some(bytes) => break bytes,
+                    None => thread::yield_now(),
+                }
+            };
+            assert_eq!(bytes[..8], message.to_le_bytes());
+            assert_eq!(bytes[8..], (!message).to_le_bytes());
+        }
+        producing.join().unwrap();
+    });
+}
+
+/// A message of two slots is seen whole or not at all, also where it wraps around.
+#[test]
+fn long_message() {
+    model(|| {
+        let memory = Arc::new(Words::new(1 << 12));
+        let sender = memory.clone();
+        let producing = thread::spawn(move || {
+            let mut producer = Producer::new(SLOTS, 4);
+            producer.push(&*sender, KIND_INLINE, 0, &[]);
+            producer.push(&*sender, KIND_INLINE, 0, &[]);
+            producer.push(&*sender, KIND_INLINE, 0, &[]);
+            while !producer.has_room(64) {
+                producer.learn(&*sender, CONSUMED).expect("an honest consumer");
+                thread::yield_now();
+            }
+            producer.push(&*sender, KIND_INLINE, 0, &[&[0xab; 64]]);
+        });
+        let mut consumer = Consumer::new(SLOTS, 4);
+        for expected in [0, 0, 0, 64] {
+            let bytes = loop {
+                match receive(&memory, &mut consumer) {
+                    Some(bytes) => break bytes,
+                    None => thread::yield_now(),
+                }
+            };
+            assert_eq!(bytes, vec![0xab; expected]);
+        }
+        producing.join().unwrap();
+    });
+}
+
+/// Who sees the count sees the message; and the count is there when the sender is done.
+#[test]
+fn activity_words() {
+    model(|| {
+        let memory = Arc::new(Words::region(2, 2));
+        let region = Region::read(&*memory).unwrap();
+        let section = region.sections()[0];
+        let ring = section.entry.offset + section.layout.heap;
+        let sender = memory.clone();
+        let senders = thread::spawn(move || {
+            Producer::new(ring, 2).push(&*sender, KIND_INLINE, 0, &[b"x"]);
+            bump(&*sender, &section, 1, EndpointId(2));
+        });
+        let mut activity = Activity::new(&section, EndpointId(2));
+        assert_eq!(activity.look(&*memory), u8::MAX, "the first look sees everything as new");
+        let consumer = Consumer::new(ring, 2);
+        let mut found = consumer.peek(&*memory).unwrap().is_some();
+        let changed = activity.look(&*memory);
+        if changed != 0 {
+            assert_eq!(changed, 1 << 1);
+            assert!(consumer.peek(&*memory).unwrap().is_some(), "the count came before its message");
+            found = true;
+        }
+        senders.join().unwrap();
+        found |= activity.look(&*memory) != 0 || consumer.peek(&*memory).unwrap().is_some();
+        assert!(found);
+    });
+}
+
+/// Two processes want one slot: one gets it, in a new incarnation.
+#[test]
+fn claim_is_exclusive() {
+    model(|| {
+        let memory = Arc::new(Words::region(1, 1));
+        let section = Region::read(&*memory).unwrap().sections()[0];
+        let other = memory.clone();
+        let rival = thread::spawn(move || claim(&*other, &section, 0));
+        let mine = claim(&*memory, &section, 0);
+        let theirs = rival.join().unwrap();
+        assert!(mine.is_some() != theirs.is_some());
+        let won = mine.or(theirs).unwrap();
+        assert_eq!(won, 1);
+        assert!(publish(&*memory, &section, 0, won));
+    });
+}
+
+/// Two processes take back what a dead one held, while a new one moves in: it keeps what it takes.
+#[test]
+fn reaping_spares_the_next_life() {
+    model(|| {
+        let memory = Arc::new(Words::region(1, 2));
+        let section = {
+            let mut section = Region::read(&*memory).unwrap().sections()[0];
+            section.layout.chunks = 2;
+            section
+        };
+        let dead = claim(&*memory, &section, 0).unwrap();
+        assert_eq!(claim_run(&*memory, &section, chunk_owner(0, dead), 1, 0), Some(0));
+        let ended = SlotState { incarnation: dead, state: STATE_ATTACHING };
+        let other = memory.clone();
+        let reaper = thread::spawn(move || reap(&*other, &section, 0, ended, true));
+        reap(&*memory, &section, 0, ended, true);
+        let next = claim(&*memory, &section, 0).map(|incarnation| {
+            let owner = chunk_owner(0, incarnation);
+            let chunk = claim_run(&*memory, &section, owner, 2, 0);
+            (incarnation, chunk)
+        });
+        reaper.join().unwrap();
+        if let Some((incarnation, chunk)) = next {
+            assert_eq!(incarnation, dead + 1);
+            if let Some(chunk) = chunk {
+                // Still ours: nobody else can take it.
+                assert_eq!(claim_run(&*memory, &section, chunk_owner(1, 9), 1, chunk), None);
+            }
+        } else {
+            assert_eq!(state(&*memory, &section, 0).state, STATE_FREE);
+        }
+    });
+}
+
+/// Two processes want runs of chunks from the same place: no chunk goes to both, and none is lost.
+#[test]
+fn chunks_have_one_owner() {
+    model(|| {
+        let memory = Arc::new(Words::region(1, 2));
+        let section = {
+            let mut section = Region::read(&*memory).unwrap().sections()[0];
+            section.layout.chunks = 3;
+            section
+        };
+        let other = memory.clone();
+        let rival = thread::spawn(move || claim_run(&*other, &section, chunk_owner(1, 1), 2, 0));
+        let mine = claim_run(&*memory, &section, chunk_owner(0, 1), 2, 0);
+        let theirs = rival.join().unwrap();
+        assert!(!(mine.is_some() && theirs.is_some()), "there are only three");
+        if let Some(first) = mine {
+            free_run(&*memory, &section, chunk_owner(0, 1), first, 2);
+        }
+        if let Some(first) = theirs {
+            free_run(&*memory, &section, chunk_owner(1, 1), first, 2);
+        }
+        assert_eq!(claim_run(&*memory, &section, chunk_owner(0, 1), 3, 0), Some(0));
+    });
+}
+
+/// Whole endpoints: a stranger connects and sends while the other polls; the message is found, by whatever way.
+#[test]
+fn a_message_meets_a_poll() {
+    model(|| {
+        let memory = Arc::new(Words::region(2, 1));
+        let mut a = Endpoint::attach(Shared(memory.clone()), 0).unwrap();
+        let mut b = Endpoint::attach(Shared(memory.clone()), 1).unwrap();
+        let name = a.name();
+        let sending = thread::spawn(move || {
+            let to_a = b.connect(&name).unwrap();
+            b.send(to_a, 1, &[b"one"]).unwrap();
+            b
+        });
+        let mut inbox = Inbox::new();
+        let mut got = a.poll(&mut inbox);
+        let b = sending.join().unwrap();
+        for _ in 0..8 {
+            got = got.or_else(|| a.poll(&mut inbox));
+        }
+        assert!(matches!(got, Some(Event::Message { tag: 1, len: 3, .. })), "{got:?}");
+        assert_eq!(inbox.bytes(3), b"one");
+        drop(b);
+    });
+}
+
+/// A process leaves while its memory is read, and another moves into it: what is read while the slot still lives is of
+/// the old life.
+#[test]
+fn no_bytes_of_another_life() {
+    model(|| {
+        let memory = Arc::new(Words::region(1, 2));
+        let section = Region::read(&*memory).unwrap().sections()[0];
+        let life = claim(&*memory, &section, 0).unwrap();
+        let chunk = claim_run(&*memory, &section, chunk_owner(0, life), 1, 0).unwrap();
+        let payload = section.entry.offset + section.layout.chunk(chunk);
+        memory.store(payload, 1, Ordering::Relaxed);
+        publish(&*memory, &section, 0, life);
+        let other = memory.clone();
+        let moving = thread::spawn(move || {
+            reap(&*other, &section, 0, SlotState { incarnation: life, state: STATE_LIVE }, false);
+            assert_eq!(claim_run(&*other, &section, chunk_owner(1, 1), 1, 0), Some(chunk));
+            other.store(payload, 2, Ordering::Relaxed);
+        });
+        let read = memory.load(payload, Ordering::Relaxed);
+        if lives(&*memory, section.slot(0), life) {
+            assert_eq!(read, 1);
+        }
+        moving.join().unwrap();
+    });
+}
+
+/// A handle on the words that an endpoint can own.
+struct Shared(Arc<Words>);
+
+impl Memory for Shared {
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+    fn load(&self, offset: u64, order: Ordering) -> u64 {
+        self.0.load(offset, order)
+    }
+    fn store(&self, offset: u64, value: u64, order: Ordering) {
+        self.0.store(offset, value, order);
+    }
+    fn fetch_add(&self, offset: u64, value: u64, order: Ordering) -> u64 {
+        self.0.fetch_add(offset, value, order)
+    }
+    fn compare_exchange(&self, offset: u64, current: u64, new: u64) -> Result<u64, u64> {
+        self.0.compare_exchange(offset, current, new)
+    }
+    fn fence(&self, order: Ordering) {
+        self.0.fence(order);
+    }
+    unsafe fn copy_out(&self, offset: u64, to: *mut u8, len: usize) {
+        // SAFETY: the caller keeps the contract.
+        unsafe { self.0.copy_out(offset, to, len) }
+    }
+    unsafe fn copy_in(&self, offset: u64, from: *const u8, len: usize) {
+        // SAFETY: the caller keeps the contract.
+        unsafe { self.0.copy_in(offset, from, len) }
+    }
+    fn address(&self, offset: u64, len: u64) -> *mut u8 {
+        self.0.address(offset, len)
+    }
+    fn offset_of(&self, address: *const u8, len: u64) -> Option<u64> {
+        self.0.offset_of(address, len)
+    }
+    fn zero(&self, offset: u64, len: u64) {
+        self.0.zero(offset, len);
+    }
+}
