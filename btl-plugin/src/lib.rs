@@ -1,1 +1,23 @@
-//! Placeholder.
+//! The Open MPI byte transfer layer (BTL) `vmshm`: MPI messages between virtual machines over one shared region.
+//!
+//! This crate holds no transport logic, only the translation between Open MPI's C interface and
+//! [`vmshm_transport`]:
+//!
+//! - [`ompi`]: all that depends on Open MPI's version, with `shim.c` for what its headers have as macros only.
+//! - `component`: what Open MPI calls once: parameters, init, progress.
+//! - `module`: what it calls for each peer and message.
+//! - `fabric`: the endpoint, its peers and what waits for them, behind one lock.
+//! - `atomic`: atomic operations on a peer's memory.
+//! - `descriptor`: a message on its way from Open MPI to the transport.
+//! - `help`: how a problem is told to the user.
+//!
+//! No panic leaves this crate: every function that C calls is `extern "C"`, which aborts the process instead of
+//! unwinding into Open MPI.
+
+mod atomic;
+mod component;
+mod descriptor;
+mod fabric;
+mod help;
+mod module;
+pub mod ompi;

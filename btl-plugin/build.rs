@@ -1,0 +1,180 @@
+//! Finds the installed Open MPI with its devel headers, and binds to them.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, exit};
+
+/// The header that tells devel headers from those that a user of MPI needs.
+const MARK: &str = "opal/mca/btl/btl.h";
+
+/// The series of Open MPI that `src/ompi.rs` and `src/shim.c` know.
+const SERIES: (u32, u32) = (4, 1);
+
+/// Types that the plugin only passes on by pointer: their insides are none of its business.
+const POINTED_TO: [&str; 5] = [
+    "opal_convertor_t",
+    "opal_proc_t",
+    "opal_bitmap_t",
+    "mca_mpool_base_module_t",
+    "mca_rcache_base_registration_t",
+];
+
+struct OpenMpi {
+    /// Where `opal_config.h` and `opal/` are.
+    devel: PathBuf,
+    /// Include directories that users of MPI get.
+    includes: Vec<PathBuf>,
+    /// Library directories.
+    libraries: Vec<PathBuf>,
+}
+
+fn main() {
+    for name in ["OMPI_DIR", "MPICC", "PATH"] {
+        println!("cargo::rerun-if-env-changed={name}");
+    }
+    for file in ["build.rs", "src/shim.c", "src/shim.h"] {
+        println!("cargo::rerun-if-changed={file}");
+    }
+    if let Err(message) = OpenMpi::find().and_then(|ompi| ompi.bind()) {
+        println!("cargo::error={message}");
+        exit(1);
+    }
+}
+
+impl OpenMpi {
+    /// Looks where `OMPI_DIR` says, else asks the compiler wrapper, else `ompi_info`, else in the usual places.
+    fn find() -> Result<Self, String> {
+        if let Some(prefix) = env::var_os("OMPI_DIR").map(PathBuf::from) {
+            let found =
+                Self::among(vec![prefix.join("include")], vec![prefix.join("lib"), prefix.join("lib64")]);
+            return found.ok_or_else(|| missing(&format!("OMPI_DIR={}", prefix.display())));
+        }
+        let wrapper = env::var("MPICC").unwrap_or_else(|_| "mpicc".into());
+        let asked = [
+            (lines(&wrapper, &["--showme:incdirs"]), lines(&wrapper, &["--showme:libdirs"])),
+            (ompi_info("incdir"), ompi_info("libdir")),
+            (usual("include"), usual("lib")),
+        ];
+        let seen = asked.iter().find(|(includes, _)| includes.iter().any(|dir| dir.join("mpi.h").exists()));
+        let seen = seen.map(|(includes, _)| includes[0].display().to_string());
+        asked
+            .into_iter()
+            .find_map(|(includes, libraries)| Self::among(includes, libraries))
+            .ok_or_else(|| missing(seen.as_deref().unwrap_or("the PATH and the usual places")))
+    }
+
+    fn among(includes: Vec<PathBuf>, libraries: Vec<PathBuf>) -> Option<Self> {
+        let devel = includes
+            .iter()
+            .flat_map(|dir| [dir.clone(), dir.join("openmpi")])
+            .find(|dir| dir.join(MARK).exists() && dir.join("opal_config.h").exists())?;
+        Some(Self { devel, includes, libraries })
+    }
+
+    fn bind(&self) -> Result<(), String> {
+        self.check_series()?;
+        let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo gave no OUT_DIR")?);
+        let includes: Vec<&Path> =
+            [self.devel.as_path()].into_iter().chain(self.includes.iter().map(PathBuf::as_path)).collect();
+
+        let mut bindings = bindgen::Builder::default();
+        for name in POINTED_TO {
+            bindings = bindings
+                .blocklist_type(name)
+                .raw_line(format!("#[repr(C)] pub struct {name} {{ _private: [u8; 0] }}"));
+        }
+        bindings
+            .header("src/shim.h")
+            .clang_args(includes.iter().map(|dir| format!("-I{}", dir.display())))
+            .allowlist_type("mca_btl_base_(component|module|descriptor|segment)_t")
+            .allowlist_type("mca_btl_base_(registration_handle|atomic_op)_t")
+            .allowlist_type(
+                "mca_btl_base_(error_cb_fn|module_error_cb_fn|rdma_completion_fn|completion_fn)_t",
+            )
+            .allowlist_function("vmshm_ompi_.*")
+            .allowlist_function("mca_(btl_base_param_register|btl_base_dump)")
+            .allowlist_function("mca_base_(component_var_register|var_group_component_register)")
+            .allowlist_function("opal_(bitmap_set_bit|proc_local_get|show_help_add_dir)")
+            .allowlist_var("mca_btl_base_active_message_trigger")
+            .allowlist_var("BTL_VERSION|MCA_BTL_.*|MCA_BASE_(VERSION|VAR|METADATA)_.*|OPAL_INFO_LVL_.*")
+            .allowlist_var("OPAL_(SUCCESS|ERROR|ERR_[A-Z_]+|(MAJOR|MINOR|RELEASE)_VERSION)")
+            .layout_tests(true)
+            .generate_comments(false)
+            .derive_debug(false)
+            .prepend_enum_name(false)
+            .parse_callbacks(Box::new(bindgen::CargoCallbacks::new()))
+            .generate()
+            .map_err(|error| {
+                format!("bindgen could not read Open MPI's headers in {}: {error}", self.devel.display())
+            })?
+            .write_to_file(out.join("ompi.rs"))
+            .map_err(|error| format!("cannot write the bindings: {error}"))?;
+
+        let mut shim = cc::Build::new();
+        shim.file("src/shim.c").includes(&includes).warnings(true).flag_if_supported("-Wno-unused-parameter");
+        shim.compile("vmshm_ompi_shim");
+
+        for dir in self.libraries.iter().filter(|dir| dir.is_dir()) {
+            println!("cargo::rustc-link-search=native={}", dir.display());
+        }
+        println!("cargo::rustc-link-lib=dylib=open-pal");
+        // A BTL that finds no device is closed and unmapped while its own code may still be on some stack (thread
+        // exits, handlers); staying mapped costs a few pages.
+        println!("cargo::rustc-cdylib-link-arg=-Wl,-z,nodelete");
+        Ok(())
+    }
+
+    fn check_series(&self) -> Result<(), String> {
+        let config = self.devel.join("opal_config.h");
+        println!("cargo::rerun-if-changed={}", config.display());
+        let text =
+            std::fs::read_to_string(&config).map_err(|e| format!("cannot read {}: {e}", config.display()))?;
+        let number = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(&format!("#define {name} ")));
+            line.and_then(|value| value.trim().parse::<u32>().ok())
+        };
+        match (number("OPAL_MAJOR_VERSION"), number("OPAL_MINOR_VERSION")) {
+            (Some(major), Some(minor)) if (major, minor) == SERIES => Ok(()),
+            (Some(major), Some(minor)) => Err(format!(
+                "the Open MPI in {} is version {major}.{minor}; this plugin knows the series {}.{}: set OMPI_DIR to \
+                 the prefix of such an Open MPI",
+                self.devel.display(),
+                SERIES.0,
+                SERIES.1,
+            )),
+            _ => Err(format!("{} names no version of Open MPI", config.display())),
+        }
+    }
+}
+
+fn missing(place: &str) -> String {
+    format!(
+        "no Open MPI with devel headers ({MARK}) found, looked in {place}: on Debian and Ubuntu install the package \
+         libopenmpi-dev; an Open MPI built from source needs `configure --with-devel-headers`; set OMPI_DIR to its \
+         prefix if it is in an unusual place"
+    )
+}
+
+fn lines(program: &str, arguments: &[&str]) -> Vec<PathBuf> {
+    let Ok(output) = Command::new(program).args(arguments).output() else { return Vec::new() };
+    if !output.status.success() {
+        return Vec::new();
+    }
+    String::from_utf8_lossy(&output.stdout).split_whitespace().map(PathBuf::from).collect()
+}
+
+/// Asks `ompi_info` for a directory: it prints `path:incdir:/usr/...`.
+fn ompi_info(name: &str) -> Vec<PathBuf> {
+    let answer = lines("ompi_info", &["--parsable", "--path", name]);
+    answer.iter().filter_map(|line| line.to_str()?.rsplit(':').next()).map(PathBuf::from).collect()
+}
+
+fn usual(part: &str) -> Vec<PathBuf> {
+    let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
+    ["/usr/lib", "/usr/lib64", "/opt", "/usr/local"]
+        .into_iter()
+        .flat_map(|root| [format!("{root}/{arch}-linux-gnu/openmpi"), format!("{root}/openmpi"), root.into()])
+        .map(|prefix| Path::new(&prefix).join(part))
+        .filter(|dir| dir.is_dir())
+        .collect()
+}

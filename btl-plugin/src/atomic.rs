@@ -1,0 +1,247 @@
+//! Atomic operations on a peer's memory, in open regions.
+
+use std::ffi::{c_int, c_void};
+use std::ptr;
+
+use vmshm_transport::{Peer, PeerError};
+
+use crate::fabric::{FABRIC, Fabric};
+use crate::module::{rdma_done, remote};
+use crate::ompi::{
+    self, mca_btl_base_atomic_op_t, mca_btl_base_endpoint_t, mca_btl_base_module_t,
+    mca_btl_base_rdma_completion_fn_t, mca_btl_base_registration_handle_t,
+};
+
+/// What we can do, on 64-bit words; the processor's own atomics on the same memory are atomic with them.
+pub const SUPPORTED: u32 = ompi::MCA_BTL_ATOMIC_SUPPORTS_ADD
+    | ompi::MCA_BTL_ATOMIC_SUPPORTS_AND
+    | ompi::MCA_BTL_ATOMIC_SUPPORTS_OR
+    | ompi::MCA_BTL_ATOMIC_SUPPORTS_XOR
+    | ompi::MCA_BTL_ATOMIC_SUPPORTS_SWAP
+    | ompi::MCA_BTL_ATOMIC_SUPPORTS_MIN
+    | ompi::MCA_BTL_ATOMIC_SUPPORTS_MAX
+    | ompi::MCA_BTL_ATOMIC_SUPPORTS_CSWAP
+    | ompi::MCA_BTL_ATOMIC_SUPPORTS_GLOB;
+
+/// Tries of a compare-and-exchange before we call it contended: Open MPI then tries again later.
+const TRIES: u32 = 1 << 12;
+
+enum Failed {
+    /// Others were quicker every time.
+    Contended,
+    /// The peer cannot be reached.
+    Lost,
+}
+
+impl From<PeerError> for Failed {
+    fn from(_: PeerError) -> Self {
+        Self::Lost
+    }
+}
+
+/// What an operation makes of a word, or None for one that we do not know.
+fn apply(op: mca_btl_base_atomic_op_t, found: u64, operand: u64) -> Option<u64> {
+    Some(match op {
+        ompi::MCA_BTL_ATOMIC_ADD => found.wrapping_add(operand),
+        ompi::MCA_BTL_ATOMIC_AND => found & operand,
+        ompi::MCA_BTL_ATOMIC_OR => found | operand,
+        ompi::MCA_BTL_ATOMIC_XOR => found ^ operand,
+        ompi::MCA_BTL_ATOMIC_SWAP => operand,
+        ompi::MCA_BTL_ATOMIC_MIN => found.cast_signed().min(operand.cast_signed()).cast_unsigned(),
+        ompi::MCA_BTL_ATOMIC_MAX => found.cast_signed().max(operand.cast_signed()).cast_unsigned(),
+        _ => return None,
+    })
+}
+
+fn update(
+    fabric: &mut Fabric,
+    peer: Peer,
+    offset: u64,
+    op: mca_btl_base_atomic_op_t,
+    operand: u64,
+) -> Result<u64, Failed> {
+    if op == ompi::MCA_BTL_ATOMIC_ADD {
+        return Ok(fabric.endpoint.fetch_add(peer, offset, operand)?);
+    }
+    let mut current = fabric.endpoint.compare_exchange(peer, offset, 0, 0)?;
+    for _ in 0..TRIES {
+        let new = apply(op, current, operand).unwrap_or(current);
+        let found = fabric.endpoint.compare_exchange(peer, offset, current, new)?;
+        if found == current {
+            return Ok(found);
+        }
+        current = found;
+    }
+    Err(Failed::Contended)
+}
+
+/// Does `work` on the word that Open MPI means, stores what it was to `local`, and calls back.
+///
+/// # Safety
+/// The arguments are Open MPI's; `local` is NULL or has room for a word.
+#[allow(clippy::too_many_arguments, reason = "they are Open MPI's")]
+unsafe fn perform(
+    module: *mut mca_btl_base_module_t,
+    endpoint: *mut mca_btl_base_endpoint_t,
+    local: *mut c_void,
+    address: u64,
+    local_handle: *mut mca_btl_base_registration_handle_t,
+    remote_handle: *mut mca_btl_base_registration_handle_t,
+    flags: c_int,
+    callback: mca_btl_base_rdma_completion_fn_t,
+    context: *mut c_void,
+    data: *mut c_void,
+    work: impl FnOnce(&mut Fabric, Peer, u64) -> Result<u64, Failed>,
+) -> c_int {
+    // Words of 32 bits and floating point are not announced, and not done.
+    if flags != 0 {
+        return ompi::OPAL_ERR_NOT_AVAILABLE as c_int;
+    }
+    let done = {
+        let mut fabric = FABRIC.lock();
+        let Some(fabric) = fabric.as_mut() else { return ompi::OPAL_ERR_UNREACH as c_int };
+        // SAFETY: Open MPI gives the handle that the peer sent.
+        let Some((peer, offset)) = (unsafe { remote(fabric, endpoint, address, remote_handle, 8) }) else {
+            return ompi::OPAL_ERR_BAD_PARAM as c_int;
+        };
+        work(fabric, peer, offset)
+    };
+    match done {
+        Err(Failed::Contended) => return ompi::OPAL_ERR_OUT_OF_RESOURCE as c_int,
+        Ok(found) if !local.is_null() => {
+            // SAFETY: the caller vouches for it.
+            unsafe { local.cast::<u64>().write_unaligned(found) };
+        }
+        Ok(_) | Err(Failed::Lost) => {}
+    }
+    // SAFETY: the operation is over; the callback gets what was given for it.
+    unsafe { rdma_done(module, endpoint, local, local_handle, callback, context, data, done.is_ok()) }
+}
+
+/// Changes a word.
+pub unsafe extern "C" fn op(
+    module: *mut mca_btl_base_module_t,
+    endpoint: *mut mca_btl_base_endpoint_t,
+    address: u64,
+    handle: *mut mca_btl_base_registration_handle_t,
+    op: mca_btl_base_atomic_op_t,
+    operand: u64,
+    flags: c_int,
+    order: c_int,
+    callback: mca_btl_base_rdma_completion_fn_t,
+    context: *mut c_void,
+    data: *mut c_void,
+) -> c_int {
+    let none = ptr::null_mut();
+    // SAFETY: the arguments are Open MPI's; nothing is stored to NULL.
+    unsafe {
+        fetch_op(
+            module,
+            endpoint,
+            none,
+            address,
+            none.cast(),
+            handle,
+            op,
+            operand,
+            flags,
+            order,
+            callback,
+            context,
+            data,
+        )
+    }
+}
+
+/// Changes a word and gets what it was.
+pub unsafe extern "C" fn fetch_op(
+    module: *mut mca_btl_base_module_t,
+    endpoint: *mut mca_btl_base_endpoint_t,
+    local: *mut c_void,
+    address: u64,
+    local_handle: *mut mca_btl_base_registration_handle_t,
+    remote_handle: *mut mca_btl_base_registration_handle_t,
+    op: mca_btl_base_atomic_op_t,
+    operand: u64,
+    flags: c_int,
+    _: c_int,
+    callback: mca_btl_base_rdma_completion_fn_t,
+    context: *mut c_void,
+    data: *mut c_void,
+) -> c_int {
+    if apply(op, 0, 0).is_none() {
+        return ompi::OPAL_ERR_NOT_AVAILABLE as c_int;
+    }
+    let work = |fabric: &mut Fabric, peer, offset| update(fabric, peer, offset, op, operand);
+    // SAFETY: the arguments are Open MPI's.
+    unsafe {
+        perform(
+            module,
+            endpoint,
+            local,
+            address,
+            local_handle,
+            remote_handle,
+            flags,
+            callback,
+            context,
+            data,
+            work,
+        )
+    }
+}
+
+/// Replaces a word if it is what the caller thinks, and gets what it was.
+pub unsafe extern "C" fn compare_and_swap(
+    module: *mut mca_btl_base_module_t,
+    endpoint: *mut mca_btl_base_endpoint_t,
+    local: *mut c_void,
+    address: u64,
+    local_handle: *mut mca_btl_base_registration_handle_t,
+    remote_handle: *mut mca_btl_base_registration_handle_t,
+    compare: u64,
+    value: u64,
+    flags: c_int,
+    _: c_int,
+    callback: mca_btl_base_rdma_completion_fn_t,
+    context: *mut c_void,
+    data: *mut c_void,
+) -> c_int {
+    let work = |fabric: &mut Fabric, peer, offset| {
+        Ok(fabric.endpoint.compare_exchange(peer, offset, compare, value)?)
+    };
+    // SAFETY: the arguments are Open MPI's.
+    unsafe {
+        perform(
+            module,
+            endpoint,
+            local,
+            address,
+            local_handle,
+            remote_handle,
+            flags,
+            callback,
+            context,
+            data,
+            work,
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operations_do_what_their_names_say() {
+        let minus = (-5i64).cast_unsigned();
+        assert_eq!(apply(ompi::MCA_BTL_ATOMIC_ADD, 7, minus), Some(2));
+        assert_eq!(apply(ompi::MCA_BTL_ATOMIC_AND, 6, 3), Some(2));
+        assert_eq!(apply(ompi::MCA_BTL_ATOMIC_OR, 6, 3), Some(7));
+        assert_eq!(apply(ompi::MCA_BTL_ATOMIC_XOR, 6, 3), Some(5));
+        assert_eq!(apply(ompi::MCA_BTL_ATOMIC_SWAP, 6, 3), Some(3));
+        assert_eq!(apply(ompi::MCA_BTL_ATOMIC_MIN, 6, minus), Some(minus));
+        assert_eq!(apply(ompi::MCA_BTL_ATOMIC_MAX, 6, minus), Some(6));
+        assert_eq!(apply(ompi::MCA_BTL_ATOMIC_LAND, 6, 3), None);
+    }
+}

@@ -1,0 +1,369 @@
+//! What Open MPI calls once: parameters, init, progress.
+
+use std::cell::UnsafeCell;
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::fmt::Display;
+use std::ptr;
+use std::time::Duration;
+
+use parking_lot::MutexGuard;
+use vmshm_transport::attach::{self, Options};
+use vmshm_transport::{Event, Inbox, MAX_INLINE, Peer};
+
+use crate::descriptor::Descriptor;
+use crate::fabric::{FABRIC, Fabric};
+use crate::help::{self, Topic};
+use crate::module;
+use crate::ompi::{self, MODULE, mca_base_component_t, mca_btl_base_module_t, mca_btl_vmshm_component};
+
+/// Most events that one call of progress handles.
+const BATCH: usize = 32;
+
+/// A larger fragment than this would not fit the transport's smaller sections more than a few times.
+const MAX_SEND_SIZE: usize = 1 << 20;
+
+/// What the user can set, beside what all BTLs have. Open MPI writes it while the component registers.
+struct Parameters {
+    device: UnsafeCell<*mut c_char>,
+    section: UnsafeCell<c_int>,
+    max_inline: UnsafeCell<usize>,
+    patience: UnsafeCell<c_uint>,
+}
+
+// SAFETY: written by Open MPI only while it registers and closes the component, on one thread.
+unsafe impl Sync for Parameters {}
+
+static PARAMETERS: Parameters = Parameters {
+    device: UnsafeCell::new(ptr::null_mut()),
+    section: UnsafeCell::new(-1),
+    max_inline: UnsafeCell::new(MAX_INLINE),
+    patience: UnsafeCell::new(30),
+};
+
+fn version() -> *mut mca_base_component_t {
+    // SAFETY: the static outlives everything; no reference is made.
+    unsafe { &raw mut (*mca_btl_vmshm_component.get()).btl_version }
+}
+
+/// Registers the parameters; the first of our code that runs. Refuses an Open MPI of another version.
+pub unsafe extern "C" fn register() -> c_int {
+    match ompi::running() {
+        Ok(found) if found == ompi::BUILT_FOR => {}
+        Ok((major, minor, release)) => return refuse(&format!("{major}.{minor}.{release}")),
+        Err(text) => return refuse(&text),
+    }
+    // SAFETY: all pointers are to statics; Open MPI copies the texts.
+    unsafe {
+        ompi::mca_base_var_group_component_register(
+            version(),
+            c"Shared memory between virtual machines (vmshm)".as_ptr(),
+        );
+        register_variable(
+            c"device",
+            c"Where the shared region is: a PCI address (0000:00:04.0), a device (/dev/vmshm0), a region file or its \
+              name. Empty: the environment's VMSHM_DEVICE, else the first one found.",
+            ompi::MCA_BASE_VAR_TYPE_STRING,
+            ompi::OPAL_INFO_LVL_2,
+            PARAMETERS.device.get().cast(),
+        );
+        register_variable(
+            c"section",
+            c"Which section of the region this process writes; only on the host, where no device says it. -1: the \
+              environment's VMSHM_SECTION, else the first one free.",
+            ompi::MCA_BASE_VAR_TYPE_INT,
+            ompi::OPAL_INFO_LVL_4,
+            PARAMETERS.section.get().cast(),
+        );
+        register_variable(
+            c"max_inline",
+            c"Maximum size (in bytes, including header) of messages that travel in the ring itself rather than in a \
+              fragment beside it.",
+            ompi::MCA_BASE_VAR_TYPE_SIZE_T,
+            ompi::OPAL_INFO_LVL_5,
+            PARAMETERS.max_inline.get().cast(),
+        );
+        register_variable(
+            c"patience",
+            c"Seconds without a heartbeat after which the processes of another machine are taken for dead (must be >= 1).",
+            ompi::MCA_BASE_VAR_TYPE_UNSIGNED_INT,
+            ompi::OPAL_INFO_LVL_4,
+            PARAMETERS.patience.get().cast(),
+        );
+        let module = MODULE.get();
+        module::fill(module);
+        ompi::mca_btl_base_param_register(version(), module)
+    }
+}
+
+/// # Safety
+/// `storage` must be a static of the type that `kind` says.
+unsafe fn register_variable(
+    name: &CStr,
+    description: &CStr,
+    kind: ompi::mca_base_var_type_t,
+    level: ompi::mca_base_var_info_lvl_t,
+    storage: *mut c_void,
+) {
+    // SAFETY: the texts are NUL-terminated and copied; the caller vouches for the storage.
+    unsafe {
+        ompi::mca_base_component_var_register(
+            version(),
+            name.as_ptr(),
+            description.as_ptr(),
+            kind,
+            ptr::null_mut(),
+            0,
+            0,
+            level,
+            ompi::MCA_BASE_VAR_SCOPE_READONLY,
+            storage,
+        );
+    }
+}
+
+fn refuse(running: &str) -> c_int {
+    let (major, minor, release) = ompi::BUILT_FOR;
+    help::show(
+        Topic::Version,
+        &format!("it was built for Open MPI {major}.{minor}.{release}, but this is Open MPI {running}."),
+    );
+    ompi::OPAL_ERR_NOT_AVAILABLE as c_int
+}
+
+/// Opens the component; there is nothing to do before `init`.
+pub unsafe extern "C" fn open() -> c_int {
+    ompi::OPAL_SUCCESS as c_int
+}
+
+/// Closes the component, after the module was finalized, or when there never was one.
+pub unsafe extern "C" fn close() -> c_int {
+    drop(FABRIC.lock().take());
+    ompi::OPAL_SUCCESS as c_int
+}
+
+/// Attaches to the region and publishes the endpoint's name. Returns no module when that is not possible, and says why
+/// when the user asked for vmshm.
+pub unsafe extern "C" fn init(count: *mut c_int, _: bool, _: bool) -> *mut *mut mca_btl_base_module_t {
+    // SAFETY: Open MPI gives a valid pointer.
+    unsafe { *count = 0 };
+    let module = MODULE.get();
+    match attach(module) {
+        Ok(fabric) => *FABRIC.lock() = Some(fabric),
+        Err((topic, message)) => {
+            if is_wanted() {
+                help::show(topic, &message);
+            } else {
+                help::verbose(&message);
+            }
+            return ptr::null_mut();
+        }
+    }
+    // SAFETY: malloc takes any size; Open MPI frees what it gave.
+    let modules =
+        unsafe { libc::malloc(size_of::<*mut mca_btl_base_module_t>()) }.cast::<*mut mca_btl_base_module_t>();
+    if modules.is_null() {
+        drop(FABRIC.lock().take());
+        return ptr::null_mut();
+    }
+    // SAFETY: there is room for one pointer; count is valid.
+    unsafe {
+        *modules = module;
+        *count = 1;
+    }
+    modules
+}
+
+/// Whether the user asked for vmshm: in the list of BTLs, or by naming a device.
+fn is_wanted() -> bool {
+    ompi::is_selected()
+        || options().is_ok_and(|options| options.device.is_some() || options.section.is_some())
+        || std::env::var_os("VMSHM_SECTION").is_some()
+}
+
+fn options() -> Result<Options, attach::AttachError> {
+    let mut options = Options::from_env()?;
+    // SAFETY: Open MPI holds NULL or NUL-terminated text there, and a number; it does not change them meanwhile.
+    unsafe {
+        let device = *PARAMETERS.device.get();
+        if !device.is_null() && *device != 0 {
+            options.device = Some(CStr::from_ptr(device).to_string_lossy().into_owned());
+        }
+        if let Ok(section) = u32::try_from(*PARAMETERS.section.get()) {
+            options.section = Some(section);
+        }
+        options.patience = Duration::from_secs(u64::from(*PARAMETERS.patience.get()));
+    }
+    Ok(options)
+}
+
+fn attach(module: *mut mca_btl_base_module_t) -> Result<Fabric, (Topic, String)> {
+    // SAFETY: Open MPI does not change the parameters nor the module meanwhile.
+    let (section, max_inline, patience, max_send) = unsafe {
+        module::check(module).map_err(|message| (Topic::Parameter, message))?;
+        let parameters = &PARAMETERS;
+        (
+            *parameters.section.get(),
+            *parameters.max_inline.get(),
+            *parameters.patience.get(),
+            (*module).btl_max_send_size,
+        )
+    };
+    let wrong = |name, value: &dyn Display, range: &str| {
+        Err((Topic::Parameter, format!("btl_vmshm_{name} is {value}: it must be {range}.")))
+    };
+    if section < -1 {
+        return wrong("section", &section, "-1 or the number of a section");
+    }
+    if max_inline > MAX_INLINE {
+        return wrong("max_inline", &max_inline, &format!("at most {MAX_INLINE} bytes"));
+    }
+    if patience == 0 {
+        return wrong("patience", &patience, "1 second or more");
+    }
+    let unavailable = |message: String| (Topic::Unavailable, message);
+    let endpoint = options()
+        .and_then(|options| attach::open_endpoint(&options))
+        .map_err(|error| unavailable(format!("{error}.")))?;
+    if let Some(advice) = endpoint.advice() {
+        help::show(Topic::Advice, &format!("{advice}."));
+    }
+    let is_open = endpoint.region().is_open();
+    let name = endpoint.name();
+    let mut fabric = Fabric::new(endpoint);
+    if !fabric.reserve(max_send) {
+        return Err(unavailable(format!(
+            "its section has no memory left for another process (three messages of {max_send} bytes wanted): run fewer \
+             processes in this machine, or create the region with more --size."
+        )));
+    }
+    ompi::publish(&name)
+        .map_err(|code| unavailable(format!("Open MPI could not publish its name (error {code}).")))?;
+    // SAFETY: nobody uses the module before init returns it.
+    unsafe { module::restrict(module, is_open) };
+    Ok(fabric)
+}
+
+/// Largest message that travels inline.
+pub fn max_inline() -> usize {
+    // SAFETY: not changed after init.
+    unsafe { *PARAMETERS.max_inline.get() }
+}
+
+/// Largest fragment that a user may ask for.
+pub const fn max_send_size() -> usize {
+    MAX_SEND_SIZE
+}
+
+/// Receives what has arrived and sends what waits. One thread at a time does so; the others return at once.
+pub unsafe extern "C" fn progress() -> c_int {
+    let Some(mut fabric) = FABRIC.try_lock() else { return 0 };
+    let Some(mut inbox) = fabric.as_mut().and_then(|fabric| fabric.inbox.take()) else { return 0 };
+    let mut count = 0;
+    if fabric.as_ref().is_some_and(Fabric::has_queued) {
+        count += send_queued(&mut fabric);
+    }
+    for _ in 0..BATCH {
+        let Some(event) = fabric.as_mut().and_then(|fabric| fabric.endpoint.poll(&mut inbox)) else { break };
+        count += 1;
+        handle(&mut fabric, &mut inbox, event);
+    }
+    if let Some(fabric) = fabric.as_mut() {
+        fabric.inbox = Some(inbox);
+    }
+    count
+}
+
+type Held = MutexGuard<'static, Option<Fabric>>;
+
+fn handle(fabric: &mut Held, inbox: &mut Inbox, event: Event) {
+    match event {
+        Event::Message { peer, tag, len } => {
+            let bytes = inbox.bytes_mut(len);
+            let heard = MutexGuard::unlocked(fabric, || module::deliver(tag, bytes.as_mut_ptr(), len, None));
+            if !heard {
+                reject(fabric, peer, tag);
+            }
+        }
+        Event::Fragment { peer, tag, offset, len } => {
+            let Some(open) = fabric.as_mut() else { return };
+            let payload = open.endpoint.address(offset, len as u64);
+            let heard = MutexGuard::unlocked(fabric, || module::deliver_shared(tag, payload, len));
+            if let Some(fabric) = fabric.as_mut() {
+                // An error here is followed by Event::Gone.
+                let _ = fabric.endpoint.consume(peer);
+            }
+            if !heard {
+                reject(fabric, peer, tag);
+            }
+        }
+        Event::Sent { token, .. } => {
+            if let Some(descriptor) = fabric.as_mut().and_then(|fabric| fabric.landed(token)) {
+                complete(fabric, descriptor, true);
+            }
+        }
+        Event::Unsent { peer, token } => {
+            let Some(open) = fabric.as_mut() else { return };
+            open.miss(peer);
+            if let Some(descriptor) = open.landed(token) {
+                complete(fabric, descriptor, false);
+            }
+        }
+        Event::Gone { peer, why } => {
+            if let Some(fabric) = fabric.as_mut() {
+                fabric.lose(peer, why);
+            }
+            report(fabric, peer);
+        }
+        // This plugin makes no offers, so nobody has reason to send either.
+        Event::Offer { peer, tag, .. } | Event::Done { peer, tag, .. } => reject(fabric, peer, tag),
+    }
+}
+
+/// Calls back the sender of a message that is complete, and frees its descriptor.
+fn complete(fabric: &mut Held, descriptor: *mut Descriptor, sent: bool) {
+    let status = if sent { ompi::OPAL_SUCCESS as c_int } else { ompi::OPAL_ERR_UNREACH as c_int };
+    // SAFETY: the transport has given the descriptor back; the lock is not held during the callback.
+    let ours = MutexGuard::unlocked(fabric, || unsafe { Descriptor::call_back(descriptor, status) });
+    if ours && let Some(fabric) = fabric.as_mut() {
+        // SAFETY: call_back said that it is ours to free.
+        unsafe { fabric.free(descriptor) };
+    }
+}
+
+fn send_queued(fabric: &mut Held) -> c_int {
+    let mut done = Vec::new();
+    if let Some(fabric) = fabric.as_mut() {
+        // SAFETY: queued descriptors belong to us until they are called back.
+        unsafe { fabric.send_queued(&mut done) };
+    }
+    let count = done.len();
+    for (descriptor, sent) in done {
+        complete(fabric, descriptor, sent);
+    }
+    c_int::try_from(count).unwrap_or(c_int::MAX)
+}
+
+/// A message that nobody here has asked for: its sender does not keep to the rules.
+fn reject(fabric: &mut Held, peer: Peer, tag: u8) {
+    let number = peer.index();
+    let proc = fabric.as_ref().and_then(|fabric| fabric.process(number));
+    MutexGuard::unlocked(fabric, || {
+        // SAFETY: Open MPI's process lives until del_procs.
+        unsafe {
+            module::report(
+                proc,
+                &format!("it sent a message with tag {tag:#x}, which nobody here has asked for"),
+            )
+        }
+    });
+}
+
+/// Reports the loss of a peer, once, if it matters.
+pub fn report(fabric: &mut Held, peer: Peer) {
+    if let Some(loss) = fabric.as_mut().and_then(|fabric| fabric.loss(peer)) {
+        MutexGuard::unlocked(fabric, || {
+            // SAFETY: Open MPI's process lives until del_procs.
+            unsafe { module::report(Some(loss.proc), &loss.why.to_string()) }
+        });
+    }
+}

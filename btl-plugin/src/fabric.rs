@@ -1,0 +1,425 @@
+//! The endpoint, its peers and what waits for them, behind one lock.
+
+use std::collections::VecDeque;
+
+use parking_lot::Mutex;
+use vmshm_transport::abi::EndpointName;
+use vmshm_transport::attach::Attached;
+use vmshm_transport::{ConnectError, Event, Fragment, Inbox, MAX_INLINE, Peer, PeerError, SendError};
+
+use crate::descriptor::Descriptor;
+use crate::ompi::opal_proc_t;
+
+/// The fabric of this process, from `init` to `finalize`.
+///
+/// Callbacks into Open MPI never run under the lock: they come back with more messages.
+pub static FABRIC: Mutex<Option<Fabric>> = Mutex::new(None);
+
+/// Messages that may wait for room in one peer's ring; then Open MPI keeps the others itself.
+const MAX_QUEUED: usize = 16;
+
+/// Descriptors kept for reuse.
+const MAX_SPARE: usize = 64;
+
+/// The smallest fragment that is asked for. All are powers of two, so that few sizes share the section.
+const MIN_FRAGMENT: usize = 2048;
+
+/// An attached endpoint and all that hangs on it.
+pub struct Fabric {
+    /// The transport.
+    pub endpoint: Attached,
+    /// What we know of each peer, by its index.
+    peers: Vec<Known>,
+    /// Fragments under way, by their token.
+    flights: Flights,
+    /// Queued messages of all peers.
+    queued: usize,
+    #[allow(clippy::vec_box, reason = "C knows where they are")]
+    spare: Vec<Box<Descriptor>>,
+    /// Where messages arrive. Absent while some thread makes progress.
+    pub inbox: Option<Box<Inbox>>,
+}
+
+// SAFETY: the raw pointers in it are Open MPI's processes and descriptors, which any thread may use; the lock around the
+// fabric orders their use.
+unsafe impl Send for Fabric {}
+
+/// What we know of a peer.
+#[derive(Default)]
+struct Known {
+    /// The transport's handle; None where the transport met a peer that Open MPI has not named yet.
+    peer: Option<Peer>,
+    /// Open MPI's process; None before `add_procs` and after `del_procs`.
+    proc: Option<*mut opal_proc_t>,
+    /// What waits for room in the peer's ring, in order.
+    queue: VecDeque<Outgoing>,
+    /// Why it cannot be reached any more.
+    lost: Option<PeerError>,
+    /// Something for it was lost.
+    missed: bool,
+    /// The loss was reported.
+    reported: bool,
+}
+
+/// A message of ours.
+pub enum Outgoing {
+    /// With a descriptor, which someone may wait for.
+    Descriptor(*mut Descriptor),
+    /// A fragment that nobody waits for: its tag and its length.
+    Fragment(Fragment, u8, usize),
+}
+
+/// What became of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Posted {
+    /// It is in the ring, whole.
+    Done,
+    /// The transport or the queue has it; the completion comes later.
+    Later,
+    /// The peer is gone.
+    Lost,
+}
+
+/// Why nothing was handed out or sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// There is no room now.
+    Busy,
+    /// The peer is gone.
+    Lost,
+}
+
+/// A peer whose loss must be reported.
+#[derive(Debug, Clone, Copy)]
+pub struct Loss {
+    /// Open MPI's process.
+    pub proc: *mut opal_proc_t,
+    /// Why it is lost.
+    pub why: PeerError,
+}
+
+impl Fabric {
+    /// Wraps an endpoint.
+    pub fn new(endpoint: Attached) -> Self {
+        Self {
+            endpoint,
+            peers: Vec::new(),
+            flights: Flights::default(),
+            queued: 0,
+            spare: Vec::new(),
+            inbox: Some(Box::default()),
+        }
+    }
+
+    /// Sets aside memory for some messages of `len` bytes, so that other processes of the section cannot starve us
+    /// altogether; false when the section is full.
+    pub fn reserve(&mut self, len: usize) -> bool {
+        let mut len = MIN_FRAGMENT.max(len.next_power_of_two());
+        let mut reserved = true;
+        while len >= MIN_FRAGMENT {
+            match self.endpoint.fragment(len) {
+                // A freed fragment stays with this endpoint.
+                Some(fragment) => self.endpoint.free(fragment),
+                None => reserved = false,
+            }
+            len /= 2;
+        }
+        reserved
+    }
+
+    /// Meets the process of Open MPI that has published `name`.
+    pub fn add(&mut self, name: &EndpointName, proc: *mut opal_proc_t) -> Result<Peer, ConnectError> {
+        let peer = self.endpoint.connect(name)?;
+        let known = self.known(peer.index());
+        known.peer = Some(peer);
+        known.proc = Some(proc);
+        Ok(peer)
+    }
+
+    /// Forgets Open MPI's process behind a peer.
+    pub fn remove(&mut self, peer: usize) {
+        if let Some(known) = self.peers.get_mut(peer) {
+            known.proc = None;
+        }
+    }
+
+    /// The peer behind the number that Open MPI keeps.
+    #[inline]
+    pub fn peer(&self, number: usize) -> Option<Peer> {
+        self.peers.get(number)?.peer
+    }
+
+    fn known(&mut self, peer: usize) -> &mut Known {
+        if peer >= self.peers.len() {
+            self.peers.resize_with(peer + 1, Known::default);
+        }
+        &mut self.peers[peer]
+    }
+
+    /// Whether messages wait for room in some peer's ring.
+    pub fn has_queued(&self) -> bool {
+        self.queued > 0
+    }
+
+    /// Whether more messages may be made for a peer.
+    fn admits(&self, peer: Peer) -> bool {
+        self.peers.get(peer.index()).is_none_or(|known| known.queue.len() < MAX_QUEUED)
+    }
+
+    /// A fragment for `len` bytes, or None when the section is full.
+    pub fn fragment(&mut self, len: usize) -> Option<Fragment> {
+        self.endpoint.fragment(MIN_FRAGMENT.max(len.checked_next_power_of_two()?))
+    }
+
+    /// Hands out a descriptor for a message with `len` bytes. Those that fit inline never fail.
+    pub fn descriptor(&mut self, peer: Peer, len: usize, order: u8, flags: u32) -> Option<*mut Descriptor> {
+        let fragment = if len <= MAX_INLINE {
+            None
+        } else if self.admits(peer) {
+            Some(self.fragment(len)?)
+        } else {
+            return None;
+        };
+        let descriptor = self.spare.pop().unwrap_or_else(Descriptor::new);
+        Some(descriptor.hand_out(peer, len, fragment, order, flags))
+    }
+
+    /// Frees a descriptor.
+    ///
+    /// # Safety
+    /// `descriptor` was handed out by [`Fabric::descriptor`] and is not used any more.
+    pub unsafe fn free(&mut self, descriptor: *mut Descriptor) {
+        // SAFETY: the caller vouches for it.
+        let (descriptor, fragment) = unsafe { Descriptor::take_back(descriptor) };
+        if let Some(fragment) = fragment {
+            self.endpoint.free(fragment);
+        }
+        if self.spare.len() < MAX_SPARE {
+            self.spare.push(descriptor);
+        }
+    }
+
+    /// Sends an inline message at once or not at all.
+    #[inline]
+    pub fn send_now(&mut self, peer: Peer, tag: u8, parts: &[&[u8]]) -> Result<(), Refused> {
+        if !self.is_free(peer) {
+            return Err(Refused::Busy);
+        }
+        match self.endpoint.send(peer, tag, parts) {
+            Ok(()) => Ok(()),
+            Err(SendError::Full | SendError::TooLong(_)) => Err(Refused::Busy),
+            Err(SendError::Gone) => {
+                self.known(peer.index()).missed = true;
+                Err(Refused::Lost)
+            }
+        }
+    }
+
+    /// Whether nothing waits for the peer.
+    #[inline]
+    pub fn is_free(&self, peer: Peer) -> bool {
+        self.peers.get(peer.index()).is_none_or(|known| known.queue.is_empty())
+    }
+
+    /// Sends a message after all that was sent to the peer before.
+    ///
+    /// # Safety
+    /// A descriptor was handed out by [`Fabric::descriptor`], and C does not touch it until it is called back or freed.
+    pub unsafe fn post(&mut self, peer: Peer, message: Outgoing) -> Posted {
+        if self.is_free(peer) {
+            // SAFETY: the caller vouches for a descriptor.
+            match unsafe { self.try_post(peer, message) } {
+                Ok(posted) => posted,
+                Err(message) => self.queue(peer, message),
+            }
+        } else {
+            self.queue(peer, message)
+        }
+    }
+
+    fn queue(&mut self, peer: Peer, message: Outgoing) -> Posted {
+        self.queued += 1;
+        self.known(peer.index()).queue.push_back(message);
+        Posted::Later
+    }
+
+    /// Gives a message to the transport, or back when the ring is full.
+    ///
+    /// # Safety
+    /// As [`Fabric::post`].
+    unsafe fn try_post(&mut self, peer: Peer, message: Outgoing) -> Result<Posted, Outgoing> {
+        let sent = match &message {
+            Outgoing::Descriptor(descriptor) => {
+                // SAFETY: the caller vouches for the descriptor.
+                let (tag, fragment, (data, len)) = unsafe {
+                    (
+                        Descriptor::tag(*descriptor),
+                        Descriptor::fragment(*descriptor),
+                        Descriptor::payload(*descriptor),
+                    )
+                };
+                match fragment {
+                    Some(fragment) => {
+                        let sent = self.endpoint.send_fragment(peer, tag, fragment, len, self.flights.next());
+                        sent.map(|()| Posted::Later)
+                    }
+                    None => {
+                        // SAFETY: C has written these bytes, which lie in the descriptor.
+                        let bytes = unsafe { std::slice::from_raw_parts(data, len) };
+                        self.endpoint.send(peer, tag, &[bytes]).map(|()| Posted::Done)
+                    }
+                }
+            }
+            Outgoing::Fragment(fragment, tag, len) => {
+                let sent = self.endpoint.send_fragment(peer, *tag, fragment, *len, self.flights.next());
+                sent.map(|()| Posted::Later)
+            }
+        };
+        match sent {
+            Ok(Posted::Later) => {
+                self.flights.begin(message);
+                Ok(Posted::Later)
+            }
+            Ok(posted) => Ok(posted),
+            Err(SendError::Full) => Err(message),
+            Err(SendError::Gone | SendError::TooLong(_)) => {
+                self.known(peer.index()).missed = true;
+                if let Outgoing::Fragment(fragment, ..) = message {
+                    self.endpoint.free(fragment);
+                }
+                Ok(Posted::Lost)
+            }
+        }
+    }
+
+    /// Sends what waits, as far as there is room. Descriptors that are now complete are added to `done`, with true
+    /// where the message was sent.
+    ///
+    /// # Safety
+    /// Queued descriptors are still as [`Fabric::post`] got them.
+    pub unsafe fn send_queued(&mut self, done: &mut Vec<(*mut Descriptor, bool)>) {
+        for index in 0..self.peers.len() {
+            let Some(peer) = self.peers[index].peer else { continue };
+            while let Some(message) = self.peers[index].queue.pop_front() {
+                let descriptor = match &message {
+                    Outgoing::Descriptor(descriptor) => Some(*descriptor),
+                    Outgoing::Fragment(..) => None,
+                };
+                // SAFETY: the caller vouches for descriptors.
+                match unsafe { self.try_post(peer, message) } {
+                    Err(message) => {
+                        self.peers[index].queue.push_front(message);
+                        break;
+                    }
+                    Ok(posted) => {
+                        self.queued -= 1;
+                        if posted != Posted::Later
+                            && let Some(descriptor) = descriptor
+                        {
+                            done.push((descriptor, posted == Posted::Done));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends the flight of a fragment, and returns its descriptor if it has one.
+    pub fn landed(&mut self, token: u64) -> Option<*mut Descriptor> {
+        match self.flights.end(token)? {
+            Outgoing::Descriptor(descriptor) => Some(descriptor),
+            Outgoing::Fragment(fragment, ..) => {
+                self.endpoint.free(fragment);
+                None
+            }
+        }
+    }
+
+    /// Notes that something for a peer was lost.
+    pub fn miss(&mut self, peer: Peer) {
+        self.known(peer.index()).missed = true;
+    }
+
+    /// Notes that a peer is gone; the transport says so once.
+    pub fn lose(&mut self, peer: Peer, why: PeerError) {
+        let known = self.known(peer.index());
+        known.lost = Some(why);
+        // A peer that has finished and left is no loss, unless there was more to say to it.
+        known.missed |= why != PeerError::Left || !known.queue.is_empty();
+    }
+
+    /// The peer's loss, if it must be reported now; once.
+    pub fn loss(&mut self, peer: Peer) -> Option<Loss> {
+        let known = self.known(peer.index());
+        let (Some(why), Some(proc), true, false) = (known.lost, known.proc, known.missed, known.reported)
+        else {
+            return None;
+        };
+        known.reported = true;
+        Some(Loss { proc, why })
+    }
+
+    /// Open MPI's process behind a peer.
+    pub fn process(&self, peer: usize) -> Option<*mut opal_proc_t> {
+        self.peers.get(peer)?.proc
+    }
+
+    /// Throws away what has arrived, until all that we sent has been consumed or `patience` is over.
+    pub fn drain(&mut self, patience: std::time::Duration) {
+        let start = std::time::Instant::now();
+        let mut inbox = self.inbox.take().unwrap_or_default();
+        while !self.endpoint.is_drained() && start.elapsed() < patience {
+            while let Some(event) = self.endpoint.poll(&mut inbox) {
+                if let Event::Fragment { peer, .. } = event {
+                    // An error means that the sender is gone, which is of no interest any more.
+                    let _ = self.endpoint.consume(peer);
+                }
+            }
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Fabric {
+    fn drop(&mut self) {
+        let queued = self.peers.iter_mut().flat_map(|known| known.queue.drain(..));
+        for message in queued.chain(self.flights.drain()) {
+            if let Outgoing::Descriptor(descriptor) = message {
+                // SAFETY: the module is being finalized: Open MPI has no use for its descriptors any more.
+                drop(unsafe { Descriptor::take_back(descriptor) });
+            }
+        }
+    }
+}
+
+/// Messages under way, each with a number to know it by.
+#[derive(Default)]
+struct Flights {
+    slots: Vec<Option<Outgoing>>,
+    free: Vec<usize>,
+}
+
+impl Flights {
+    /// The number that [`Flights::begin`] will use next.
+    fn next(&self) -> u64 {
+        *self.free.last().unwrap_or(&self.slots.len()) as u64
+    }
+
+    fn begin(&mut self, message: Outgoing) {
+        match self.free.pop() {
+            Some(slot) => self.slots[slot] = Some(message),
+            None => self.slots.push(Some(message)),
+        }
+    }
+
+    fn end(&mut self, number: u64) -> Option<Outgoing> {
+        let slot = usize::try_from(number).ok()?;
+        let message = self.slots.get_mut(slot)?.take()?;
+        self.free.push(slot);
+        Some(message)
+    }
+
+    fn drain(&mut self) -> impl Iterator<Item = Outgoing> + '_ {
+        self.slots.drain(..).flatten()
+    }
+}

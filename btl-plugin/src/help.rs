@@ -1,0 +1,128 @@
+//! How a problem is told to the user: through Open MPI's show_help, with a text from our help file.
+
+use std::ffi::{CStr, OsStr, c_void};
+use std::mem::MaybeUninit;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use crate::ompi;
+
+/// The file with the texts, see `install`.
+const FILE: &CStr = c"help-mpi-btl-vmshm.txt";
+
+/// The texts of the help file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Topic {
+    /// Built for another Open MPI than the one that runs.
+    Version,
+    /// No region could be attached.
+    Unavailable,
+    /// A parameter makes no sense.
+    Parameter,
+    /// All is well, but could be better.
+    Advice,
+    /// A peer is gone or broke the rules.
+    PeerLost,
+}
+
+impl Topic {
+    const fn key(self) -> &'static CStr {
+        match self {
+            Self::Version => c"version",
+            Self::Unavailable => c"unavailable",
+            Self::Parameter => c"parameter",
+            Self::Advice => c"advice",
+            Self::PeerLost => c"peer lost",
+        }
+    }
+}
+
+/// Shows a topic, whose text gets the host's name and `text`.
+pub fn show(topic: Topic, text: &str) {
+    if has_file() {
+        let text = ompi::c_text(text);
+        // SAFETY: all three are NUL-terminated and outlive the call.
+        unsafe { ompi::vmshm_ompi_show_help(FILE.as_ptr(), topic.key().as_ptr(), text.as_ptr()) };
+    } else {
+        let line = ompi::c_text(&format!("btl vmshm: {text}"));
+        // SAFETY: as above.
+        unsafe { ompi::vmshm_ompi_output(line.as_ptr()) };
+    }
+}
+
+/// Tells those who ask for it with `--mca btl_base_verbose 10`.
+pub fn verbose(text: &str) {
+    let line = ompi::c_text(&format!("btl vmshm: {text}"));
+    // SAFETY: the line is NUL-terminated and outlives the call.
+    unsafe { ompi::vmshm_ompi_verbose(line.as_ptr()) };
+}
+
+/// Makes Open MPI look for our help file where we were installed, and says whether the file is there.
+fn has_file() -> bool {
+    static FOUND: OnceLock<bool> = OnceLock::new();
+    *FOUND.get_or_init(|| {
+        let Some(directory) = own_path().as_deref().and_then(help_directory) else { return false };
+        let directory = ompi::c_text(&directory.to_string_lossy());
+        // SAFETY: the text is NUL-terminated; Open MPI copies it.
+        unsafe { ompi::opal_show_help_add_dir(directory.as_ptr()) };
+        true
+    })
+}
+
+/// From `PREFIX/lib/openmpi/mca_btl_vmshm.so` to `PREFIX/share/openmpi`, if the help file is there.
+fn help_directory(plugin: &Path) -> Option<PathBuf> {
+    let file = OsStr::from_bytes(FILE.to_bytes());
+    plugin
+        .ancestors()
+        .skip(1)
+        .take(5)
+        .map(|prefix| prefix.join("share/openmpi"))
+        .find(|directory| directory.join(file).is_file())
+}
+
+/// Where this plugin was loaded from.
+fn own_path() -> Option<PathBuf> {
+    let mut info = MaybeUninit::<libc::Dl_info>::zeroed();
+    let inside: fn() -> Option<PathBuf> = own_path;
+    // SAFETY: dladdr fills info where it returns non-zero; the file's name is NUL-terminated.
+    let path = unsafe {
+        if libc::dladdr(inside as *const c_void, info.as_mut_ptr()) == 0 {
+            return None;
+        }
+        CStr::from_ptr(info.assume_init().dli_fname).to_bytes()
+    };
+    std::fs::canonicalize(OsStr::from_bytes(path)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = include_str!("../help-mpi-btl-vmshm.txt");
+
+    #[test]
+    fn every_topic_has_a_text_that_takes_two_strings() {
+        for topic in [Topic::Version, Topic::Unavailable, Topic::Parameter, Topic::Advice, Topic::PeerLost] {
+            let head = format!("[{}]\n", topic.key().to_str().unwrap());
+            let body = TEXT.split_once(&head).map(|(_, rest)| rest.split("\n[").next().unwrap());
+            let body = body.unwrap_or_else(|| panic!("no text for {topic:?}"));
+            let body: String = body.lines().filter(|line| !line.starts_with('#')).collect();
+            assert_eq!(body.matches('%').count(), 2, "{topic:?}");
+            assert_eq!(body.matches("%s").count(), 2, "{topic:?}");
+        }
+    }
+
+    #[test]
+    fn the_help_file_is_found_beside_any_library_directory() {
+        let prefix = std::env::temp_dir().join(format!("vmshm-help-{}", std::process::id()));
+        let share = prefix.join("share/openmpi");
+        std::fs::create_dir_all(&share).unwrap();
+        std::fs::write(share.join("help-mpi-btl-vmshm.txt"), TEXT).unwrap();
+        for library in ["lib/openmpi", "lib/x86_64-linux-gnu/openmpi/lib"] {
+            assert_eq!(help_directory(&prefix.join(library).join("mca_btl_vmshm.so")), Some(share.clone()));
+        }
+        assert_eq!(help_directory(Path::new("/nowhere/lib/openmpi/mca_btl_vmshm.so")), None);
+        std::fs::remove_dir_all(&prefix).unwrap();
+    }
+}

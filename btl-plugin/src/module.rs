@@ -1,0 +1,748 @@
+//! What Open MPI calls for each peer and each message.
+
+use std::ffi::{c_char, c_int, c_void};
+use std::mem::MaybeUninit;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
+use std::time::Duration;
+
+use vmshm_transport::{ConnectError, MAX_INLINE, Peer};
+
+use crate::component;
+use crate::descriptor::{Descriptor, from_endpoint, to_endpoint};
+use crate::fabric::{FABRIC, Fabric, Outgoing, Posted, Refused};
+use crate::help::{self, Topic};
+use crate::ompi::{
+    self, MODULE, mca_btl_active_message_callback_t, mca_btl_base_descriptor_t, mca_btl_base_endpoint_t,
+    mca_btl_base_module_t, mca_btl_base_rdma_completion_fn_t, mca_btl_base_registration_handle_t,
+    mca_btl_base_segment_t, opal_bitmap_t, opal_convertor_t, opal_proc_t,
+};
+
+const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
+
+/// How long finalize waits for peers to read what was sent to them last.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Bytes at the start of a fragment that are copied before anyone looks at them: no header is longer.
+const HEADER: usize = 256;
+
+/// What ob1 calls when a peer is lost, or NULL.
+static ERROR_CALLBACK: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
+
+/// Gives the module its functions and the defaults of its parameters.
+///
+/// # Safety
+/// `module` is ours, and Open MPI does not use it meanwhile.
+pub unsafe fn fill(module: *mut mca_btl_base_module_t) {
+    // SAFETY: the caller vouches for it.
+    let module = unsafe { &mut *module };
+    module.btl_component = ompi::mca_btl_vmshm_component.get();
+    // Below native shared memory, above every network.
+    module.btl_exclusivity = ompi::MCA_BTL_EXCLUSIVITY_HIGH / 2;
+    module.btl_latency = 1;
+    module.btl_bandwidth = 40_000;
+    module.btl_eager_limit = 4 << 10;
+    module.btl_rndv_eager_limit = 4 << 10;
+    module.btl_max_send_size = 32 << 10;
+    // Memory outside of the section cannot be put to, and ob1 cannot be told so in time: hence never.
+    module.btl_rdma_pipeline_send_length = 4 << 10;
+    module.btl_rdma_pipeline_frag_size = 4 << 10;
+    module.btl_min_rdma_pipeline_size = usize::MAX;
+    module.btl_flags = ompi::MCA_BTL_FLAGS_SEND
+        | ompi::MCA_BTL_FLAGS_GET
+        | ompi::MCA_BTL_FLAGS_PUT
+        | ompi::MCA_BTL_FLAGS_RDMA_FLUSH;
+    module.btl_atomic_flags = crate::atomic::SUPPORTED;
+    module.btl_registration_handle_size = size_of::<Handle>();
+    module.btl_add_procs = Some(add_procs);
+    module.btl_del_procs = Some(del_procs);
+    module.btl_finalize = Some(finalize);
+    module.btl_alloc = Some(alloc);
+    module.btl_free = Some(free);
+    module.btl_prepare_src = Some(prepare_src);
+    module.btl_send = Some(send);
+    module.btl_sendi = Some(sendi);
+    module.btl_get = Some(get);
+    module.btl_put = Some(put);
+    module.btl_atomic_op = Some(crate::atomic::op);
+    module.btl_atomic_fop = Some(crate::atomic::fetch_op);
+    module.btl_atomic_cswap = Some(crate::atomic::compare_and_swap);
+    module.btl_register_mem = Some(register_mem);
+    module.btl_deregister_mem = Some(deregister_mem);
+    module.btl_register_error = Some(register_error);
+    module.btl_dump = Some(ompi::mca_btl_base_dump);
+    module.btl_flush = Some(flush);
+}
+
+/// Checks what the user has set.
+///
+/// # Safety
+/// As [`fill`].
+pub unsafe fn check(module: *const mca_btl_base_module_t) -> Result<(), String> {
+    // SAFETY: the caller vouches for it.
+    let module = unsafe { &*module };
+    let sizes = [
+        ("eager_limit", module.btl_eager_limit),
+        ("rndv_eager_limit", module.btl_rndv_eager_limit),
+        ("max_send_size", module.btl_max_send_size),
+    ];
+    for (name, value) in sizes {
+        if !(HEADER..=component::max_send_size()).contains(&value) {
+            return Err(format!(
+                "btl_vmshm_{name} is {value}: it must be between {HEADER} and {} bytes.",
+                component::max_send_size()
+            ));
+        }
+    }
+    if module.btl_eager_limit > module.btl_max_send_size {
+        return Err(format!(
+            "btl_vmshm_eager_limit is {}: it must not be more than btl_vmshm_max_send_size, which is {}.",
+            module.btl_eager_limit, module.btl_max_send_size
+        ));
+    }
+    Ok(())
+}
+
+/// Takes back what the region does not allow: only in an open region may peers write each other's sections.
+///
+/// # Safety
+/// As [`fill`].
+pub unsafe fn restrict(module: *mut mca_btl_base_module_t, is_open: bool) {
+    // SAFETY: the caller vouches for it.
+    let module = unsafe { &mut *module };
+    if !is_open {
+        module.btl_put = None;
+        module.btl_atomic_op = None;
+        module.btl_atomic_fop = None;
+        module.btl_atomic_cswap = None;
+        module.btl_atomic_flags = 0;
+        module.btl_flags &=
+            !(ompi::MCA_BTL_FLAGS_PUT | ompi::MCA_BTL_FLAGS_ATOMIC_OPS | ompi::MCA_BTL_FLAGS_ATOMIC_FOPS);
+    }
+}
+
+unsafe extern "C" fn add_procs(
+    _: *mut mca_btl_base_module_t,
+    count: usize,
+    procs: *mut *mut opal_proc_t,
+    endpoints: *mut *mut mca_btl_base_endpoint_t,
+    reachable: *mut opal_bitmap_t,
+) -> c_int {
+    for i in 0..count {
+        // SAFETY: Open MPI gives count processes and room for as many endpoints.
+        unsafe {
+            let proc = *procs.add(i);
+            let peer = meet(proc);
+            *endpoints.add(i) = peer.map_or(ptr::null_mut(), to_endpoint);
+            if peer.is_some() && !reachable.is_null() {
+                let rc = ompi::opal_bitmap_set_bit(reachable, i as c_int);
+                if rc != SUCCESS {
+                    return rc;
+                }
+            }
+        }
+    }
+    SUCCESS
+}
+
+/// Meets a process, wherever its host's name says it is: who sees the same region can be reached.
+///
+/// # Safety
+/// `proc` is a process of Open MPI.
+unsafe fn meet(proc: *mut opal_proc_t) -> Option<Peer> {
+    // SAFETY: the caller vouches for it.
+    let name = unsafe {
+        if ptr::eq(proc, ompi::opal_proc_local_get()) {
+            return None;
+        }
+        ompi::lookup(proc)?
+    };
+    let met = FABRIC.lock().as_mut()?.add(&name, proc);
+    match met {
+        Ok(peer) => Some(peer),
+        // Not an error: other ways may lead there.
+        Err(ConnectError::OtherRegion | ConnectError::Ourselves) => None,
+        Err(error) => {
+            // SAFETY: as above.
+            let who = unsafe { ompi::describe(proc) };
+            let message = format!("{who} is not reached this way: {error}.");
+            if matches!(error, ConnectError::Gone) {
+                help::verbose(&message);
+            } else {
+                help::show(Topic::Unavailable, &message);
+            }
+            None
+        }
+    }
+}
+
+unsafe extern "C" fn del_procs(
+    _: *mut mca_btl_base_module_t,
+    count: usize,
+    _: *mut *mut opal_proc_t,
+    endpoints: *mut *mut mca_btl_base_endpoint_t,
+) -> c_int {
+    if let Some(fabric) = FABRIC.lock().as_mut() {
+        for i in 0..count {
+            // SAFETY: Open MPI gives count endpoints.
+            fabric.remove(from_endpoint(unsafe { *endpoints.add(i) }));
+        }
+    }
+    SUCCESS
+}
+
+unsafe extern "C" fn finalize(_: *mut mca_btl_base_module_t) -> c_int {
+    ERROR_CALLBACK.store(ptr::null_mut(), Ordering::Relaxed);
+    let fabric = FABRIC.lock().take();
+    if let Some(mut fabric) = fabric {
+        fabric.drain(PATIENCE);
+    }
+    SUCCESS
+}
+
+unsafe extern "C" fn register_error(
+    _: *mut mca_btl_base_module_t,
+    callback: ompi::mca_btl_base_module_error_cb_fn_t,
+) -> c_int {
+    let pointer = callback.map_or(ptr::null_mut(), |function| function as *mut c_void);
+    ERROR_CALLBACK.store(pointer, Ordering::Relaxed);
+    SUCCESS
+}
+
+/// Tells the user and Open MPI that a peer is lost. Under ob1 this ends the job, and does not return.
+///
+/// # Safety
+/// `proc` is a process of Open MPI.
+pub unsafe fn report(proc: Option<*mut opal_proc_t>, why: &str) {
+    let who = match proc {
+        // SAFETY: the caller vouches for it.
+        Some(proc) => unsafe { ompi::describe(proc) },
+        None => "a process that this one does not know".into(),
+    };
+    let line = format!("{who}: {why}.");
+    help::show(Topic::PeerLost, &line);
+    let pointer = ERROR_CALLBACK.load(Ordering::Relaxed);
+    if pointer.is_null() {
+        return;
+    }
+    // SAFETY: only register_error stores there.
+    let callback =
+        unsafe { std::mem::transmute::<*mut c_void, ompi::mca_btl_base_module_error_cb_fn_t>(pointer) };
+    if let Some(callback) = callback {
+        // ob1 takes the text for a format.
+        let text = ompi::c_text(&format!("btl vmshm: lost {line}").replace('%', "%%"));
+        // SAFETY: module, process and text outlive the call, which does not change the text.
+        unsafe {
+            callback(
+                MODULE.get(),
+                ompi::MCA_BTL_ERROR_FLAGS_FATAL.cast_signed(),
+                proc.unwrap_or(ptr::null_mut()),
+                text.as_ptr().cast_mut().cast::<c_char>(),
+            );
+        }
+    }
+}
+
+unsafe extern "C" fn alloc(
+    _: *mut mca_btl_base_module_t,
+    endpoint: *mut mca_btl_base_endpoint_t,
+    order: u8,
+    size: usize,
+    flags: u32,
+) -> *mut mca_btl_base_descriptor_t {
+    let mut fabric = FABRIC.lock();
+    let Some(fabric) = fabric.as_mut() else { return ptr::null_mut() };
+    let Some(peer) = fabric.peer(from_endpoint(endpoint)) else { return ptr::null_mut() };
+    fabric.descriptor(peer, size, order, flags).map_or(ptr::null_mut(), Descriptor::to_c)
+}
+
+unsafe extern "C" fn free(
+    _: *mut mca_btl_base_module_t,
+    descriptor: *mut mca_btl_base_descriptor_t,
+) -> c_int {
+    let descriptor = Descriptor::from_c(descriptor);
+    match FABRIC.lock().as_mut() {
+        // SAFETY: Open MPI gives back what alloc or prepare_src gave it.
+        Some(fabric) => unsafe { fabric.free(descriptor) },
+        // SAFETY: as above. The section is gone, and the fragment with it.
+        None => drop(unsafe { Descriptor::take_back(descriptor) }),
+    }
+    SUCCESS
+}
+
+/// Copies the convertor's next bytes to `to`, and returns how many, or None where it cannot.
+///
+/// # Safety
+/// `convertor` is Open MPI's and has `len` bytes, and `to` has room for them.
+#[inline]
+unsafe fn pack(convertor: *mut opal_convertor_t, to: *mut u8, len: usize) -> Option<usize> {
+    let mut data = ptr::null_mut();
+    // SAFETY: the caller vouches for it; `contiguous` says that len bytes lie at data.
+    unsafe {
+        if ompi::vmshm_ompi_contiguous(convertor, &mut data) {
+            ptr::copy_nonoverlapping(data.cast::<u8>(), to, len);
+            return Some(len);
+        }
+        let mut packed = len;
+        (ompi::vmshm_ompi_pack(convertor, to.cast(), &mut packed) >= 0).then_some(packed)
+    }
+}
+
+unsafe extern "C" fn prepare_src(
+    _: *mut mca_btl_base_module_t,
+    endpoint: *mut mca_btl_base_endpoint_t,
+    convertor: *mut opal_convertor_t,
+    order: u8,
+    reserve: usize,
+    size: *mut usize,
+    flags: u32,
+) -> *mut mca_btl_base_descriptor_t {
+    // SAFETY: Open MPI gives a valid pointer.
+    let wanted = unsafe { *size };
+    let handed = {
+        let mut fabric = FABRIC.lock();
+        let Some(fabric) = fabric.as_mut() else { return ptr::null_mut() };
+        let Some(peer) = fabric.peer(from_endpoint(endpoint)) else { return ptr::null_mut() };
+        // Open MPI keeps to the limits of the module, so that the sum neither overflows nor is out of bounds.
+        fabric.descriptor(peer, reserve.saturating_add(wanted), order, flags)
+    };
+    let Some(descriptor) = handed else { return ptr::null_mut() };
+    // SAFETY: the descriptor is ours and has room for reserve + wanted bytes.
+    unsafe {
+        let (data, _) = Descriptor::payload(descriptor);
+        let Some(packed) = pack(convertor, data.add(reserve), wanted) else {
+            free(ptr::null_mut(), Descriptor::to_c(descriptor));
+            return ptr::null_mut();
+        };
+        *size = packed;
+        Descriptor::shorten(descriptor, reserve + packed);
+    }
+    Descriptor::to_c(descriptor)
+}
+
+unsafe extern "C" fn send(
+    _: *mut mca_btl_base_module_t,
+    endpoint: *mut mca_btl_base_endpoint_t,
+    descriptor: *mut mca_btl_base_descriptor_t,
+    tag: u8,
+) -> c_int {
+    let descriptor = Descriptor::from_c(descriptor);
+    let mut guard = FABRIC.lock();
+    let Some(fabric) = guard.as_mut() else { return ompi::OPAL_ERR_UNREACH as c_int };
+    let Some(peer) = fabric.peer(from_endpoint(endpoint)) else { return ompi::OPAL_ERR_UNREACH as c_int };
+    // SAFETY: Open MPI gives a descriptor of ours, and leaves it to us if this returns no error. The flag is set before
+    // the message is under way: a callback is due whenever it completes later.
+    let posted = unsafe {
+        Descriptor::set_tag(descriptor, tag);
+        let later = Descriptor::fragment(descriptor).is_some() || !fabric.is_free(peer);
+        if later {
+            Descriptor::always_call_back(descriptor);
+        }
+        fabric.post(peer, Outgoing::Descriptor(descriptor))
+    };
+    match posted {
+        Posted::Later => {
+            // A full ring was not foreseen above. The lock is still held: it cannot have completed yet.
+            // SAFETY: as above.
+            unsafe { Descriptor::always_call_back(descriptor) };
+            SUCCESS
+        }
+        Posted::Done => {
+            drop(guard);
+            // SAFETY: the message is in the ring; the descriptor is complete, and freed only if it is ours.
+            unsafe {
+                if Descriptor::call_back(descriptor, SUCCESS) {
+                    free(ptr::null_mut(), Descriptor::to_c(descriptor));
+                }
+            }
+            1
+        }
+        Posted::Lost => {
+            component::report(&mut guard, peer);
+            ompi::OPAL_ERR_UNREACH as c_int
+        }
+    }
+}
+
+unsafe extern "C" fn sendi(
+    _: *mut mca_btl_base_module_t,
+    endpoint: *mut mca_btl_base_endpoint_t,
+    convertor: *mut opal_convertor_t,
+    header: *mut c_void,
+    header_size: usize,
+    payload_size: usize,
+    order: u8,
+    flags: u32,
+    tag: u8,
+    descriptor: *mut *mut mca_btl_base_descriptor_t,
+) -> c_int {
+    let number = from_endpoint(endpoint);
+    let len = header_size.saturating_add(payload_size);
+    // SAFETY: Open MPI gives header_size bytes, and a convertor with payload_size bytes.
+    let sent = unsafe {
+        let header = std::slice::from_raw_parts(header.cast::<u8>(), header_size);
+        if len <= component::max_inline() {
+            send_inline(number, tag, header, convertor, payload_size)
+        } else {
+            send_packed(number, tag, header, convertor, payload_size)
+        }
+    };
+    match sent {
+        Ok(()) => SUCCESS,
+        Err(Refused::Busy) => {
+            if !descriptor.is_null() {
+                // SAFETY: Open MPI gives NULL or a valid pointer, and a convertor that it resets itself.
+                unsafe { *descriptor = alloc(ptr::null_mut(), endpoint, order, len, flags) };
+            }
+            ompi::OPAL_ERR_OUT_OF_RESOURCE as c_int
+        }
+        Err(Refused::Lost) => {
+            let mut guard = FABRIC.lock();
+            if let Some(peer) = guard.as_ref().and_then(|fabric| fabric.peer(number)) {
+                component::report(&mut guard, peer);
+            }
+            if !descriptor.is_null() {
+                // SAFETY: as above.
+                unsafe { *descriptor = ptr::null_mut() };
+            }
+            ompi::OPAL_ERR_UNREACH as c_int
+        }
+    }
+}
+
+/// Sends a message in the ring itself, without any allocation.
+///
+/// # Safety
+/// `convertor` is Open MPI's and has `len` bytes; the header's and these are at most `MAX_INLINE`.
+#[inline]
+unsafe fn send_inline(
+    number: usize,
+    tag: u8,
+    header: &[u8],
+    convertor: *mut opal_convertor_t,
+    len: usize,
+) -> Result<(), Refused> {
+    let mut packed = MaybeUninit::<[u8; MAX_INLINE]>::uninit();
+    let payload: &[u8] = if len == 0 {
+        &[]
+    } else {
+        let mut data = ptr::null_mut();
+        // SAFETY: the caller vouches for the convertor; len is at most MAX_INLINE, and all of it is packed or sent as
+        // it lies.
+        unsafe {
+            if ompi::vmshm_ompi_contiguous(convertor, &mut data) {
+                std::slice::from_raw_parts(data.cast::<u8>(), len)
+            } else {
+                let to = packed.as_mut_ptr().cast::<u8>();
+                let mut done = len;
+                if ompi::vmshm_ompi_pack(convertor, to.cast(), &mut done) < 0 || done != len {
+                    return Err(Refused::Busy);
+                }
+                std::slice::from_raw_parts(to, len)
+            }
+        }
+    };
+    let mut fabric = FABRIC.lock();
+    let fabric = fabric.as_mut().ok_or(Refused::Lost)?;
+    let peer = fabric.peer(number).ok_or(Refused::Lost)?;
+    fabric.send_now(peer, tag, &[header, payload])
+}
+
+/// Sends a message in a fragment of our section.
+///
+/// # Safety
+/// `convertor` is Open MPI's and has `len` bytes.
+unsafe fn send_packed(
+    number: usize,
+    tag: u8,
+    header: &[u8],
+    convertor: *mut opal_convertor_t,
+    len: usize,
+) -> Result<(), Refused> {
+    let (peer, fragment) = {
+        let mut fabric = FABRIC.lock();
+        let fabric = fabric.as_mut().ok_or(Refused::Lost)?;
+        let peer = fabric.peer(number).ok_or(Refused::Lost)?;
+        // Something waits already: let Open MPI wait as well.
+        if !fabric.is_free(peer) {
+            return Err(Refused::Busy);
+        }
+        (peer, fabric.fragment(header.len() + len).ok_or(Refused::Busy)?)
+    };
+    let to = fragment.ptr();
+    // SAFETY: the fragment has room for both.
+    let packed = unsafe {
+        ptr::copy_nonoverlapping(header.as_ptr(), to, header.len());
+        pack(convertor, to.add(header.len()), len)
+    };
+    let mut fabric = FABRIC.lock();
+    let fabric = fabric.as_mut().ok_or(Refused::Lost)?;
+    if packed != Some(len) {
+        fabric.endpoint.free(fragment);
+        return Err(Refused::Busy);
+    }
+    // SAFETY: there is no descriptor.
+    match unsafe { fabric.post(peer, Outgoing::Fragment(fragment, tag, header.len() + len)) } {
+        Posted::Lost => Err(Refused::Lost),
+        Posted::Done | Posted::Later => Ok(()),
+    }
+}
+
+/// Hands a message to whoever registered its tag; false if nobody did. `rest` is what follows the first part.
+pub fn deliver(tag: u8, first: *mut u8, len: usize, rest: Option<(*mut u8, usize)>) -> bool {
+    if u32::from(tag) >= ompi::MCA_BTL_TAG_MAX {
+        return false;
+    }
+    let table =
+        (&raw const ompi::mca_btl_base_active_message_trigger).cast::<mca_btl_active_message_callback_t>();
+    // SAFETY: the table has MCA_BTL_TAG_MAX rows, filled before messages come.
+    let entry = unsafe { *table.add(usize::from(tag)) };
+    let Some(callback) = entry.cbfunc else { return false };
+    // SAFETY: both structs hold numbers, pointers and optional functions, for all of which zero is a value.
+    let (mut segments, mut descriptor): ([mca_btl_base_segment_t; 2], mca_btl_base_descriptor_t) =
+        unsafe { (MaybeUninit::zeroed().assume_init(), MaybeUninit::zeroed().assume_init()) };
+    segments[0].seg_addr.pval = first.cast();
+    segments[0].seg_len = len as u64;
+    descriptor.des_segment_count = 1;
+    if let Some((rest, rest_len)) = rest {
+        segments[1].seg_addr.pval = rest.cast();
+        segments[1].seg_len = rest_len as u64;
+        descriptor.des_segment_count = 2;
+    }
+    descriptor.des_segments = segments.as_mut_ptr();
+    // SAFETY: module, descriptor and segments outlive the call, which keeps none of them.
+    unsafe { callback(MODULE.get(), tag, &mut descriptor, entry.cbdata) };
+    true
+}
+
+/// Hands on a message whose bytes lie in the sender's section, where the sender can still change them: its header is
+/// copied first, its payload is read in place. For tags whose headers we do not know, all of it is copied.
+pub fn deliver_shared(tag: u8, payload: *mut u8, len: usize) -> bool {
+    let is_pml = (ompi::MCA_BTL_TAG_PML..ompi::MCA_BTL_TAG_OSC_RDMA).contains(&u32::from(tag));
+    if is_pml {
+        let mut first = MaybeUninit::<[u64; HEADER / 8]>::uninit();
+        let first = first.as_mut_ptr().cast::<u8>();
+        let copied = len.min(HEADER);
+        // SAFETY: the transport has checked that len bytes lie at payload; HEADER bytes lie at first.
+        unsafe { copy_volatile(payload, first, copied) };
+        let rest = (len > copied).then(|| (payload.wrapping_add(copied), len - copied));
+        deliver(tag, first, copied, rest)
+    } else {
+        let mut all = vec![0u64; len.div_ceil(8)];
+        // SAFETY: as above.
+        unsafe { copy_volatile(payload, all.as_mut_ptr().cast(), len) };
+        deliver(tag, all.as_mut_ptr().cast(), len, None)
+    }
+}
+
+/// Copies from memory that others may be writing, reading each byte once.
+///
+/// # Safety
+/// `from` is valid for volatile reads of `len` bytes and `to` for writes; they do not overlap.
+unsafe fn copy_volatile(from: *const u8, to: *mut u8, len: usize) {
+    let words = if from.cast::<u64>().is_aligned() && to.cast::<u64>().is_aligned() { len / 8 } else { 0 };
+    // SAFETY: the caller vouches for both; words are read only where both are aligned.
+    unsafe {
+        for i in 0..words {
+            to.cast::<u64>().add(i).write(from.cast::<u64>().add(i).read_volatile());
+        }
+        for i in words * 8..len {
+            to.add(i).write(from.add(i).read_volatile());
+        }
+    }
+}
+
+/// What a peer must know to reach registered memory. It travels in Open MPI's headers.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Handle {
+    /// Address in the process that registered it.
+    base: u64,
+    /// Offset in the region of that address, or [`LOCAL`].
+    offset: u64,
+    /// Bytes.
+    len: u64,
+}
+
+/// The memory can only be used by the process that registered it.
+const LOCAL: u64 = u64::MAX;
+
+impl Handle {
+    /// Offset in the region of `len` bytes at the owner's `address`, if they are registered for others.
+    pub fn resolve(&self, address: u64, len: u64) -> Option<u64> {
+        let skip = address.checked_sub(self.base)?;
+        let fits = skip.checked_add(len)? <= self.len;
+        if self.offset == LOCAL || !fits { None } else { self.offset.checked_add(skip) }
+    }
+}
+
+/// Registers memory. Others can only reach what lies in our section; for ourselves all memory will do.
+unsafe extern "C" fn register_mem(
+    _: *mut mca_btl_base_module_t,
+    _: *mut mca_btl_base_endpoint_t,
+    base: *mut c_void,
+    size: usize,
+    flags: u32,
+) -> *mut mca_btl_base_registration_handle_t {
+    let offset =
+        FABRIC.lock().as_ref().and_then(|fabric| fabric.endpoint.expose(base.cast::<u8>(), size as u64));
+    let for_others = ompi::MCA_BTL_REG_FLAG_REMOTE_READ | ompi::MCA_BTL_REG_FLAG_REMOTE_ATOMIC;
+    if offset.is_none() && flags & for_others != 0 {
+        return ptr::null_mut();
+    }
+    let handle = Handle { base: base.addr() as u64, offset: offset.unwrap_or(LOCAL), len: size as u64 };
+    Box::into_raw(Box::new(handle)).cast()
+}
+
+unsafe extern "C" fn deregister_mem(
+    _: *mut mca_btl_base_module_t,
+    handle: *mut mca_btl_base_registration_handle_t,
+) -> c_int {
+    if !handle.is_null() {
+        // SAFETY: Open MPI gives back what register_mem gave it.
+        drop(unsafe { Box::from_raw(handle.cast::<Handle>()) });
+    }
+    SUCCESS
+}
+
+/// Finds the peer and the place in the region that Open MPI means.
+///
+/// # Safety
+/// `handle` is a copy of a peer's handle, or NULL.
+pub unsafe fn remote(
+    fabric: &Fabric,
+    endpoint: *const mca_btl_base_endpoint_t,
+    address: u64,
+    handle: *const mca_btl_base_registration_handle_t,
+    len: u64,
+) -> Option<(Peer, u64)> {
+    if handle.is_null() {
+        return None;
+    }
+    // SAFETY: the caller vouches for it; Open MPI's copy may lie anywhere.
+    let handle = unsafe { handle.cast::<Handle>().read_unaligned() };
+    Some((fabric.peer(from_endpoint(endpoint))?, handle.resolve(address, len)?))
+}
+
+unsafe extern "C" fn get(
+    module: *mut mca_btl_base_module_t,
+    endpoint: *mut mca_btl_base_endpoint_t,
+    local: *mut c_void,
+    address: u64,
+    local_handle: *mut mca_btl_base_registration_handle_t,
+    remote_handle: *mut mca_btl_base_registration_handle_t,
+    size: usize,
+    _: c_int,
+    _: c_int,
+    callback: mca_btl_base_rdma_completion_fn_t,
+    context: *mut c_void,
+    data: *mut c_void,
+) -> c_int {
+    let done = {
+        let mut fabric = FABRIC.lock();
+        let Some(fabric) = fabric.as_mut() else { return ompi::OPAL_ERR_UNREACH as c_int };
+        // SAFETY: Open MPI gives the handle that the peer sent.
+        let Some((peer, offset)) = (unsafe { remote(fabric, endpoint, address, remote_handle, size as u64) })
+        else {
+            return ompi::OPAL_ERR_BAD_PARAM as c_int;
+        };
+        // SAFETY: Open MPI gives room for size bytes.
+        unsafe { fabric.endpoint.get(peer, offset, local.cast(), size) }
+    };
+    // SAFETY: the operation is over; the callback gets what was given for it.
+    unsafe { rdma_done(module, endpoint, local, local_handle, callback, context, data, done.is_ok()) }
+}
+
+unsafe extern "C" fn put(
+    module: *mut mca_btl_base_module_t,
+    endpoint: *mut mca_btl_base_endpoint_t,
+    local: *mut c_void,
+    address: u64,
+    local_handle: *mut mca_btl_base_registration_handle_t,
+    remote_handle: *mut mca_btl_base_registration_handle_t,
+    size: usize,
+    _: c_int,
+    _: c_int,
+    callback: mca_btl_base_rdma_completion_fn_t,
+    context: *mut c_void,
+    data: *mut c_void,
+) -> c_int {
+    let done = {
+        let mut fabric = FABRIC.lock();
+        let Some(fabric) = fabric.as_mut() else { return ompi::OPAL_ERR_UNREACH as c_int };
+        // SAFETY: Open MPI gives the handle that the peer sent.
+        let Some((peer, offset)) = (unsafe { remote(fabric, endpoint, address, remote_handle, size as u64) })
+        else {
+            return ompi::OPAL_ERR_BAD_PARAM as c_int;
+        };
+        // SAFETY: Open MPI gives size bytes.
+        unsafe { fabric.endpoint.put(peer, offset, local.cast(), size) }
+    };
+    // SAFETY: the operation is over; the callback gets what was given for it.
+    unsafe { rdma_done(module, endpoint, local, local_handle, callback, context, data, done.is_ok()) }
+}
+
+/// Tells Open MPI that an operation on a peer's memory is over.
+///
+/// # Safety
+/// The arguments are those that Open MPI gave for the operation.
+#[allow(clippy::too_many_arguments, reason = "they are Open MPI's")]
+pub unsafe fn rdma_done(
+    module: *mut mca_btl_base_module_t,
+    endpoint: *mut mca_btl_base_endpoint_t,
+    local: *mut c_void,
+    local_handle: *mut mca_btl_base_registration_handle_t,
+    callback: mca_btl_base_rdma_completion_fn_t,
+    context: *mut c_void,
+    data: *mut c_void,
+    done: bool,
+) -> c_int {
+    let status = if done { SUCCESS } else { ompi::OPAL_ERR_UNREACH as c_int };
+    if let Some(callback) = callback {
+        // SAFETY: the caller vouches for all of them.
+        unsafe { callback(module, endpoint, local, local_handle, context, data, status) };
+    }
+    SUCCESS
+}
+
+/// Waits for all operations on peers' memory; each is over when its function returns.
+unsafe extern "C" fn flush(_: *mut mca_btl_base_module_t, _: *mut mca_btl_base_endpoint_t) -> c_int {
+    SUCCESS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handle_resolves_only_what_lies_in_it() {
+        let handle = Handle { base: 0x1000, offset: 0x80, len: 0x100 };
+        assert_eq!(handle.resolve(0x1000, 0x100), Some(0x80));
+        assert_eq!(handle.resolve(0x1010, 0xf0), Some(0x90));
+        assert_eq!(handle.resolve(0x1010, 0xf1), None);
+        assert_eq!(handle.resolve(0xfff, 1), None);
+        assert_eq!(handle.resolve(0x1010, u64::MAX), None);
+        assert_eq!(Handle { offset: LOCAL, ..handle }.resolve(0x1000, 1), None);
+    }
+
+    #[test]
+    fn bytes_are_copied_at_every_length_and_alignment() {
+        let source: Vec<u8> = (0..=255).cycle().take(600).collect();
+        for skew in 0..8 {
+            for len in [0, 1, 7, 8, 9, 63, 256, 511] {
+                let mut target = vec![0u8; 600];
+                // SAFETY: both have room for skew + len bytes.
+                unsafe { copy_volatile(source.as_ptr().add(skew), target.as_mut_ptr(), len) };
+                assert_eq!(target[..len], source[skew..skew + len]);
+                assert!(target[len..].iter().all(|byte| *byte == 0));
+            }
+        }
+    }
+
+    #[test]
+    fn tags_that_nobody_asked_for_are_refused() {
+        let mut byte = 0;
+        assert!(!deliver(255, &mut byte, 1, None));
+        assert!(!deliver(0x9f, &mut byte, 1, None));
+    }
+}

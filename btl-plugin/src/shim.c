@@ -1,0 +1,83 @@
+/* What Open MPI has only as macros, inline functions and variadic functions, as plain functions. */
+
+#include "shim.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "opal/mca/pmix/pmix.h"
+#include "opal/util/output.h"
+
+int vmshm_ompi_publish(const mca_base_component_t *component, const void *data, size_t len)
+{
+    int rc;
+
+    OPAL_MODEX_SEND(rc, OPAL_PMIX_GLOBAL, component, (void *) data, len);
+    return rc;
+}
+
+int vmshm_ompi_lookup(const mca_base_component_t *component, const opal_proc_t *proc, void *data, size_t len)
+{
+    uint8_t *found = NULL;
+    size_t found_len = 0;
+    int rc;
+
+    OPAL_MODEX_RECV(rc, component, &proc->proc_name, &found, &found_len);
+    if (OPAL_SUCCESS == rc && (NULL == found || found_len != len)) {
+        rc = OPAL_ERR_NOT_FOUND;
+    }
+    if (OPAL_SUCCESS == rc) {
+        memcpy(data, found, len);
+    }
+    free(found);
+    return rc;
+}
+
+bool vmshm_ompi_contiguous(opal_convertor_t *convertor, void **data)
+{
+    if (opal_convertor_need_buffers(convertor)) {
+        return false;
+    }
+    opal_convertor_get_current_pointer(convertor, data);
+    return true;
+}
+
+int vmshm_ompi_pack(opal_convertor_t *convertor, void *to, size_t *len)
+{
+    struct iovec iov = {.iov_base = to, .iov_len = *len};
+    uint32_t count = 1;
+
+    return opal_convertor_pack(convertor, &iov, &count, len);
+}
+
+void vmshm_ompi_show_help(const char *file, const char *topic, const char *text)
+{
+    opal_show_help(file, topic, true, opal_process_info.nodename, text);
+}
+
+void vmshm_ompi_output(const char *line)
+{
+    opal_output(0, "%s", line);
+}
+
+void vmshm_ompi_verbose(const char *line)
+{
+    opal_output_verbose(10, opal_btl_base_framework.framework_output, "%s", line);
+}
+
+const char *vmshm_ompi_selection(void)
+{
+    return opal_btl_base_framework.framework_selection;
+}
+
+const char *vmshm_ompi_name(const opal_proc_t *proc)
+{
+    return OPAL_NAME_PRINT(proc->proc_name);
+}
+
+const char *vmshm_ompi_host(const opal_proc_t *proc)
+{
+    const char *host = opal_get_proc_hostname(proc);
+
+    return NULL != host ? host : "an unknown host";
+}

@@ -1,0 +1,46 @@
+/* What Open MPI has only as macros and inline functions, as functions. See shim.c. */
+
+#ifndef VMSHM_OMPI_SHIM_H
+#define VMSHM_OMPI_SHIM_H
+
+#include "opal_config.h"
+#include "opal/class/opal_bitmap.h"
+#include "opal/datatype/opal_convertor.h"
+#include "opal/mca/base/base.h"
+#include "opal/mca/btl/base/base.h"
+#include "opal/mca/btl/base/btl_base_error.h"
+#include "opal/mca/btl/btl.h"
+#include "opal/util/proc.h"
+#include "opal/util/show_help.h"
+
+/* Publishes data about this process for all processes of the job, and of jobs that join it. */
+int vmshm_ompi_publish(const mca_base_component_t *component, const void *data, size_t len);
+
+/* Gets what a process has published; it must have exactly len bytes. */
+int vmshm_ompi_lookup(const mca_base_component_t *component, const opal_proc_t *proc, void *data, size_t len);
+
+/* Whether the convertor's next bytes lie in memory as they are; then *data is the first of them. */
+bool vmshm_ompi_contiguous(opal_convertor_t *convertor, void **data);
+
+/* Packs up to *len bytes; *len becomes the number packed. Negative on error. */
+int vmshm_ompi_pack(opal_convertor_t *convertor, void *to, size_t *len);
+
+/* Shows a topic of a help file, whose text takes the host's name and one more string. */
+void vmshm_ompi_show_help(const char *file, const char *topic, const char *text);
+
+/* Writes one line to the user. */
+void vmshm_ompi_output(const char *line);
+
+/* Writes one line to those who set btl_base_verbose. */
+void vmshm_ompi_verbose(const char *line);
+
+/* The list of components that the user asked for with the parameter btl, or NULL. */
+const char *vmshm_ompi_selection(void);
+
+/* The name of a process, as Open MPI prints it. Valid until the next few calls. */
+const char *vmshm_ompi_name(const opal_proc_t *proc);
+
+/* The host of a process, or "an unknown host". */
+const char *vmshm_ompi_host(const opal_proc_t *proc);
+
+#endif
