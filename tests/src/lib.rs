@@ -1,1 +1,18 @@
-//! Placeholder.
+//! Tests that cross the rooms of vmshm.
+//!
+//! The library holds what the test programs share:
+//!
+//! - [`payload`]: seeded bytes, and the comparison that names the first wrong one;
+//! - [`buffer`], [`comm`], [`request`], [`datatype`], [`window`], [`universe`]: MPI calls with owned
+//!   buffers and an error check on every return code, over the raw functions of the `mpi` crate;
+//! - [`check`]: the named cases that `vmshm-mpi-check` runs under `mpirun`.
+
+pub mod buffer;
+pub mod check;
+pub mod collective;
+pub mod comm;
+pub mod datatype;
+pub mod payload;
+pub mod request;
+pub mod universe;
+pub mod window;

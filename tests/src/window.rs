@@ -1,0 +1,242 @@
+//! One-sided communication: windows and epochs.
+
+use std::ffi::c_int;
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+
+use mpi::ffi;
+
+use crate::buffer::Buffer;
+use crate::collective::{Number, Op};
+use crate::comm::{Comm, Rank};
+use crate::datatype::aint;
+use crate::universe::{SUCCESS, int, succeed};
+
+/// Memory that all members of a communicator may reach; offsets are in bytes.
+#[derive(Debug)]
+pub struct Window {
+    raw: ffi::MPI_Win,
+    base: NonNull<u8>,
+    length: usize,
+    /// The memory, where it is not MPI's own.
+    _memory: Option<Buffer>,
+}
+
+impl Window {
+    /// A window over heap memory (`MPI_Win_create`).
+    ///
+    /// # Errors
+    /// MPI's text, if no component for windows can be used.
+    pub fn over_heap(comm: &Comm, length: usize) -> Result<Window, String> {
+        let mut memory = Buffer::new(length);
+        let base: NonNull<u8> = NonNull::from(memory.payload_mut()).cast();
+        let raw = create(comm, |new| {
+            let start = base.as_ptr().cast();
+            // SAFETY: the memory lives as long as the window.
+            unsafe {
+                let (size, info) = (aint(length), ffi::RSMPI_INFO_NULL);
+                ffi::MPI_Win_create(start, size, 1, info, comm.raw(), new)
+            }
+        })?;
+        Ok(Window { raw, base, length, _memory: Some(memory) })
+    }
+
+    /// A window over memory that MPI chooses (`MPI_Win_allocate`).
+    ///
+    /// # Errors
+    /// MPI's text, if no component for windows can be used.
+    pub fn allocate(comm: &Comm, length: usize) -> Result<Window, String> {
+        let mut base: *mut u8 = std::ptr::null_mut();
+        let raw = create(comm, |new| {
+            let out = (&raw mut base).cast();
+            // SAFETY: MPI writes the base address through the pointer to `base`.
+            unsafe {
+                let (size, info) = (aint(length), ffi::RSMPI_INFO_NULL);
+                ffi::MPI_Win_allocate(size, 1, info, comm.raw(), out, new)
+            }
+        })?;
+        let base = NonNull::new(base).unwrap_or(NonNull::dangling());
+        // SAFETY: MPI gave `length` bytes at `base`; nobody else reaches them before the barrier
+        // below.
+        unsafe { base.write_bytes(0, length) };
+        comm.barrier();
+        Ok(Window { raw, base, length, _memory: None })
+    }
+
+    /// Reads the own memory at `offset`.
+    pub fn read(&self, offset: usize, length: usize) -> Vec<u8> {
+        assert!(offset + length <= self.length, "outside of the window");
+        let mut bytes = vec![0; length];
+        // SAFETY: the range lies in the window; copied through raw pointers because others may
+        // write to it.
+        unsafe {
+            let from = self.base.as_ptr().add(offset);
+            std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), length);
+        }
+        bytes
+    }
+
+    /// Writes to the own memory at `offset`.
+    pub fn write(&self, offset: usize, bytes: &[u8]) {
+        assert!(offset + bytes.len() <= self.length, "outside of the window");
+        // SAFETY: as in `read`.
+        unsafe {
+            let to = self.base.as_ptr().add(offset);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
+        }
+    }
+
+    /// Runs `work` between two fences. All members do.
+    pub fn fenced<'d, R>(&self, work: impl FnOnce(&Epoch<'_, 'd>) -> R) -> R {
+        self.fence();
+        let result = work(&Epoch { window: self, data: PhantomData });
+        self.fence();
+        result
+    }
+
+    fn fence(&self) {
+        // SAFETY: the window is valid.
+        succeed(unsafe { ffi::MPI_Win_fence(0, self.raw) });
+    }
+
+    /// Runs `work` while this process holds the lock on `target`'s memory.
+    pub fn locked<'d, R>(&self, target: Rank, exclusive: bool, work: impl FnOnce(&Epoch<'_, 'd>) -> R) -> R {
+        let kind = if exclusive { ffi::MPI_LOCK_EXCLUSIVE } else { ffi::MPI_LOCK_SHARED };
+        let kind = c_int::try_from(kind).expect("a small constant");
+        // SAFETY: the window is valid.
+        succeed(unsafe { ffi::MPI_Win_lock(kind, target, 0, self.raw) });
+        let result = work(&Epoch { window: self, data: PhantomData });
+        // SAFETY: the lock is held.
+        succeed(unsafe { ffi::MPI_Win_unlock(target, self.raw) });
+        result
+    }
+
+    /// Runs `work` while this process holds a shared lock on everyone's memory.
+    pub fn locked_all<'d, R>(&self, work: impl FnOnce(&Epoch<'_, 'd>) -> R) -> R {
+        // SAFETY: the window is valid.
+        succeed(unsafe { ffi::MPI_Win_lock_all(0, self.raw) });
+        let result = work(&Epoch { window: self, data: PhantomData });
+        // SAFETY: the locks are held.
+        succeed(unsafe { ffi::MPI_Win_unlock_all(self.raw) });
+        result
+    }
+}
+
+fn create(comm: &Comm, make: impl FnOnce(*mut ffi::MPI_Win) -> c_int) -> Result<ffi::MPI_Win, String> {
+    // SAFETY: a constant of the MPI library.
+    let mut raw = unsafe { ffi::RSMPI_WIN_NULL };
+    comm.barrier();
+    let code = make(&raw mut raw);
+    if code != SUCCESS {
+        return Err(crate::universe::explain(code));
+    }
+    // SAFETY: the window was just made.
+    succeed(unsafe { ffi::MPI_Win_set_errhandler(raw, ffi::RSMPI_ERRORS_RETURN) });
+    Ok(raw)
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        // SAFETY: the window is ours and no epoch is open.
+        succeed(unsafe { ffi::MPI_Win_free(&raw mut self.raw) });
+    }
+}
+
+/// The time in which operations on a window may be started; `'d` is how long their data lives.
+#[derive(Debug)]
+pub struct Epoch<'w, 'd> {
+    window: &'w Window,
+    data: PhantomData<&'d mut [u8]>,
+}
+
+impl<'d> Epoch<'_, 'd> {
+    /// Copies `data` to `offset` in `target`'s memory.
+    pub fn put(&self, data: &'d [u8], target: Rank, offset: usize) {
+        let (n, from) = (int(data.len()), data.as_ptr().cast());
+        // SAFETY: `data` lives until the epoch has ended; MPI checks the target's range.
+        succeed(unsafe {
+            let (byte, win) = (ffi::RSMPI_UINT8_T, self.window.raw);
+            ffi::MPI_Put(from, n, byte, target, aint(offset), n, byte, win)
+        });
+    }
+
+    /// Copies from `offset` in `target`'s memory to `data`.
+    pub fn get(&self, data: &'d mut [u8], target: Rank, offset: usize) {
+        let (n, to) = (int(data.len()), data.as_mut_ptr().cast());
+        // SAFETY: `data` is borrowed until the epoch has ended.
+        succeed(unsafe {
+            let (byte, win) = (ffi::RSMPI_UINT8_T, self.window.raw);
+            ffi::MPI_Get(to, n, byte, target, aint(offset), n, byte, win)
+        });
+    }
+
+    /// Copies `length` bytes from `offset` in `target`'s memory and waits for them.
+    pub fn read_now(&self, target: Rank, offset: usize, length: usize) -> Vec<u8> {
+        let mut data = vec![0; length];
+        let (n, to) = (int(length), data.as_mut_ptr().cast());
+        // SAFETY: `data` lives until the flush has completed the operation.
+        unsafe {
+            let (byte, win) = (ffi::RSMPI_UINT8_T, self.window.raw);
+            succeed(ffi::MPI_Get(to, n, byte, target, aint(offset), n, byte, win));
+            succeed(ffi::MPI_Win_flush(target, win));
+        }
+        data
+    }
+
+    /// Copies `data` to `offset` in `target`'s memory and waits until it is there.
+    pub fn write_now(&self, data: &[u8], target: Rank, offset: usize) {
+        let (n, from) = (int(data.len()), data.as_ptr().cast());
+        // SAFETY: `data` lives until the flush has completed the operation.
+        unsafe {
+            let (byte, win) = (ffi::RSMPI_UINT8_T, self.window.raw);
+            succeed(ffi::MPI_Put(from, n, byte, target, aint(offset), n, byte, win));
+            succeed(ffi::MPI_Win_flush(target, win));
+        }
+    }
+
+    /// Combines `data` with the numbers at `offset` in `target`'s memory.
+    pub fn accumulate<T: Number>(&self, data: &'d [T], op: Op, target: Rank, offset: usize) {
+        let (n, from, kind) = (int(data.len()), data.as_ptr().cast(), T::datatype());
+        // SAFETY: `data` lives until the epoch has ended.
+        succeed(unsafe {
+            let (op, win) = (op.raw(), self.window.raw);
+            ffi::MPI_Accumulate(from, n, kind, target, aint(offset), n, kind, op, win)
+        });
+    }
+
+    /// Adds `value` to the number at `offset` in `target`'s memory and gives what was there, once
+    /// it has come back.
+    pub fn fetch_and_add(&self, value: i64, target: Rank, offset: usize) -> i64 {
+        let mut before = 0_i64;
+        let (add, out) = ((&raw const value).cast(), (&raw mut before).cast());
+        // SAFETY: both numbers live until the flush below has completed the operation.
+        unsafe {
+            let (kind, op, win) = (ffi::RSMPI_INT64_T, ffi::RSMPI_SUM, self.window.raw);
+            succeed(ffi::MPI_Fetch_and_op(add, out, kind, target, aint(offset), op, win));
+            succeed(ffi::MPI_Win_flush(target, self.window.raw));
+        }
+        before
+    }
+
+    /// Writes `new` where `expected` stands at `offset` in `target`'s memory, and gives what was
+    /// there.
+    pub fn compare_and_swap(&self, expected: i64, new: i64, target: Rank, offset: usize) -> i64 {
+        let mut before = 0_i64;
+        let (new, expected) = ((&raw const new).cast(), (&raw const expected).cast());
+        let out = (&raw mut before).cast();
+        // SAFETY: all numbers live until the flush below has completed the operation.
+        unsafe {
+            let (kind, win) = (ffi::RSMPI_INT64_T, self.window.raw);
+            let at = aint(offset);
+            succeed(ffi::MPI_Compare_and_swap(new, expected, out, kind, target, at, win));
+            succeed(ffi::MPI_Win_flush(target, self.window.raw));
+        }
+        before
+    }
+
+    /// Waits until all operations of this process on `target` have been done there.
+    pub fn flush(&self, target: Rank) {
+        // SAFETY: the window is valid and locked.
+        succeed(unsafe { ffi::MPI_Win_flush(target, self.window.raw) });
+    }
+}
