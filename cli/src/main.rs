@@ -4,6 +4,7 @@ mod completions;
 mod man;
 mod qemu_args;
 mod region;
+mod serve;
 mod shell;
 mod size;
 
@@ -41,6 +42,8 @@ enum Command {
     Region(region::Command),
     /// Print the QEMU arguments that give a VM one section of a region, and keep the section for that VM
     QemuArgs(qemu_args::Args),
+    /// Serve a region to QEMU's ivshmem-doorbell devices, so that VMs can ring each other
+    Serve(serve::Args),
     /// Print a completion script for a shell
     Completions(completions::Args),
     /// Write the man pages into a directory
@@ -51,6 +54,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Region(command) => command.run()?,
         Command::QemuArgs(args) => args.run()?,
+        Command::Serve(args) => args.run()?,
         Command::Completions(args) => args.run::<Cli>()?,
         Command::Man(args) => args.run::<Cli>()?,
     }

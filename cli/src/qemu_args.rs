@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use uuid::Uuid;
 use vmshm_abi::region::ANY_NODE;
-use vmshm_host::{Registry, State};
+use vmshm_host::{Registry, State, section_socket, socket};
 
 use crate::shell::quote;
 
@@ -26,6 +26,12 @@ pub struct Args {
     /// For a VM that has a UUID already: the UUID
     #[arg(long)]
     uuid: Option<Uuid>,
+    /// A device with doorbells, by way of `vmshm serve`, which must run when the VM starts
+    #[arg(long)]
+    doorbell: bool,
+    /// With --doorbell: interrupt vectors, as many as the server has
+    #[arg(long, default_value_t = 1, value_name = "N", requires = "doorbell")]
+    vectors: u32,
 }
 
 impl Args {
@@ -36,19 +42,27 @@ impl Args {
         let path: PathBuf = std::fs::canonicalize(region.path())
             .with_context(|| format!("cannot find {}", region.path().display()))?;
         let path = path.to_str().context("the path of the region is not UTF-8, which QEMU needs")?;
-        let arguments = [
-            "-object".to_owned(),
-            format!(
-                "memory-backend-file,id=vmshm,mem-path={},size={},share=on",
-                escape(path),
-                region.header().region_len
-            ),
-            "-device".to_owned(),
-            "ivshmem-plain,memdev=vmshm".to_owned(),
-            "-uuid".to_owned(),
-            uuid.to_string(),
-        ];
-        let line: Vec<_> = arguments.iter().map(|word| quote(word)).collect();
+        let (backend, device) = if self.doorbell {
+            let socket = section_socket(&socket(&region), self.section);
+            let socket = socket.to_str().context("the path of the socket is not UTF-8, which QEMU needs")?;
+            (
+                ["-chardev".to_owned(), format!("socket,id=vmshm,path={}", escape(socket))],
+                format!("ivshmem-doorbell,chardev=vmshm,vectors={}", self.vectors),
+            )
+        } else {
+            let size = region.header().region_len;
+            let path = escape(path);
+            (
+                [
+                    "-object".to_owned(),
+                    format!("memory-backend-file,id=vmshm,mem-path={path},size={size},share=on"),
+                ],
+                "ivshmem-plain,memdev=vmshm".to_owned(),
+            )
+        };
+        let arguments =
+            backend.into_iter().chain(["-device".to_owned(), device, "-uuid".to_owned(), uuid.to_string()]);
+        let line: Vec<_> = arguments.map(|word| quote(&word)).collect();
         writeln!(std::io::stdout(), "{}", line.join(" "))?;
 
         let entry = region.entry(self.section)?;

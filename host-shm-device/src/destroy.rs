@@ -24,17 +24,20 @@ impl Registry {
                     return Err(Error::InUse { name: region.name(), users });
                 }
                 // Whoever comes too late finds the lock; whoever waits finds no header behind it.
-                let _lock =
+                let lock =
                     Lock::try_whole(region.file()).map_err(Error::io(format!("lock {}", path.display())))?;
-                if _lock.is_none() && !force {
+                if lock.is_none() && !force {
                     return Err(Error::InUse { name: region.name(), users: describe([]) });
                 }
                 region.write(&[0; 8], 0)?;
                 remove(&path)
             }
-            // Its content is not touched: it may be anything.
-            Err(Error::Header { .. } | Error::NotRegion { .. }) if force && !path.is_dir() => remove(&path),
-            // Where a name of a damaged region lies in the registry, say how to get rid of it.
+            // Its content is not touched: it may be anything. Only what lies in the registry's own directory goes.
+            Err(Error::Header { .. } | Error::NotRegion { .. })
+                if force && path.parent() == Some(self.dir()) && !path.is_dir() =>
+            {
+                remove(&path)
+            }
             Err(error) => Err(error),
         }
     }

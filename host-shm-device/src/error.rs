@@ -41,12 +41,12 @@ pub enum Error {
         path: PathBuf,
     },
     /// The file's header or table is not that of a usable region.
-    #[error("{} cannot be used: {source}", path.display())]
+    #[error("{} cannot be used: {why}", path.display())]
     Header {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        source: HeaderError,
+        why: HeaderError,
     },
     /// The path leads to something that is no region.
     #[error("{} is no region: {why}", path.display())]
@@ -123,12 +123,12 @@ pub enum Error {
         by: String,
     },
     /// The operating system refused.
-    #[error("cannot {doing}: {source}")]
+    #[error("cannot {doing}: {cause}")]
     Io {
         /// What was tried.
         doing: String,
         /// What it answered.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -136,12 +136,12 @@ impl Error {
     /// Says what was tried when the operating system refused.
     pub(crate) fn io(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let doing = doing.into();
-        move |source| Self::Io { doing, source }
+        move |cause| Self::Io { doing, cause }
     }
 
     /// The same for errors of the crate `nix`.
     pub(crate) fn sys(doing: impl Into<String>) -> impl FnOnce(nix::Error) -> Self {
         let doing = doing.into();
-        move |errno| Self::Io { doing, source: errno.into() }
+        move |errno| Self::Io { doing, cause: errno.into() }
     }
 }

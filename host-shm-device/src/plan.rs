@@ -12,6 +12,12 @@ const DEFAULT_ENDPOINTS: u32 = 256;
 /// Largest region: what a file offset can express, as a power of two.
 const MAX_LEN: u64 = 1 << 62;
 
+/// Page size that processors map memory with where they can.
+const LARGE_PAGE: u64 = 2 << 20;
+
+/// From this size on, aligning a section to large pages costs next to nothing.
+const BIG_SECTION: u64 = 128 << 20;
+
 /// The numbers of a region to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plan {
@@ -88,9 +94,13 @@ impl Plan {
     }
 
     fn fit(region_len: u64, page_len: u64, sections: u32, endpoints: Option<u32>) -> Option<Self> {
-        let table_end = (TABLE_OFFSET + u64::from(sections) * ENTRY_LEN).next_multiple_of(page_len);
+        // Big sections start on boundaries of 2 MiB, so that guests and IOMMUs can map them with large pages, and
+        // no large page lies on two NUMA nodes.
+        let big = region_len / u64::from(sections) >= BIG_SECTION;
+        let align = if big { page_len.max(LARGE_PAGE) } else { page_len };
+        let table_end = (TABLE_OFFSET + u64::from(sections) * ENTRY_LEN).next_multiple_of(align);
         let each = region_len.checked_sub(table_end)? / u64::from(sections);
-        let section_len = each / page_len * page_len;
+        let section_len = each / align * align;
         let endpoints = endpoints.unwrap_or_else(|| derive_endpoints(section_len, sections));
         SectionLayout::new(section_len, sections, endpoints)?;
         Some(Self { region_len, page_len, table_end, section_len, sections, endpoints })
@@ -121,6 +131,9 @@ mod tests {
                 for sections in [1, 2, 3, 7, 64, 1024] {
                     let Ok(p) = Plan::new(size, page_len, sections, None) else { continue };
                     assert_eq!(p.section_len % page_len, 0);
+                    if size / u64::from(sections) >= 128 << 20 {
+                        assert_eq!(p.section_offset(1) % (2 << 20), 0);
+                    }
                     assert!(p.section_len > 0);
                     assert!(p.section_offset(sections) <= size);
                     assert!(p.section_offset(0) >= TABLE_OFFSET + u64::from(sections) * ENTRY_LEN);

@@ -40,12 +40,12 @@ impl Region {
             Err(error)
                 if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) =>
             {
-                let open = open(false).map_err(|source| Error::Io {
+                let open = open(false).map_err(|cause| Error::Io {
                     doing: format!(
                         "open {} (ask its owner, or root, to let you: its group may use it)",
                         path.display()
                     ),
-                    source,
+                    cause,
                 })?;
                 (open, false)
             }
@@ -61,14 +61,14 @@ impl Region {
         }
         let mut header = RegionHeader::new_zeroed();
         read_at(&file, &path, header.as_mut_bytes(), 0, meta.len())?;
-        header.check(meta.len()).map_err(|source| Error::Header { path: path.clone(), source })?;
+        header.check(meta.len()).map_err(|why| Error::Header { path: path.clone(), why })?;
         let region = Self { file, path, header, writable };
         let mut end = header.table_end;
         for (i, entry) in region.entries()?.iter().enumerate() {
             // Sections that overlap would have two writers.
             if entry.offset < end {
-                let source = HeaderError::Section { section: i as u32, field: "offset", value: entry.offset };
-                return Err(Error::Header { path: region.path, source });
+                let why = HeaderError::Section { section: i as u32, field: "offset", value: entry.offset };
+                return Err(Error::Header { path: region.path, why });
             }
             end = entry.offset + entry.len;
         }
@@ -138,7 +138,7 @@ impl Region {
     fn checked(&self, entry: SectionEntry, section: u32) -> Result<SectionEntry, Error> {
         match entry.check(section, &self.header) {
             Ok(()) => Ok(entry),
-            Err(source) => Err(Error::Header { path: self.path.clone(), source }),
+            Err(why) => Err(Error::Header { path: self.path.clone(), why }),
         }
     }
 
@@ -152,16 +152,9 @@ impl Region {
         read_at(&self.file, &self.path, bytes, offset, self.header.region_len)
     }
 
-    /// Fails if the region's header is no longer the one that was opened: destroyed, or overwritten.
-    pub fn check_unchanged(&self) -> Result<(), Error> {
-        let mut now = RegionHeader::new_zeroed();
-        self.read(now.as_mut_bytes(), 0)?;
-        let len = self.file.metadata().map_err(Error::io(format!("look at {}", self.path.display())))?.len();
-        now.check(len).map_err(|source| Error::Header { path: self.path.clone(), source })?;
-        if now.as_bytes() != self.header.as_bytes() {
-            return Err(Error::NotRegion { path: self.path.clone(), why: "it was replaced by another" });
-        }
-        Ok(())
+    /// Whether the region's file has lost its name: no guest can bring that about, only the host.
+    pub(crate) fn is_unlinked(&self) -> bool {
+        self.file.metadata().is_ok_and(|meta| meta.nlink() == 0)
     }
 
     /// Opens the same file once more, for somebody else: locks that we hold are not theirs.
@@ -205,10 +198,7 @@ fn read_at(file: &File, path: &Path, bytes: &mut [u8], offset: u64, promised: u6
             }
             let found = file.metadata().map_or(0, |meta| meta.len());
             let promised = promised.max(offset.saturating_add(bytes.len() as u64));
-            return Error::Header {
-                path: path.to_owned(),
-                source: HeaderError::Truncated { promised, found },
-            };
+            return Error::Header { path: path.to_owned(), why: HeaderError::Truncated { promised, found } };
         }
         Error::io(format!("read {}", path.display()))(error)
     })

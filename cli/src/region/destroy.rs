@@ -1,6 +1,6 @@
 //! `vmshm region destroy`.
 
-use vmshm_host::Registry;
+use vmshm_host::{Error, Registry};
 
 /// Options of `vmshm region destroy`.
 #[derive(Debug, clap::Args)]
@@ -15,7 +15,14 @@ pub struct Args {
 impl Args {
     /// Destroys the region.
     pub fn run(&self) -> anyhow::Result<()> {
-        Registry::from_env().destroy(&self.name, self.force)?;
-        Ok(())
+        match Registry::from_env().destroy(&self.name, self.force) {
+            Ok(()) => Ok(()),
+            Err(error @ (Error::Header { .. } | Error::NotRegion { .. })) if !self.force => {
+                Err(anyhow::anyhow!(
+                    "{error}\nvmshm: to remove it from the list of regions nevertheless, repeat with --force"
+                ))
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 }

@@ -64,8 +64,8 @@ impl Args {
                 "{:<24} {:>10} {:>8} {:>6} {:>6}  {}",
                 name,
                 bytes("size"),
-                row["sections"],
-                row["free_sections"],
+                row["sections"].to_string(),
+                row["free_sections"].to_string(),
                 bytes("page_len"),
                 row["id"].as_str().unwrap_or_default()
             )?;

@@ -1,0 +1,79 @@
+//! `vmshm serve`.
+
+use std::io::IsTerminal;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use tracing_subscriber::EnvFilter;
+use vmshm_host::{Registry, Server, ServerOptions};
+
+/// Options of `vmshm serve`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+QEMU connects to the socket NAME.K.sock with `-chardev socket` and `-device ivshmem-doorbell`; `vmshm qemu-args NAME \
+--section K --doorbell` prints the arguments. The socket NAME.sock gives a VM any free section.
+
+A server that ends leaves the VMs their memory. Started again it hands out the same region, and keeps the sections \
+of VMs that still run.
+
+Logs go to standard error; VMSHM_LOG=debug shows more.")]
+pub struct Args {
+    /// Name of the region, or the path of its file
+    name: String,
+    /// The socket for any free section; those for single sections lie beside it. Default: /run/vmshm/NAME.sock,
+    /// or in the directory that the environment variable VMSHM_RUN_DIR names
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Interrupt vectors of each VM; QEMU's device needs as many
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    vectors: u32,
+    /// Permissions of the sockets, octal: who may write to them may join
+    #[arg(long, default_value = "660", value_parser = octal)]
+    mode: u32,
+    /// Group of the sockets. Default: vmshm, where there is such a group
+    #[arg(long)]
+    group: Option<String>,
+}
+
+fn octal(text: &str) -> Result<u32, String> {
+    u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|&mode| mode <= 0o777)
+        .ok_or_else(|| "give three octal digits, such as 660".into())
+}
+
+impl Args {
+    /// Serves until SIGTERM or SIGINT.
+    pub fn run(&self) -> anyhow::Result<()> {
+        let filter = EnvFilter::try_from_env("VMSHM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
+            .init();
+
+        // Blocked before the sockets exist, so that no signal leaves them behind.
+        let mut signals = SigSet::empty();
+        signals.add(Signal::SIGINT);
+        signals.add(Signal::SIGTERM);
+        signals.add(Signal::SIGHUP);
+        signals.thread_block().context("cannot block signals")?;
+        let stop = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+            .context("cannot wait for signals")?;
+
+        let region = Registry::from_env().open(&self.name)?;
+        let options = ServerOptions {
+            socket: self.socket.clone(),
+            vectors: self.vectors,
+            mode: self.mode,
+            group: self.group.clone(),
+        };
+        let mut server = Server::new(region, &options)?;
+        tracing::info!(socket = %server.socket().display(), vectors = self.vectors, "serving");
+        server.run(stop.as_fd())?;
+        Ok(())
+    }
+}
