@@ -41,6 +41,9 @@ impl std::ops::Deref for View {
     }
 }
 
+// SAFETY: a region only hands out windows on its words, which may be used by any thread.
+unsafe impl Sync for Region {}
+
 impl Region {
     pub fn new(len: u64, sections: u32, endpoints: u32) -> Self {
         Self::with_flags(len, sections, endpoints, 0)
