@@ -23,11 +23,12 @@ fn honest(mut me: Endpoint<View>, friend: Peer, stop: &AtomicBool, verified: &At
     let mut fragment = None;
     while !stop.load(Ordering::Relaxed) {
         let len = sent as usize * 37 % 1500;
-        if fragment.is_none() && sent < received + 20 {
-            if let Ok(flying) = send(&mut me, friend, 7, &pattern(sent, len)) {
-                fragment = flying;
-                sent += 1;
-            }
+        if fragment.is_none()
+            && sent < received + 20
+            && let Ok(flying) = send(&mut me, friend, 7, &pattern(sent, len))
+        {
+            fragment = flying;
+            sent += 1;
         }
         match me.poll(&mut inbox) {
             Some(Event::Sent { token, peer }) if peer == friend => {
@@ -209,7 +210,7 @@ fn crafted_messages() {
             let slots = [8, 16, 64, 1 << 16, 1 << 31, 7][rng.random_range(0..6)];
             host.store(at, 1, Ordering::Relaxed);
             host.store(at + 8, life.incarnation, Ordering::Relaxed);
-            host.store(at + 16, peer * 4 | slots << 32, Ordering::Relaxed);
+            host.store(at + 16, (peer * 4) | (slots << 32), Ordering::Relaxed);
             host.store(at + 64, rng.random_range(0..200), Ordering::Relaxed);
             for position in 0..64u64 {
                 let kind = rng.random_range(1..5);
