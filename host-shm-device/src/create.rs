@@ -28,6 +28,9 @@ use crate::registry::{Registry, prepare_dir};
 /// Allocate this much at once, so that a signal is answered soon.
 const STEP: u64 = 256 << 20;
 
+/// Folder on hugetlbfs for what the links in registries lead to.
+const HUGE_DIR: &str = "vmshm-pages";
+
 /// What a new region shall be like.
 #[derive(Debug, Clone)]
 pub struct CreateOptions {
@@ -117,7 +120,7 @@ impl Registry {
         }
         let home = match options.pages {
             PageSize::Base => self.dir().to_owned(),
-            pages => hugetlb::mount_point(pages)?.join("vmshm"),
+            pages => hugetlb::mount_point(pages)?.join(HUGE_DIR),
         };
         if options.pages != PageSize::Base {
             prepare_dir(&home, 0o1777)?;

@@ -142,12 +142,11 @@ pub fn inspect(region: &Region) -> Result<Inspection, Error> {
     })
 }
 
-/// This kernel's boot id as the words that endpoints write.
+/// This kernel's boot id as the words that endpoints write: the high half first.
 fn boot_id() -> Option<[u64; 2]> {
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-    let bytes = Uuid::parse_str(text.trim()).ok()?.into_bytes();
-    let (low, high) = bytes.split_at(8);
-    Some([u64::from_le_bytes(low.try_into().ok()?), u64::from_le_bytes(high.try_into().ok()?)])
+    let (high, low) = Uuid::parse_str(text.trim()).ok()?.as_u64_pair();
+    Some([high, low])
 }
 
 fn endpoints(

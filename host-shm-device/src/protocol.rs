@@ -29,6 +29,11 @@ impl Message {
         Self { word: i64::from(id), fd: None }
     }
 
+    /// In place of the second message: an id that cannot be, so that the client gives up.
+    pub(crate) fn refusal() -> Self {
+        Self { word: -1, fd: None }
+    }
+
     /// The shared memory.
     pub(crate) fn memory(fd: &Arc<OwnedFd>) -> Self {
         Self { word: MSG_SHARED_MEMORY, fd: Some(Arc::clone(fd)) }

@@ -1,7 +1,12 @@
 //! The ivshmem server: gives VMs (QEMU's `ivshmem-doorbell`) the region, their section, and their peers' doorbells.
 //!
-//! A VM's id is the number of its section. One thread serves everybody and waits for nobody: sockets do not
-//! block, and what a client does not read is kept for it, up to a bound.
+//! A VM's id, modulo the number of sections, is the number of its section. The first VM that this server gives a
+//! section to has that very number as its id, the next one `sections` more, and so on: QEMU frees a peer's doorbells
+//! when it leaves, and writes into the freed memory if the same id comes back (seen with 7.2). For the same reason no
+//! client is told of an id twice, even when the ids, which have 16 bits, begin again.
+//!
+//! One thread serves everybody and waits for nobody: sockets do not block, and what a client does not read is kept for
+//! it, up to a bound.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -31,6 +36,9 @@ use crate::users::{describe, users};
 
 /// Most interrupt vectors that a device can have: MSI-X's bound.
 const MAX_VECTORS: u32 = 2048;
+
+/// Number of ids that the protocol has.
+const IDS: u32 = 1 << 16;
 
 /// How long to wait before a socket that took nothing, though it is not full, is tried again.
 const RETRY: u16 = 100;
@@ -67,6 +75,8 @@ pub struct Server {
     vectors: u32,
     /// Connected VMs by section.
     peers: BTreeMap<u32, Peer>,
+    /// How many VMs this server has given each section to.
+    lives: BTreeMap<u32, u32>,
     /// VMs that an earlier server gave a section to, and that still live; by section, with their pidfds. They have
     /// no connection, so they hear of nobody who joins or leaves.
     earlier: BTreeMap<u32, (Process, OwnedFd)>,
@@ -79,9 +89,28 @@ pub struct Server {
 #[derive(Debug)]
 struct Peer {
     socket: UnixStream,
+    id: u32,
     pid: u32,
+    /// Ids that it was ever told, with its own.
+    told: BTreeSet<u32>,
+    /// Ids of those that it believes to be there.
+    knows: BTreeSet<u32>,
     vectors: Vec<Arc<OwnedFd>>,
     outbox: Outbox,
+}
+
+impl Peer {
+    /// Tells of another VM, unless that would be the second one with its id.
+    fn introduce(&mut self, id: u32, vectors: &[Arc<OwnedFd>]) {
+        if !self.told.insert(id) {
+            debug!(id, to = self.id, "not told of an id that it knew before");
+            return;
+        }
+        self.knows.insert(id);
+        for fd in vectors {
+            self.outbox.push(Message::vector(id, fd));
+        }
+    }
 }
 
 /// What an event is about.
@@ -164,6 +193,7 @@ impl Server {
             region,
             vectors: options.vectors,
             peers: BTreeMap::new(),
+            lives: BTreeMap::new(),
             earlier: BTreeMap::new(),
             assigned,
             retry: false,
@@ -245,8 +275,12 @@ impl Server {
                 return;
             }
         };
+        let answer = socket.try_clone();
         if let Err(error) = self.join(socket, door) {
             warn!(%error, "a VM was turned away");
+            if let Ok(answer) = answer {
+                refuse(&answer);
+            }
         }
         self.send_all();
     }
@@ -266,20 +300,25 @@ impl Server {
             .map_err(Error::sys("make doorbells for a new VM"))?;
         let section = self.take(door, process)?;
 
-        let mut peer = Peer { socket, pid: process.pid, vectors, outbox: Outbox::default() };
+        let id = self.new_id(section);
+        let mut peer = Peer {
+            socket,
+            id,
+            pid: process.pid,
+            told: BTreeSet::from([id]),
+            knows: BTreeSet::new(),
+            vectors,
+            outbox: Outbox::default(),
+        };
         peer.outbox.push(Message::version());
-        peer.outbox.push(Message::id(section));
+        peer.outbox.push(Message::id(id));
         peer.outbox.push(Message::memory(&self.memory));
-        for (&id, other) in &mut self.peers {
-            for fd in &other.vectors {
-                peer.outbox.push(Message::vector(id, fd));
-            }
-            for fd in &peer.vectors {
-                other.outbox.push(Message::vector(section, fd));
-            }
+        for other in self.peers.values_mut() {
+            peer.introduce(other.id, &other.vectors);
+            other.introduce(id, &peer.vectors);
         }
         for fd in &peer.vectors {
-            peer.outbox.push(Message::vector(section, fd));
+            peer.outbox.push(Message::vector(id, fd));
         }
         let interest = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
         let watched = watch(&self.epoll, &peer.socket, interest, Source::Peer(section));
@@ -288,8 +327,17 @@ impl Server {
             self.leave(section);
             return watched;
         }
-        info!(section, pid = process.pid, "a VM joined");
+        info!(section, id, pid = process.pid, "a VM joined");
         Ok(())
+    }
+
+    /// An id for the next VM of a section.
+    fn new_id(&mut self, section: u32) -> u32 {
+        let sections = self.region.header().sections;
+        let life = self.lives.entry(section).or_default();
+        let id = section + *life % (IDS / sections) * sections;
+        *life = life.wrapping_add(1);
+        id
     }
 
     /// Finds a section and makes it the process's in the table.
@@ -422,7 +470,9 @@ impl Server {
         info!(section, pid = peer.pid, "a VM left");
         self.give_back(section);
         for other in self.peers.values_mut() {
-            other.outbox.push(Message::id(section));
+            if other.knows.remove(&peer.id) {
+                other.outbox.push(Message::id(peer.id));
+            }
         }
     }
 
@@ -445,6 +495,26 @@ impl Server {
             warn!(section, %error, "cannot give the section back");
         }
     }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Whoever is still in a queue would wait for ever: QEMU takes an end of file for "not yet".
+        for (listener, _) in &self.listeners {
+            while let Ok((socket, _)) = listener.socket.accept() {
+                refuse(&socket);
+            }
+        }
+    }
+}
+
+/// Turns a client away so that it notices: QEMU ends with an error on an impossible id, but reads for ever after an
+/// end of file.
+fn refuse(socket: &UnixStream) {
+    let mut outbox = Outbox::default();
+    outbox.push(Message::version());
+    outbox.push(Message::refusal());
+    let _ = outbox.send(socket);
 }
 
 fn watch(epoll: &Epoll, fd: impl AsFd, interest: EpollFlags, source: Source) -> Result<(), Error> {

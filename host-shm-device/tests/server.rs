@@ -1,0 +1,305 @@
+//! The server, seen by a client of our own that checks every message and every descriptor.
+
+mod common;
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+
+use common::{Client, Host, receive, state, until};
+use vmshm_host::{CreateOptions, RegionName, Server, State, section_socket};
+
+#[test]
+fn a_client_gets_its_section_s_number_and_the_region_s_own_memory() {
+    let host = Host::new();
+    let region = host.create("r", 3);
+    let _server = host.serve("r", 2);
+    let client = Client::join(&host.socket(), 2).unwrap();
+    assert_eq!(client.id, 0);
+    let meta = std::fs::metadata(host.registry.dir().join("r")).unwrap();
+    assert_eq!(client.inode(), (meta.dev(), meta.ino()));
+    let offset = region.entry(0).unwrap().offset;
+    client.memory.write_all_at(b"hello", offset + 1).unwrap();
+    let mut seen = [0; 5];
+    region.read(&mut seen, offset + 1).unwrap();
+    assert_eq!(&seen, b"hello");
+
+    let entry = region.entry(0).unwrap();
+    assert_eq!(
+        (State::of(&entry), entry.generation, entry.owner_pid),
+        (State::Joined, 1, std::process::id())
+    );
+    drop(client);
+    until("the section is free", || state(&region, 0) == State::Free);
+    assert_eq!(region.entry(0).unwrap().generation, 1);
+}
+
+#[test]
+fn every_doorbell_rings_at_its_owner_and_nowhere_else() {
+    let host = Host::new();
+    host.create("r", 3);
+    let _server = host.serve("r", 2);
+    let mut clients: Vec<_> = (0..3).map(|_| Client::join(&host.socket(), 2).unwrap()).collect();
+    for client in &mut clients {
+        while client.bells.len() < 3 || client.bells.values().any(|bells| bells.len() < 2) {
+            client.next().unwrap();
+        }
+    }
+    for sender in 0..3 {
+        for receiver in 0..3i64 {
+            for vector in 0..2 {
+                (&clients[sender].bells[&receiver][vector]).write_all(&1u64.to_ne_bytes()).unwrap();
+                for owner in 0..3i64 {
+                    for own in 0..2 {
+                        let mut count = [0; 8];
+                        let rung = (&clients[owner as usize].bells[&owner][own]).read(&mut count);
+                        if (owner, own) == (receiver, vector) {
+                            rung.unwrap();
+                            assert_eq!(u64::from_ne_bytes(count), 1);
+                        } else {
+                            assert_eq!(rung.unwrap_err().kind(), ErrorKind::WouldBlock);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_others_hear_who_leaves_and_its_section_is_given_again() {
+    let host = Host::new();
+    let region = host.create("r", 3);
+    let _server = host.serve("r", 1);
+    let mut first = Client::join(&host.socket(), 1).unwrap();
+    let second = Client::join(&host.socket(), 1).unwrap();
+    assert_eq!(second.bells.len(), 2);
+    assert_eq!(first.next().unwrap(), None);
+    assert!(first.bells.contains_key(&1));
+    drop(second);
+    assert_eq!(first.next().unwrap(), Some(1));
+    let again = Client::join(&host.socket(), 1).unwrap();
+    // The same section under a new id: QEMU does not survive that an id comes back.
+    assert_eq!(again.id, 1 + 3);
+    assert_eq!(region.entry(1).unwrap().generation, 2);
+    assert_eq!(first.next().unwrap(), None);
+}
+
+#[test]
+fn no_client_is_told_of_an_id_twice_even_when_the_ids_begin_again() {
+    let host = Host::new();
+    // With 1024 sections a section has 64 ids.
+    let options = CreateOptions { sections: 1024, ..CreateOptions::new(512 << 20) };
+    let options = CreateOptions { sparse: true, ..options };
+    host.registry.create(&RegionName::new("r").unwrap(), &options).unwrap();
+    let _server = host.serve("r", 1);
+    let mut watcher = Client::join(&section_socket(&host.socket(), 7), 1).unwrap();
+    for round in 0..64 {
+        let visitor = Client::join(&section_socket(&host.socket(), 5), 1).unwrap();
+        assert_eq!(visitor.id, 5 + round * 1024);
+        assert_eq!(watcher.next().unwrap(), None);
+        drop(visitor);
+        assert_eq!(watcher.next().unwrap(), Some(5 + round * 1024));
+    }
+    let again = Client::join(&section_socket(&host.socket(), 5), 1).unwrap();
+    assert_eq!(again.id, 5);
+    drop(again);
+    let other = Client::join(&section_socket(&host.socket(), 6), 1).unwrap();
+    assert_eq!(other.id, 6);
+    assert_eq!(watcher.next().unwrap(), None);
+    assert_eq!(watcher.bells.keys().copied().collect::<Vec<_>>(), [6, 7]);
+}
+
+#[test]
+fn a_section_s_own_socket_gives_that_section_once() {
+    let host = Host::new();
+    host.create("r", 3);
+    let _server = host.serve("r", 1);
+    let client = Client::join(&section_socket(&host.socket(), 2), 1).unwrap();
+    assert_eq!(client.id, 2);
+    let refused = Client::join(&section_socket(&host.socket(), 2), 1).map(|c| c.id).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    assert_eq!(Client::join(&host.socket(), 1).unwrap().id, 0);
+}
+
+#[test]
+fn assigned_sections_and_those_of_host_processes_are_not_given_to_anybody() {
+    let host = Host::new();
+    let region = host.create("r", 3);
+    region.assign(0, None).unwrap();
+    let user = host.registry.open("r").unwrap();
+    let row = vmshm_abi::RegionHeader::entry_offset(1);
+    let _lock = vmshm_host::Lock::try_exclusive(user.file(), row).unwrap().unwrap();
+    let _server = host.serve("r", 1);
+    let any = Client::join(&host.socket(), 1).unwrap();
+    assert_eq!(any.id, 2);
+    assert!(Client::join(&host.socket(), 1).is_err());
+    assert!(Client::join(&section_socket(&host.socket(), 1), 1).is_err());
+    let assigned = Client::join(&section_socket(&host.socket(), 0), 1).unwrap();
+    assert_eq!(state(&region, 0), State::Joined);
+    drop(assigned);
+    until("the section is assigned again", || state(&region, 0) == State::Assigned);
+}
+
+#[test]
+fn clients_that_talk_or_do_not_listen_disturb_nobody() {
+    let host = Host::new();
+    let region = host.create("r", 4);
+    let _server = host.serve("r", 64);
+    let mut good = Client::join(&host.socket(), 64).unwrap();
+
+    let mut talker = UnixStream::connect(host.socket()).unwrap();
+    talker.write_all(&[7; 1000]).unwrap();
+    let silent = UnixStream::connect(section_socket(&host.socket(), 3)).unwrap();
+    until("the silent one has joined", || state(&region, 3) == State::Joined);
+
+    // The silent one's socket fills up with notices of those who come and go; at last it is thrown out.
+    let mut rounds = 0;
+    let mut thrown_out = false;
+    while !thrown_out {
+        let visitor = Client::join(&section_socket(&host.socket(), 2), 64).unwrap();
+        let id = visitor.id;
+        drop(visitor);
+        loop {
+            match good.next().unwrap() {
+                Some(3) => thrown_out = true,
+                Some(left) if left == id => break,
+                _ => {}
+            }
+        }
+        rounds += 1;
+        assert!(rounds < 1000, "the silent one is kept for ever");
+    }
+    drop(silent);
+    assert_eq!(state(&region, 0), State::Joined);
+    assert_eq!(Client::join(&section_socket(&host.socket(), 3), 64).unwrap().id, 3 + 4);
+    drop(talker);
+}
+
+#[test]
+fn a_client_that_is_killed_leaves() {
+    let host = Host::new();
+    let region = host.create("r", 2);
+    let _server = host.serve("r", 1);
+    // A process that holds a connection of its own: bash's /dev/tcp knows no unix sockets, perl does.
+    let script = "use IO::Socket::UNIX; my $s = IO::Socket::UNIX->new(Peer => $ARGV[0]) or die; sleep 1000;";
+    let mut child =
+        Command::new("perl").args(["-e", script]).arg(host.socket()).stdin(Stdio::null()).spawn().unwrap();
+    until("the process has joined", || state(&region, 0) == State::Joined);
+    assert_eq!(region.entry(0).unwrap().owner_pid, child.id());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    until("its section is free", || state(&region, 0) == State::Free);
+}
+
+#[test]
+fn a_restarted_server_keeps_the_sections_of_the_living_and_frees_those_of_the_dead() {
+    let host = Host::new();
+    let region = host.create("r", 3);
+    region.assign(1, None).unwrap();
+    let server = host.serve("r", 1);
+    let script = "use IO::Socket::UNIX; my $s = IO::Socket::UNIX->new(Peer => $ARGV[0]) or die; sleep 1000;";
+    let vm = |path: std::path::PathBuf| Command::new("perl").args(["-e", script]).arg(path).spawn().unwrap();
+    let mut stays = vm(section_socket(&host.socket(), 0));
+    let mut ends = vm(section_socket(&host.socket(), 1));
+    until("both have joined", || (0..2).all(|s| state(&region, s) == State::Joined));
+    drop(server);
+    assert!(!host.socket().exists());
+    assert_eq!(state(&region, 0), State::Joined);
+    ends.kill().unwrap();
+    ends.wait().unwrap();
+
+    let _server = host.serve("r", 1);
+    assert_eq!((state(&region, 0), state(&region, 1)), (State::Joined, State::Assigned));
+    let peer = Client::join(&host.socket(), 1).unwrap();
+    assert_eq!(peer.id, 2);
+    let meta = region.file().metadata().unwrap();
+    assert_eq!(peer.inode(), (meta.dev(), meta.ino()));
+    assert!(Client::join(&section_socket(&host.socket(), 0), 1).is_err());
+    stays.kill().unwrap();
+    stays.wait().unwrap();
+    until("the section is free", || state(&region, 0) == State::Free);
+}
+
+#[test]
+fn a_member_that_comes_back_to_a_restarted_server_gets_its_section_again() {
+    let host = Host::new();
+    let region = host.create("r", 3);
+    let server = host.serve("r", 1);
+    let before = Client::join(&section_socket(&host.socket(), 1), 1).unwrap();
+    drop(server);
+    let _server = host.serve("r", 1);
+    let after = Client::join(&host.socket(), 1).unwrap();
+    assert_eq!(after.id, before.id);
+    assert_eq!(after.inode(), before.inode());
+    assert_eq!(region.entry(1).unwrap().generation, 1);
+    drop(before);
+    assert_eq!(state(&region, 1), State::Joined);
+}
+
+#[test]
+fn a_second_server_and_a_destruction_are_refused_while_one_serves() {
+    let host = Host::new();
+    host.create("r", 2);
+    let server = host.serve("r", 1);
+    let other = vmshm_host::ServerOptions { socket: Some(host.dir.path().join("o.sock")), ..host.options(1) };
+    let error = Server::new(host.registry.open("r").unwrap(), &other).unwrap_err().to_string();
+    assert!(error.contains("served already"), "{error}");
+    assert!(!host.dir.path().join("o.sock").exists());
+    let error = host.registry.destroy("r", false).unwrap_err().to_string();
+    assert!(error.contains("in use"), "{error}");
+    drop(server);
+    host.registry.destroy("r", false).unwrap();
+}
+
+#[test]
+fn a_server_ends_when_its_region_is_destroyed_by_force() {
+    let host = Host::new();
+    host.create("r", 2);
+    let mut server = host.serve("r", 1);
+    host.registry.destroy("r", true).unwrap();
+    server.wait().unwrap();
+    assert!(!host.socket().exists());
+}
+
+#[test]
+fn a_vm_that_scribbles_over_header_and_table_cannot_stop_the_server() {
+    let host = Host::new();
+    let region = host.create("r", 3);
+    let _server = host.serve("r", 1);
+    let mut good = Client::join(&host.socket(), 1).unwrap();
+    let bad = Client::join(&host.socket(), 1).unwrap();
+    let mut table = vec![0; region.header().table_end as usize];
+    region.read(&mut table, 0).unwrap();
+    for junk in [0xff, 0x00, 0x5a] {
+        bad.memory.write_all_at(&vec![junk; table.len()], 0).unwrap();
+        let _ = UnixStream::connect(host.socket()).map(|s| receive(&s).map(|_| ()));
+    }
+    drop(bad);
+    while good.next().unwrap() != Some(1) {}
+    good.memory.write_all_at(&table, 0).unwrap();
+    until("the server gives sections again", || Client::join(&host.socket(), 1).is_ok());
+}
+
+#[test]
+fn nonsense_is_refused_with_the_value() {
+    let host = Host::new();
+    host.create("r", 2);
+    let refuse = |options| Server::new(host.registry.open("r").unwrap(), &options).unwrap_err().to_string();
+    assert!(refuse(host.options(0)).contains("\"0\""));
+    assert!(refuse(host.options(5000)).contains("\"5000\""));
+    let mut options = host.options(1);
+    options.group = Some("no-such-group".into());
+    assert!(refuse(options).contains("no-such-group"));
+    let mut options = host.options(1);
+    options.socket = Some(host.dir.path().join("x".repeat(100)).join("s.sock"));
+    assert!(refuse(options).contains("107"));
+    let file = host.dir.path().join("file");
+    File::create(&file).unwrap();
+    let mut options = host.options(1);
+    options.socket = Some(file.clone());
+    assert!(refuse(options).contains("no socket"));
+    assert!(file.exists());
+}
