@@ -17,7 +17,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::activity::{Activity, bump};
 use crate::arena::Arena;
-use crate::link::{HOT, Link, PeerError, check_descriptor, find_connection};
+use crate::link::{HOT, Link, PeerError, check_descriptor, find_connection, read_claim};
 use crate::memory::Memory;
 use crate::region::{Region, Section};
 use crate::ring::{MAX_INLINE, Producer};
@@ -824,11 +824,7 @@ impl<M: Memory> Endpoint<M> {
         let Ok(Some(connection)) = find_connection(&self.memory, &self.region, id, self.id) else {
             return false;
         };
-        let mut found = Connection::new_zeroed();
-        self.memory.read(connection, found.as_mut_bytes());
-        found.peer == self.id.0
-            && found.peer_incarnation == self.incarnation
-            && found.incarnation == incarnation
+        read_claim(&self.memory, connection).is_for(self.id, self.incarnation, incarnation)
     }
 
     fn enqueue(&mut self, index: u32) {

@@ -5,7 +5,6 @@ use alloc::collections::VecDeque;
 use vmshm_abi::ring::{Connection, Descriptor, KIND_DONE, KIND_FRAGMENT, MAX_SLOTS, MIN_SLOTS};
 use vmshm_abi::section::EndpointSlot;
 use vmshm_abi::{EndpointId, LINE};
-use zerocopy::{FromZeros, IntoBytes};
 
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
@@ -89,11 +88,8 @@ impl Link {
             return Ok(true);
         }
         let Some(connection) = find_connection(memory, region, self.id, me)? else { return Ok(false) };
-        let mut found = Connection::new_zeroed();
-        memory.read(connection, found.as_mut_bytes());
-        let meant =
-            found.peer == me.0 && found.peer_incarnation == life && found.incarnation == self.incarnation;
-        if !meant {
+        let found = read_claim(memory, connection);
+        if !found.is_for(me, life, self.incarnation) {
             // Left over from an earlier life of one of us; the peer replaces it when it connects again.
             return Ok(false);
         }
@@ -135,6 +131,33 @@ impl Link {
         if let Some(theirs) = &mut self.theirs {
             theirs.consumer.acknowledge(memory, self.connection + CONSUMED);
         }
+    }
+}
+
+/// What a connection block says that it is: its first words, which do not change.
+pub struct Claim {
+    peer_incarnation: u64,
+    incarnation: u64,
+    peer: u32,
+    slots: u32,
+}
+
+impl Claim {
+    /// Whether the connection is for the life `life` of endpoint `me`, made by the life `incarnation` of its owner.
+    pub fn is_for(&self, me: EndpointId, life: u64, incarnation: u64) -> bool {
+        self.peer == me.0 && self.peer_incarnation == life && self.incarnation == incarnation
+    }
+}
+
+/// Copies what the connection block at offset `connection` says that it is.
+pub fn read_claim(memory: &impl Memory, connection: u64) -> Claim {
+    let word = |at: usize| memory.load(connection + at as u64, Ordering::Relaxed);
+    let peer_and_slots = word(offset_of!(Connection, peer));
+    Claim {
+        peer_incarnation: word(offset_of!(Connection, peer_incarnation)),
+        incarnation: word(offset_of!(Connection, incarnation)),
+        peer: peer_and_slots as u32,
+        slots: (peer_and_slots >> 32) as u32,
     }
 }
 
