@@ -1,6 +1,10 @@
 //! `vmshm`: regions of shared memory for MPI programs in virtual machines.
 
 mod completions;
+mod doctor;
+mod env;
+mod installed;
+mod libvirt_xml;
 mod man;
 mod qemu_args;
 mod region;
@@ -42,8 +46,14 @@ enum Command {
     Region(region::Command),
     /// Print the QEMU arguments that give a VM one section of a region, and keep the section for that VM
     QemuArgs(qemu_args::Args),
+    /// Print the libvirt XML that gives a domain one section of a region, and keep the section for it
+    LibvirtXml(libvirt_xml::Args),
     /// Serve a region to QEMU's ivshmem-doorbell devices, so that VMs can ring each other
     Serve(serve::Args),
+    /// Print what makes mpirun find the plugin and the region
+    Env(env::Args),
+    /// Check this host or VM, and say how to mend what is missing
+    Doctor(doctor::Args),
     /// Print a completion script for a shell
     Completions(completions::Args),
     /// Write the man pages into a directory
@@ -54,7 +64,10 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Region(command) => command.run()?,
         Command::QemuArgs(args) => args.run()?,
+        Command::LibvirtXml(args) => args.run()?,
         Command::Serve(args) => args.run()?,
+        Command::Env(args) => args.run()?,
+        Command::Doctor(args) => return args.run(),
         Command::Completions(args) => args.run::<Cli>()?,
         Command::Man(args) => args.run::<Cli>()?,
     }

@@ -80,6 +80,6 @@ impl Args {
 }
 
 /// A value as QEMU's option parser reads it back.
-fn escape(value: &str) -> String {
+pub fn escape(value: &str) -> String {
     value.replace(',', ",,")
 }

@@ -1,0 +1,176 @@
+//! What a VM needs.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use memmap2::MmapOptions;
+use nix::unistd::{AccessFlags, access};
+use uuid::Uuid;
+use vmshm_abi::ivshmem::{MEMORY_BAR, REG_IV_POSITION, REGISTERS_BAR};
+use vmshm_host::format_bytes;
+use vmshm_transport::Region;
+use vmshm_transport::attach::{AttachError, Source, read_region};
+
+use super::Check;
+
+/// All checks of a VM with these ivshmem devices.
+pub fn checks(devices: &[PathBuf]) -> Vec<Check> {
+    if devices.is_empty() {
+        return vec![Check::missing(
+            "this machine has no ivshmem device (PCI 1af4:1110)",
+            "on its host: `vmshm qemu-args NAME --section K` or `vmshm libvirt-xml NAME --section K`",
+        )];
+    }
+    let mut checks = vec![driver()];
+    for device in devices {
+        checks.extend(device_checks(device));
+    }
+    checks
+}
+
+fn driver() -> Check {
+    let nodes = fs::read_dir("/dev").into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut nodes: Vec<_> = nodes.filter(|path| is_driver_node(path)).collect();
+    nodes.sort();
+    match nodes.as_slice() {
+        [] => Check::warning(
+            "the vmshm guest driver is not loaded: the device is mapped through sysfs, uncached on some processors",
+            "load the driver where there is one for this kernel; all works without it, more slowly",
+        ),
+        [node, ..] => match access(node, AccessFlags::R_OK | AccessFlags::W_OK) {
+            Ok(()) => Check::ok(format!("guest driver: {}", node.display())),
+            Err(_) => Check::missing(
+                format!("this user may not open {}", node.display()),
+                "sudo usermod -aG vmshm $USER, then log in again",
+            ),
+        },
+    }
+}
+
+fn is_driver_node(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.strip_prefix("vmshm").is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+}
+
+fn device_checks(device: &Path) -> Vec<Check> {
+    let address = device.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut checks = Vec::new();
+    match memory_bar(&fs::read_to_string(device.join("resource")).unwrap_or_default()) {
+        None => checks.push(Check::missing(
+            format!("{address}: its memory has no address: the VM's firmware found no room for it"),
+            "give the VM a machine type and firmware with a large 64-bit PCI window, or make a smaller region",
+        )),
+        Some((start, len)) => {
+            let text = format!("{address}: {} of shared memory at {start:#x}", format_bytes(len));
+            checks.push(if start < 1 << 32 {
+                Check::warning(
+                    format!("{text}, below 4 GiB, where x86 firmware forbids caching: slow"),
+                    "on the host, create the region with --size 4G or more",
+                )
+            } else {
+                Check::ok(text)
+            });
+        }
+    }
+    let resource = device.join(format!("resource{MEMORY_BAR}"));
+    if access(&resource, AccessFlags::R_OK | AccessFlags::W_OK).is_err() {
+        checks.push(Check::missing(
+            format!("this user may not open {}", resource.display()),
+            format!(
+                "run as root, or: sudo chmod 666 {} {}",
+                resource.display(),
+                device.join("enable").display()
+            ),
+        ));
+        return checks;
+    }
+    match read_region(&Source::Pci(device.to_owned())) {
+        Ok(region) => {
+            let sections = region.sections().len();
+            let id = Uuid::from_bytes(region.id());
+            checks.push(Check::ok(format!("{address}: region {id} with {sections} sections")));
+            checks.push(own_section(device, &address, &region));
+        }
+        // Somebody else's shared memory, a desktop viewer's say.
+        Err(AttachError::Header { error: vmshm_abi::region::HeaderError::Magic(_), .. }) => {
+            checks.push(Check::warning(
+                format!("{address}: holds no vmshm region"),
+                "nothing, if it is meant for another program; else create the region before the VM starts",
+            ));
+        }
+        Err(error) => checks
+            .push(Check::missing(format!("{address}: {error}"), "on the host: vmshm region inspect NAME")),
+    }
+    checks
+}
+
+/// Start and length of the memory BAR, from sysfs's `resource`.
+fn memory_bar(resource: &str) -> Option<(u64, u64)> {
+    let line = resource.lines().nth(MEMORY_BAR as usize)?;
+    let mut words =
+        line.split_ascii_whitespace().map(|word| u64::from_str_radix(word.trim_start_matches("0x"), 16).ok());
+    let (start, end) = (words.next()??, words.next()??);
+    (start != 0 && end > start).then(|| (start, end - start + 1))
+}
+
+/// Which section is this VM's.
+fn own_section(device: &Path, address: &str, region: &Region) -> Check {
+    let sections = region.sections();
+    if device.join("resource1").exists() {
+        return match iv_position(device) {
+            Some(id) => Check::ok(format!(
+                "{address}: the ivshmem server gave this VM section {}",
+                id as usize % sections.len()
+            )),
+            None => Check::missing(
+                format!("{address}: the id that the ivshmem server gave this VM cannot be read"),
+                "run as root",
+            ),
+        };
+    }
+    let path = "/sys/class/dmi/id/product_uuid";
+    let Ok(text) = fs::read_to_string(path) else {
+        return Check::missing(
+            format!("this VM's UUID ({path}), which tells its section, cannot be read"),
+            "run as root, or: sudo chmod 444 /sys/class/dmi/id/product_uuid",
+        );
+    };
+    let uuid = Uuid::parse_str(text.trim()).unwrap_or_default();
+    match sections.iter().find(|section| section.entry.vm_uuid == *uuid.as_bytes()) {
+        Some(section) => Check::ok(format!("{address}: this VM has section {}, by its UUID", section.number)),
+        None => Check::missing(
+            format!("{address}: no section is assigned to this VM's UUID {uuid}"),
+            format!("on the host: vmshm qemu-args NAME --section K --uuid {uuid}"),
+        ),
+    }
+}
+
+fn iv_position(device: &Path) -> Option<u32> {
+    let file = File::open(device.join(format!("resource{REGISTERS_BAR}"))).ok()?;
+    let registers = MmapOptions::new().len(4096).map_raw_read_only(&file).ok()?;
+    let register = registers.as_ptr().wrapping_add(REG_IV_POSITION as usize).cast::<u32>();
+    // SAFETY: the register lies in the mapping and is aligned; nothing else refers to it.
+    Some(unsafe { register.read_volatile() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_memory_bar_is_the_third_line() {
+        let resource = "0x00000000febf1000 0x00000000febf10ff 0x0000000000040200\n\
+            0x0000000000000000 0x0000000000000000 0x0000000000000000\n\
+            0x0000000800000000 0x00000009ffffffff 0x000000000014220c\n";
+        assert_eq!(memory_bar(resource), Some((0x8_0000_0000, 8 << 30)));
+        assert_eq!(memory_bar("0x0 0x0 0x0\n0x0 0x0 0x0\n0x0 0x0 0x0\n"), None);
+        assert_eq!(memory_bar("rubbish"), None);
+    }
+
+    #[test]
+    fn driver_nodes_end_in_a_number() {
+        assert!(is_driver_node(Path::new("/dev/vmshm0")));
+        assert!(!is_driver_node(Path::new("/dev/vmshm")));
+        assert!(!is_driver_node(Path::new("/dev/vmshmx")));
+    }
+}

@@ -1,0 +1,90 @@
+//! `vmshm doctor`: what is there, what is missing, and how to mend it.
+
+mod guest;
+mod host;
+mod openmpi;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Options of `vmshm doctor`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Every line begins with ok, warning or missing. Exit code 1 if anything is missing.")]
+pub struct Args {
+    /// Check what a host needs. Default: unless this machine has an ivshmem device
+    #[arg(long)]
+    host: bool,
+    /// Check what a VM needs. Default: if this machine has an ivshmem device
+    #[arg(long)]
+    guest: bool,
+    /// Where vmshm is installed. Default: where this program lies
+    #[arg(long, value_name = "DIR")]
+    prefix: Option<PathBuf>,
+}
+
+/// How a check ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Ok,
+    Warning,
+    Missing,
+}
+
+/// The result of one check.
+#[derive(Debug)]
+pub struct Check {
+    verdict: Verdict,
+    what: String,
+    cure: Option<String>,
+}
+
+impl Check {
+    fn ok(what: impl Into<String>) -> Self {
+        Self { verdict: Verdict::Ok, what: what.into(), cure: None }
+    }
+
+    fn warning(what: impl Into<String>, cure: impl Into<String>) -> Self {
+        Self { verdict: Verdict::Warning, what: what.into(), cure: Some(cure.into()) }
+    }
+
+    fn missing(what: impl Into<String>, cure: impl Into<String>) -> Self {
+        Self { verdict: Verdict::Missing, what: what.into(), cure: Some(cure.into()) }
+    }
+}
+
+impl Args {
+    /// Prints all checks; fails if anything is missing.
+    pub fn run(&self) -> anyhow::Result<ExitCode> {
+        let devices = vmshm_transport::attach::pci_devices();
+        let mut chapters = Vec::new();
+        let chosen = self.host || self.guest;
+        if self.host || (!chosen && devices.is_empty()) {
+            chapters.push(("this machine as a host of VMs", host::checks()));
+        }
+        if self.guest || (!chosen && !devices.is_empty()) {
+            chapters.push(("this machine as a VM", guest::checks(&devices)));
+        }
+        chapters.push(("Open MPI", openmpi::checks(self.prefix.as_deref())));
+
+        let mut out = std::io::stdout().lock();
+        let mut missing = 0;
+        for (title, checks) in chapters {
+            writeln!(out, "{title}")?;
+            for check in checks {
+                let verdict = match check.verdict {
+                    Verdict::Ok => "ok",
+                    Verdict::Warning => "warning",
+                    Verdict::Missing => "missing",
+                };
+                missing += usize::from(check.verdict == Verdict::Missing);
+                writeln!(out, "  {verdict:<8} {}", check.what)?;
+                if let Some(cure) = check.cure {
+                    writeln!(out, "           cure: {cure}")?;
+                }
+            }
+        }
+        Ok(if missing == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}

@@ -1,0 +1,69 @@
+//! `vmshm env`.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use vmshm_host::Registry;
+
+use crate::installed::{component_path, own_prefix, plugin_dir};
+use crate::shell::quote;
+
+/// Options of `vmshm env`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  eval \"$(vmshm env)\" && mpirun -np 4 ./program
+  eval \"$(vmshm env --region job)\"
+
+Open MPI then chooses by itself: shared memory inside a VM, vmshm between the VMs of a host, the network beyond. \
+`--mca btl vmshm,self` on mpirun's command line allows nothing but vmshm.
+
+Without --region the processes find their region themselves: the ivshmem device of their VM, or the one region of \
+the host they run on.")]
+pub struct Args {
+    /// The region for processes on this host: a name, or the path of its file. Not for processes in VMs
+    #[arg(long, value_name = "NAME|PATH")]
+    region: Option<String>,
+    /// Where vmshm is installed. Default: where this program lies
+    #[arg(long, value_name = "DIR")]
+    prefix: Option<PathBuf>,
+}
+
+impl Args {
+    /// Prints what a shell must evaluate.
+    pub fn run(&self) -> anyhow::Result<()> {
+        let Some(prefix) = self.prefix.clone().or_else(own_prefix) else {
+            bail!(
+                "this program lies in no PREFIX/bin, so the plugin cannot be found from there: \
+                 install with `cargo xtask install --prefix DIR`, or name the place with --prefix DIR"
+            );
+        };
+        let Some(dir) = plugin_dir(&prefix) else {
+            bail!(
+                "the plugin is not in {}: install it with `cargo xtask install --prefix {}`",
+                prefix.join("lib/openmpi").display(),
+                prefix.display()
+            );
+        };
+        let dir = std::fs::canonicalize(&dir).with_context(|| format!("cannot find {}", dir.display()))?;
+        let dir = dir.to_str().context("the path of the plugin is not UTF-8, which Open MPI needs")?;
+        if dir.contains([':', ',']) {
+            bail!("the path {dir:?} contains ':' or ',', at which Open MPI would cut it: install elsewhere");
+        }
+        let before = std::env::var("OMPI_MCA_mca_base_component_path").ok();
+        let mut lines = vec![("OMPI_MCA_mca_base_component_path", component_path(before.as_deref(), dir))];
+        if let Some(region) = &self.region {
+            let region = Registry::from_env().open(region)?;
+            let path = std::path::absolute(region.path())?;
+            let path = path.to_str().context("the path of the region is not UTF-8, which Open MPI needs")?;
+            lines.push(("OMPI_MCA_btl_vmshm_device", path.to_owned()));
+            lines.push(("VMSHM_DEVICE", path.to_owned()));
+        }
+        let mut out = std::io::stdout().lock();
+        for (name, value) in lines {
+            writeln!(out, "export {name}={}", quote(&value))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,47 @@
+//! Where this program was installed, and Open MPI's plugin with it.
+
+use std::path::{Path, PathBuf};
+
+/// The plugin's file.
+pub const PLUGIN: &str = "mca_btl_vmshm.so";
+
+/// The prefix that this program lies in: `PREFIX/bin/vmshm`.
+pub fn own_prefix() -> Option<PathBuf> {
+    let program = std::env::current_exe().ok()?;
+    let bin = program.parent()?;
+    (bin.file_name()? == "bin").then(|| bin.parent().map(Path::to_owned))?
+}
+
+/// The directory of the plugin under a prefix, if it is there.
+pub fn plugin_dir(prefix: &Path) -> Option<PathBuf> {
+    ["lib/openmpi", "lib64/openmpi"]
+        .into_iter()
+        .map(|dir| prefix.join(dir))
+        .find(|dir| dir.join(PLUGIN).is_file())
+}
+
+/// The value of Open MPI's parameter `mca_base_component_path` that adds a directory to those searched already.
+///
+/// `SYSTEM_DEFAULT` and `USER_DEFAULT` are Open MPI's own words for its directory and the user's. Ours comes first:
+/// Open MPI (seen with 4.1.4) stops at the first directory that does not exist, which the user's mostly does not.
+pub fn component_path(before: Option<&str>, dir: &str) -> String {
+    let before = before.filter(|path| !path.is_empty()).unwrap_or("SYSTEM_DEFAULT:USER_DEFAULT");
+    if before.split(':').any(|part| part == dir) {
+        return before.to_owned();
+    }
+    format!("{dir}:{before}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::component_path;
+
+    #[test]
+    fn the_directory_is_added_once() {
+        let first = component_path(None, "/opt/vmshm/lib/openmpi");
+        assert_eq!(first, "/opt/vmshm/lib/openmpi:SYSTEM_DEFAULT:USER_DEFAULT");
+        assert_eq!(component_path(Some(&first), "/opt/vmshm/lib/openmpi"), first);
+        assert_eq!(component_path(Some("/a"), "/b"), "/b:/a");
+        assert_eq!(component_path(Some(""), "/b"), "/b:SYSTEM_DEFAULT:USER_DEFAULT");
+    }
+}
