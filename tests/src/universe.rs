@@ -125,6 +125,9 @@ pub fn explain(code: c_int) -> String {
     // SAFETY: `text` has the size that MPI asks for.
     unsafe { ffi::MPI_Error_string(code, text.as_mut_ptr().cast(), &raw mut length) };
     let length = usize::try_from(length).unwrap_or(0).min(text.len());
+    if length == 0 {
+        return format!("error {code}, for which MPI has no text");
+    }
     String::from_utf8_lossy(&text[..length]).into_owned()
 }
 

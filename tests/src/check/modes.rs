@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::buffer::Buffer;
-use crate::check::{Case, Context, Outcome};
+use crate::check::{Case, Context, Needs, Outcome};
 use crate::comm::{Attached, MODES, Mode};
 use crate::datatype::Datatype;
 use crate::request::{Completion, Persistent, complete_some, wait_all};
@@ -19,7 +19,13 @@ pub(super) const CASES: &[Case] = &[
     Case::new("modes/completion", "Waitany, Waitsome, Testany, Testsome, Testall", completion),
     Case::new("modes/sendrecv", "Sendrecv and Sendrecv_replace", sendrecv),
     Case::new("modes/allocated", "buffers from MPI_Alloc_mem on one side or both", allocated),
-    Case::new("modes/truncated", "a message longer than its receive buffer is an error", truncated),
+    // Not to oneself: there Open MPI 4.1's own "self" transport writes behind the buffer.
+    Case::needing(
+        Needs::TwoRanks,
+        "modes/truncated",
+        "a message longer than its receive buffer is an error",
+        truncated,
+    ),
 ];
 
 const SIZES: [usize; 10] = [0, 1, 8, 65, 500, 1020, 4090, 33_000, 70_000, 300_001];
@@ -213,9 +219,10 @@ fn truncated(ctx: &Context) -> Outcome {
     let byte = Datatype::byte();
     for distance in ctx.distances() {
         let (to, from) = (ctx.comm.after(distance), ctx.comm.before(distance));
-        // No larger ones: Open MPI 4.1 itself writes behind the buffer when a message that is longer
-        // than the eager limit is pulled or put by the transport (vader with CMA, tcp).
-        for (number, size) in [20, 100, 900, 3000].into_iter().enumerate() {
+        // No larger ones: Open MPI 4.1 itself writes behind the buffer when a message is pulled or put
+        // by the transport (vader with CMA, tcp), and reports nothing when the transport hands over
+        // header and payload in two pieces (vmshm's fragments).
+        for (number, size) in [20, 60, 100, 200].into_iter().enumerate() {
             for expected in [true, false] {
                 let room = size / 2;
                 let long = |tag| {
