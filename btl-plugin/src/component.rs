@@ -298,14 +298,13 @@ fn handle(fabric: &mut Held, inbox: &mut Inbox, event: Event) {
         }
         Event::Sent { token, .. } => {
             if let Some(descriptor) = fabric.as_mut().and_then(|fabric| fabric.landed(token)) {
-                complete(fabric, descriptor, true);
+                complete(fabric, descriptor, ompi::OPAL_SUCCESS as c_int);
             }
         }
         Event::Unsent { peer, token } => {
-            let Some(open) = fabric.as_mut() else { return };
-            open.miss(peer);
-            if let Some(descriptor) = open.landed(token) {
-                complete(fabric, descriptor, false);
+            // Event::Gone follows. It is told first: for ob1 the failure of a single message is a crash without reason.
+            if let Some(fabric) = fabric.as_mut() {
+                fabric.crashed(peer, token);
             }
         }
         Event::Gone { peer, why } => {
@@ -313,6 +312,10 @@ fn handle(fabric: &mut Held, inbox: &mut Inbox, event: Event) {
                 fabric.lose(peer, why);
             }
             report(fabric, peer);
+            let unsent = fabric.as_mut().map(|fabric| fabric.take_unsent(peer)).unwrap_or_default();
+            for descriptor in unsent {
+                complete(fabric, descriptor, ompi::OPAL_ERR_UNREACH as c_int);
+            }
         }
         // This plugin makes no offers, so nobody has reason to send either.
         Event::Offer { peer, tag, .. } | Event::Done { peer, tag, .. } => reject(fabric, peer, tag),
@@ -320,8 +323,7 @@ fn handle(fabric: &mut Held, inbox: &mut Inbox, event: Event) {
 }
 
 /// Calls back the sender of a message that is complete, and frees its descriptor.
-fn complete(fabric: &mut Held, descriptor: *mut Descriptor, sent: bool) {
-    let status = if sent { ompi::OPAL_SUCCESS as c_int } else { ompi::OPAL_ERR_UNREACH as c_int };
+fn complete(fabric: &mut Held, descriptor: *mut Descriptor, status: c_int) {
     // SAFETY: the transport has given the descriptor back; the lock is not held during the callback.
     let ours = MutexGuard::unlocked(fabric, || unsafe { Descriptor::call_back(descriptor, status) });
     if ours && let Some(fabric) = fabric.as_mut() {
@@ -337,8 +339,8 @@ fn send_queued(fabric: &mut Held) -> c_int {
         unsafe { fabric.send_queued(&mut done) };
     }
     let count = done.len();
-    for (descriptor, sent) in done {
-        complete(fabric, descriptor, sent);
+    for descriptor in done {
+        complete(fabric, descriptor, ompi::OPAL_SUCCESS as c_int);
     }
     c_int::try_from(count).unwrap_or(c_int::MAX)
 }

@@ -53,6 +53,8 @@ struct Known {
     proc: Option<*mut opal_proc_t>,
     /// What waits for room in the peer's ring, in order.
     queue: VecDeque<Outgoing>,
+    /// Descriptors of messages that will not reach it.
+    unsent: Vec<*mut Descriptor>,
     /// Why it cannot be reached any more.
     lost: Option<PeerError>,
     /// Something for it was lost.
@@ -67,6 +69,15 @@ pub enum Outgoing {
     Descriptor(*mut Descriptor),
     /// A fragment that nobody waits for: its tag and its length.
     Fragment(Fragment, u8, usize),
+}
+
+impl Outgoing {
+    fn descriptor(&self) -> Option<*mut Descriptor> {
+        match self {
+            Self::Descriptor(descriptor) => Some(*descriptor),
+            Self::Fragment(..) => None,
+        }
+    }
 }
 
 /// What became of a message.
@@ -292,19 +303,15 @@ impl Fabric {
         }
     }
 
-    /// Sends what waits, as far as there is room. Descriptors that are now complete are added to `done`, with true
-    /// where the message was sent.
+    /// Sends what waits, as far as there is room. Descriptors whose messages are now sent are added to `done`.
     ///
     /// # Safety
     /// Queued descriptors are still as [`Fabric::post`] got them.
-    pub unsafe fn send_queued(&mut self, done: &mut Vec<(*mut Descriptor, bool)>) {
+    pub unsafe fn send_queued(&mut self, done: &mut Vec<*mut Descriptor>) {
         for index in 0..self.peers.len() {
             let Some(peer) = self.peers[index].peer else { continue };
             while let Some(message) = self.peers[index].queue.pop_front() {
-                let descriptor = match &message {
-                    Outgoing::Descriptor(descriptor) => Some(*descriptor),
-                    Outgoing::Fragment(..) => None,
-                };
+                let descriptor = message.descriptor();
                 // SAFETY: the caller vouches for descriptors.
                 match unsafe { self.try_post(peer, message) } {
                     Err(message) => {
@@ -313,10 +320,10 @@ impl Fabric {
                     }
                     Ok(posted) => {
                         self.queued -= 1;
-                        if posted != Posted::Later
-                            && let Some(descriptor) = descriptor
-                        {
-                            done.push((descriptor, posted == Posted::Done));
+                        match posted {
+                            Posted::Later => {}
+                            Posted::Done => done.extend(descriptor),
+                            Posted::Lost => self.peers[index].unsent.extend(descriptor),
                         }
                     }
                 }
@@ -335,9 +342,12 @@ impl Fabric {
         }
     }
 
-    /// Notes that something for a peer was lost.
-    pub fn miss(&mut self, peer: Peer) {
-        self.known(peer.index()).missed = true;
+    /// Ends the flight of a fragment that its receiver did not live to consume.
+    pub fn crashed(&mut self, peer: Peer, token: u64) {
+        let descriptor = self.landed(token);
+        let known = self.known(peer.index());
+        known.missed = true;
+        known.unsent.extend(descriptor);
     }
 
     /// Notes that a peer is gone; the transport says so once.
@@ -346,6 +356,19 @@ impl Fabric {
         known.lost = Some(why);
         // A peer that has finished and left is no loss, unless there was more to say to it.
         known.missed |= why != PeerError::Left || !known.queue.is_empty();
+        let queue = std::mem::take(&mut known.queue);
+        self.queued -= queue.len();
+        for message in queue {
+            match message {
+                Outgoing::Descriptor(descriptor) => self.known(peer.index()).unsent.push(descriptor),
+                Outgoing::Fragment(fragment, ..) => self.endpoint.free(fragment),
+            }
+        }
+    }
+
+    /// The descriptors of messages that did not reach a lost peer.
+    pub fn take_unsent(&mut self, peer: Peer) -> Vec<*mut Descriptor> {
+        std::mem::take(&mut self.known(peer.index()).unsent)
     }
 
     /// The peer's loss, if it must be reported now; once.
@@ -382,12 +405,12 @@ impl Fabric {
 
 impl Drop for Fabric {
     fn drop(&mut self) {
+        let unsent = self.peers.iter_mut().flat_map(|known| known.unsent.drain(..)).collect::<Vec<_>>();
         let queued = self.peers.iter_mut().flat_map(|known| known.queue.drain(..));
-        for message in queued.chain(self.flights.drain()) {
-            if let Outgoing::Descriptor(descriptor) = message {
-                // SAFETY: the module is being finalized: Open MPI has no use for its descriptors any more.
-                drop(unsafe { Descriptor::take_back(descriptor) });
-            }
+        let under_way = queued.chain(self.flights.drain()).filter_map(|message| message.descriptor());
+        for descriptor in under_way.chain(unsent) {
+            // SAFETY: the module is being finalized: Open MPI has no use for its descriptors any more.
+            drop(unsafe { Descriptor::take_back(descriptor) });
         }
     }
 }

@@ -1,6 +1,9 @@
-//! How a problem is told to the user: through Open MPI's show_help, with a text from our help file.
+//! How a problem is told to the user: by a text from our help file, rendered as Open MPI renders its own.
 
 use std::ffi::{CStr, OsStr, c_void};
+use std::fs::OpenOptions;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{ErrorKind, Write};
 use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -38,17 +41,55 @@ impl Topic {
     }
 }
 
-/// Shows a topic, whose text gets the host's name and `text`.
+/// Shows a topic, whose text gets the host's name and `text`: once on each host of a job.
+///
+/// The text is rendered by Open MPI but written here: what a process of Open MPI 4.1.4 gives to show_help travels to
+/// `mpirun` by PMIx's log, and is lost on the way every other time.
 pub fn show(topic: Topic, text: &str) {
-    if has_file() {
-        let text = ompi::c_text(text);
-        // SAFETY: all three are NUL-terminated and outlive the call.
-        unsafe { ompi::vmshm_ompi_show_help(FILE.as_ptr(), topic.key().as_ptr(), text.as_ptr()) };
-    } else {
-        let line = ompi::c_text(&format!("btl vmshm: {text}"));
-        // SAFETY: as above.
-        unsafe { ompi::vmshm_ompi_output(line.as_ptr()) };
+    if !is_first(topic, text) {
+        return;
     }
+    let rendered = render(topic, text).unwrap_or_else(|| {
+        // SAFETY: the name is NUL-terminated and stays.
+        let host = unsafe { CStr::from_ptr(ompi::vmshm_ompi_this_host()) }.to_string_lossy();
+        format!("[{host}] btl vmshm: {text}\n")
+    });
+    // Where standard error is closed, nobody wants to know.
+    let _ = std::io::stderr().write_all(rendered.as_bytes());
+}
+
+fn render(topic: Topic, text: &str) -> Option<String> {
+    if !has_file() {
+        return None;
+    }
+    let text = ompi::c_text(text);
+    // SAFETY: all three are NUL-terminated and outlive the call, whose result is NUL-terminated and ours to free.
+    unsafe {
+        let rendered = ompi::vmshm_ompi_help_text(FILE.as_ptr(), topic.key().as_ptr(), text.as_ptr());
+        if rendered.is_null() {
+            return None;
+        }
+        let copy = CStr::from_ptr(rendered).to_string_lossy().into_owned();
+        libc::free(rendered.cast::<c_void>());
+        Some(copy)
+    }
+}
+
+/// Whether no other process of this job has shown this on this host: who makes a file in the job's directory is first.
+fn is_first(topic: Topic, text: &str) -> bool {
+    // SAFETY: the name is NULL or NUL-terminated, and stays.
+    let directory = unsafe {
+        let directory = ompi::vmshm_ompi_job_directory();
+        if directory.is_null() {
+            return true;
+        }
+        PathBuf::from(OsStr::from_bytes(CStr::from_ptr(directory).to_bytes()))
+    };
+    let mut hasher = DefaultHasher::new();
+    (topic.key(), text).hash(&mut hasher);
+    let file = directory.join(format!("vmshm-help-{:016x}", hasher.finish()));
+    let made = OpenOptions::new().write(true).create_new(true).open(file);
+    !made.is_err_and(|error| error.kind() == ErrorKind::AlreadyExists)
 }
 
 /// Tells those who ask for it with `--mca btl_base_verbose 10`.

@@ -50,14 +50,19 @@ int vmshm_ompi_pack(opal_convertor_t *convertor, void *to, size_t *len)
     return opal_convertor_pack(convertor, &iov, &count, len);
 }
 
-void vmshm_ompi_show_help(const char *file, const char *topic, const char *text)
+char *vmshm_ompi_help_text(const char *file, const char *topic, const char *text)
 {
-    opal_show_help(file, topic, true, opal_process_info.nodename, text);
+    return opal_show_help_string(file, topic, true, vmshm_ompi_this_host(), text);
 }
 
-void vmshm_ompi_output(const char *line)
+const char *vmshm_ompi_this_host(void)
 {
-    opal_output(0, "%s", line);
+    return NULL != opal_process_info.nodename ? opal_process_info.nodename : "this host";
+}
+
+const char *vmshm_ompi_job_directory(void)
+{
+    return opal_process_info.job_session_dir;
 }
 
 void vmshm_ompi_verbose(const char *line)

@@ -25,11 +25,15 @@ bool vmshm_ompi_contiguous(opal_convertor_t *convertor, void **data);
 /* Packs up to *len bytes; *len becomes the number packed. Negative on error. */
 int vmshm_ompi_pack(opal_convertor_t *convertor, void *to, size_t *len);
 
-/* Shows a topic of a help file, whose text takes the host's name and one more string. */
-void vmshm_ompi_show_help(const char *file, const char *topic, const char *text);
+/* Renders a topic of a help file, whose text takes the host's name and one more string. NULL without the file; the
+   caller frees it. */
+char *vmshm_ompi_help_text(const char *file, const char *topic, const char *text);
 
-/* Writes one line to the user. */
-void vmshm_ompi_output(const char *line);
+/* The name of this host, as Open MPI knows it. */
+const char *vmshm_ompi_this_host(void);
+
+/* A directory of this job on this host, or NULL. */
+const char *vmshm_ompi_job_directory(void);
 
 /* Writes one line to those who set btl_base_verbose. */
 void vmshm_ompi_verbose(const char *line);
