@@ -1,20 +1,39 @@
 //! The developer's one command: `cargo xtask demo | test | bench | install | image`.
 
 mod accel;
+mod build_tree;
+mod checkers;
 mod cleanup;
+mod demo;
 mod guest;
+mod guest_mpi;
+mod guest_tests;
+mod host_mpi;
+mod host_tests;
+mod hpcc;
 mod image;
+mod install;
 mod lab;
+mod mpi4py;
+mod osu;
 mod packages;
+mod plot;
 mod process;
 mod progress;
+mod region;
+mod stage;
+mod table;
+mod tally;
+mod test;
 mod workspace;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+use accel::Wish;
 use workspace::Workspace;
 
 /// Builds, shows, tests and measures vmshm.
@@ -27,10 +46,29 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Make the guest image, or find it in the cache
+    /// Show an MPI program talking between two virtual machines, beside TCP, and on this host
+    Demo {
+        /// What runs the virtual machines
+        #[arg(long, value_enum, default_value = "auto")]
+        accel: Wish,
+    },
+    /// Run all tests; prints what it skips and why
+    Test {
+        /// What runs the virtual machines
+        #[arg(long, value_enum, default_value = "auto")]
+        accel: Wish,
+        /// Run only this step, by the name that its line shows; may be given several times
+        #[arg(long, value_name = "NAME")]
+        only: Vec<String>,
+    },
+    /// Build with optimisation and install plugin, tool, completions and man pages
+    Install {
+        /// Directory below which bin, lib and share are filled, as /usr/local
+        #[arg(long, value_name = "DIR")]
+        prefix: PathBuf,
+    },
+    /// Make the guest image, or find it in the cache, and print where it is
     Image,
-    /// Try
-    Try,
 }
 
 fn main() -> ExitCode {
@@ -57,27 +95,22 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<bool> {
     let workspace = Workspace::find()?;
     match task {
+        Task::Demo { accel } => demo::run(&workspace, accel),
+        Task::Test { accel, only } => test::run(&workspace, accel, &only),
+        Task::Install { prefix } => {
+            let logs = workspace.target.join("install");
+            packages::ensure(&[packages::BUILD], &logs)?;
+            let prefix = std::path::absolute(&prefix)?;
+            let built = build_tree::product(&workspace, &logs)?;
+            install::product(&workspace, &built, &prefix)?;
+            println!("Installed below {}.", prefix.display());
+            Ok(true)
+        }
         Task::Image => {
             let logs = workspace.target.join("image");
             packages::ensure(&[packages::GUESTS], &logs)?;
             let image = image::ensure(&workspace, &logs)?;
             println!("{}", image.root.display());
-            Ok(true)
-        }
-        Task::Try => {
-            let logs = workspace.target.join("try");
-            let image = image::ensure(&workspace, &logs)?;
-            let accel = accel::choose(accel::Wish::Auto, &image, &logs)?;
-            let pay = tempfile::tempdir()?;
-            let mut lab = lab::Lab::start(&lab::Plan {
-                image: &image,
-                payload: pay.path(),
-                accel,
-                region: vec![vec![], vec![], vec![]],
-                log_dir: &logs,
-            })?;
-            let a = lab.run(0, "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; ping -c 2 vm1; ping -c 2 vm2; mpirun -np 3 --host vm0,vm1,vm2 --mca oob_tcp_if_include eth0 hostname; mpirun -np 2 --host vm0,vm1 --mca pml ob1 --mca btl tcp,self --mca btl_tcp_if_include eth0 --mca oob_tcp_if_include eth0 NPopenmpi -u 65536 -n 5 -o /dev/null", std::time::Duration::from_secs(60))?;
-            println!("{} {}", a.code, a.text);
             Ok(true)
         }
     }

@@ -94,11 +94,6 @@ impl Running {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// The file that the program writes to.
-    pub fn log(&self) -> &Path {
-        &self.log
-    }
-
     /// Waits until the program ends, but at most `limit`.
     pub fn wait(mut self, limit: Duration) -> Result<Finished> {
         let begin = Instant::now();

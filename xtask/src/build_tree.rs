@@ -1,0 +1,58 @@
+//! Builds everything that a user of vmshm gets, and the MPI programs that try it.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::process;
+use crate::progress;
+use crate::workspace::{Workspace, cargo};
+
+/// Packages of the workspace that are built for `demo`, `test`, `bench` and `install`.
+const PRODUCT: &[&str] = &["vmshm-btl", "vmshm"];
+const PROGRAMS: &[&str] = &["vmshm-tests", "vmshm-benches"];
+
+/// The MPI programs among the results.
+pub const MPI_PROGRAMS: &[&str] = &[
+    "vmshm-mpi-check",
+    "vmshm-mpi-spawn",
+    "osu_latency",
+    "osu_bw",
+    "osu_bibw",
+    "osu_mbw_mr",
+    "osu_multi_lat",
+];
+
+const LIMIT: Duration = Duration::from_secs(1800);
+
+/// Builds plugin and tool with optimisation, and returns the directory of the results.
+pub fn product(workspace: &Workspace, log_dir: &Path) -> Result<PathBuf> {
+    build(workspace, PRODUCT, "plugin and tool", log_dir)
+}
+
+/// Builds the MPI programs with optimisation, and returns the directory of the results.
+pub fn programs(workspace: &Workspace, log_dir: &Path) -> Result<PathBuf> {
+    build(workspace, PROGRAMS, "MPI programs", log_dir)
+}
+
+fn build(workspace: &Workspace, list: &[&str], what: &str, log_dir: &Path) -> Result<PathBuf> {
+    progress::during(&format!("building {what}"), |bar| {
+        let mut command = cargo();
+        command.current_dir(&workspace.root).args(["build", "--release", "--color=never"]);
+        for package in list {
+            command.args(["--package", package]);
+        }
+        let log = log_dir.join(format!("build-{}.log", list[0]));
+        let mut running = process::Running::start(command, "cargo build", &log)?;
+        while running.poll()?.is_none() {
+            crate::cleanup::check()?;
+            if let Some(line) = running.text().lines().last() {
+                bar.set_message(line.trim().chars().take(60).collect::<String>());
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        running.wait(LIMIT)?.expect_success("cargo build")?;
+        Ok(workspace.target.join("release"))
+    })
+}

@@ -1,0 +1,202 @@
+//! `cargo xtask demo`: an MPI program talks between two guests through shared memory, beside the same over TCP.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::accel::{self, Accel, Wish};
+use crate::guest_mpi;
+use crate::host_mpi::{HostMpi, Layer};
+use crate::image;
+use crate::lab::{Lab, PAYLOAD, Plan};
+use crate::osu::{self, Points};
+use crate::packages;
+use crate::plot::{self, Panel, Series};
+use crate::progress;
+use crate::region::Region;
+use crate::stage;
+use crate::table::{self, Table};
+use crate::workspace::Workspace;
+
+/// The guests' region is larger than 4 GiB, so that its BAR lies above 4 GiB as a real one would.
+const GUEST_REGION: &str = "8G";
+const HOST_REGION: &str = "256M";
+const SIZES: [u64; 10] = [0, 8, 64, 512, 4096, 16384, 65536, 131_072, 262_144, 1_048_576];
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// One column of the table: a place, a layer, and what was measured there.
+#[derive(Debug)]
+struct Column {
+    place: &'static str,
+    layer: Layer,
+    latency: Points,
+    bandwidth: Points,
+}
+
+/// Runs the demo and prints its table; fails if any of its jobs failed.
+pub fn run(workspace: &Workspace, wish: Wish) -> Result<bool> {
+    let out = workspace.target.join("demo");
+    packages::ensure(&[packages::BUILD, packages::RUN, packages::GUESTS, packages::PLOT], &out)?;
+    let stage = stage::prepare(workspace, &out)?;
+    let image = image::ensure(workspace, &out)?;
+    let accel = accel::choose(wish, &image, &out)?;
+    let mut failures = Vec::new();
+    let mut columns = Vec::new();
+    let repeated_boots = guests(&stage, &image, accel, &out, &mut columns, &mut failures)?;
+    host(&stage, &out, &mut columns, &mut failures)?;
+
+    let text = report(&columns, accel, repeated_boots);
+    print!("\n{text}");
+    std::fs::write(out.join("demo.txt"), &text)?;
+    for path in draw(&columns, accel, &out)? {
+        println!("Plot: {}", path.display());
+    }
+    for failure in &failures {
+        eprintln!("\nFAILED: {failure}");
+    }
+    Ok(failures.is_empty())
+}
+
+/// Measures in two guests, adding columns; returns how many boots were repeated.
+fn guests(
+    stage: &Path,
+    image: &image::Image,
+    accel: Accel,
+    out: &Path,
+    columns: &mut Vec<Column>,
+    failures: &mut Vec<String>,
+) -> Result<usize> {
+    // Sparse: the demo must run where 8 GiB are not free, and touches only a little of it.
+    let region = Region::create(stage, GUEST_REGION, 2, true)?;
+    let mut lab = Lab::start(&Plan {
+        image,
+        payload: stage,
+        accel,
+        region: vec![region.qemu_args(0)?, region.qemu_args(1)?],
+        log_dir: out,
+    })?;
+    let (repeats, window) = match accel {
+        Accel::Kvm => ("-i 1000 -x 100", "-i 100 -x 10"),
+        Accel::Tcg => ("-i 20 -x 5", "-i 3 -x 1"),
+    };
+    for layer in [Layer::Vmshm, Layer::Tcp] {
+        let mut measure = |program: &str, options: &str| {
+            let heading = format!("{program} over {} across the guests", layer.name());
+            let path = guest_path(program)?;
+            let log = out.join(format!("guests-{}-{program}.log", layer.name()));
+            let command = format!("{path} -m 0:1048576 {options}");
+            progress::during(&heading, |_| {
+                osu::parse(&guest_mpi::run(&mut lab, 1, layer, &command, &log, LIMIT)?)
+            })
+        };
+        let latency = kept(measure("osu_latency", repeats), failures)?;
+        let bandwidth = kept(measure("osu_bw", window), failures)?;
+        columns.push(Column { place: "guests", layer, latency, bandwidth });
+    }
+    Ok(lab.repeated_boots)
+}
+
+/// Guests always run our own programs: a user's OSU build may need libraries that they do not have.
+fn guest_path(program: &str) -> Result<String> {
+    Ok(format!("{PAYLOAD}/bin/{program}"))
+}
+
+fn host(stage: &Path, out: &Path, columns: &mut Vec<Column>, failures: &mut Vec<String>) -> Result<()> {
+    let region = Region::create(stage, HOST_REGION, 2, false)?;
+    let mpi = HostMpi::new(region.environment()?)?;
+    for layer in [Layer::Vmshm, Layer::VaderTwoCopies, Layer::Tcp] {
+        let measure = |program: &str, options: &[&str]| {
+            let heading = format!("{program} over {} on this host", layer.name());
+            let log = out.join(format!("host-{}-{program}.log", layer.name().replace(' ', "-")));
+            let mut command = mpi.mpirun(2, layer);
+            command.arg(osu::find(program, &stage.join("bin"))?).args(["-m", "0:1048576"]).args(options);
+            progress::during(&heading, |_| {
+                let done = mpi.run(command, &heading, &log, LIMIT)?;
+                osu::parse(&done.expect_success(&heading)?.text)
+            })
+        };
+        let latency = kept(measure("osu_latency", &["-i", "2000", "-x", "200"]), failures)?;
+        let bandwidth = kept(measure("osu_bw", &["-i", "100", "-x", "10"]), failures)?;
+        columns.push(Column { place: "host", layer, latency, bandwidth });
+    }
+    Ok(())
+}
+
+/// A failed job leaves a gap in the table and is told at the end; only an interrupt ends the demo at once.
+fn kept(result: Result<Points>, failures: &mut Vec<String>) -> Result<Points> {
+    crate::cleanup::check()?;
+    Ok(result.unwrap_or_else(|error| {
+        failures.push(format!("{error:#}"));
+        Points::new()
+    }))
+}
+
+fn report(columns: &[Column], accel: Accel, repeated_boots: usize) -> String {
+    let mut table = Table::default();
+    let name = |c: &Column| format!("{}: {}", c.place, c.layer.name());
+    let mut heading = vec!["latency, µs".to_owned()];
+    heading.extend(columns.iter().map(name));
+    table.row(heading);
+    let rows = |table: &mut Table, points: fn(&Column) -> &Points| {
+        for size in SIZES {
+            let mut cells = vec![table::size(size)];
+            cells.extend(columns.iter().map(|c| table::figure(osu::at(points(c), size))));
+            if cells[1..].iter().any(|cell| cell != "-") {
+                table.row(cells);
+            }
+        }
+    };
+    rows(&mut table, |c| &c.latency);
+    table.row(["", ""]);
+    let mut heading = vec!["bandwidth, MB/s".to_owned()];
+    heading.extend(columns.iter().map(name));
+    table.row(heading);
+    rows(&mut table, |c| &c.bandwidth);
+    let mut text = table.render();
+    text += &match accel {
+        Accel::Tcg => {
+            "\n'guests' are two virtual machines emulated by QEMU (TCG): these columns show that it \
+             works. They are NO MEASUREMENT and say nothing about speed.\n"
+                .to_owned()
+        }
+        Accel::Kvm => "\n'guests' are two virtual machines run by KVM.\n".to_owned(),
+    };
+    text += "'host' is two processes on this machine, measured once and beside whatever else runs here.\n";
+    if repeated_boots > 0 {
+        text += &format!("Boots that failed and were tried once more: {repeated_boots}.\n");
+    }
+    text
+}
+
+fn draw(columns: &[Column], accel: Accel, out: &Path) -> Result<[PathBuf; 2]> {
+    let emulated = |c: &Column| c.place == "guests" && accel == Accel::Tcg;
+    let series = |points: fn(&Column) -> &Points| -> Vec<Series> {
+        columns
+            .iter()
+            .filter(|c| !points(c).is_empty())
+            .map(|c| Series {
+                name: format!(
+                    "{}: {}{}",
+                    c.place,
+                    c.layer.name(),
+                    if emulated(c) { " (emulated)" } else { "" }
+                ),
+                emulated: emulated(c),
+                points: points(c).clone(),
+            })
+            .collect()
+    };
+    let caption = match accel {
+        Accel::Tcg => "MPI through vmshm (thin lines: emulated guests, no measurement)",
+        Accel::Kvm => "MPI through vmshm",
+    };
+    plot::draw(
+        &out.join("demo"),
+        caption,
+        &[
+            Panel { title: "Latency", unit: "µs, less is better", series: &series(|c| &c.latency) },
+            Panel { title: "Bandwidth", unit: "MB/s, more is better", series: &series(|c| &c.bandwidth) },
+        ],
+    )
+}

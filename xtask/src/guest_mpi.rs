@@ -1,0 +1,60 @@
+//! MPI jobs across the guests of a lab, started in guest 0 as a user would.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::host_mpi::{AS_ROOT, Layer};
+use crate::lab::{Lab, PAYLOAD};
+use crate::process::last_lines;
+
+/// Runs `program` (with arguments) with so many ranks in each guest; returns what it printed.
+pub fn run(
+    lab: &mut Lab,
+    ranks_per_guest: usize,
+    layer: Layer,
+    program: &str,
+    log: &Path,
+    limit: Duration,
+) -> Result<String> {
+    let guests = lab.size();
+    let hosts: Vec<String> = (0..guests).map(|k| format!("vm{k}:{ranks_per_guest}")).collect();
+    let mut script = String::new();
+    for (name, value) in AS_ROOT {
+        script += &format!("export {name}={value}\n");
+    }
+    if layer == Layer::Vmshm {
+        // As the README tells users to do it.
+        script += &format!("settings=$({PAYLOAD}/bin/vmshm env) || exit\neval \"$settings\"\n");
+    }
+    let yielding = if ranks_per_guest > 1 { "--mca mpi_yield_when_idle 1" } else { "" };
+    script += &format!(
+        "cd /tmp\nPATH={PAYLOAD}/bin:$PATH mpirun -np {} --host {} --map-by node --bind-to none {yielding} \
+         --mca btl_tcp_if_include eth0 --mca oob_tcp_if_include eth0 {} {program}\n",
+        guests * ranks_per_guest,
+        hosts.join(","),
+        layer.mpirun_args().join(" "),
+    );
+    let answer = lab.run(0, &script, limit);
+    let text = match &answer {
+        Ok(answer) => answer.text.clone(),
+        Err(error) => format!("{error:#}\n"),
+    };
+    if let Some(dir) = log.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    fs::write(log, format!("{script}\n{text}")).with_context(|| format!("cannot write {}", log.display()))?;
+    let answer = answer?;
+    if answer.code != 0 {
+        bail!(
+            "{program} over {} across {guests} guests ended with exit code {}; log: {}\n{}",
+            layer.name(),
+            answer.code,
+            log.display(),
+            last_lines(&text, 15)
+        );
+    }
+    Ok(text)
+}

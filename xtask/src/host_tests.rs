@@ -1,0 +1,134 @@
+//! Steps that run MPI programs over vmshm as processes of this host.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::host_mpi::{HostMpi, Layer};
+use crate::hpcc;
+use crate::mpi4py::{self, Suite};
+use crate::process::{self, Finished, last_lines, mortal};
+use crate::region::Region;
+use crate::tally::{Count, Tally};
+use crate::workspace::Workspace;
+
+/// Enough for every size that the checker sends, on a machine with little memory.
+const REGION: &str = "1G";
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// A place for MPI jobs with a region of its own, which goes away with it.
+#[derive(Debug)]
+struct Bench {
+    // Before the region: jobs end first.
+    mpi: HostMpi,
+    _region: Region,
+}
+
+impl Bench {
+    fn new(stage: &Path) -> Result<Self> {
+        let region = Region::create(stage, REGION, 2, true)?;
+        Ok(Self { mpi: HostMpi::new(region.environment()?)?, _region: region })
+    }
+}
+
+/// Runs all of them; `stage` is the built tree, or why there is none.
+pub fn steps(
+    workspace: &Workspace,
+    stage: &Result<std::path::PathBuf, String>,
+    tally: &mut Tally,
+) -> Result<()> {
+    let stage = || stage.as_deref().map_err(|why| anyhow::anyhow!("nothing to test was built: {why}"));
+    tally.step("parameters", |logs| {
+        let bench = Bench::new(stage()?)?;
+        let mut command = mortal("ompi_info");
+        command.args(["--param", "btl", "vmshm", "--level", "9"]).envs(bench.mpi.environment());
+        let text = process::run(command, "ompi_info", &logs.join("ompi_info.log"), LIMIT)?.text;
+        if !text.contains("btl_vmshm_device") {
+            bail!("ompi_info does not know btl_vmshm_device:\n{}", last_lines(&text, 10));
+        }
+        Ok(Count::one())
+    })?;
+    for ranks in [2, 3, 5] {
+        tally.step(&format!("host-check-{ranks}"), |logs| {
+            let bench = Bench::new(stage()?)?;
+            let mut command = bench.mpi.mpirun(ranks, Layer::Vmshm);
+            command.arg(stage()?.join("bin/vmshm-mpi-check"));
+            if ranks > 2 {
+                command.arg("--quick");
+            }
+            checked(bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?)
+        })?;
+    }
+    tally.step("host-check-threads", |logs| {
+        let bench = Bench::new(stage()?)?;
+        let mut command = bench.mpi.mpirun(2, Layer::Vmshm);
+        command.arg(stage()?.join("bin/vmshm-mpi-check")).args(["--quick", "--threads", "3"]);
+        checked(bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?)
+    })?;
+    tally.step("host-spawn", |logs| {
+        let bench = Bench::new(stage()?)?;
+        let mut command = bench.mpi.mpirun(1, Layer::Vmshm);
+        command.arg(stage()?.join("bin/vmshm-mpi-spawn")).args(["--children", "2", "--rounds", "2"]);
+        let done = bench.mpi.run(command, "vmshm-mpi-spawn", &logs.join("spawn.log"), LIMIT)?;
+        done.expect_success("vmshm-mpi-spawn")?;
+        Ok(Count::one())
+    })?;
+    tally.step("host-netpipe", |logs| {
+        let bench = Bench::new(stage()?)?;
+        let mut command = bench.mpi.mpirun(2, Layer::Vmshm);
+        command.args(["NPopenmpi", "-i", "-n", "3", "-u", "4194304", "-o", "/dev/null"]);
+        let done = bench.mpi.run(command, "NPopenmpi", &logs.join("netpipe.log"), LIMIT)?;
+        netpipe(&done.expect_success("NPopenmpi")?.text)
+    })?;
+    tally.step("host-hpcc", |logs| {
+        let bench = Bench::new(stage()?)?;
+        let dir = tempfile::tempdir()?;
+        fs::write(dir.path().join("hpccinf.txt"), hpcc::input(400, 1, 2))?;
+        let mut command = bench.mpi.mpirun(2, Layer::Vmshm);
+        command.arg("hpcc").current_dir(dir.path());
+        let done = bench.mpi.run(command, "hpcc", &logs.join("hpcc.log"), LIMIT)?;
+        done.expect_success("hpcc")?;
+        let output = fs::read_to_string(dir.path().join("hpccoutf.txt")).context("hpcc wrote no output")?;
+        fs::write(logs.join("hpccoutf.txt"), &output)?;
+        Ok(Count { passed: hpcc::verify(&output)?, ..Count::default() })
+    })?;
+    for ranks in [2, 3, 5] {
+        tally.step(&format!("host-mpi4py-{ranks}"), |logs| {
+            let kit = match mpi4py::prepare(workspace, logs)? {
+                Suite::Ready(kit) => kit,
+                Suite::Unavailable(why) => return Ok(Count::skip(why)),
+            };
+            let bench = Bench::new(stage()?)?;
+            let wanted = mpi4py::run(&kit, &bench.mpi, ranks, Layer::VaderCma, logs, LIMIT)?;
+            let got = mpi4py::run(&kit, &bench.mpi, ranks, Layer::Vmshm, logs, LIMIT)?;
+            if got != wanted {
+                bail!("over vader the ranks said {wanted:?}, over vmshm {got:?}");
+            }
+            let tests = got.iter().map(|report| report.0).min().unwrap_or(0);
+            let note = format!("each rank: {}, the same as under vader", got[0].1);
+            Ok(Count { passed: tests, note, ..Count::default() })
+        })?;
+    }
+    Ok(())
+}
+
+/// Counts what the checker reported, which must agree with how it ended.
+fn checked(done: Finished) -> Result<Count> {
+    match Count::of_checker(&done.text) {
+        Some(count) if done.status.success() || count.failed > 0 => Ok(count),
+        _ => {
+            done.expect_success("vmshm-mpi-check")?;
+            bail!("vmshm-mpi-check printed no closing line");
+        }
+    }
+}
+
+/// Counts NetPIPE's integrity checks.
+pub fn netpipe(text: &str) -> Result<Count> {
+    if let Some(line) = text.lines().find(|line| line.to_lowercase().contains("integrity check failed")) {
+        bail!("NetPIPE: {}", line.trim());
+    }
+    Ok(Count { passed: text.matches("Integrity check passed").count(), ..Count::default() })
+}

@@ -1,0 +1,75 @@
+//! Puts plugin, tool, completions and man pages where Open MPI, shells and `man` look for them.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::build_tree;
+use crate::process;
+use crate::workspace::Workspace;
+
+/// Completions: shell, and the file below the prefix that it reads.
+const COMPLETIONS: &[(&str, &str)] = &[
+    ("bash", "share/bash-completion/completions/vmshm"),
+    ("zsh", "share/zsh/site-functions/_vmshm"),
+    ("fish", "share/fish/vendor_completions.d/vmshm.fish"),
+];
+
+/// Installs what [`build_tree::product`] built, below `prefix`.
+///
+/// Each file is written beside its place and then renamed, so that a running program never sees half of one.
+pub fn product(workspace: &Workspace, built: &Path, prefix: &Path) -> Result<()> {
+    let tool = prefix.join("bin/vmshm");
+    place(&built.join("vmshm"), &tool, 0o755)?;
+    place(&built.join("libmca_btl_vmshm.so"), &prefix.join("lib/openmpi/mca_btl_vmshm.so"), 0o644)?;
+    place(
+        &workspace.root.join("btl-plugin/help-mpi-btl-vmshm.txt"),
+        &prefix.join("share/openmpi/help-mpi-btl-vmshm.txt"),
+        0o644,
+    )?;
+    for (shell, file) in COMPLETIONS {
+        let text = process::capture(Command::new(&tool).args(["completions", shell]))
+            .with_context(|| format!("cannot make the completion for {shell}"))?;
+        write(text.as_bytes(), &prefix.join(file), 0o644)?;
+    }
+    let pages = prefix.join("share/man/man1");
+    fs::create_dir_all(&pages).with_context(|| format!("cannot create {}", pages.display()))?;
+    process::capture(Command::new(&tool).arg("man").arg(&pages)).context("cannot make the man pages")?;
+    Ok(())
+}
+
+/// Installs the MPI programs of the tests and benches into `prefix/bin`.
+pub fn programs(built: &Path, prefix: &Path) -> Result<()> {
+    for name in build_tree::MPI_PROGRAMS {
+        place(&built.join(name), &prefix.join("bin").join(name), 0o755)?;
+    }
+    Ok(())
+}
+
+/// Copies one file to its place.
+pub fn place(from: &Path, to: &Path, mode: u32) -> Result<()> {
+    let bytes = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+    write(&bytes, to, mode)
+}
+
+fn write(bytes: &[u8], to: &Path, mode: u32) -> Result<()> {
+    let Some(dir) = to.parent() else {
+        bail!("{} is no place for a file", to.display());
+    };
+    fs::create_dir_all(dir).with_context(|| {
+        format!("cannot create {}; choose a prefix that you may write to, or run this as root", dir.display())
+    })?;
+    let mut file = tempfile::NamedTempFile::new_in(dir).with_context(|| {
+        format!(
+            "cannot write to {}; choose a prefix that you may write to, or run this as root",
+            dir.display()
+        )
+    })?;
+    std::io::Write::write_all(&mut file, bytes).with_context(|| format!("cannot write {}", to.display()))?;
+    file.as_file().set_permissions(fs::Permissions::from_mode(mode))?;
+    file.persist(to).with_context(|| format!("cannot write {}", to.display()))?;
+    Ok(())
+}

@@ -1,0 +1,97 @@
+//! A region made by `vmshm region create` for one run, destroyed when no longer wanted.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use tempfile::TempDir;
+
+use crate::process;
+
+/// A region on this host, in a directory of its own, so that runs do not meet.
+#[derive(Debug)]
+pub struct Region {
+    tool: PathBuf,
+    dir: TempDir,
+}
+
+const NAME: &str = "lab";
+
+impl Region {
+    /// Creates a region of `size` (as `8G`) with so many sections. `sparse` takes memory only as it is used.
+    pub fn create(prefix: &Path, size: &str, sections: usize, sparse: bool) -> Result<Self> {
+        let dir = tempfile::Builder::new()
+            .prefix("vmshm-region-")
+            .tempdir_in("/dev/shm")
+            .context("cannot create a directory in /dev/shm")?;
+        let tool = prefix.join("bin/vmshm");
+        let mut command = vmshm(&tool, dir.path());
+        command.args(["region", "create", NAME, "--size", size]);
+        command.args(["--sections", &sections.to_string()]);
+        if sparse {
+            command.arg("--sparse");
+        }
+        process::capture(&mut command).context("cannot create a region")?;
+        Ok(Self { tool, dir })
+    }
+
+    /// QEMU's arguments that give a guest this region, with section `section` as its own.
+    pub fn qemu_args(&self, section: usize) -> Result<Vec<String>> {
+        let section = section.to_string();
+        let mut command = vmshm(&self.tool, self.dir.path());
+        let text = process::capture(command.args(["qemu-args", NAME, "--section", &section]))?;
+        Ok(text.split_whitespace().map(str::to_owned).collect())
+    }
+
+    /// What a process on this host needs to find plugin and region, as `vmshm env` says.
+    pub fn environment(&self) -> Result<Vec<(String, String)>> {
+        let mut command = vmshm(&self.tool, self.dir.path());
+        let text = process::capture(command.args(["env", NAME]))?;
+        let mut settings = parse_exports(&text);
+        settings.push(("VMSHM_DIR".into(), self.dir.path().display().to_string()));
+        Ok(settings)
+    }
+}
+
+/// The tool, which looks for regions only in `dir`.
+fn vmshm(tool: &Path, dir: &Path) -> Command {
+    let mut command = Command::new(tool);
+    command.env("VMSHM_DIR", dir);
+    command
+}
+
+/// Reads lines like `export NAME='value'` or `export NAME=value`.
+fn parse_exports(text: &str) -> Vec<(String, String)> {
+    text.lines()
+        .filter_map(|line| {
+            let line = line.trim().strip_prefix("export ")?.trim_end_matches(';');
+            let (name, value) = line.split_once('=')?;
+            let value = value.trim_matches(|c| c == '\'' || c == '"');
+            Some((name.to_owned(), value.to_owned()))
+        })
+        .collect()
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        let mut command = vmshm(&self.tool, self.dir.path());
+        if let Err(error) = process::capture(command.args(["region", "destroy", NAME])) {
+            eprintln!("could not destroy the region of this run: {error:#}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exports_are_read_with_and_without_quotes() {
+        let got = parse_exports("# note\nexport A=1\nexport B='x:y'\nexport C=\"z\";\nD=4\n");
+        let want = [("A", "1"), ("B", "x:y"), ("C", "z")];
+        assert_eq!(got.len(), want.len());
+        for ((name, value), (n, v)) in got.iter().zip(want) {
+            assert_eq!((name.as_str(), value.as_str()), (n, v));
+        }
+    }
+}

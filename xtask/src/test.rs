@@ -1,0 +1,51 @@
+//! `cargo xtask test`: all tests, in order, each with its line; logs below `target/test-logs`.
+
+use anyhow::Result;
+
+use crate::accel::{self, Wish};
+use crate::checkers;
+use crate::cleanup;
+use crate::guest_tests;
+use crate::host_tests;
+use crate::image;
+use crate::packages;
+use crate::stage;
+use crate::tally::Tally;
+use crate::workspace::Workspace;
+
+/// Runs the tests, or only those steps named in `only`; true if none failed.
+pub fn run(workspace: &Workspace, wish: Wish, only: &[String]) -> Result<bool> {
+    let logs = workspace.target.join("test-logs");
+    packages::ensure(
+        &[packages::BUILD, packages::RUN, packages::GUESTS, packages::PLOT, packages::PROGRAMS],
+        &logs,
+    )?;
+    let mut tally = Tally::new(&logs, only);
+    checkers::steps(workspace, &mut tally)?;
+
+    let wanted = |prefix: &str| only.is_empty() || only.iter().any(|name| name.starts_with(prefix));
+    let stage = if wanted("host") || wanted("guests") || wanted("parameters") {
+        stage::prepare(workspace, &logs.join("build")).map_err(|error| format!("{error:#}"))
+    } else {
+        Err("no step needed it".into())
+    };
+    cleanup::check()?;
+    host_tests::steps(workspace, &stage, &mut tally)?;
+
+    let ground = if wanted("guests") {
+        stage.and_then(|stage| {
+            let prepare = || {
+                let image = image::ensure(workspace, &logs)?;
+                let accel = accel::choose(wish, &image, &logs)?;
+                Ok((stage, image, accel))
+            };
+            prepare().map_err(|error: anyhow::Error| format!("{error:#}"))
+        })
+    } else {
+        Err("no step needed them".into())
+    };
+    cleanup::check()?;
+    let repeated = guest_tests::steps(&ground, &mut tally)?;
+    println!("Boots that failed and were tried once more: {repeated}.");
+    Ok(tally.close())
+}
