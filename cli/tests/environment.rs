@@ -1,0 +1,56 @@
+//! `vmshm env` and `vmshm doctor`, as a user types them.
+
+mod common;
+
+use std::fs;
+use std::process::Command;
+
+use common::Host;
+
+#[test]
+fn the_environment_makes_open_mpi_find_the_plugin() {
+    let host = Host::new();
+    assert!(host.fails(&["env", "--prefix", "/nowhere"]).contains("xtask install --prefix /nowhere"));
+    assert!(host.fails(&["env"]).contains("--prefix"));
+    let prefix = host.dir.path().join("a prefix");
+    fs::create_dir_all(prefix.join("bin")).unwrap();
+    fs::create_dir_all(prefix.join("lib/openmpi")).unwrap();
+    fs::write(prefix.join("lib/openmpi/mca_btl_vmshm.so"), "").unwrap();
+    let tool = prefix.join("bin/vmshm");
+    fs::copy(env!("CARGO_BIN_EXE_vmshm"), &tool).unwrap();
+    host.ok(&["region", "create", "job", "--size", "1M"]);
+    let script = "eval \"$(\"$0\" env --region job)\" && eval \"$(\"$0\" env --region job)\" && \
+                  printf '%s\\n%s\\n' \"$OMPI_MCA_mca_base_component_path\" \"$OMPI_MCA_btl_vmshm_device\"";
+    let output = Command::new("sh")
+        .args(["-c", script])
+        .arg(&tool)
+        .env("VMSHM_DIR", host.regions())
+        .env_remove("OMPI_MCA_mca_base_component_path")
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let expected = format!(
+        "{}:SYSTEM_DEFAULT:USER_DEFAULT\n{}\n",
+        prefix.join("lib/openmpi").display(),
+        host.regions().join("job").display()
+    );
+    assert_eq!(text, expected, "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(host.fails(&["env", "--prefix", prefix.to_str().unwrap(), "--region", "none"]).contains("none"));
+}
+
+#[test]
+fn the_doctor_says_what_is_missing() {
+    let host = Host::new();
+    let output = host.output(&["doctor", "--guest", "--prefix", "/nowhere"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("missing") && text.contains("cure:"), "{text}");
+    assert_eq!(output.status.code(), Some(1));
+    host.ok(&["region", "create", "job", "--size", "1M"]);
+    let text = String::from_utf8(host.output(&["doctor", "--host"]).stdout).unwrap();
+    assert!(text.contains("region job: 1 MiB, 2 of 2 sections free"), "{text}");
+    fs::write(host.regions().join("bad"), vec![0xff; 8192]).unwrap();
+    let output = host.output(&["doctor", "--host"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("region destroy --force bad"), "{text}");
+    assert_eq!(output.status.code(), Some(1));
+}
