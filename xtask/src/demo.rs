@@ -77,8 +77,8 @@ fn guests(
         log_dir: out,
     })?;
     let (repeats, window) = match accel {
-        Accel::Kvm => ("-i 1000 -x 100", "-i 100 -x 10"),
-        Accel::Tcg => ("-i 20 -x 5", "-i 3 -x 1"),
+        Accel::Kvm => ("-i 1000 -x 100", "-i 50 -x 5"),
+        Accel::Tcg => ("-i 20 -x 5", "-i 3 -x 1 -W 16"),
     };
     for layer in [Layer::Vmshm, Layer::Tcp] {
         let mut measure = |program: &str, options: &str| {

@@ -1,6 +1,7 @@
 //! The developer's one command: `cargo xtask demo | test | bench | install | image`.
 
 mod accel;
+mod bench;
 mod build_tree;
 mod checkers;
 mod cleanup;
@@ -22,6 +23,7 @@ mod process;
 mod progress;
 mod region;
 mod stage;
+mod statistics;
 mod table;
 mod tally;
 mod test;
@@ -61,6 +63,8 @@ enum Task {
         #[arg(long, value_name = "NAME")]
         only: Vec<String>,
     },
+    /// Measure vmshm beside Open MPI's shared memory and TCP; OSU_DIR names an OSU build to use instead of ours
+    Bench(bench::Options),
     /// Build with optimisation and install plugin, tool, completions and man pages
     Install {
         /// Directory below which bin, lib and share are filled, as /usr/local
@@ -97,6 +101,7 @@ fn run(task: Task) -> Result<bool> {
     match task {
         Task::Demo { accel } => demo::run(&workspace, accel),
         Task::Test { accel, only } => test::run(&workspace, accel, &only),
+        Task::Bench(options) => bench::run(&workspace, &options),
         Task::Install { prefix } => {
             let logs = workspace.target.join("install");
             packages::ensure(&[packages::BUILD], &logs)?;

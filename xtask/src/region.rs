@@ -46,7 +46,7 @@ impl Region {
     /// What a process on this host needs to find plugin and region, as `vmshm env` says.
     pub fn environment(&self) -> Result<Vec<(String, String)>> {
         let mut command = vmshm(&self.tool, self.dir.path());
-        let text = process::capture(command.args(["env", NAME]))?;
+        let text = process::capture(command.args(["env", "--region", NAME]))?;
         let mut settings = parse_exports(&text);
         settings.push(("VMSHM_DIR".into(), self.dir.path().display().to_string()));
         Ok(settings)
@@ -56,7 +56,7 @@ impl Region {
 /// The tool, which looks for regions only in `dir`.
 fn vmshm(tool: &Path, dir: &Path) -> Command {
     let mut command = Command::new(tool);
-    command.env("VMSHM_DIR", dir);
+    command.env("VMSHM_DIR", dir).env_remove("OMPI_MCA_mca_base_component_path");
     command
 }
 
