@@ -1,0 +1,77 @@
+//! Bytes and messages a second of several pairs at once: the first half of the ranks sends to the
+//! second.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use vmshm_benches::osu::{Buffer, Measure, Mpi, Options, Report};
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let mpi = match Mpi::start() {
+        Ok(mpi) => mpi,
+        Err(error) => {
+            eprintln!("osu_mbw_mr: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let pairs = options.pairs().unwrap_or(mpi.size() / 2);
+    if pairs == 0 || pairs * 2 > mpi.size() {
+        if mpi.rank() == 0 {
+            let ranks = mpi.size();
+            eprintln!("osu_mbw_mr: {pairs} pairs need {} processes, there are {ranks}", pairs.max(1) * 2);
+        }
+        return ExitCode::FAILURE;
+    }
+    let notes = [format!("[ pairs: {pairs} ] [ window size: {} ]", options.window())];
+    let title = "Multiple Bandwidth / Message Rate Test";
+    let report = Report::begin(mpi.rank(), title, &notes, &["MB/s", "Messages/s"]);
+    let buffer = Buffer::filled(options.largest(Measure::Bandwidth), b'a');
+    let mut pending = mpi.pending(options.window());
+    let me = mpi.rank();
+    for plan in options.plans(Measure::Bandwidth) {
+        mpi.barrier();
+        let mut began = 0.0;
+        for turn in 0..plan.all() {
+            if turn == plan.warmup {
+                // All pairs start together, as the sum below supposes.
+                mpi.barrier();
+                began = mpi.now();
+            }
+            if me >= 2 * pairs {
+                continue;
+            }
+            if options.vary() {
+                // SAFETY: the last window has ended: MPI does not use the buffer.
+                unsafe {
+                    if me < pairs {
+                        buffer.change(plan.size, turn);
+                    } else {
+                        buffer.look(plan.size);
+                    }
+                }
+            }
+            for _ in 0..options.window() {
+                if me < pairs {
+                    pending.send(&buffer, plan.size, me + pairs);
+                } else {
+                    pending.receive(&buffer, plan.size, me - pairs);
+                }
+            }
+            pending.wait();
+            if me < pairs {
+                mpi.await_acknowledgement(me + pairs);
+            } else {
+                mpi.acknowledge(me - pairs);
+            }
+        }
+        let seconds = mpi.now() - began;
+        // The senders' mean time, as OSU.
+        let mean = mpi.sum(if me < pairs { seconds } else { 0.0 }) / pairs as f64;
+        let messages = pairs as f64 * f64::from(plan.iterations) * options.window() as f64;
+        let rate = messages / mean;
+        report.row(plan.size, &[plan.size as f64 * rate / 1e6, rate]);
+    }
+    mpi.barrier();
+    ExitCode::SUCCESS
+}

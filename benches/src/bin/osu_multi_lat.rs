@@ -1,0 +1,57 @@
+//! Time of one message, several pairs at once: the first half of the ranks with the second.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use vmshm_benches::osu::{Buffer, Measure, Mpi, Options, Report};
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let mpi = match Mpi::start() {
+        Ok(mpi) if mpi.size() >= 2 && mpi.size().is_multiple_of(2) => mpi,
+        Ok(mpi) => {
+            if mpi.rank() == 0 {
+                eprintln!("osu_multi_lat needs an even number of processes, there are {}", mpi.size());
+            }
+            return ExitCode::FAILURE;
+        }
+        Err(error) => {
+            eprintln!("osu_multi_lat: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let report = Report::begin(mpi.rank(), "Multi Latency Test", &[], &["Latency (us)"]);
+    let largest = options.largest(Measure::Latency);
+    let (out, landing) = (Buffer::filled(largest, b'a'), Buffer::filled(largest, b'b'));
+    let (me, pairs) = (mpi.rank(), mpi.size() / 2);
+    let first = me < pairs;
+    let peer = if first { me + pairs } else { me - pairs };
+    for plan in options.plans(Measure::Latency) {
+        mpi.barrier();
+        let mut began = 0.0;
+        for turn in 0..plan.all() {
+            if turn == plan.warmup {
+                mpi.barrier();
+                began = mpi.now();
+            }
+            if !first {
+                mpi.receive(&landing, plan.size, peer);
+            }
+            if options.vary() {
+                // SAFETY: blocking calls only: MPI uses neither buffer now.
+                unsafe {
+                    landing.look(plan.size);
+                    out.change(plan.size, turn);
+                }
+            }
+            mpi.send(&out, plan.size, peer);
+            if first {
+                mpi.receive(&landing, plan.size, peer);
+            }
+        }
+        let one_way = (mpi.now() - began) * 1e6 / (2.0 * f64::from(plan.iterations));
+        report.row(plan.size, &[mpi.sum(one_way) / mpi.size() as f64]);
+    }
+    mpi.barrier();
+    ExitCode::SUCCESS
+}

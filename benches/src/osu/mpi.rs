@@ -1,0 +1,185 @@
+//! The few MPI calls of the programs, with no cost of their own.
+//!
+//! The safe interface of the `mpi` crate would put a scope around each window of requests; the raw
+//! calls are what OSU's C programs do.
+
+use std::ffi::c_int;
+use std::marker::PhantomData;
+
+use mpi::environment::Universe;
+use mpi::ffi;
+use mpi::traits::Communicator;
+
+use super::Buffer;
+
+const DATA: c_int = 100;
+const ACKNOWLEDGEMENT: c_int = 101;
+
+/// MPI on `MPI_COMM_WORLD`. Errors end the job: that is MPI's default.
+#[derive(Debug)]
+pub struct Mpi {
+    rank: usize,
+    size: usize,
+    // Finalizes MPI on drop.
+    _universe: UniverseHolder,
+}
+
+struct UniverseHolder(#[expect(dead_code, reason = "kept for its drop")] Universe);
+
+impl std::fmt::Debug for UniverseHolder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Universe")
+    }
+}
+
+/// Requests under way on buffers that live for `'b`.
+#[derive(Debug)]
+pub struct Pending<'b> {
+    requests: Vec<ffi::MPI_Request>,
+    buffers: PhantomData<&'b Buffer>,
+}
+
+impl Mpi {
+    /// Starts MPI.
+    ///
+    /// # Errors
+    /// MPI has been started before.
+    pub fn start() -> Result<Mpi, String> {
+        let universe = mpi::initialize().ok_or("MPI has been started already")?;
+        let world = universe.world();
+        let count = |n: c_int| usize::try_from(n).map_err(|_| "MPI gave a negative number");
+        let (rank, size) = (count(world.rank())?, count(world.size())?);
+        Ok(Mpi { rank, size, _universe: UniverseHolder(universe) })
+    }
+
+    /// This process's rank.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// Number of processes.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Waits for all processes.
+    pub fn barrier(&self) {
+        // SAFETY: MPI runs.
+        unsafe { ffi::MPI_Barrier(ffi::RSMPI_COMM_WORLD) };
+    }
+
+    /// Seconds on MPI's clock.
+    pub fn now(&self) -> f64 {
+        // SAFETY: MPI runs.
+        unsafe { ffi::MPI_Wtime() }
+    }
+
+    /// The sum of `value` over all processes.
+    pub fn sum(&self, value: f64) -> f64 {
+        let mut sum = 0.0_f64;
+        let (from, to) = ((&raw const value).cast(), (&raw mut sum).cast());
+        // SAFETY: both numbers live until the call has ended.
+        unsafe {
+            let (kind, op) = (ffi::RSMPI_DOUBLE, ffi::RSMPI_SUM);
+            ffi::MPI_Allreduce(from, to, 1, kind, op, ffi::RSMPI_COMM_WORLD);
+        }
+        sum
+    }
+
+    /// Sends the first `size` bytes.
+    pub fn send(&self, buffer: &Buffer, size: usize, to: usize) {
+        let (data, count) = (buffer.as_ptr(), int(size.min(buffer.len())));
+        // SAFETY: the bytes lie in the buffer.
+        unsafe {
+            let (byte, world) = (ffi::RSMPI_UINT8_T, ffi::RSMPI_COMM_WORLD);
+            ffi::MPI_Send(data.cast(), count, byte, int(to), DATA, world);
+        }
+    }
+
+    /// Receives into the first `size` bytes.
+    pub fn receive(&self, buffer: &Buffer, size: usize, from: usize) {
+        let (data, count) = (buffer.as_ptr(), int(size.min(buffer.len())));
+        // SAFETY: the bytes lie in the buffer, which is only reached through raw pointers.
+        unsafe {
+            let (byte, world) = (ffi::RSMPI_UINT8_T, ffi::RSMPI_COMM_WORLD);
+            let ignore = ffi::RSMPI_STATUS_IGNORE;
+            ffi::MPI_Recv(data.cast(), count, byte, int(from), DATA, world, ignore);
+        }
+    }
+
+    /// Tells `to` that a window has arrived.
+    pub fn acknowledge(&self, to: usize) {
+        let token = [0_u8; 4];
+        // SAFETY: `token` lives until the call has ended.
+        unsafe {
+            let (byte, world) = (ffi::RSMPI_UINT8_T, ffi::RSMPI_COMM_WORLD);
+            ffi::MPI_Send(token.as_ptr().cast(), 4, byte, int(to), ACKNOWLEDGEMENT, world);
+        }
+    }
+
+    /// Waits for `from` to acknowledge a window.
+    pub fn await_acknowledgement(&self, from: usize) {
+        let mut token = [0_u8; 4];
+        // SAFETY: `token` lives until the call has ended.
+        unsafe {
+            let (byte, world) = (ffi::RSMPI_UINT8_T, ffi::RSMPI_COMM_WORLD);
+            let (to, ignore) = (token.as_mut_ptr().cast(), ffi::RSMPI_STATUS_IGNORE);
+            ffi::MPI_Recv(to, 4, byte, int(from), ACKNOWLEDGEMENT, world, ignore);
+        }
+    }
+
+    /// Makes room for `window` requests.
+    pub fn pending<'b>(&self, window: usize) -> Pending<'b> {
+        Pending { requests: Vec::with_capacity(window), buffers: PhantomData }
+    }
+}
+
+impl<'b> Pending<'b> {
+    fn add(&mut self) -> *mut ffi::MPI_Request {
+        // SAFETY: a constant of the MPI library.
+        self.requests.push(unsafe { ffi::RSMPI_REQUEST_NULL });
+        let last = self.requests.len() - 1;
+        &raw mut self.requests[last]
+    }
+
+    /// Starts to send the first `size` bytes.
+    pub fn send(&mut self, buffer: &'b Buffer, size: usize, to: usize) {
+        let (data, count) = (buffer.as_ptr(), int(size.min(buffer.len())));
+        let request = self.add();
+        // SAFETY: the bytes lie in the buffer, which lives until the request has ended: `wait` or
+        // the drop of this value sees to that.
+        unsafe {
+            let (byte, world) = (ffi::RSMPI_UINT8_T, ffi::RSMPI_COMM_WORLD);
+            ffi::MPI_Isend(data.cast(), count, byte, int(to), DATA, world, request);
+        }
+    }
+
+    /// Starts to receive into the first `size` bytes.
+    pub fn receive(&mut self, buffer: &'b Buffer, size: usize, from: usize) {
+        let (data, count) = (buffer.as_ptr(), int(size.min(buffer.len())));
+        let request = self.add();
+        // SAFETY: as in `send`; the buffer is only reached through raw pointers.
+        unsafe {
+            let (byte, world) = (ffi::RSMPI_UINT8_T, ffi::RSMPI_COMM_WORLD);
+            ffi::MPI_Irecv(data.cast(), count, byte, int(from), DATA, world, request);
+        }
+    }
+
+    /// Waits for all requests.
+    pub fn wait(&mut self) {
+        let (count, requests) = (int(self.requests.len()), self.requests.as_mut_ptr());
+        // SAFETY: the requests are ours.
+        unsafe { ffi::MPI_Waitall(count, requests, ffi::RSMPI_STATUSES_IGNORE) };
+        self.requests.clear();
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.wait();
+    }
+}
+
+fn int(value: usize) -> c_int {
+    c_int::try_from(value).expect("counts and ranks are below 2^31")
+}

@@ -1,0 +1,55 @@
+//! The output, in OSU's columns.
+
+use std::io::Write;
+
+/// Prints a table on rank 0.
+#[derive(Debug)]
+pub struct Report {
+    loud: bool,
+}
+
+impl Report {
+    /// Prints the header: `title` as "Latency Test", and the names of the columns after the size.
+    pub fn begin(rank: usize, title: &str, notes: &[String], columns: &[&str]) -> Report {
+        let report = Report { loud: rank == 0 };
+        report
+            .line(&format!("# OSU MPI {title} v{} (vmshm's own implementation)", env!("CARGO_PKG_VERSION")));
+        for note in notes {
+            report.line(&format!("# {note}"));
+        }
+        let names: String = columns.iter().map(|name| format!("{name:>WIDTH$}")).collect();
+        report.line(&format!("{:<10}{names}", "# Size"));
+        report
+    }
+
+    /// Prints one row.
+    pub fn row(&self, size: usize, values: &[f64]) {
+        self.line(&row(size, values));
+    }
+
+    fn line(&self, line: &str) {
+        if self.loud {
+            println!("{line}");
+            // Also through mpirun's pipe each line shows at once.
+            let _ = std::io::stdout().flush();
+        }
+    }
+}
+
+const WIDTH: usize = 20;
+
+fn row(size: usize, values: &[f64]) -> String {
+    let values: String = values.iter().map(|value| format!("{value:>WIDTH$.2}")).collect();
+    format!("{size:<10}{values}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_have_the_columns_of_osu() {
+        assert_eq!(row(8, &[0.3]), "8                         0.30");
+        assert_eq!(row(4096, &[1234.567, 1.0]), "4096                   1234.57                1.00");
+    }
+}
