@@ -80,6 +80,14 @@ impl CreateOptions {
                 ),
             });
         }
+        if self.sparse && self.pages != PageSize::Base && !self.nodes.is_empty() {
+            return Err(Error::Invalid {
+                what: "the list of nodes",
+                value: self.nodes.iter().map(u32::to_string).collect::<Vec<_>>().join(","),
+                why: "cannot be kept for huge pages that are allocated later: leave --sparse or --nodes out"
+                    .into(),
+            });
+        }
         Ok(plan)
     }
 
@@ -94,7 +102,7 @@ impl CreateOptions {
         }
         if self.pages == PageSize::Base {
             memory::check(plan.region_len, dir)?;
-        } else {
+        } else if self.nodes.is_empty() {
             hugetlb::check_pool(plan.region_len, self.pages, None)?;
         }
         let mut nodes = self.nodes.clone();
@@ -230,16 +238,23 @@ fn fill(
     let doing = || format!("give {} its {}", path.display(), format_bytes(plan.region_len));
     file.set_len(plan.region_len).map_err(Error::io(doing()))?;
     let mapping = Mapping::new(file, plan.region_len, true)?;
-    if let Some(node) = options.node(0) {
-        numa::bind(&mapping, 0, plan.table_end, node)?;
-    }
-    for section in 0..plan.sections {
-        if let Some(node) = options.node(section) {
-            numa::bind(&mapping, plan.section_offset(section), plan.section_len, node)?;
+    let sections = (0..plan.sections).map(|s| (plan.section_offset(s), plan.section_len, options.node(s)));
+    let parts: Vec<_> = std::iter::once((0, plan.table_end, options.node(0))).chain(sections).collect();
+    // On tmpfs the binding belongs to the file. hugetlbfs keeps none: there it must be the policy of the thread that
+    // allocates.
+    if options.pages == PageSize::Base {
+        for &(offset, len, node) in &parts {
+            if let Some(node) = node {
+                numa::bind(&mapping, offset, len, node)?;
+            }
         }
     }
-    let present = if options.sparse { plan.table_end } else { plan.region_len };
-    allocate(file, present).map_err(Error::io(doing()))?;
+    let present = if options.sparse { plan.table_len() } else { plan.region_len };
+    for &(offset, len, node) in parts.iter().take_while(|&&(offset, ..)| offset < present) {
+        let node = node.filter(|_| options.pages != PageSize::Base);
+        let len = len.min(present - offset);
+        numa::on_node(node, || allocate(file, offset, len))?.map_err(Error::io(doing()))?;
+    }
     match mapping.populate(0, present, true) {
         Ok(()) => {}
         // Before Linux 5.14. What fallocate(2) has allocated needs no touching to be there.
@@ -277,11 +292,12 @@ fn fill(
     Ok(header)
 }
 
-fn allocate(file: &File, len: u64) -> io::Result<()> {
+fn allocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
     let mut done = 0;
     while done < len {
         let step = STEP.min(len - done);
-        match fallocate(file, FallocateFlags::empty(), done as libc::off_t, step as libc::off_t) {
+        let start = (offset + done) as libc::off_t;
+        match fallocate(file, FallocateFlags::empty(), start, step as libc::off_t) {
             Ok(()) => done += step,
             Err(nix::Error::EINTR) => {}
             Err(errno) => return Err(errno.into()),

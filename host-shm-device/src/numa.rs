@@ -96,10 +96,7 @@ pub(crate) fn check_room(node: u32, needed: u64, pages: PageSize) -> Result<(), 
 /// Binds `[offset, offset + len)` of a mapping to a node. The binding belongs to the file and so holds for
 /// whoever touches it later.
 pub(crate) fn bind(mapping: &Mapping, offset: u64, len: u64, node: u32) -> Result<(), Error> {
-    let mut mask = vec![0u64; node as usize / 64 + 1];
-    mask[node as usize / 64] |= 1 << (node % 64);
-    // The kernel reads one bit less than it is told.
-    let bits = mask.len() * 64 + 1;
+    let (mask, bits) = node_mask(node);
     let start = mapping.at(offset, len);
     // SAFETY: the range lies in the mapping, as `at` checked, and the mask has as many bits as announced.
     let rc = unsafe { libc::syscall(libc::SYS_mbind, start, len, libc::MPOL_BIND, mask.as_ptr(), bits, 0) };
@@ -109,6 +106,33 @@ pub(crate) fn bind(mapping: &Mapping, offset: u64, len: u64, node: u32) -> Resul
         ));
     }
     Ok(())
+}
+
+/// Does something in a thread that takes memory from one node only; or in this one, where no node is given.
+pub(crate) fn on_node<T: Send>(node: Option<u32>, act: impl FnOnce() -> T + Send) -> Result<T, Error> {
+    let Some(node) = node else { return Ok(act()) };
+    // The policy ends with the thread.
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(move || {
+            let (mask, bits) = node_mask(node);
+            // SAFETY: the mask has as many bits as announced.
+            if unsafe { libc::syscall(libc::SYS_set_mempolicy, libc::MPOL_BIND, mask.as_ptr(), bits) } != 0 {
+                let doing = format!("take memory from NUMA node {node}");
+                return Err(Error::io(doing)(io::Error::last_os_error()));
+            }
+            Ok(act())
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// A node as the kernel's calls take it: a bit mask, and how many bits it has.
+fn node_mask(node: u32) -> (Vec<u64>, usize) {
+    let mut mask = vec![0u64; node as usize / 64 + 1];
+    mask[node as usize / 64] |= 1 << (node % 64);
+    // The kernel reads one bit less than it is told.
+    let bits = mask.len() * 64 + 1;
+    (mask, bits)
 }
 
 /// The node on which the (populated) page at `offset` of a mapping lies, where the kernel tells.

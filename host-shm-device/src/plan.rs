@@ -98,18 +98,30 @@ impl Plan {
         // no large page lies on two NUMA nodes.
         let big = region_len / u64::from(sections) >= BIG_SECTION;
         let align = if big { page_len.max(LARGE_PAGE) } else { page_len };
-        let table_end = (TABLE_OFFSET + u64::from(sections) * ENTRY_LEN).next_multiple_of(align);
+        let table_end = table_len(sections, align);
         let each = region_len.checked_sub(table_end)? / u64::from(sections);
         let section_len = each / align * align;
+        // What rounding leaves over goes to the table, so that every byte of the region belongs to something.
+        let table_end = region_len - u64::from(sections) * section_len;
         let endpoints = endpoints.unwrap_or_else(|| derive_endpoints(section_len, sections));
         SectionLayout::new(section_len, sections, endpoints)?;
         Some(Self { region_len, page_len, table_end, section_len, sections, endpoints })
+    }
+
+    /// Bytes of whole pages that header and table really need.
+    pub(crate) fn table_len(&self) -> u64 {
+        table_len(self.sections, self.page_len)
     }
 
     /// Offset of section `section` from the start of the region.
     pub fn section_offset(&self, section: u32) -> u64 {
         self.table_end + u64::from(section) * self.section_len
     }
+}
+
+/// Bytes of whole pages that header and table of so many sections need.
+pub(crate) fn table_len(sections: u32, page_len: u64) -> u64 {
+    (TABLE_OFFSET + u64::from(sections) * ENTRY_LEN).next_multiple_of(page_len)
 }
 
 fn derive_endpoints(section_len: u64, sections: u32) -> u32 {
@@ -135,7 +147,7 @@ mod tests {
                         assert_eq!(p.section_offset(1) % (2 << 20), 0);
                     }
                     assert!(p.section_len > 0);
-                    assert!(p.section_offset(sections) <= size);
+                    assert_eq!(p.section_offset(sections), size);
                     assert!(p.section_offset(0) >= TABLE_OFFSET + u64::from(sections) * ENTRY_LEN);
                 }
             }

@@ -12,6 +12,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::error::Error;
 use crate::mapping::Mapping;
+use crate::plan::table_len;
 
 /// An open region whose header and table were sound when it was opened.
 ///
@@ -177,8 +178,9 @@ impl Region {
             Ok(()) => Ok(()),
             // hugetlbfs knows no write(2).
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                let table = Mapping::new(&self.file, self.header.table_end, true)?;
-                table.populate(0, self.header.table_end, true).map_err(Error::io(doing()))?;
+                let len = table_len(self.header.sections, self.header.page_len);
+                let table = Mapping::new(&self.file, len, true)?;
+                table.populate(0, len, true).map_err(Error::io(doing()))?;
                 table.write_words(offset, bytes);
                 Ok(())
             }
