@@ -23,13 +23,10 @@ use crate::name::RegionName;
 use crate::numa;
 use crate::plan::Plan;
 use crate::region::Region;
-use crate::registry::{Registry, prepare_dir};
+use crate::registry::{HUGE_DIR, Registry, behind, prepare_dir};
 
 /// Allocate this much at once, so that a signal is answered soon.
 const STEP: u64 = 256 << 20;
-
-/// Folder on hugetlbfs for what the links in registries lead to.
-const HUGE_DIR: &str = "vmshm-pages";
 
 /// What a new region shall be like.
 #[derive(Debug, Clone)]
@@ -123,7 +120,7 @@ impl Registry {
         let plan = options.plan()?;
         let dir = self.prepare()?;
         let path = self.path(name);
-        if path.exists() {
+        if behind(&path).exists() {
             return Err(Error::Exists { name: name.to_string(), path });
         }
         let home = match options.pages {
@@ -156,7 +153,7 @@ impl Registry {
         let _lock = Flock::lock(dir, FlockArg::LockExclusive)
             .map_err(|(_, errno)| Error::sys(format!("lock {}", self.dir().display()))(errno))?;
         let exists = || Error::Exists { name: name.to_string(), path: path.clone() };
-        if path.is_symlink() && !path.exists() {
+        if path.is_symlink() && !behind(&path).exists() {
             fs::remove_file(&path).map_err(Error::io(format!("remove the stale link {}", path.display())))?;
         }
         let named = if options.pages == PageSize::Base {

@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::error::Error;
 use crate::lock::Lock;
 use crate::region::Region;
-use crate::registry::Registry;
+use crate::registry::{Registry, behind};
 use crate::users::{describe, users};
 
 impl Registry {
@@ -17,6 +17,13 @@ impl Registry {
     /// Refuses while somebody uses the region, and what is no (sound) region, unless forced.
     pub fn destroy(&self, name_or_path: &str, force: bool) -> Result<(), Error> {
         let path = self.resolve(name_or_path)?;
+        if path.is_symlink() && behind(&path) == path {
+            // Not one of ours: what it leads to is not ours to destroy.
+            return match force && path.parent() == Some(self.dir()) {
+                true => remove(&path),
+                false => Err(Error::NotRegion { path, why: "it is a link to a file elsewhere" }),
+            };
+        }
         match self.open(name_or_path) {
             Ok(region) => {
                 let used = in_use(&region)?;
@@ -56,10 +63,10 @@ fn in_use(region: &Region) -> Result<Option<String>, Error> {
     Ok((!free).then(|| describe([])))
 }
 
-/// Removes a name, and the file behind it if the name is a link.
+/// Removes a name, and the file on hugetlbfs behind it if it is one of our links to there.
 fn remove(path: &Path) -> Result<(), Error> {
-    let target = if path.is_symlink() { fs::canonicalize(path).ok() } else { None };
-    for path in target.as_deref().into_iter().chain([path]) {
+    let target = behind(path);
+    for path in [target.as_path(), path] {
         match fs::remove_file(path) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 return Err(Error::io(format!("remove {}", path.display()))(error));

@@ -13,6 +13,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 use crate::error::Error;
 use crate::mapping::Mapping;
 use crate::plan::table_len;
+use crate::registry::behind;
 
 /// An open region whose header and table were sound when it was opened.
 ///
@@ -29,9 +30,14 @@ pub struct Region {
 impl Region {
     /// Opens the region in a file: for reading and writing where that is permitted, else for reading.
     pub fn open(path: &Path) -> Result<Self, Error> {
+        let target = behind(path);
         // Without O_NONBLOCK a FIFO in the place of a region would make us wait for ever.
         let open = |write| {
-            File::options().read(true).write(write).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
+            File::options()
+                .read(true)
+                .write(write)
+                .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+                .open(&target)
         };
         let (file, writable) = match open(true) {
             Ok(file) => (file, true),

@@ -4,12 +4,17 @@ use std::fs::{self, DirBuilder, File, Permissions};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::sys::statfs::{HUGETLBFS_MAGIC, statfs};
+
 use crate::error::Error;
 use crate::name::RegionName;
 use crate::region::Region;
 
 /// Where regions live unless `VMSHM_DIR` says otherwise.
 pub const DEFAULT_DIR: &str = "/dev/shm/vmshm";
+
+/// Folder on hugetlbfs for what the links in registries lead to.
+pub(crate) const HUGE_DIR: &str = "vmshm-pages";
 
 /// A directory of regions. A region on huge pages is a symbolic link there, to its file on hugetlbfs.
 #[derive(Debug, Clone)]
@@ -58,7 +63,7 @@ impl Registry {
     /// Opens a region given by name, or by path if it contains a `/`.
     pub fn open(&self, name_or_path: &str) -> Result<Region, Error> {
         let path = self.resolve(name_or_path)?;
-        if !path.exists() {
+        if !behind(&path).exists() {
             let dir = path.parent().unwrap_or(&self.dir).to_owned();
             return Err(Error::NotFound { name: name_or_path.to_owned(), dir });
         }
@@ -77,7 +82,7 @@ impl Registry {
             let entry = entry.map_err(Error::io(format!("list {}", self.dir.display())))?;
             let name = entry.file_name().to_string_lossy().into_owned();
             // A link that leads nowhere is what a creation or a destruction that was interrupted leaves.
-            if name.starts_with('.') || !entry.path().exists() {
+            if name.starts_with('.') || !behind(&entry.path()).exists() {
                 continue;
             }
             listed.push(Listed { name, region: Region::open(&entry.path()) });
@@ -91,6 +96,19 @@ impl Registry {
     pub(crate) fn prepare(&self) -> Result<File, Error> {
         prepare_dir(&self.dir, 0o1777)
     }
+}
+
+/// Where the memory behind a name lies: the file on hugetlbfs for one of our links to there, else the name itself.
+///
+/// Such links are read, not followed: in a directory that all may write to, the kernel lets not even root follow
+/// another user's. Links to anywhere else are left to the kernel's judgement.
+pub(crate) fn behind(path: &Path) -> PathBuf {
+    let Ok(target) = fs::read_link(path) else { return path.to_owned() };
+    let ours = target.parent().is_some_and(|dir| {
+        dir.file_name() == Some(HUGE_DIR.as_ref())
+            && statfs(dir).is_ok_and(|fs| fs.filesystem_type() == HUGETLBFS_MAGIC)
+    });
+    if ours { target } else { path.to_owned() }
 }
 
 /// Makes a directory where it is missing, and opens it.

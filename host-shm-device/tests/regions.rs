@@ -145,6 +145,19 @@ fn a_link_that_an_interrupted_creation_left_is_no_region_and_no_obstacle() {
 }
 
 #[test]
+fn a_link_to_elsewhere_is_removed_without_what_it_leads_to() {
+    let host = Host::new();
+    let region = host.create("r", 2);
+    let elsewhere = host.dir.path().join("elsewhere");
+    fs::rename(region.path(), &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, region.path()).unwrap();
+    assert!(host.registry.destroy("r", false).unwrap_err().to_string().contains("link"));
+    host.registry.destroy("r", true).unwrap();
+    assert!(!region.path().is_symlink());
+    Region::open(&elsewhere).unwrap();
+}
+
+#[test]
 fn a_memfd_region_cannot_be_shortened() {
     let region = create_memfd(&name("r"), &CreateOptions::new(1 << 20)).unwrap();
     assert!(region.file().set_len(4096).is_err());

@@ -2,12 +2,13 @@
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::sys::statvfs::statvfs;
-use nix::unistd::{AccessFlags, Group, access};
+use nix::unistd::{AccessFlags, Group, access, geteuid};
 use vmshm_host::{Registry, State, available_memory, format_bytes, inspect, nodes, pools, run_dir};
 
 use super::Check;
@@ -65,6 +66,15 @@ fn directory(dir: &Path) -> Vec<Check> {
         checks.push(Check::warning(
             format!("{} is no tmpfs: the kernel would write shared memory to a disk", there.display()),
             "let VMSHM_DIR name a directory on tmpfs, such as /dev/shm/vmshm",
+        ));
+    }
+    if let Some(owner) = fs::metadata(dir).ok().map(|meta| meta.uid())
+        && owner != 0
+        && owner != geteuid().as_raw()
+    {
+        checks.push(Check::warning(
+            format!("{} belongs to the user with id {owner}, who can take regions away", dir.display()),
+            format!("sudo chown root: {}", dir.display()),
         ));
     }
     if let Ok(fs) = statvfs(there) {
