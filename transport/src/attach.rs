@@ -15,7 +15,8 @@ use memmap2::MmapOptions;
 use vmshm_abi::ivshmem;
 use vmshm_abi::region::{HeaderError, RegionHeader, SECTION_FREE};
 
-use crate::endpoint::{self, Endpoint};
+use crate::endpoint::Endpoint;
+use crate::error;
 use crate::keeper::Keeper;
 use crate::lock;
 use crate::mapping::Mapping;
@@ -116,7 +117,7 @@ pub enum AttachError {
     SectionNumber(String),
     /// The section is unknown or full.
     #[error(transparent)]
-    Section(#[from] endpoint::AttachError),
+    Section(#[from] error::AttachError),
     /// The system refused something.
     #[error("{}: {error}", path.display())]
     Io {
@@ -312,7 +313,7 @@ pub fn open_endpoint(options: &Options) -> Result<Attached, AttachError> {
     let section = *region
         .sections()
         .get(number as usize)
-        .ok_or(AttachError::Section(endpoint::AttachError::Section { section: number, last }))?;
+        .ok_or(AttachError::Section(error::AttachError::Section { section: number, last }))?;
     let writable = match region.is_open() {
         true => region.header().table_end..region.header().region_len,
         false => section.entry.offset..section.entry.offset + section.entry.len,
@@ -342,7 +343,7 @@ pub fn open_endpoint(options: &Options) -> Result<Attached, AttachError> {
         let keeper = Keeper::start(&endpoint, boot_id, options.patience).map_err(io_error(&path))?;
         return Ok(Attached { keeper: Some(keeper), endpoint, source });
     }
-    Err(endpoint::AttachError::NoSlot { section: number, slots }.into())
+    Err(error::AttachError::NoSlot { section: number, slots }.into())
 }
 
 impl Attached {
@@ -388,7 +389,8 @@ impl DerefMut for Attached {
 fn choose_section(source: &Source, region: &Region, file: &File) -> Result<u32, AttachError> {
     match source {
         Source::Pci(device) => match iv_position(device)? {
-            Some(position) => Ok(position),
+            // The server's ids grow with each VM that a section is given to; see `vmshm-host`.
+            Some(position) => Ok(position % region.header().sections),
             None => section_by_uuid(region),
         },
         Source::File(path) => choose_host_section(region, file).map_err(io_error(path))?,

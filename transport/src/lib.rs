@@ -24,6 +24,8 @@ mod activity;
 mod arena;
 mod copy;
 mod endpoint;
+mod error;
+mod event;
 mod heap;
 mod link;
 mod memory;
@@ -42,7 +44,9 @@ mod lock;
 #[cfg(feature = "std")]
 mod mapping;
 
-pub use endpoint::{AttachError, ConnectError, Endpoint, Event, Fragment, Inbox, Peer, SendError};
+pub use endpoint::Endpoint;
+pub use error::{AttachError, ConnectError, SendError};
+pub use event::{Event, Fragment, Inbox, Peer};
 pub use link::PeerError;
 #[cfg(feature = "std")]
 pub use mapping::Mapping;

@@ -1,0 +1,312 @@
+//! Receiving, and all else that only goes on when it is asked for.
+
+use core::sync::atomic::Ordering;
+
+use vmshm_abi::EndpointId;
+use vmshm_abi::ring::{Descriptor, KIND_FRAGMENT, KIND_INLINE, KIND_OFFER, Stamp};
+use vmshm_abi::section::{ACTIVITY_WORDS, STATE_LIVE};
+
+use super::Endpoint;
+use crate::activity::Activity;
+use crate::event::{Event, Inbox, Peer};
+use crate::link::{HOT, Link, PeerError, check_descriptor, find_connection, read_claim};
+use crate::memory::Memory;
+use crate::region::Region;
+use crate::slot;
+
+/// Rings that are looked at in each poll; the others are found by their activity lines.
+const MAX_HOT: usize = 8;
+
+/// One poll in so many looks at the silent peers first.
+const FAIR: u32 = 16;
+
+impl<M: Memory> Endpoint<M> {
+    /// The next thing that has happened, or `None`.
+    ///
+    /// Each call does a bounded amount of work: it looks at a few rings that were busy lately, at one section's activity
+    /// line, and at one silent ring.
+    pub fn poll(&mut self, inbox: &mut Inbox) -> Option<Event> {
+        self.turn = self.turn.wrapping_add(1);
+        // Busy peers first, but they never keep the others from their turn.
+        let fair = self.turn.is_multiple_of(FAIR);
+        if !fair && let Some(event) = self.poll_hot(inbox) {
+            return Some(event);
+        }
+        if let Some(event) = self.backlog.pop_front() {
+            return Some(event);
+        }
+        if let Some(event) = self.poll_sending() {
+            return Some(event);
+        }
+        self.poll_activity();
+        if let Some(event) = self.poll_queue(inbox) {
+            return Some(event);
+        }
+        if self.watch.has_news() {
+            self.hear_news();
+        }
+        self.sweep_one();
+        if fair && let Some(event) = self.poll_hot(inbox) {
+            return Some(event);
+        }
+        self.flush();
+        self.backlog.pop_front()
+    }
+
+    /// The rings that were busy lately, each in its turn.
+    fn poll_hot(&mut self, inbox: &mut Inbox) -> Option<Event> {
+        for _ in 0..self.hot.len() {
+            self.next_hot = (self.next_hot + 1) % self.hot.len();
+            let event = self.pop(self.hot[self.next_hot], inbox);
+            if event.is_some() {
+                return event;
+            }
+            if self.hot.is_empty() {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// Fragments that were consumed.
+    fn poll_sending(&mut self) -> Option<Event> {
+        if self.sending.is_empty() {
+            return None;
+        }
+        self.next_sending = (self.next_sending + 1) % self.sending.len();
+        let index = self.sending[self.next_sending];
+        let link = &mut self.links[index as usize];
+        let (end, token) = *link.in_flight.front()?;
+        if link.producer.acknowledged() < end {
+            let learned = match link.resolve(&self.memory, &self.region, self.id, self.incarnation) {
+                Ok(_) => link.learn(&self.memory),
+                Err(fault) => Err(fault),
+            };
+            if let Err(fault) = learned {
+                self.fail(index, fault.into());
+                return None;
+            }
+        }
+        let link = &mut self.links[index as usize];
+        if link.producer.acknowledged() < end {
+            return None;
+        }
+        link.in_flight.pop_front();
+        if link.in_flight.is_empty() {
+            self.sending.swap_remove(self.next_sending);
+        }
+        Some(Event::Sent { peer: Peer(index), token })
+    }
+
+    /// One section's activity line: links with news are queued, strangers who sent to us are met.
+    fn poll_activity(&mut self) {
+        self.next_activity = (self.next_activity + 1) % self.activity.len();
+        let number = self.next_activity;
+        let changed = self.activity[number].look(&self.memory);
+        if changed == 0 {
+            return;
+        }
+        for slot in 0..self.region.header().endpoints {
+            if changed >> (u64::from(slot) % ACTIVITY_WORDS) & 1 == 1 {
+                self.notice(self.region.endpoint(number as u32, slot));
+            }
+        }
+    }
+
+    /// Something may have come from this endpoint.
+    fn notice(&mut self, id: EndpointId) {
+        if id == self.id {
+            return;
+        }
+        let index = self.by_id[id.0 as usize];
+        let Some((&section, slot)) = self.region.place(id) else { return };
+        let found = slot::state(&self.memory, &section, slot);
+        if let Some(link) = self.links.get(index as usize)
+            && (link.incarnation == found.incarnation || found.state != STATE_LIVE)
+        {
+            return self.enqueue(index);
+        }
+        if found.state != STATE_LIVE || !self.is_connected_to_us(id, found.incarnation) {
+            return;
+        }
+        if self.add_link(id, found.incarnation).is_err() {
+            // No memory for the answer now: look again, something may be freed.
+            self.activity[section.number as usize] = Activity::new(&section, self.id);
+        }
+    }
+
+    /// Whether a stranger has made a connection for our present life.
+    fn is_connected_to_us(&self, id: EndpointId, incarnation: u64) -> bool {
+        let Ok(Some(connection)) = find_connection(&self.memory, &self.region, id, self.id) else {
+            return false;
+        };
+        read_claim(&self.memory, connection).is_for(self.id, self.incarnation, incarnation)
+    }
+
+    pub(super) fn enqueue(&mut self, index: u32) {
+        let link = &mut self.links[index as usize];
+        if !link.hot && !link.queued && link.failed.is_none() {
+            link.queued = true;
+            self.queue.push_back(index);
+        }
+    }
+
+    fn poll_queue(&mut self, inbox: &mut Inbox) -> Option<Event> {
+        for _ in 0..self.queue.len().min(MAX_HOT) {
+            let index = self.queue.pop_front()?;
+            self.links[index as usize].queued = false;
+            if let Some(event) = self.pop(index, inbox) {
+                self.heat(index);
+                return Some(event);
+            }
+        }
+        None
+    }
+
+    /// Makes a link hot, at the cost of the one that has been hot the longest.
+    fn heat(&mut self, index: u32) {
+        if self.links[index as usize].hot || self.links[index as usize].failed.is_some() {
+            return;
+        }
+        if self.hot.len() == MAX_HOT {
+            let cooled = self.hot.remove(0);
+            self.set_hot(cooled, false);
+            // The peer may just have sent in the belief that we poll.
+            self.enqueue(cooled);
+        }
+        self.set_hot(index, true);
+        self.hot.push(index);
+    }
+
+    fn set_hot(&mut self, index: u32, hot: bool) {
+        let link = &mut self.links[index as usize];
+        link.hot = hot;
+        self.memory.store(link.connection + HOT, u64::from(hot), Ordering::Relaxed);
+    }
+
+    /// Queues one silent link, so that a missed activity count costs time, never a message.
+    fn sweep_one(&mut self) {
+        if self.links.len() > self.hot.len() {
+            self.sweep = (self.sweep + 1) % self.links.len();
+            self.enqueue(self.sweep as u32);
+        }
+    }
+
+    /// The next message of one link.
+    fn pop(&mut self, index: u32, inbox: &mut Inbox) -> Option<Event> {
+        let link = &mut self.links[index as usize];
+        if link.held || link.failed.is_some() {
+            return None;
+        }
+        let popped = Self::pop_link(link, &self.memory, &self.region, self.id, self.incarnation, inbox);
+        let (stamp, descriptor) = match popped {
+            Ok(popped) => popped?,
+            Err(why) => {
+                self.fail(index, why);
+                return None;
+            }
+        };
+        let peer = Peer(index);
+        let tag = stamp.tag;
+        let event = match (stamp.kind, descriptor) {
+            (KIND_FRAGMENT, Some(found)) => {
+                link.held = true;
+                return Some(Event::Fragment { peer, tag, offset: found.offset, len: found.len as usize });
+            }
+            (KIND_OFFER, Some(offer)) => Event::Offer { peer, tag, offer },
+            (_, Some(done)) => Event::Done { peer, tag, cookie: done.cookie },
+            (_, None) => Event::Message { peer, tag, len: usize::from(stamp.len) },
+        };
+        self.step(index);
+        Some(event)
+    }
+
+    /// Copies and checks a link's next message, and steps behind it.
+    fn pop_link(
+        link: &mut Link,
+        memory: &M,
+        region: &Region,
+        me: EndpointId,
+        life: u64,
+        inbox: &mut Inbox,
+    ) -> Result<Option<(Stamp, Option<Descriptor>)>, PeerError> {
+        if link.theirs.is_none() && !link.resolve(memory, region, me, life)? {
+            return Ok(None);
+        }
+        let Some(theirs) = &mut link.theirs else { return Ok(None) };
+        let Some(stamp) = theirs.consumer.peek(memory)? else { return Ok(None) };
+        let descriptor = if stamp.kind == KIND_INLINE {
+            theirs.consumer.read(memory, stamp, &mut inbox.0);
+            None
+        } else {
+            Some(theirs.consumer.descriptor(memory))
+        };
+        if !link.lives(memory) {
+            return Err(slot::ending(memory, link.slot, link.incarnation));
+        }
+        if let Some(descriptor) = &descriptor {
+            check_descriptor(region, link.id, stamp.kind, descriptor)?;
+        }
+        if let Some(theirs) = &mut link.theirs {
+            theirs.consumer.advance(stamp);
+        }
+        Ok(Some((stamp, descriptor)))
+    }
+
+    /// Acknowledges what was stepped over, if it is due, or remembers to.
+    fn step(&mut self, index: u32) {
+        let link = &mut self.links[index as usize];
+        if link.theirs.as_ref().is_some_and(|theirs| theirs.consumer.is_acknowledgement_due()) {
+            link.acknowledge(&self.memory);
+        } else if !link.dirty {
+            link.dirty = true;
+            self.dirty.push(index);
+        }
+    }
+
+    /// Gives the fragment that [`Event::Fragment`] showed back to its sender.
+    ///
+    /// # Errors
+    ///
+    /// The sender's life ended meanwhile, so that the bytes may not be its own.
+    pub fn consume(&mut self, peer: Peer) -> Result<(), PeerError> {
+        let link = &mut self.links[peer.index()];
+        if !core::mem::take(&mut link.held) {
+            return Ok(());
+        }
+        if let Some(why) = link.failed {
+            return Err(why);
+        }
+        if !link.lives(&self.memory) {
+            let why = self.ending(peer.0);
+            self.fail(peer.0, why);
+            return Err(why);
+        }
+        let link = &mut self.links[peer.index()];
+        link.acknowledge(&self.memory);
+        Ok(())
+    }
+
+    /// Acknowledges all that was consumed.
+    pub(super) fn flush(&mut self) {
+        while let Some(index) = self.dirty.pop() {
+            let link = &mut self.links[index as usize];
+            link.dirty = false;
+            // What is held is not consumed yet.
+            if !link.held {
+                link.acknowledge(&self.memory);
+            }
+        }
+    }
+
+    fn hear_news(&mut self) {
+        for index in 0..self.links.len() as u32 {
+            let link = &self.links[index as usize];
+            if link.failed.is_none()
+                && let Some(why) = self.watch.verdict(link.id, link.incarnation)
+            {
+                self.fail(index, why);
+            }
+        }
+    }
+}

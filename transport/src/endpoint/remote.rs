@@ -1,0 +1,120 @@
+//! One-sided access to the sections of others.
+
+use core::sync::atomic::Ordering;
+
+use super::Endpoint;
+use crate::event::Peer;
+use crate::link::PeerError;
+use crate::memory::Memory;
+use crate::ring::Fault;
+
+impl<M: Memory> Endpoint<M> {
+    /// Where bytes of the region lie in this process.
+    ///
+    /// # Panics
+    ///
+    /// Where they leave the region.
+    pub fn address(&self, offset: u64, len: u64) -> *mut u8 {
+        self.memory.address(offset, len)
+    }
+
+    /// The offset of memory of this process, if all of it lies in the part of the region that we may write: then peers
+    /// can [`Endpoint::get`] it.
+    pub fn expose(&self, address: *const u8, len: u64) -> Option<u64> {
+        self.memory.offset_of(address, len).filter(|offset| self.section.contains(*offset, len))
+    }
+
+    /// Copies bytes out of a peer's section.
+    ///
+    /// # Errors
+    ///
+    /// A range outside the peer's section, a peer that is gone.
+    ///
+    /// # Safety
+    ///
+    /// `to` must be valid for writes of `len` bytes.
+    pub unsafe fn get(&mut self, peer: Peer, offset: u64, to: *mut u8, len: usize) -> Result<(), PeerError> {
+        self.check_remote(peer, offset, len as u64)?;
+        // SAFETY: the caller vouches for `to`; the offset was checked.
+        unsafe { self.memory.copy_out(offset, to, len) };
+        if !self.links[peer.index()].lives(&self.memory) {
+            let why = self.ending(peer.0);
+            self.fail(peer.0, why);
+            return Err(why);
+        }
+        Ok(())
+    }
+
+    /// Copies bytes into a peer's section; only in an open region.
+    ///
+    /// # Errors
+    ///
+    /// A range outside the peer's section, a region that is not open, a peer that is gone.
+    ///
+    /// # Safety
+    ///
+    /// `from` must be valid for reads of `len` bytes.
+    pub unsafe fn put(
+        &mut self,
+        peer: Peer,
+        offset: u64,
+        from: *const u8,
+        len: usize,
+    ) -> Result<(), PeerError> {
+        self.check_open(peer, offset, len as u64)?;
+        // SAFETY: the caller vouches for `from`; the offset was checked, and an open region is writable.
+        unsafe { self.memory.copy_in(offset, from, len) };
+        Ok(())
+    }
+
+    /// Adds to a word in a peer's section, and returns what it was; only in an open region.
+    ///
+    /// # Errors
+    ///
+    /// A word outside the peer's section or not aligned, a region that is not open, a peer that is gone.
+    pub fn fetch_add(&mut self, peer: Peer, offset: u64, value: u64) -> Result<u64, PeerError> {
+        self.check_word(peer, offset)?;
+        Ok(self.memory.fetch_add(offset, value, Ordering::AcqRel))
+    }
+
+    /// Replaces a word in a peer's section if it is `current`, and returns what it was; only in an open region.
+    ///
+    /// # Errors
+    ///
+    /// As [`Endpoint::fetch_add`].
+    pub fn compare_exchange(
+        &mut self,
+        peer: Peer,
+        offset: u64,
+        current: u64,
+        new: u64,
+    ) -> Result<u64, PeerError> {
+        self.check_word(peer, offset)?;
+        Ok(self.memory.compare_exchange(offset, current, new).unwrap_or_else(|found| found))
+    }
+
+    fn check_word(&self, peer: Peer, offset: u64) -> Result<(), PeerError> {
+        if !offset.is_multiple_of(8) {
+            return Err(Fault { what: "unaligned word", value: offset }.into());
+        }
+        self.check_open(peer, offset, 8)
+    }
+
+    fn check_open(&self, peer: Peer, offset: u64, len: u64) -> Result<(), PeerError> {
+        if !self.region.is_open() {
+            return Err(Fault { what: "write to a region that is not open", value: offset }.into());
+        }
+        self.check_remote(peer, offset, len)
+    }
+
+    fn check_remote(&self, peer: Peer, offset: u64, len: u64) -> Result<(), PeerError> {
+        let link = &self.links[peer.index()];
+        if let Some(why) = link.failed {
+            return Err(why);
+        }
+        match self.region.place(link.id) {
+            Some((section, _)) if section.contains(offset, len) => Ok(()),
+            _ => Err(Fault { what: "remote range", value: offset }.into()),
+        }
+    }
+}

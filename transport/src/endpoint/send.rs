@@ -1,0 +1,151 @@
+//! Sending: inline, eager, rendezvous.
+
+use vmshm_abi::ring::{Descriptor, KIND_DONE, KIND_FRAGMENT, KIND_INLINE, KIND_OFFER};
+use zerocopy::IntoBytes;
+
+use super::Endpoint;
+use crate::activity::bump;
+use crate::error::SendError;
+use crate::event::{Fragment, Peer};
+use crate::link::PeerError;
+use crate::memory::Memory;
+use crate::ring::MAX_INLINE;
+
+impl<M: Memory> Endpoint<M> {
+    /// Sends an inline message, whose bytes are the `parts` in their order.
+    ///
+    /// # Errors
+    ///
+    /// A full ring, a peer that is gone, more than [`MAX_INLINE`] bytes.
+    pub fn send(&mut self, peer: Peer, tag: u8, parts: &[&[u8]]) -> Result<(), SendError> {
+        let len = parts.iter().map(|part| part.len()).sum();
+        if len > MAX_INLINE {
+            return Err(SendError::TooLong(len));
+        }
+        self.push(peer, KIND_INLINE, tag, parts, len)
+    }
+
+    /// A piece of our section of at least `len` bytes, or `None` when the section is full.
+    pub fn fragment(&mut self, len: usize) -> Option<Fragment> {
+        let offset = self.arena.allocate(&self.memory, &self.section, len as u64)?;
+        Some(Fragment { offset, len, address: self.memory.address(offset, len as u64) })
+    }
+
+    /// Gives a fragment back; it must not be under way.
+    pub fn free(&mut self, fragment: Fragment) {
+        self.arena.free(&self.memory, &self.section, fragment.offset, fragment.len as u64);
+    }
+
+    /// Sends the first `len` bytes of a fragment. It is under way until [`Event::Sent`] or [`Event::Unsent`] returns the
+    /// `token`; until then it may be read but neither changed nor freed.
+    ///
+    /// # Errors
+    ///
+    /// A full ring, a peer that is gone.
+    pub fn send_fragment(
+        &mut self,
+        peer: Peer,
+        tag: u8,
+        fragment: &Fragment,
+        len: usize,
+        token: u64,
+    ) -> Result<(), SendError> {
+        if len > fragment.len {
+            return Err(SendError::TooLong(len));
+        }
+        let descriptor = Descriptor { offset: fragment.offset, len: len as u64, cookie: 0 };
+        self.push_descriptor(peer, KIND_FRAGMENT, tag, &descriptor)?;
+        let link = &mut self.links[peer.index()];
+        link.in_flight.push_back((link.producer.position(), token));
+        if link.in_flight.len() == 1 {
+            self.sending.push(peer.0);
+        }
+        Ok(())
+    }
+
+    /// Offers memory of our section to a peer, which pulls from it and then says [`Event::Done`] with the `cookie`.
+    ///
+    /// # Errors
+    ///
+    /// A full ring, a peer that is gone.
+    pub fn offer(
+        &mut self,
+        peer: Peer,
+        tag: u8,
+        offset: u64,
+        len: u64,
+        cookie: u64,
+    ) -> Result<(), SendError> {
+        self.push_descriptor(peer, KIND_OFFER, tag, &Descriptor { offset, len, cookie })
+    }
+
+    /// Tells a peer that we have finished with its offer.
+    ///
+    /// # Errors
+    ///
+    /// A full ring, a peer that is gone.
+    pub fn finish(&mut self, peer: Peer, tag: u8, offer: &Descriptor) -> Result<(), SendError> {
+        self.push_descriptor(peer, KIND_DONE, tag, offer)
+    }
+
+    fn push_descriptor(&mut self, peer: Peer, kind: u8, tag: u8, body: &Descriptor) -> Result<(), SendError> {
+        self.push(peer, kind, tag, &[body.as_bytes()], size_of::<Descriptor>())
+    }
+
+    fn push(&mut self, peer: Peer, kind: u8, tag: u8, parts: &[&[u8]], len: usize) -> Result<(), SendError> {
+        let link = &mut self.links[peer.index()];
+        if link.failed.is_some() {
+            return Err(SendError::Gone);
+        }
+        if !link.producer.has_room(len) {
+            let learned = match link.resolve(&self.memory, &self.region, self.id, self.incarnation) {
+                Ok(_) => link.learn(&self.memory),
+                Err(fault) => Err(fault),
+            };
+            if let Err(fault) = learned {
+                return Err(self.fail_send(peer, fault.into()));
+            }
+            let link = &self.links[peer.index()];
+            if !link.producer.has_room(len) {
+                // A dead peer's ring stays full for ever; the slot's state says so before any watcher does.
+                if link.lives(&self.memory) {
+                    return Err(SendError::Full);
+                }
+                return Err(self.fail_send(peer, self.ending(peer.0)));
+            }
+        }
+        let link = &mut self.links[peer.index()];
+        link.producer.push(&self.memory, kind, tag, parts);
+        if !link.is_polled(&self.memory) {
+            bump(&self.memory, &self.section, self.slot, link.id);
+        }
+        Ok(())
+    }
+
+    fn fail_send(&mut self, peer: Peer, why: PeerError) -> SendError {
+        self.fail(peer.0, why);
+        SendError::Gone
+    }
+
+    /// Whether all that was sent to living peers has been consumed. An endpoint should only be closed then.
+    pub fn is_drained(&mut self) -> bool {
+        self.flush();
+        for index in 0..self.links.len() as u32 {
+            let link = &mut self.links[index as usize];
+            if link.failed.is_some() || link.producer.acknowledged() == link.producer.position() {
+                continue;
+            }
+            let learned = match link.resolve(&self.memory, &self.region, self.id, self.incarnation) {
+                Ok(_) => link.learn(&self.memory),
+                Err(fault) => Err(fault),
+            };
+            match learned {
+                Err(fault) => self.fail(index, fault.into()),
+                Ok(()) if !link.lives(&self.memory) => self.fail(index, self.ending(index)),
+                Ok(()) if link.producer.acknowledged() < link.producer.position() => return false,
+                Ok(()) => {}
+            }
+        }
+        true
+    }
+}

@@ -1,0 +1,141 @@
+//! What an endpoint hands out: peers, fragments, events.
+
+use vmshm_abi::ring::Descriptor;
+
+#[cfg(doc)]
+use crate::endpoint::Endpoint;
+use crate::link::PeerError;
+use crate::ring::MAX_INLINE;
+
+/// A peer that an endpoint has met; only meaningful to the endpoint that gave it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Peer(pub(crate) u32);
+
+impl Peer {
+    /// A small number, counted from 0 in the order in which the endpoint met its peers.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A piece of our section to put a payload in.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Fragment {
+    pub(crate) offset: u64,
+    pub(crate) len: usize,
+    pub(crate) address: *mut u8,
+}
+
+// SAFETY: the address is that of shared memory, which no thread owns more than another.
+unsafe impl Send for Fragment {}
+
+impl Fragment {
+    /// Where the payload goes: valid for [`Fragment::capacity`] bytes until the fragment is freed or its endpoint
+    /// dropped.
+    pub fn ptr(&self) -> *mut u8 {
+        self.address
+    }
+
+    /// Bytes that it holds.
+    pub fn capacity(&self) -> usize {
+        self.len
+    }
+
+    /// Offset in the region.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+}
+
+/// Where [`Endpoint::poll`] puts the bytes of an inline message.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Inbox(pub(crate) [u8; MAX_INLINE]);
+
+impl Inbox {
+    /// An empty inbox.
+    pub fn new() -> Self {
+        Self([0; MAX_INLINE])
+    }
+
+    /// The first `len` bytes.
+    pub fn bytes(&self, len: usize) -> &[u8] {
+        &self.0[..len]
+    }
+
+    /// The first `len` bytes, to change them in place.
+    pub fn bytes_mut(&mut self, len: usize) -> &mut [u8] {
+        &mut self.0[..len]
+    }
+}
+
+impl Default for Inbox {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What [`Endpoint::poll`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// An inline message; its bytes are in the inbox.
+    Message {
+        /// Who sent it.
+        peer: Peer,
+        /// The sender's tag.
+        tag: u8,
+        /// Bytes in the inbox.
+        len: usize,
+    },
+    /// An eager message, whose payload lies in the sender's section until [`Endpoint::consume`] gives it back. A hostile
+    /// sender may change it at any time: what must be trusted is to be copied first.
+    Fragment {
+        /// Who sent it.
+        peer: Peer,
+        /// The sender's tag.
+        tag: u8,
+        /// Offset of the payload in the region; [`Endpoint::address`] says where that is in this process.
+        offset: u64,
+        /// Bytes of the payload.
+        len: usize,
+    },
+    /// The receiver has consumed a fragment; its memory is ours again.
+    Sent {
+        /// Who received it.
+        peer: Peer,
+        /// The token given to [`Endpoint::send_fragment`].
+        token: u64,
+    },
+    /// The receiver has gone before it consumed a fragment; its memory is ours again.
+    Unsent {
+        /// Who should have received it.
+        peer: Peer,
+        /// The token given to [`Endpoint::send_fragment`].
+        token: u64,
+    },
+    /// A peer offers memory to pull from with [`Endpoint::get`], until [`Endpoint::finish`] is called.
+    Offer {
+        /// Who offers.
+        peer: Peer,
+        /// The sender's tag.
+        tag: u8,
+        /// What is offered; the cookie is the sender's.
+        offer: Descriptor,
+    },
+    /// The receiver of an offer has finished with it.
+    Done {
+        /// Who has finished.
+        peer: Peer,
+        /// The tag that it gave.
+        tag: u8,
+        /// The cookie of the offer.
+        cookie: u64,
+    },
+    /// The peer is gone. Reported once, after what was under way to it.
+    Gone {
+        /// Which peer.
+        peer: Peer,
+        /// Why.
+        why: PeerError,
+    },
+}
