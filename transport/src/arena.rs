@@ -9,8 +9,8 @@ use crate::heap;
 use crate::memory::Memory;
 use crate::region::Section;
 
-/// Hands out blocks of the section's heap. Blocks of one size come from chunks of their own; blocks of more than a chunk
-/// are runs of chunks. All are aligned to a line pair.
+/// Hands out blocks of the section's heap. Blocks of one size class come from chunks of their own, which stay with the class;
+/// blocks of more than a chunk are runs of chunks. All are aligned to a line pair.
 #[derive(Debug)]
 pub struct Arena {
     owner: u64,
@@ -24,6 +24,17 @@ struct Class {
     free: Vec<u64>,
 }
 
+/// The size of the blocks that hold `len` bytes: four classes to a doubling, so that few chunks serve all lengths and
+/// little is lost in each block. More than a chunk is rounded to chunks.
+fn class_of(len: u64) -> u64 {
+    if len > CHUNK {
+        return len.next_multiple_of(CHUNK);
+    }
+    let len = len.max(LINE_PAIR);
+    let step = (len.next_power_of_two() / 8).max(LINE_PAIR);
+    len.next_multiple_of(step)
+}
+
 impl Arena {
     /// An arena whose chunks carry the name `owner`, looked for from chunk `hint` on.
     pub fn new(owner: u64, hint: u64) -> Self {
@@ -33,9 +44,12 @@ impl Arena {
     /// A block of `len` bytes or a little more, as an offset from the start of the region; `None` when the section is
     /// full.
     pub fn allocate(&mut self, memory: &impl Memory, section: &Section, len: u64) -> Option<u64> {
-        let size = len.max(1).checked_next_multiple_of(LINE_PAIR)?;
+        if len > section.entry.len {
+            return None;
+        }
+        let size = class_of(len);
         if size > CHUNK {
-            return self.chunks(memory, section, size.div_ceil(CHUNK));
+            return self.chunks(memory, section, size / CHUNK);
         }
         let index = match self.classes.iter().position(|class| class.size == size) {
             Some(index) => index,
@@ -56,10 +70,10 @@ impl Arena {
 
     /// Takes back a block that [`Arena::allocate`] gave for the same `len`.
     pub fn free(&mut self, memory: &impl Memory, section: &Section, block: u64, len: u64) {
-        let size = len.max(1).next_multiple_of(LINE_PAIR);
+        let size = class_of(len);
         if size > CHUNK {
             let first = (block - section.entry.offset - section.layout.heap) / CHUNK;
-            heap::free_run(memory, section, self.owner, first, size.div_ceil(CHUNK));
+            heap::free_run(memory, section, self.owner, first, size / CHUNK);
         } else if let Some(class) = self.classes.iter_mut().find(|class| class.size == size) {
             class.free.push(block);
         }
@@ -69,5 +83,23 @@ impl Arena {
         let first = heap::claim_run(memory, section, self.owner, count, self.hint)?;
         self.hint = first + count;
         Some(section.entry.offset + section.layout.chunk(first))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_hold_what_they_promise_and_are_few() {
+        let mut classes = alloc::collections::BTreeSet::new();
+        for len in 0..=CHUNK {
+            let size = class_of(len);
+            assert!(size >= len && size <= CHUNK && size.is_multiple_of(LINE_PAIR));
+            assert!(len < 512 || size <= len + len / 4 + 1, "{len} bytes in a block of {size}");
+            classes.insert(size);
+        }
+        assert!(classes.len() <= 32, "{} classes", classes.len());
+        assert_eq!(class_of(CHUNK + 1), 2 * CHUNK);
     }
 }

@@ -2,7 +2,7 @@
 
 use alloc::collections::VecDeque;
 
-use vmshm_abi::ring::{Connection, Descriptor, KIND_DONE, KIND_FRAGMENT, MAX_SLOTS, MIN_SLOTS};
+use vmshm_abi::ring::{Connection, Descriptor, KIND_DONE, MAX_SLOTS, MIN_SLOTS};
 use vmshm_abi::section::EndpointSlot;
 use vmshm_abi::{EndpointId, LINE};
 
@@ -204,9 +204,6 @@ pub fn check_descriptor(
         region.place(id).is_some_and(|(section, _)| section.contains(descriptor.offset, descriptor.len));
     if !inside {
         return Err(Fault { what: "payload offset", value: descriptor.offset });
-    }
-    if kind == KIND_FRAGMENT && descriptor.len == 0 {
-        return Err(Fault { what: "payload length", value: 0 });
     }
     Ok(())
 }

@@ -6,6 +6,8 @@ use zerocopy::IntoBytes;
 use super::Endpoint;
 use crate::activity::bump;
 use crate::error::SendError;
+#[cfg(doc)]
+use crate::event::Event;
 use crate::event::{Fragment, Peer};
 use crate::link::PeerError;
 use crate::memory::Memory;
