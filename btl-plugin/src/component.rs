@@ -6,12 +6,11 @@ use std::fmt::Display;
 use std::ptr;
 use std::time::Duration;
 
-use parking_lot::MutexGuard;
 use vmshm_transport::attach::{self, Options};
 use vmshm_transport::{Event, Inbox, MAX_INLINE, Peer};
 
 use crate::descriptor::Descriptor;
-use crate::fabric::{FABRIC, Fabric};
+use crate::fabric::{FABRIC, Fabric, Held};
 use crate::help::{self, Topic};
 use crate::module;
 use crate::ompi::{self, MODULE, mca_base_component_t, mca_btl_base_module_t, mca_btl_vmshm_component};
@@ -143,9 +142,13 @@ pub unsafe extern "C" fn close() -> c_int {
 
 /// Attaches to the region and publishes the endpoint's name. Returns no module when that is not possible, and says why
 /// when the user asked for vmshm.
-pub unsafe extern "C" fn init(count: *mut c_int, _: bool, _: bool) -> *mut *mut mca_btl_base_module_t {
+pub unsafe extern "C" fn init(count: *mut c_int, _: bool, threads: bool) -> *mut *mut mca_btl_base_module_t {
     // SAFETY: Open MPI gives a valid pointer.
     unsafe { *count = 0 };
+    if threads || ompi::has_threads() {
+        // SAFETY: before init returns, nobody else knows this module.
+        unsafe { FABRIC.raw().share() };
+    }
     let module = MODULE.get();
     match attach(module) {
         Ok(fabric) => *FABRIC.lock() = Some(fabric),
@@ -273,13 +276,11 @@ pub unsafe extern "C" fn progress() -> c_int {
     count
 }
 
-type Held = MutexGuard<'static, Option<Fabric>>;
-
 fn handle(fabric: &mut Held, inbox: &mut Inbox, event: Event) {
     match event {
         Event::Message { peer, tag, len } => {
             let bytes = inbox.bytes_mut(len);
-            let heard = MutexGuard::unlocked(fabric, || module::deliver(tag, bytes.as_mut_ptr(), len, None));
+            let heard = Held::unlocked(fabric, || module::deliver(tag, bytes.as_mut_ptr(), len, None));
             if !heard {
                 reject(fabric, peer, tag);
             }
@@ -287,7 +288,7 @@ fn handle(fabric: &mut Held, inbox: &mut Inbox, event: Event) {
         Event::Fragment { peer, tag, offset, len } => {
             let Some(open) = fabric.as_mut() else { return };
             let payload = open.endpoint.address(offset, len as u64);
-            let heard = MutexGuard::unlocked(fabric, || module::deliver_shared(tag, payload, len));
+            let heard = Held::unlocked(fabric, || module::deliver_shared(tag, payload, len));
             if let Some(fabric) = fabric.as_mut() {
                 // An error here is followed by Event::Gone.
                 let _ = fabric.endpoint.consume(peer);
@@ -325,7 +326,7 @@ fn handle(fabric: &mut Held, inbox: &mut Inbox, event: Event) {
 /// Calls back the sender of a message that is complete, and frees its descriptor.
 fn complete(fabric: &mut Held, descriptor: *mut Descriptor, status: c_int) {
     // SAFETY: the transport has given the descriptor back; the lock is not held during the callback.
-    let ours = MutexGuard::unlocked(fabric, || unsafe { Descriptor::call_back(descriptor, status) });
+    let ours = Held::unlocked(fabric, || unsafe { Descriptor::call_back(descriptor, status) });
     if ours && let Some(fabric) = fabric.as_mut() {
         // SAFETY: call_back said that it is ours to free.
         unsafe { fabric.free(descriptor) };
@@ -349,7 +350,7 @@ fn send_queued(fabric: &mut Held) -> c_int {
 fn reject(fabric: &mut Held, peer: Peer, tag: u8) {
     let number = peer.index();
     let proc = fabric.as_ref().and_then(|fabric| fabric.process(number));
-    MutexGuard::unlocked(fabric, || {
+    Held::unlocked(fabric, || {
         // SAFETY: Open MPI's process lives until del_procs.
         unsafe {
             module::report(
@@ -363,7 +364,7 @@ fn reject(fabric: &mut Held, peer: Peer, tag: u8) {
 /// Reports the loss of a peer, once, if it matters.
 pub fn report(fabric: &mut Held, peer: Peer) {
     if let Some(loss) = fabric.as_mut().and_then(|fabric| fabric.loss(peer)) {
-        MutexGuard::unlocked(fabric, || {
+        Held::unlocked(fabric, || {
             // SAFETY: Open MPI's process lives until del_procs.
             unsafe { module::report(Some(loss.proc), &loss.why.to_string()) }
         });

@@ -2,18 +2,21 @@
 
 use std::collections::VecDeque;
 
-use parking_lot::Mutex;
 use vmshm_transport::abi::EndpointName;
 use vmshm_transport::attach::Attached;
 use vmshm_transport::{ConnectError, Event, Fragment, Inbox, MAX_INLINE, Peer, PeerError, SendError};
 
 use crate::descriptor::Descriptor;
+use crate::lock::{Guard, Lock};
 use crate::ompi::opal_proc_t;
 
 /// The fabric of this process, from `init` to `finalize`.
 ///
 /// Callbacks into Open MPI never run under the lock: they come back with more messages.
-pub static FABRIC: Mutex<Option<Fabric>> = Mutex::new(None);
+pub static FABRIC: Lock<Option<Fabric>> = Lock::new(None);
+
+/// The fabric, held.
+pub type Held = Guard<'static, Option<Fabric>>;
 
 /// Messages that may wait for room in one peer's ring; then Open MPI keeps the others itself.
 const MAX_QUEUED: usize = 16;

@@ -8,6 +8,7 @@
 //! - `module`: what it calls for each peer and message.
 //! - `fabric`: the endpoint, its peers and what waits for them, behind one lock.
 //! - `atomic`: atomic operations on a peer's memory.
+//! - `lock`: that lock.
 //! - `descriptor`: a message on its way from Open MPI to the transport.
 //! - `help`: how a problem is told to the user.
 //!
@@ -19,5 +20,6 @@ mod component;
 mod descriptor;
 mod fabric;
 mod help;
+mod lock;
 mod module;
 pub mod ompi;

@@ -197,6 +197,12 @@ pub unsafe fn describe(proc: *const opal_proc_t) -> String {
     }
 }
 
+/// Whether Open MPI serves several threads at a time.
+pub fn has_threads() -> bool {
+    // SAFETY: no arguments.
+    unsafe { vmshm_ompi_threads() }
+}
+
 /// Whether the user asked for this component by name: `--mca btl vmshm,self`.
 pub fn is_selected() -> bool {
     // SAFETY: no arguments; the list is NULL or NUL-terminated text.

@@ -60,6 +60,11 @@ const char *vmshm_ompi_this_host(void)
     return NULL != opal_process_info.nodename ? opal_process_info.nodename : "this host";
 }
 
+bool vmshm_ompi_threads(void)
+{
+    return opal_using_threads();
+}
+
 const char *vmshm_ompi_job_directory(void)
 {
     return opal_process_info.job_session_dir;

@@ -10,6 +10,7 @@
 #include "opal/mca/btl/base/base.h"
 #include "opal/mca/btl/base/btl_base_error.h"
 #include "opal/mca/btl/btl.h"
+#include "opal/threads/mutex.h"
 #include "opal/util/proc.h"
 #include "opal/util/show_help.h"
 
@@ -31,6 +32,9 @@ char *vmshm_ompi_help_text(const char *file, const char *topic, const char *text
 
 /* The name of this host, as Open MPI knows it. */
 const char *vmshm_ompi_this_host(void);
+
+/* Whether Open MPI serves several threads at a time. */
+bool vmshm_ompi_threads(void);
 
 /* A directory of this job on this host, or NULL. */
 const char *vmshm_ompi_job_directory(void);
