@@ -112,6 +112,9 @@ pub enum AttachError {
         "all {0} sections of the region are kept for virtual machines: release one, or name one in VMSHM_SECTION"
     )]
     AllAssigned(u32),
+    /// The host is giving the section to somebody at this moment.
+    #[error("section {0} is being given to a virtual machine: choose another in VMSHM_SECTION")]
+    Taken(u32),
     /// The section variable is no number.
     #[error("VMSHM_SECTION is {0:?}, which is no section number")]
     SectionNumber(String),
@@ -305,10 +308,7 @@ pub fn open_endpoint(options: &Options) -> Result<Attached, AttachError> {
     let path = source.path();
     let region = read_region(&source)?;
     let (file, len) = open(&source)?;
-    let number = match options.section {
-        Some(number) => number,
-        None => choose_section(&source, &region, &file)?,
-    };
+    let number = choose_section(&source, &region, &file, options.section)?;
     let last = region.header().sections - 1;
     let section = *region
         .sections()
@@ -318,8 +318,6 @@ pub fn open_endpoint(options: &Options) -> Result<Attached, AttachError> {
         true => region.header().table_end..region.header().region_len,
         false => section.entry.offset..section.entry.offset + section.entry.len,
     };
-    // Tells the host that this section is in use.
-    lock::try_shared(&file, RegionHeader::entry_offset(number)).map_err(io_error(&path))?;
     let (mapping, region) = map(&path, file, len, writable)?;
     let mapping = Arc::new(mapping);
     let boot_id = boot_id();
@@ -385,36 +383,64 @@ impl DerefMut for Attached {
     }
 }
 
-/// Which section is ours: decided by the device or the host, never by racing.
-fn choose_section(source: &Source, region: &Region, file: &File) -> Result<u32, AttachError> {
-    match source {
-        Source::Pci(device) => match iv_position(device)? {
+/// Which section is ours: decided by the device or the host, never by racing. The file then holds a lock that tells the
+/// host that the section is in use.
+fn choose_section(
+    source: &Source,
+    region: &Region,
+    file: &File,
+    wanted: Option<u32>,
+) -> Result<u32, AttachError> {
+    let path = source.path();
+    let number = match (wanted, source) {
+        (Some(number), _) => number,
+        (None, Source::Pci(device)) => match iv_position(device)? {
             // The server's ids grow with each VM that a section is given to; see `vmshm-host`.
-            Some(position) => Ok(position % region.header().sections),
-            None => section_by_uuid(region),
+            Some(position) => position % region.header().sections,
+            None => section_by_uuid(region)?,
         },
-        Source::File(path) => choose_host_section(region, file).map_err(io_error(path))?,
+        (None, Source::File(_)) => {
+            let chosen = choose_host_section(source, region, file).map_err(io_error(&path))?;
+            return chosen.ok_or(AttachError::AllAssigned(region.header().sections));
+        }
+    };
+    // Held by the host for a moment, while it gives the section to somebody.
+    match lock::try_shared(file, RegionHeader::entry_offset(number)).map_err(io_error(&path))? {
+        true => Ok(number),
+        false => Err(AttachError::Taken(number)),
     }
 }
 
 /// The first section that no process has, else any that is not a VM's.
-#[allow(clippy::type_complexity)]
-fn choose_host_section(region: &Region, file: &File) -> io::Result<Result<u32, AttachError>> {
-    let free: Vec<u32> = region
-        .sections()
-        .iter()
-        .filter(|section| section.entry.state == SECTION_FREE)
-        .map(|section| section.number)
-        .collect();
-    if free.is_empty() {
-        return Ok(Err(AttachError::AllAssigned(region.header().sections)));
+fn choose_host_section(source: &Source, region: &Region, file: &File) -> io::Result<Option<u32>> {
+    let is_free = |region: &Region, number: u32| {
+        region.sections().get(number as usize).is_some_and(|section| section.entry.state == SECTION_FREE)
+    };
+    let sections = region.header().sections;
+    let mut free: Vec<u32> = (0..sections).filter(|number| is_free(region, *number)).collect();
+    if let Some(places) = u32::try_from(free.len()).ok().filter(|places| *places > 0) {
+        free.rotate_left((std::process::id() % places) as usize);
     }
-    for number in &free {
-        if !lock::is_held_by_another(file, RegionHeader::entry_offset(*number))? {
-            return Ok(Ok(*number));
+    let mut shared = Vec::new();
+    let mut alone = Vec::new();
+    for number in free {
+        match lock::is_held_by_another(file, RegionHeader::entry_offset(number))? {
+            true => shared.push(number),
+            false => alone.push(number),
         }
     }
-    Ok(Ok(free[std::process::id() as usize % free.len()]))
+    for number in alone.into_iter().chain(shared) {
+        let at = RegionHeader::entry_offset(number);
+        if !lock::try_shared(file, at)? {
+            continue;
+        }
+        // The host may have given it to a VM just before we had the lock.
+        if read_region(source).is_ok_and(|now| is_free(&now, number)) {
+            return Ok(Some(number));
+        }
+        lock::release(file, at)?;
+    }
+    Ok(None)
 }
 
 /// The id that the ivshmem server gave this device, if it has a server: then it has MSI-X, in BAR 1.
