@@ -11,13 +11,8 @@ const MARK: &str = "opal/mca/btl/btl.h";
 const SERIES: (u32, u32) = (4, 1);
 
 /// Types that the plugin only passes on by pointer: their insides are none of its business.
-const POINTED_TO: [&str; 5] = [
-    "opal_convertor_t",
-    "opal_proc_t",
-    "opal_bitmap_t",
-    "mca_mpool_base_module_t",
-    "mca_rcache_base_registration_t",
-];
+const POINTED_TO: [&str; 4] =
+    ["opal_convertor_t", "opal_proc_t", "opal_bitmap_t", "mca_rcache_base_registration_t"];
 
 struct OpenMpi {
     /// Where `opal_config.h` and `opal/` are.
@@ -87,6 +82,7 @@ impl OpenMpi {
             .header("src/shim.h")
             .clang_args(includes.iter().map(|dir| format!("-I{}", dir.display())))
             .allowlist_type("mca_btl_base_(component|module|descriptor|segment)_t")
+            .allowlist_type("mca_mpool_base_(component|module)_t")
             .allowlist_type("mca_btl_base_(registration_handle|atomic_op)_t")
             .allowlist_type(
                 "mca_btl_base_(error_cb_fn|module_error_cb_fn|rdma_completion_fn|completion_fn)_t",
@@ -96,7 +92,9 @@ impl OpenMpi {
             .allowlist_function("mca_base_(component_var_register|var_group_component_register)")
             .allowlist_function("opal_(bitmap_set_bit|proc_local_get|show_help_add_dir)")
             .allowlist_var("mca_btl_base_active_message_trigger")
-            .allowlist_var("BTL_VERSION|MCA_BTL_.*|MCA_BASE_(VERSION|VAR|METADATA)_.*|OPAL_INFO_LVL_.*")
+            .allowlist_var(
+                "BTL_VERSION|MCA_BTL_.*|MCA_MPOOL_.*|MCA_BASE_(VERSION|VAR|METADATA)_.*|OPAL_INFO_LVL_.*",
+            )
             .allowlist_var("OPAL_(SUCCESS|ERROR|ERR_[A-Z_]+|(MAJOR|MINOR|RELEASE)_VERSION)")
             .layout_tests(true)
             .generate_comments(false)

@@ -58,6 +58,7 @@ pub unsafe extern "C" fn register() -> c_int {
             c"Shared memory between virtual machines (vmshm)".as_ptr(),
         );
         register_variable(
+            version(),
             c"device",
             c"Where the shared region is: a PCI address (0000:00:04.0), a device (/dev/vmshm0), a region file or its \
               name. Empty: the environment's VMSHM_DEVICE, else the first one found.",
@@ -66,6 +67,7 @@ pub unsafe extern "C" fn register() -> c_int {
             PARAMETERS.device.get().cast(),
         );
         register_variable(
+            version(),
             c"section",
             c"Which section of the region this process writes; only on the host, where no device says it. -1: the \
               environment's VMSHM_SECTION, else the first one free.",
@@ -74,6 +76,7 @@ pub unsafe extern "C" fn register() -> c_int {
             PARAMETERS.section.get().cast(),
         );
         register_variable(
+            version(),
             c"max_inline",
             c"Maximum size (in bytes, including header) of messages that travel in the ring itself rather than in a \
               fragment beside it.",
@@ -82,6 +85,7 @@ pub unsafe extern "C" fn register() -> c_int {
             PARAMETERS.max_inline.get().cast(),
         );
         register_variable(
+            version(),
             c"patience",
             c"Seconds without a heartbeat after which the processes of another machine are taken for dead (must be >= 1).",
             ompi::MCA_BASE_VAR_TYPE_UNSIGNED_INT,
@@ -94,9 +98,12 @@ pub unsafe extern "C" fn register() -> c_int {
     }
 }
 
+/// Registers a parameter of a component.
+///
 /// # Safety
 /// `storage` must be a static of the type that `kind` says.
-unsafe fn register_variable(
+pub unsafe fn register_variable(
+    component: *const mca_base_component_t,
     name: &CStr,
     description: &CStr,
     kind: ompi::mca_base_var_type_t,
@@ -106,7 +113,7 @@ unsafe fn register_variable(
     // SAFETY: the texts are NUL-terminated and copied; the caller vouches for the storage.
     unsafe {
         ompi::mca_base_component_var_register(
-            version(),
+            component,
             name.as_ptr(),
             description.as_ptr(),
             kind,

@@ -1,6 +1,7 @@
 //! The endpoint, its peers and what waits for them, behind one lock.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use vmshm_transport::abi::EndpointName;
 use vmshm_transport::attach::Attached;
@@ -8,6 +9,7 @@ use vmshm_transport::{ConnectError, Event, Fragment, Inbox, MAX_INLINE, Peer, Pe
 
 use crate::descriptor::Descriptor;
 use crate::lock::{Guard, Lock};
+use crate::mpool::Given;
 use crate::ompi::opal_proc_t;
 
 /// The fabric of this process, from `init` to `finalize`.
@@ -39,6 +41,8 @@ pub struct Fabric {
     queued: usize,
     #[allow(clippy::vec_box, reason = "C knows where they are")]
     spare: Vec<Box<Descriptor>>,
+    /// Memory that the program has from `MPI_Alloc_mem`.
+    pub given: Given,
     /// Where messages arrive. Absent while some thread makes progress.
     pub inbox: Option<Box<Inbox>>,
 }
@@ -121,6 +125,7 @@ impl Fabric {
             flights: Flights::default(),
             queued: 0,
             spare: Vec::new(),
+            given: Given::default(),
             inbox: Some(Box::default()),
         }
     }
@@ -408,6 +413,10 @@ impl Fabric {
 
 impl Drop for Fabric {
     fn drop(&mut self) {
+        if !self.given.is_empty() {
+            // The program may look at memory that it has not freed even after MPI_Finalize: it stays mapped.
+            std::mem::forget(Arc::clone(self.endpoint.memory()));
+        }
         let unsent = self.peers.iter_mut().flat_map(|known| known.unsent.drain(..)).collect::<Vec<_>>();
         let queued = self.peers.iter_mut().flat_map(|known| known.queue.drain(..));
         let under_way = queued.chain(self.flights.drain()).filter_map(|message| message.descriptor());

@@ -10,6 +10,7 @@
 //! - `atomic`: atomic operations on a peer's memory.
 //! - `lock`: that lock.
 //! - `descriptor`: a message on its way from Open MPI to the transport.
+//! - `mpool`: memory of the section for `MPI_Alloc_mem`.
 //! - `help`: how a problem is told to the user.
 //!
 //! No panic leaves this crate: every function that C calls is `extern "C"`, which aborts the process instead of
@@ -22,4 +23,5 @@ mod fabric;
 mod help;
 mod lock;
 mod module;
+mod mpool;
 pub mod ompi;

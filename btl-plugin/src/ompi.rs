@@ -76,12 +76,57 @@ pub static mca_btl_vmshm_component: Global<mca_btl_base_component_t> =
         btl_progress: Some(crate::component::progress),
     });
 
+/// The symbol that Open MPI looks for in `mca_mpool_vmshm.so`, which is the same file.
+#[unsafe(no_mangle)]
+#[allow(non_upper_case_globals)]
+pub static mca_mpool_vmshm_component: Global<mca_mpool_base_component_t> =
+    Global::new(mca_mpool_base_component_t {
+        mpool_version: mca_base_component_t {
+            mca_register_component_params: Some(crate::mpool::register),
+            ..component("mpool", [3, 0, 0])
+        },
+        mpool_data: mca_base_component_data_t { param_field: 0, reserved: [0; 32] },
+        mpool_query: Some(crate::mpool::query),
+    });
+
+/// A component `vmshm` of a framework whose interface has the given version.
+const fn component(framework: &str, interface: [c_int; 3]) -> mca_base_component_t {
+    mca_base_component_t {
+        mca_major_version: MCA_BASE_VERSION_MAJOR as c_int,
+        mca_minor_version: MCA_BASE_VERSION_MINOR as c_int,
+        mca_release_version: MCA_BASE_VERSION_RELEASE as c_int,
+        mca_project_name: name("opal"),
+        mca_project_major_version: OPAL_MAJOR_VERSION as c_int,
+        mca_project_minor_version: OPAL_MINOR_VERSION as c_int,
+        mca_project_release_version: OPAL_RELEASE_VERSION as c_int,
+        mca_type_name: name(framework),
+        mca_type_major_version: interface[0],
+        mca_type_minor_version: interface[1],
+        mca_type_release_version: interface[2],
+        mca_component_name: name("vmshm"),
+        mca_component_major_version: OPAL_MAJOR_VERSION as c_int,
+        mca_component_minor_version: OPAL_MINOR_VERSION as c_int,
+        mca_component_release_version: OPAL_RELEASE_VERSION as c_int,
+        mca_open_component: None,
+        mca_close_component: None,
+        mca_query_component: None,
+        mca_register_component_params: None,
+        mca_component_flags: 0,
+        reserved: [0; 28],
+    }
+}
+
 // The interface that the numbers above name; another one needs another look at every line of this crate.
 const _: () = assert!(BTL_VERSION == 310);
 
 /// The one module of the component. All zero until the component registers its parameters.
 // SAFETY: the struct holds numbers, pointers and optional functions, for all of which zero is a value.
 pub static MODULE: Global<mca_btl_base_module_t> =
+    Global::new(unsafe { MaybeUninit::zeroed().assume_init() });
+
+/// The memory pool's module. All zero until its component registers.
+// SAFETY: as above.
+pub static MPOOL: Global<mca_mpool_base_module_t> =
     Global::new(unsafe { MaybeUninit::zeroed().assume_init() });
 
 /// Text in one of the fixed arrays of a component.
