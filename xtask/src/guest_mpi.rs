@@ -31,7 +31,7 @@ pub fn run(
     }
     let yielding = if ranks_per_guest > 1 { "--mca mpi_yield_when_idle 1" } else { "" };
     script += &format!(
-        "cd /tmp\nPATH={PAYLOAD}/bin:$PATH mpirun -np {} --host {} --map-by node --bind-to none {yielding} \
+        "cd /tmp\nmpirun -np {} --host {} --map-by node --bind-to none --oversubscribe {yielding} \
          --mca btl_tcp_if_include eth0 --mca oob_tcp_if_include eth0 {} {program}\n",
         guests * ranks_per_guest,
         hosts.join(","),

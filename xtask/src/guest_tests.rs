@@ -12,7 +12,6 @@ use crate::host_tests;
 use crate::hpcc;
 use crate::image::Image;
 use crate::lab::{Lab, PAYLOAD, Plan};
-use crate::region::Region;
 use crate::tally::{Count, Tally};
 
 const LIMIT: Duration = Duration::from_secs(150);
@@ -20,60 +19,69 @@ const LIMIT: Duration = Duration::from_secs(150);
 /// What the guests are made of, or why there can be none.
 pub type Ground = Result<(PathBuf, Image, Accel), String>;
 
+/// Guests that are booted by the first step which needs them, and then serve the others.
+#[derive(Debug)]
+struct Shared<'a> {
+    ground: &'a Ground,
+    size: usize,
+    lab: Option<Result<Lab, String>>,
+}
+
+impl<'a> Shared<'a> {
+    fn new(ground: &'a Ground, size: usize) -> Self {
+        Self { ground, size, lab: None }
+    }
+
+    fn lab(&mut self, logs: &Path) -> Result<&mut Lab> {
+        let lab = self
+            .lab
+            .get_or_insert_with(|| start(self.ground, self.size, logs).map_err(|error| format!("{error:#}")));
+        lab.as_mut().map_err(|why| anyhow::anyhow!("there are no guests: {why}"))
+    }
+
+    fn repeated_boots(&self) -> usize {
+        self.lab.iter().flatten().map(|lab| lab.repeated_boots).sum()
+    }
+}
+
+fn start(ground: &Ground, guests: usize, logs: &Path) -> Result<Lab> {
+    let (stage, image, accel) = ground.as_ref().map_err(|why| anyhow::anyhow!("{why}"))?;
+    Lab::start(&Plan { image, payload: stage, accel: *accel, guests, log_dir: logs })
+}
+
 /// Runs all of them, in two labs: one of two guests and one of three. Returns how many boots were repeated.
 pub fn steps(ground: &Ground, tally: &mut Tally) -> Result<usize> {
-    let mut repeated = 0;
-    tally.step("guests-2", |logs| {
-        let (mut lab, _region) = start(ground, 2, logs, &mut repeated)?;
-        let mut count = Count { note: note(&lab), ..Count::default() };
-        count.add(&check(&mut lab, 1, logs)?);
-        count.add(&check(&mut lab, 2, logs)?);
+    let mut two = Shared::new(ground, 2);
+    tally.step("guests-2-check", |logs| check(two.lab(logs)?, 1, logs))?;
+    tally.step("guests-2-check-4", |logs| check(two.lab(logs)?, 2, logs))?;
+    tally.step("guests-2-netpipe", |logs| {
         let program = "NPopenmpi -i -n 1 -u 262144 -o /dev/null";
         let log = logs.join("netpipe.log");
-        count.add(&host_tests::netpipe(&guest_mpi::run(&mut lab, 1, Layer::Vmshm, program, &log, LIMIT)?)?);
-        count.passed += challenge(&mut lab, logs)?;
-        count.add(&spawn(&mut lab, logs)?);
-        Ok(count)
+        let text = guest_mpi::run(two.lab(logs)?, 1, Layer::Vmshm, program, &log, LIMIT)?;
+        host_tests::netpipe(&text)
     })?;
-    tally.step("guests-3", |logs| {
-        let (mut lab, _region) = start(ground, 3, logs, &mut repeated)?;
-        let mut count = Count { note: note(&lab), ..Count::default() };
-        count.add(&check(&mut lab, 1, logs)?);
-        Ok(count)
-    })?;
+    tally.step("guests-2-hpcc", |logs| challenge(two.lab(logs)?, logs))?;
+    tally.step("guests-2-spawn", |logs| spawn(two.lab(logs)?, logs))?;
+    let mut repeated = two.repeated_boots();
+    // Their memory and processors are for the next lab.
+    drop(two);
+    let mut three = Shared::new(ground, 3);
+    tally.step("guests-3-check", |logs| check(three.lab(logs)?, 1, logs))?;
+    repeated += three.repeated_boots();
     Ok(repeated)
-}
-
-fn start(ground: &Ground, guests: usize, logs: &Path, repeated: &mut usize) -> Result<(Lab, Region)> {
-    let (stage, image, accel) =
-        ground.as_ref().map_err(|why| anyhow::anyhow!("there can be no guests: {why}"))?;
-    // Sparse: the test must run where 8 GiB are not free.
-    let region = Region::create(stage, "8G", guests, true)?;
-    let args = (0..guests).map(|section| region.qemu_args(section)).collect::<Result<_>>()?;
-    let plan = Plan { image, payload: stage, accel: *accel, region: args, log_dir: logs };
-    let lab = Lab::start(&plan)?;
-    *repeated += lab.repeated_boots;
-    Ok((lab, region))
-}
-
-fn note(lab: &Lab) -> String {
-    match lab.repeated_boots {
-        0 => String::new(),
-        times => format!("{times} failed boot was tried once more"),
-    }
 }
 
 fn check(lab: &mut Lab, ranks: usize, logs: &Path) -> Result<Count> {
     let log = logs.join(format!("check-{ranks}-ranks-each.log"));
-    let program = "vmshm-mpi-check --quick";
-    let text = guest_mpi::run(lab, ranks, Layer::Vmshm, program, &log, LIMIT)?;
+    let program = format!("{PAYLOAD}/bin/vmshm-mpi-check --quick");
+    let text = guest_mpi::run(lab, ranks, Layer::Vmshm, &program, &log, LIMIT)?;
     match Count::of_checker(&text) {
         Some(count) => Ok(count),
         None => bail!("vmshm-mpi-check printed no closing line; log: {}", log.display()),
     }
 }
 
-fn challenge(lab: &mut Lab, logs: &Path) -> Result<usize> {
+fn challenge(lab: &mut Lab, logs: &Path) -> Result<Count> {
     // Rank 0 reads the input and writes the output, in guest 0; the wrapper brings both along.
     let input = hpcc::input(100, 1, 2);
     let program =
@@ -84,7 +92,8 @@ fn challenge(lab: &mut Lab, logs: &Path) -> Result<usize> {
         bail!("cannot write hpcc's input: {}", answer.text);
     }
     let log = logs.join("hpcc.log");
-    hpcc::verify(&guest_mpi::run(lab, 1, Layer::Vmshm, program, &log, LIMIT)?)
+    let text = guest_mpi::run(lab, 1, Layer::Vmshm, program, &log, LIMIT)?;
+    Ok(Count { passed: hpcc::verify(&text)?, ..Count::default() })
 }
 
 fn spawn(lab: &mut Lab, logs: &Path) -> Result<Count> {

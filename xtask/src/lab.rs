@@ -13,10 +13,13 @@ use crate::guest::{Answer, Guest, Spec};
 use crate::image::Image;
 use crate::process;
 use crate::progress;
+use crate::region::Region;
 
 /// Where the guests see the payload.
 pub const PAYLOAD: &str = "/opt/vmshm";
 
+/// Larger than 4 GiB, so that the guests' BAR lies above 4 GiB, as it should.
+const REGION: &str = "8G";
 const PROCESSORS: usize = 1;
 const MEMORY: usize = 1024;
 const BOOT: Duration = Duration::from_secs(60);
@@ -26,20 +29,22 @@ const BOOT: Duration = Duration::from_secs(60);
 pub struct Plan<'a> {
     /// Kernel and root file system.
     pub image: &'a Image,
-    /// A directory whose content the guests see under [`PAYLOAD`].
+    /// The built tree, whose tool makes the region, and which the guests see under [`PAYLOAD`].
     pub payload: &'a Path,
     /// How QEMU runs the guests.
     pub accel: Accel,
-    /// For each guest, QEMU's arguments that give it the region.
-    pub region: Vec<Vec<String>>,
+    /// How many guests.
+    pub guests: usize,
     /// Where consoles and QEMU's messages go.
     pub log_dir: &'a Path,
 }
 
-/// Running guests. All are killed, and their files removed, when this value is dropped.
+/// Running guests. All are killed, and their files and their region removed, when this value is dropped.
 #[derive(Debug)]
 pub struct Lab {
+    // Before the region, which cannot be destroyed while a guest maps it.
     guests: Vec<Guest>,
+    _region: Region,
     /// How many boots were tried once more.
     pub repeated_boots: usize,
     accel: Accel,
@@ -47,24 +52,37 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Boots as many guests as the plan has region arguments. A failed boot is tried once more, and counted.
+    /// Boots the guests. A failed boot is tried once more, and counted.
     pub fn start(plan: &Plan<'_>) -> Result<Self> {
         let files = tempfile::Builder::new().prefix("vmshm-lab-").tempdir()?;
         fs::create_dir_all(plan.log_dir)?;
         let payload = payload_drive(plan.payload, files.path())?;
-        let count = plan.region.len();
-        progress::during(&format!("booting {count} guests by {}", plan.accel), |_| {
+        // Sparse: guests must run where 8 GiB are not free, and touch only a little of them.
+        let region = Region::create(plan.payload, REGION, plan.guests, true)?;
+        let mut region_args = Vec::new();
+        for section in 0..plan.guests {
+            region_args.push(region.qemu_args(section)?);
+        }
+        let boot = || boot_all(plan, &region_args, &payload, files.path());
+        progress::during(&format!("booting {} guests by {}", plan.guests, plan.accel), |_| {
             let mut repeated_boots = 0;
-            let guests = match boot_all(plan, &payload, files.path()) {
+            let guests = match boot() {
                 Ok(guests) => guests,
                 Err(error) => {
                     crate::cleanup::check()?;
                     eprintln!("A boot failed and is tried once more: {error:#}");
                     repeated_boots += 1;
-                    boot_all(plan, &payload, files.path()).context("the second boot failed too")?
+                    boot().context("the second boot failed too")?
                 }
             };
-            Ok(Self { guests, repeated_boots, accel: plan.accel, _files: files })
+            Ok((guests, repeated_boots))
+        })
+        .map(|(guests, repeated_boots)| Self {
+            guests,
+            _region: region,
+            repeated_boots,
+            accel: plan.accel,
+            _files: files,
         })
     }
 
@@ -80,10 +98,15 @@ impl Lab {
     }
 }
 
-fn boot_all(plan: &Plan<'_>, payload: &Path, sockets: &Path) -> Result<Vec<Guest>> {
-    let count = plan.region.len();
+fn boot_all(
+    plan: &Plan<'_>,
+    region_args: &[Vec<String>],
+    payload: &Path,
+    sockets: &Path,
+) -> Result<Vec<Guest>> {
+    let count = plan.guests;
     let mut guests = Vec::new();
-    for (number, region) in plan.region.iter().enumerate() {
+    for (number, region) in region_args.iter().enumerate() {
         let mut devices = network(number, count, sockets);
         devices.extend(region.iter().cloned());
         guests.push(Guest::start(&Spec {
