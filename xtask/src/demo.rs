@@ -77,7 +77,7 @@ fn guests(
             // Always our own: a user's OSU build may need libraries that the guests do not have.
             let command = format!("{PAYLOAD}/bin/{program} -m 0:1048576 {options}");
             progress::during(&heading, |_| {
-                osu::parse(&guest_mpi::run(&mut lab, 1, layer, &command, &log, LIMIT)?)
+                osu::parse(&guest_mpi::run(&mut lab, 2, layer, &command, &log, LIMIT)?)
             })
         };
         let latency = kept(measure("osu_latency", repeats), failures)?;

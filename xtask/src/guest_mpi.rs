@@ -10,17 +10,19 @@ use crate::host_mpi::{AS_ROOT, Layer};
 use crate::lab::{Lab, PAYLOAD};
 use crate::process::last_lines;
 
-/// Runs `program` (with arguments) with so many ranks in each guest; returns what it printed.
+/// Runs `program` (with arguments) with so many ranks, dealt to the guests in turn; returns what it printed.
 pub fn run(
     lab: &mut Lab,
-    ranks_per_guest: usize,
+    ranks: usize,
     layer: Layer,
     program: &str,
     log: &Path,
     limit: Duration,
 ) -> Result<String> {
     let guests = lab.size();
-    let hosts: Vec<String> = (0..guests).map(|k| format!("vm{k}:{ranks_per_guest}")).collect();
+    // Exactly as many places as needed, at least one a guest: what a rank spawns goes where a place is free.
+    let places = ranks.div_ceil(guests);
+    let hosts: Vec<String> = (0..guests).map(|k| format!("vm{k}:{places}")).collect();
     let mut script = String::new();
     for (name, value) in AS_ROOT {
         script += &format!("export {name}={value}\n");
@@ -29,11 +31,11 @@ pub fn run(
         // As the README tells users to do it.
         script += &format!("settings=$({PAYLOAD}/bin/vmshm env) || exit\neval \"$settings\"\n");
     }
-    let yielding = if ranks_per_guest > 1 { "--mca mpi_yield_when_idle 1" } else { "" };
+    let yielding = if places > 1 { "--mca mpi_yield_when_idle 1" } else { "" };
     script += &format!(
-        "cd /tmp\nmpirun -np {} --host {} --map-by node --bind-to none --oversubscribe {yielding} \
+        "cd /tmp\nmpirun -np {} --host {} --map-by node --bind-to none {yielding} \
          --mca btl_tcp_if_include eth0 --mca oob_tcp_if_include eth0 {} {program}\n",
-        guests * ranks_per_guest,
+        ranks,
         hosts.join(","),
         layer.mpirun_args().join(" "),
     );

@@ -52,12 +52,12 @@ fn start(ground: &Ground, guests: usize, logs: &Path) -> Result<Lab> {
 /// Runs all of them, in two labs: one of two guests and one of three. Returns how many boots were repeated.
 pub fn steps(ground: &Ground, tally: &mut Tally) -> Result<usize> {
     let mut two = Shared::new(ground, 2);
-    tally.step("guests-2-check", |logs| check(two.lab(logs)?, 1, logs))?;
-    tally.step("guests-2-check-4", |logs| check(two.lab(logs)?, 2, logs))?;
+    tally.step("guests-2-check", |logs| check(two.lab(logs)?, 2, logs))?;
+    tally.step("guests-2-check-4", |logs| check(two.lab(logs)?, 4, logs))?;
     tally.step("guests-2-netpipe", |logs| {
         let program = "NPopenmpi -i -n 1 -u 262144 -o /dev/null";
         let log = logs.join("netpipe.log");
-        let text = guest_mpi::run(two.lab(logs)?, 1, Layer::Vmshm, program, &log, LIMIT)?;
+        let text = guest_mpi::run(two.lab(logs)?, 2, Layer::Vmshm, program, &log, LIMIT)?;
         host_tests::netpipe(&text)
     })?;
     tally.step("guests-2-hpcc", |logs| challenge(two.lab(logs)?, logs))?;
@@ -66,13 +66,13 @@ pub fn steps(ground: &Ground, tally: &mut Tally) -> Result<usize> {
     // Their memory and processors are for the next lab.
     drop(two);
     let mut three = Shared::new(ground, 3);
-    tally.step("guests-3-check", |logs| check(three.lab(logs)?, 1, logs))?;
+    tally.step("guests-3-check", |logs| check(three.lab(logs)?, 3, logs))?;
     repeated += three.repeated_boots();
     Ok(repeated)
 }
 
 fn check(lab: &mut Lab, ranks: usize, logs: &Path) -> Result<Count> {
-    let log = logs.join(format!("check-{ranks}-ranks-each.log"));
+    let log = logs.join(format!("check-{ranks}.log"));
     let program = format!("{PAYLOAD}/bin/vmshm-mpi-check --quick");
     let text = guest_mpi::run(lab, ranks, Layer::Vmshm, &program, &log, LIMIT)?;
     match Count::of_checker(&text) {
@@ -92,12 +92,15 @@ fn challenge(lab: &mut Lab, logs: &Path) -> Result<Count> {
         bail!("cannot write hpcc's input: {}", answer.text);
     }
     let log = logs.join("hpcc.log");
-    let text = guest_mpi::run(lab, 1, Layer::Vmshm, program, &log, LIMIT)?;
+    let text = guest_mpi::run(lab, 2, Layer::Vmshm, program, &log, LIMIT)?;
     Ok(Count { passed: hpcc::verify(&text)?, ..Count::default() })
 }
 
+/// One rank in guest 0 starts another, for which only guest 1 has a place.
+///
+/// Children in several guests at once fail to start in Open MPI 4.1.4, over TCP too.
 fn spawn(lab: &mut Lab, logs: &Path) -> Result<Count> {
-    let program = format!("{PAYLOAD}/bin/vmshm-mpi-spawn --children 2");
+    let program = format!("{PAYLOAD}/bin/vmshm-mpi-spawn --children 1");
     guest_mpi::run(lab, 1, Layer::Vmshm, &program, &logs.join("spawn.log"), LIMIT)?;
     Ok(Count::one())
 }
