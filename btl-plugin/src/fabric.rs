@@ -41,6 +41,8 @@ pub struct Fabric {
     queued: usize,
     #[allow(clippy::vec_box, reason = "C knows where they are")]
     spare: Vec<Box<Descriptor>>,
+    /// Open MPI has named its processes: all its transports are initialised.
+    pub has_started: bool,
     /// Memory that the program has from `MPI_Alloc_mem`.
     pub given: Given,
     /// Where messages arrive. Absent while some thread makes progress.
@@ -125,6 +127,7 @@ impl Fabric {
             flights: Flights::default(),
             queued: 0,
             spare: Vec::new(),
+            has_started: false,
             given: Given::default(),
             inbox: Some(Box::default()),
         }

@@ -128,6 +128,9 @@ unsafe extern "C" fn add_procs(
     endpoints: *mut *mut mca_btl_base_endpoint_t,
     reachable: *mut opal_bitmap_t,
 ) -> c_int {
+    if let Some(fabric) = FABRIC.lock().as_mut() {
+        fabric.has_started = true;
+    }
     for i in 0..count {
         // SAFETY: Open MPI gives count processes and room for as many endpoints.
         unsafe {

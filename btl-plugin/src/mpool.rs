@@ -5,7 +5,7 @@
 
 use std::cell::UnsafeCell;
 use std::collections::HashMap;
-use std::ffi::{c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 
 use vmshm_transport::Fragment;
@@ -64,17 +64,25 @@ pub unsafe extern "C" fn register() -> c_int {
 }
 
 /// Offers the pool, where the BTL has attached to a region.
+///
+/// Other transports ask for memory too while they are initialised, and must register what programs give them later. An
+/// InfiniBand adapter cannot register a guest's device memory: beside such a transport, memory of the section is for those
+/// who ask for it by name (the info key `mpool_hints` with the value `vmshm`).
 pub unsafe extern "C" fn query(
-    _: *const c_char,
+    hints: *const c_char,
     priority: *mut c_int,
     module: *mut *mut mca_mpool_base_module_t,
 ) -> c_int {
-    if FABRIC.lock().is_none() {
+    // SAFETY: Open MPI gives NULL or NUL-terminated text.
+    let is_named = !hints.is_null()
+        && unsafe { CStr::from_ptr(hints) }.to_bytes().windows(5).any(|word| word == b"vmshm");
+    let is_ready = FABRIC.lock().as_ref().is_some_and(|fabric| fabric.has_started);
+    if !is_ready || !(is_named || ompi::is_only_registrar()) {
         return ompi::OPAL_ERR_NOT_AVAILABLE as c_int;
     }
     // SAFETY: Open MPI gives valid pointers, and has registered the parameter.
     unsafe {
-        *priority = *PRIORITY.0.get();
+        *priority = if is_named { c_int::MAX } else { *PRIORITY.0.get() };
         *module = MPOOL.get();
     }
     ompi::OPAL_SUCCESS as c_int

@@ -248,6 +248,12 @@ pub fn has_threads() -> bool {
     unsafe { vmshm_ompi_threads() }
 }
 
+/// Whether no other transport of this process has to register memory before it can be sent.
+pub fn is_only_registrar() -> bool {
+    // SAFETY: the module is compared, not used.
+    !unsafe { vmshm_ompi_others_register(MODULE.get()) }
+}
+
 /// Whether the user asked for this component by name: `--mca btl vmshm,self`.
 pub fn is_selected() -> bool {
     // SAFETY: no arguments; the list is NULL or NUL-terminated text.

@@ -65,6 +65,18 @@ bool vmshm_ompi_threads(void)
     return opal_using_threads();
 }
 
+bool vmshm_ompi_others_register(const mca_btl_base_module_t *module)
+{
+    mca_btl_base_selected_module_t *item;
+
+    OPAL_LIST_FOREACH(item, &mca_btl_base_modules_initialized, mca_btl_base_selected_module_t) {
+        if (item->btl_module != module && NULL != item->btl_module->btl_register_mem) {
+            return true;
+        }
+    }
+    return false;
+}
+
 const char *vmshm_ompi_job_directory(void)
 {
     return opal_process_info.job_session_dir;

@@ -36,6 +36,9 @@ const char *vmshm_ompi_this_host(void);
 /* Whether Open MPI serves several threads at a time. */
 bool vmshm_ompi_threads(void);
 
+/* Whether a module other than this one registers memory. */
+bool vmshm_ompi_others_register(const mca_btl_base_module_t *module);
+
 /* A directory of this job on this host, or NULL. */
 const char *vmshm_ompi_job_directory(void);
 
