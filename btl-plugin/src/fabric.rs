@@ -461,3 +461,192 @@ impl Flights {
         self.slots.drain(..).flatten()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ptr;
+
+    use tempfile::TempDir;
+    use vmshm_host::{CreateOptions, RegionName, Registry};
+    use vmshm_transport::attach::{Options, open_endpoint};
+
+    use super::*;
+
+    const TAG: u8 = 0x41;
+
+    /// Two fabrics in one region, which know each other.
+    struct Pair {
+        a: Fabric,
+        b: Fabric,
+        to_b: Peer,
+        _directory: TempDir,
+    }
+
+    impl Pair {
+        fn new() -> Self {
+            let directory = TempDir::new().unwrap();
+            let registry = Registry::at(directory.path());
+            let region =
+                registry.create(&RegionName::new("test").unwrap(), &CreateOptions::new(16 << 20)).unwrap();
+            let open = |section| {
+                let device = Some(region.path().display().to_string());
+                Fabric::new(
+                    open_endpoint(&Options { device, section: Some(section), ..Options::default() }).unwrap(),
+                )
+            };
+            let (mut a, mut b) = (open(0), open(1));
+            let to_b = a.add(&b.endpoint.name(), ptr::null_mut()).unwrap();
+            b.add(&a.endpoint.name(), ptr::null_mut()).unwrap();
+            Self { a, b, to_b, _directory: directory }
+        }
+
+        /// Makes a message of `len` bytes, all of them `byte`, as Open MPI would, and sends it.
+        fn send(&mut self, len: usize, byte: u8) -> Option<Posted> {
+            let descriptor = self.a.descriptor(self.to_b, len, 0, 0)?;
+            // SAFETY: the descriptor was just handed out with room for len bytes.
+            unsafe {
+                let (data, room) = Descriptor::payload(descriptor);
+                assert_eq!(room, len);
+                data.write_bytes(byte, len);
+                Descriptor::set_tag(descriptor, TAG);
+                let posted = self.a.post(self.to_b, Outgoing::Descriptor(descriptor));
+                if posted != Posted::Later {
+                    self.a.free(descriptor);
+                }
+                Some(posted)
+            }
+        }
+
+        /// Receives what there is: the length of each message and its first byte.
+        fn receive(&mut self) -> Vec<(usize, u8)> {
+            let mut inbox = Inbox::new();
+            let mut received = Vec::new();
+            while let Some(event) = self.b.endpoint.poll(&mut inbox) {
+                match event {
+                    Event::Message { tag: TAG, len, .. } => received.push((len, inbox.bytes(len)[0])),
+                    Event::Fragment { peer, tag: TAG, offset, len } => {
+                        // SAFETY: the transport checked that the payload is mapped.
+                        let byte = unsafe { self.b.endpoint.address(offset, len as u64).read_volatile() };
+                        received.push((len, byte));
+                        self.b.endpoint.consume(peer).unwrap();
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            received
+        }
+
+        /// Sends what waits and frees what is complete, as progress does.
+        fn progress(&mut self) -> usize {
+            let mut done = Vec::new();
+            // SAFETY: the descriptors in the queue come from `send`.
+            unsafe { self.a.send_queued(&mut done) };
+            let mut inbox = Inbox::new();
+            while let Some(event) = self.a.endpoint.poll(&mut inbox) {
+                match event {
+                    Event::Sent { token, .. } => done.extend(self.a.landed(token)),
+                    Event::Unsent { peer, token } => self.a.crashed(peer, token),
+                    Event::Gone { peer, why } => self.a.lose(peer, why),
+                    other => panic!("{other:?}"),
+                }
+            }
+            let count = done.len();
+            for descriptor in done {
+                // SAFETY: it is complete.
+                unsafe { self.a.free(descriptor) };
+            }
+            count
+        }
+    }
+
+    #[test]
+    fn a_full_ring_keeps_the_order_of_messages_and_loses_none() {
+        let mut pair = Pair::new();
+        let mut sent = Vec::new();
+        let mut later = 0;
+        // Short ones, long ones and fragments, many more than the ring holds.
+        for i in 0..400usize {
+            let (len, byte) = ([1, 500, 3000][i % 3], i as u8);
+            match pair.send(len, byte) {
+                Some(posted) => {
+                    assert_ne!(posted, Posted::Lost);
+                    later += usize::from(posted == Posted::Later);
+                    sent.push((len, byte));
+                }
+                // Only fragments are refused, and only when many messages wait.
+                None => assert_eq!(len, 3000),
+            }
+        }
+        assert!(pair.a.has_queued());
+        let (mut received, mut completed) = (Vec::new(), 0);
+        while received.len() < sent.len() || completed < later {
+            received.append(&mut pair.receive());
+            completed += pair.progress();
+        }
+        assert_eq!(received, sent);
+        assert_eq!(completed, later);
+        assert!(!pair.a.has_queued());
+    }
+
+    #[test]
+    fn what_was_under_way_to_a_lost_peer_comes_back() {
+        let mut pair = Pair::new();
+        let mut later = 0;
+        while let Some(posted) = pair.send(3000, 1) {
+            assert_eq!(posted, Posted::Later);
+            later += 1;
+        }
+        assert!(pair.a.loss(pair.to_b).is_none());
+        let Pair { a, b, to_b, _directory } = pair;
+        // Leaving with messages unread is no crime of the one that leaves, but they are lost.
+        drop(b);
+        let mut a = a;
+        let mut inbox = Inbox::new();
+        let since = std::time::Instant::now();
+        let mut is_gone = false;
+        while !is_gone {
+            assert!(since.elapsed().as_secs() < 60, "nobody noticed");
+            let mut done = Vec::new();
+            // SAFETY: the descriptors in the queue come from `send`.
+            unsafe { a.send_queued(&mut done) };
+            assert!(done.is_empty());
+            match a.endpoint.poll(&mut inbox) {
+                Some(Event::Unsent { peer, token }) => a.crashed(peer, token),
+                Some(Event::Gone { peer, why }) => {
+                    a.lose(peer, why);
+                    is_gone = true;
+                }
+                Some(other) => panic!("{other:?}"),
+                None => std::thread::yield_now(),
+            }
+        }
+        let unsent = a.take_unsent(to_b);
+        assert_eq!(unsent.len(), later);
+        assert!(!a.has_queued());
+        assert_eq!(a.loss(to_b).map(|loss| loss.why), Some(PeerError::Left));
+        assert!(a.loss(to_b).is_none(), "a loss is reported once");
+        for descriptor in unsent {
+            // SAFETY: it came back, and is freed once.
+            unsafe { a.free(descriptor) };
+        }
+        assert_eq!(a.send_now(to_b, TAG, &[&[1]]), Err(Refused::Lost));
+    }
+
+    #[test]
+    fn a_peer_that_leaves_with_nothing_unsaid_is_no_loss() {
+        let mut pair = Pair::new();
+        assert_eq!(pair.send(8, 1), Some(Posted::Done));
+        assert_eq!(pair.receive(), [(8, 1)]);
+        let Pair { mut a, b, to_b, _directory } = pair;
+        drop(b);
+        a.lose(to_b, PeerError::Left);
+        assert!(a.loss(to_b).is_none());
+    }
+
+    #[test]
+    fn tokens_of_no_flight_do_no_harm() {
+        let mut pair = Pair::new();
+        assert!(pair.a.landed(0).is_none());
+        assert!(pair.a.landed(u64::MAX).is_none());
+    }
+}
