@@ -46,6 +46,8 @@ pub fn run(workspace: &Workspace, wish: Wish, only: &[String]) -> Result<bool> {
     };
     cleanup::check()?;
     let repeated = guest_tests::steps(&ground, &mut tally)?;
-    println!("Boots that failed and were tried once more: {repeated}.");
+    if repeated > 0 {
+        println!("Boots that failed and were tried once more: {repeated}.");
+    }
     Ok(tally.close())
 }
