@@ -1,4 +1,4 @@
-//! Puts plugin, tool, completions and man pages where Open MPI, shells and `man` look for them.
+//! Puts plugin, tool, completions, man pages and system files where Open MPI, shells, `man` and systemd look for them.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -18,6 +18,17 @@ const COMPLETIONS: &[(&str, &str)] = &[
     ("fish", "share/fish/vendor_completions.d/vmshm.fish"),
 ];
 
+/// Files for systemd: below `packaging`, and below the prefix.
+const SYSTEM: &[(&str, &str)] = &[
+    ("systemd/vmshm-region@.service", "lib/systemd/system/vmshm-region@.service"),
+    ("systemd/vmshm-serve@.service", "lib/systemd/system/vmshm-serve@.service"),
+    ("sysusers.d/vmshm.conf", "lib/sysusers.d/vmshm.conf"),
+    ("tmpfiles.d/vmshm.conf", "lib/tmpfiles.d/vmshm.conf"),
+];
+
+/// The directory of the tool in the files of `packaging`.
+const PACKAGED_BIN: &str = "/usr/bin/";
+
 /// Installs what [`build_tree::product`] built, below `prefix`.
 ///
 /// Each file is written beside its place and then renamed, so that a running program never sees half of one.
@@ -34,6 +45,12 @@ pub fn product(workspace: &Workspace, built: &Path, prefix: &Path) -> Result<()>
         let text = process::capture(Command::new(&tool).args(["completions", shell]))
             .with_context(|| format!("cannot make the completion for {shell}"))?;
         write(text.as_bytes(), &prefix.join(file), 0o644)?;
+    }
+    for (from, to) in SYSTEM {
+        let from = workspace.root.join("packaging").join(from);
+        let text = fs::read_to_string(&from).with_context(|| format!("cannot read {}", from.display()))?;
+        let text = text.replace(PACKAGED_BIN, &format!("{}/", prefix.join("bin").display()));
+        write(text.as_bytes(), &prefix.join(to), 0o644)?;
     }
     let pages = prefix.join("share/man/man1");
     fs::create_dir_all(&pages).with_context(|| format!("cannot create {}", pages.display()))?;
