@@ -84,35 +84,45 @@ pub trait Memory {
 macro_rules! forward {
     ([$($generics:tt)*] $holder:ty) => {
         impl<$($generics)*> Memory for $holder {
+            #[inline]
             fn len(&self) -> u64 {
                 (**self).len()
             }
+            #[inline]
             fn load(&self, offset: u64, order: Ordering) -> u64 {
                 (**self).load(offset, order)
             }
+            #[inline]
             fn store(&self, offset: u64, value: u64, order: Ordering) {
                 (**self).store(offset, value, order);
             }
+            #[inline]
             fn fetch_add(&self, offset: u64, value: u64, order: Ordering) -> u64 {
                 (**self).fetch_add(offset, value, order)
             }
+            #[inline]
             fn compare_exchange(&self, offset: u64, current: u64, new: u64) -> Result<u64, u64> {
                 (**self).compare_exchange(offset, current, new)
             }
+            #[inline]
             fn fence(&self, order: Ordering) {
                 (**self).fence(order);
             }
+            #[inline]
             unsafe fn copy_out(&self, offset: u64, to: *mut u8, len: usize) {
                 // SAFETY: the caller keeps the same contract.
                 unsafe { (**self).copy_out(offset, to, len) }
             }
+            #[inline]
             unsafe fn copy_in(&self, offset: u64, from: *const u8, len: usize) {
                 // SAFETY: the caller keeps the same contract.
                 unsafe { (**self).copy_in(offset, from, len) }
             }
+            #[inline]
             fn address(&self, offset: u64, len: u64) -> *mut u8 {
                 (**self).address(offset, len)
             }
+            #[inline]
             fn offset_of(&self, address: *const u8, len: u64) -> Option<u64> {
                 (**self).offset_of(address, len)
             }

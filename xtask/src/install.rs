@@ -36,6 +36,8 @@ pub fn product(workspace: &Workspace, built: &Path, prefix: &Path) -> Result<()>
     let tool = prefix.join("bin/vmshm");
     place(&built.join("vmshm"), &tool, 0o755)?;
     place(&built.join("libmca_btl_vmshm.so"), &prefix.join("lib/openmpi/mca_btl_vmshm.so"), 0o644)?;
+    // One file, two components: a copy would be loaded a second time, and would not know the first one's region.
+    link("mca_btl_vmshm.so", &prefix.join("lib/openmpi/mca_mpool_vmshm.so"))?;
     place(
         &workspace.root.join("btl-plugin/help-mpi-btl-vmshm.txt"),
         &prefix.join("share/openmpi/help-mpi-btl-vmshm.txt"),
@@ -70,6 +72,15 @@ pub fn programs(built: &Path, prefix: &Path) -> Result<()> {
 pub fn place(from: &Path, to: &Path, mode: u32) -> Result<()> {
     let bytes = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
     write(&bytes, to, mode)
+}
+
+/// Makes a symbolic link, in place of what was there.
+fn link(to: &str, at: &Path) -> Result<()> {
+    let beside = at.with_extension("new");
+    let _ = fs::remove_file(&beside);
+    std::os::unix::fs::symlink(to, &beside)
+        .and_then(|()| fs::rename(&beside, at))
+        .with_context(|| format!("cannot make the link {}", at.display()))
 }
 
 fn write(bytes: &[u8], to: &Path, mode: u32) -> Result<()> {
