@@ -173,12 +173,16 @@ fn sources(suite: &str) -> Result<Vec<String>> {
     Ok(lines)
 }
 
-/// How this machine's apt reaches its sources, for the apt inside the image.
-fn proxies() -> Vec<String> {
+/// How this machine's apt reaches and trusts its sources, for the apt that fills the image.
+fn apt_settings() -> Vec<String> {
+    const WANTED: [&str; 4] = ["::proxy", "::https::", "::check-valid-until", "::check-date"];
     process::capture(std::process::Command::new("apt-config").args(["dump", "Acquire"]))
         .unwrap_or_default()
         .lines()
-        .filter(|line| line.to_lowercase().contains("::proxy") && !line.ends_with("\"\";"))
+        .filter(|line| {
+            let line = line.to_lowercase();
+            WANTED.iter().any(|key| line.contains(key)) && !line.ends_with("\"\";")
+        })
         .map(|line| format!("--aptopt={}", line.trim_end_matches(';')))
         .collect()
 }
@@ -201,7 +205,7 @@ fn make(suite: &str, work: &Path, log_dir: &Path, bar: &indicatif::ProgressBar) 
         .arg(format!("--include={}", PACKAGES.join(",")))
         .arg("--dpkgopt=force-unsafe-io")
         .args(LEFT_OUT.iter().map(|p| format!("--dpkgopt=path-exclude={p}")))
-        .args(proxies())
+        .args(apt_settings())
         .arg(format!("--customize-hook=sh '{0}/parts/recipe.sh' \"$1\" '{0}/parts' '{0}'", work.display()))
         .args([suite, "-"])
         .args(sources(suite)?);
