@@ -26,6 +26,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Bytes at the start of a fragment that are copied before anyone looks at them: no header is longer.
 const HEADER: usize = 256;
 
+/// The tag of ob1's messages that need no rendezvous: `MCA_PML_OB1_HDR_TYPE_MATCH` of its `pml_ob1_hdr.h`.
+const OB1_MATCH: u32 = ompi::MCA_BTL_TAG_PML + 1;
+
 /// What ob1 calls when a peer is lost, or NULL.
 static ERROR_CALLBACK: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
 
@@ -519,10 +522,11 @@ pub fn deliver(tag: u8, first: *mut u8, len: usize, rest: Option<(*mut u8, usize
 }
 
 /// Hands on a message whose bytes lie in the sender's section, where the sender can still change them: its header is
-/// copied first, its payload is read in place. For tags whose headers we do not know, all of it is copied.
+/// copied first, its payload is read in place. For tags whose headers we do not know, all of it is copied; so are whole
+/// messages of ob1, which takes a second segment for a single byte when it looks whether a message is too long.
 pub fn deliver_shared(tag: u8, payload: *mut u8, len: usize) -> bool {
     let is_pml = (ompi::MCA_BTL_TAG_PML..ompi::MCA_BTL_TAG_OSC_RDMA).contains(&u32::from(tag));
-    if is_pml {
+    if is_pml && u32::from(tag) != OB1_MATCH {
         let mut first = MaybeUninit::<[u64; HEADER / 8]>::uninit();
         let first = first.as_mut_ptr().cast::<u8>();
         let copied = len.min(HEADER);

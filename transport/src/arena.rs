@@ -9,8 +9,8 @@ use crate::heap;
 use crate::memory::Memory;
 use crate::region::Section;
 
-/// Hands out blocks of the section's heap. Blocks of one size class come from chunks of their own, which stay with the class;
-/// blocks of more than a chunk are runs of chunks. All are aligned to a line pair.
+/// Hands out blocks of the section's heap. Blocks of one size class come from chunks of their own, which stay with the class
+/// until the section is full; blocks of more than a chunk are runs of chunks. All are aligned to a line pair.
 #[derive(Debug)]
 pub struct Arena {
     owner: u64,
@@ -80,9 +80,34 @@ impl Arena {
     }
 
     fn chunks(&mut self, memory: &impl Memory, section: &Section, count: u64) -> Option<u64> {
-        let first = heap::claim_run(memory, section, self.owner, count, self.hint)?;
+        let owner = self.owner;
+        let claim = |hint| heap::claim_run(memory, section, owner, count, hint);
+        let first = match claim(self.hint) {
+            Some(first) => first,
+            None => {
+                self.give_back(memory, section);
+                claim(0)?
+            }
+        };
         self.hint = first + count;
         Some(section.entry.offset + section.layout.chunk(first))
+    }
+
+    /// Gives back the chunks that have no block in use: the section is full, and another class needs them, or another
+    /// process.
+    fn give_back(&mut self, memory: &impl Memory, section: &Section) {
+        let chunk_of = |block: u64| (block - section.entry.offset - section.layout.heap) / CHUNK;
+        for class in &mut self.classes {
+            class.free.sort_unstable();
+            let mut kept = Vec::new();
+            for blocks in class.free.chunk_by(|one, other| chunk_of(*one) == chunk_of(*other)) {
+                match blocks.len() as u64 == CHUNK / class.size {
+                    true => heap::free_run(memory, section, self.owner, chunk_of(blocks[0]), 1),
+                    false => kept.extend_from_slice(blocks),
+                }
+            }
+            class.free = kept;
+        }
     }
 }
 

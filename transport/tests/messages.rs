@@ -229,6 +229,20 @@ fn memory_comes_back_when_endpoints_leave() {
 }
 
 #[test]
+fn free_memory_serves_any_length() {
+    let region = Region::new(2 << 20, 2, 4);
+    let mut a = region.endpoint(0);
+    let all = |a: &mut Endpoint<View>, len| std::iter::from_fn(|| a.fragment(len)).collect::<Vec<_>>();
+    for round in 0..3 {
+        for len in [200, 30_000, 3000, 65_536, 70_000, 10_000, 1000] {
+            let lent = all(&mut a, len);
+            assert!(lent.len() * len > 300_000, "round {round}: only {} times {len} bytes", lent.len());
+            lent.into_iter().for_each(|fragment| a.free(fragment));
+        }
+    }
+}
+
+#[test]
 fn a_section_has_only_so_many_slots() {
     let region = Region::new(8 << 20, 2, 4);
     let all: Vec<_> = (0..4).map(|_| region.endpoint(1)).collect();
