@@ -79,6 +79,11 @@ impl Drop for Lock<'_> {
     }
 }
 
+/// Gives up a lock that was [kept](Lock::keep), for all who have the open file.
+pub(crate) fn release(file: &File, byte: u64) {
+    drop(Lock { file, start: byte, len: 1 });
+}
+
 /// Whether any other open file description holds a lock on the byte.
 pub(crate) fn held(file: &File, byte: u64) -> bool {
     let mut probe = flock(libc::F_WRLCK, byte, 1);

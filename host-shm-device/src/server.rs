@@ -25,7 +25,7 @@ use tracing::{debug, info, warn};
 use vmshm_abi::region::SectionEntry;
 
 use crate::error::Error;
-use crate::lock::{Lock, SERVER_BYTE};
+use crate::lock::{Lock, SERVER_BYTE, release};
 use crate::process::Process;
 use crate::protocol::{Message, Outbox, Sent};
 use crate::region::Region;
@@ -505,6 +505,10 @@ impl Drop for Server {
                 refuse(&socket);
             }
         }
+        // The sockets first, so that the next server's are not taken for ours; then the lock, by name: a process that
+        // this one is just starting has the file open too until it executes its program, and would keep the lock.
+        self.listeners.clear();
+        release(self.region.file(), SERVER_BYTE);
     }
 }
 
