@@ -5,8 +5,8 @@ use std::ptr;
 
 use vmshm_transport::{Peer, PeerError};
 
-use crate::fabric::{FABRIC, Fabric};
-use crate::module::{rdma_done, remote};
+use crate::fabric::Fabric;
+use crate::module::{at_remote, rdma_done};
 use crate::ompi::{
     self, mca_btl_base_atomic_op_t, mca_btl_base_endpoint_t, mca_btl_base_module_t,
     mca_btl_base_rdma_completion_fn_t, mca_btl_base_registration_handle_t,
@@ -97,14 +97,10 @@ unsafe fn perform(
     if flags != 0 {
         return ompi::OPAL_ERR_NOT_AVAILABLE as c_int;
     }
-    let done = {
-        let mut fabric = FABRIC.lock();
-        let Some(fabric) = fabric.as_mut() else { return ompi::OPAL_ERR_UNREACH as c_int };
-        // SAFETY: Open MPI gives the handle that the peer sent.
-        let Some((peer, offset)) = (unsafe { remote(fabric, endpoint, address, remote_handle, 8) }) else {
-            return ompi::OPAL_ERR_BAD_PARAM as c_int;
-        };
-        work(fabric, peer, offset)
+    // SAFETY: Open MPI gives the handle that the peer sent.
+    let done = match unsafe { at_remote(endpoint, address, remote_handle, 8, work) } {
+        Ok(done) => done,
+        Err(code) => return code,
     };
     match done {
         Err(Failed::Contended) => return ompi::OPAL_ERR_OUT_OF_RESOURCE as c_int,

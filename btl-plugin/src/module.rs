@@ -6,7 +6,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::time::Duration;
 
-use vmshm_transport::{ConnectError, MAX_INLINE, Peer};
+use vmshm_transport::{ConnectError, MAX_INLINE, Peer, copy_from_shared};
 
 use crate::component;
 use crate::descriptor::{Descriptor, from_endpoint, to_endpoint};
@@ -531,31 +531,14 @@ pub fn deliver_shared(tag: u8, payload: *mut u8, len: usize) -> bool {
         let first = first.as_mut_ptr().cast::<u8>();
         let copied = len.min(HEADER);
         // SAFETY: the transport has checked that len bytes lie at payload; HEADER bytes lie at first.
-        unsafe { copy_volatile(payload, first, copied) };
+        unsafe { copy_from_shared(payload, first, copied) };
         let rest = (len > copied).then(|| (payload.wrapping_add(copied), len - copied));
         deliver(tag, first, copied, rest)
     } else {
         let mut all = vec![0u64; len.div_ceil(8)];
         // SAFETY: as above.
-        unsafe { copy_volatile(payload, all.as_mut_ptr().cast(), len) };
+        unsafe { copy_from_shared(payload, all.as_mut_ptr().cast(), len) };
         deliver(tag, all.as_mut_ptr().cast(), len, None)
-    }
-}
-
-/// Copies from memory that others may be writing, reading each byte once.
-///
-/// # Safety
-/// `from` is valid for volatile reads of `len` bytes and `to` for writes; they do not overlap.
-unsafe fn copy_volatile(from: *const u8, to: *mut u8, len: usize) {
-    let words = if from.cast::<u64>().is_aligned() && to.cast::<u64>().is_aligned() { len / 8 } else { 0 };
-    // SAFETY: the caller vouches for both; words are read only where both are aligned.
-    unsafe {
-        for i in 0..words {
-            to.cast::<u64>().add(i).write(from.cast::<u64>().add(i).read_volatile());
-        }
-        for i in words * 8..len {
-            to.add(i).write(from.add(i).read_volatile());
-        }
     }
 }
 
@@ -616,7 +599,7 @@ unsafe extern "C" fn deregister_mem(
 ///
 /// # Safety
 /// `handle` is a copy of a peer's handle, or NULL.
-pub unsafe fn remote(
+unsafe fn remote(
     fabric: &Fabric,
     endpoint: *const mca_btl_base_endpoint_t,
     address: u64,
@@ -645,16 +628,14 @@ unsafe extern "C" fn get(
     context: *mut c_void,
     data: *mut c_void,
 ) -> c_int {
-    let done = {
-        let mut fabric = FABRIC.lock();
-        let Some(fabric) = fabric.as_mut() else { return ompi::OPAL_ERR_UNREACH as c_int };
-        // SAFETY: Open MPI gives the handle that the peer sent.
-        let Some((peer, offset)) = (unsafe { remote(fabric, endpoint, address, remote_handle, size as u64) })
-        else {
-            return ompi::OPAL_ERR_BAD_PARAM as c_int;
-        };
+    let work = |fabric: &mut Fabric, peer, offset| {
         // SAFETY: Open MPI gives room for size bytes.
         unsafe { fabric.endpoint.get(peer, offset, local.cast(), size) }
+    };
+    // SAFETY: Open MPI gives the handle that the peer sent.
+    let done = match unsafe { at_remote(endpoint, address, remote_handle, size as u64, work) } {
+        Ok(done) => done,
+        Err(code) => return code,
     };
     // SAFETY: the operation is over; the callback gets what was given for it.
     unsafe { rdma_done(module, endpoint, local, local_handle, callback, context, data, done.is_ok()) }
@@ -674,19 +655,39 @@ unsafe extern "C" fn put(
     context: *mut c_void,
     data: *mut c_void,
 ) -> c_int {
-    let done = {
-        let mut fabric = FABRIC.lock();
-        let Some(fabric) = fabric.as_mut() else { return ompi::OPAL_ERR_UNREACH as c_int };
-        // SAFETY: Open MPI gives the handle that the peer sent.
-        let Some((peer, offset)) = (unsafe { remote(fabric, endpoint, address, remote_handle, size as u64) })
-        else {
-            return ompi::OPAL_ERR_BAD_PARAM as c_int;
-        };
+    let work = |fabric: &mut Fabric, peer, offset| {
         // SAFETY: Open MPI gives size bytes.
         unsafe { fabric.endpoint.put(peer, offset, local.cast(), size) }
     };
+    // SAFETY: Open MPI gives the handle that the peer sent.
+    let done = match unsafe { at_remote(endpoint, address, remote_handle, size as u64, work) } {
+        Ok(done) => done,
+        Err(code) => return code,
+    };
     // SAFETY: the operation is over; the callback gets what was given for it.
     unsafe { rdma_done(module, endpoint, local, local_handle, callback, context, data, done.is_ok()) }
+}
+
+/// Does `work` on `len` bytes of a peer's memory, under the lock.
+///
+/// # Errors
+/// Open MPI's code, where there is no such memory.
+///
+/// # Safety
+/// `handle` is a copy of a peer's handle, or NULL.
+pub unsafe fn at_remote<T, E>(
+    endpoint: *const mca_btl_base_endpoint_t,
+    address: u64,
+    handle: *const mca_btl_base_registration_handle_t,
+    len: u64,
+    work: impl FnOnce(&mut Fabric, Peer, u64) -> Result<T, E>,
+) -> Result<Result<T, E>, c_int> {
+    let mut fabric = FABRIC.lock();
+    let fabric = fabric.as_mut().ok_or(ompi::OPAL_ERR_UNREACH as c_int)?;
+    // SAFETY: the caller vouches for it.
+    let found = unsafe { remote(fabric, endpoint, address, handle, len) };
+    let (peer, offset) = found.ok_or(ompi::OPAL_ERR_BAD_PARAM as c_int)?;
+    Ok(work(fabric, peer, offset))
 }
 
 /// Tells Open MPI that an operation on a peer's memory is over.
@@ -730,20 +731,6 @@ mod tests {
         assert_eq!(handle.resolve(0xfff, 1), None);
         assert_eq!(handle.resolve(0x1010, u64::MAX), None);
         assert_eq!(Handle { offset: LOCAL, ..handle }.resolve(0x1000, 1), None);
-    }
-
-    #[test]
-    fn bytes_are_copied_at_every_length_and_alignment() {
-        let source: Vec<u8> = (0..=255).cycle().take(600).collect();
-        for skew in 0..8 {
-            for len in [0, 1, 7, 8, 9, 63, 256, 511] {
-                let mut target = vec![0u8; 600];
-                // SAFETY: both have room for skew + len bytes.
-                unsafe { copy_volatile(source.as_ptr().add(skew), target.as_mut_ptr(), len) };
-                assert_eq!(target[..len], source[skew..skew + len]);
-                assert!(target[len..].iter().all(|byte| *byte == 0));
-            }
-        }
     }
 
     #[test]

@@ -44,6 +44,7 @@ mod lock;
 #[cfg(feature = "std")]
 mod mapping;
 
+pub use copy::from_shared as copy_from_shared;
 pub use endpoint::Endpoint;
 pub use error::{AttachError, ConnectError, SendError};
 pub use event::{Event, Fragment, Inbox, Peer};
