@@ -64,7 +64,7 @@ pub unsafe extern "C" fn register() -> c_int {
         register_variable(
             version(),
             c"device",
-            c"Where the shared region is: a PCI address (0000:00:04.0), a device (/dev/vmshm0), a region file or its \
+            c"Where the shared region is: a PCI address (0000:00:04.0), a region file or its \
               name. Empty: the environment's VMSHM_DEVICE, else the first one found.",
             ompi::MCA_BASE_VAR_TYPE_STRING,
             ompi::OPAL_INFO_LVL_2,
