@@ -7,6 +7,7 @@ use vmshm_transport::abi::EndpointName;
 use vmshm_transport::attach::Attached;
 use vmshm_transport::{ConnectError, Event, Fragment, Inbox, MAX_INLINE, Peer, PeerError, SendError};
 
+use crate::component;
 use crate::descriptor::Descriptor;
 use crate::lock::{Guard, Lock};
 use crate::mpool::Given;
@@ -197,7 +198,7 @@ impl Fabric {
     pub fn descriptor(&mut self, peer: Peer, len: usize, order: u8, flags: u32) -> Option<*mut Descriptor> {
         let fragment = if len <= MAX_INLINE {
             None
-        } else if self.admits(peer) {
+        } else if len <= component::max_send_size() && self.admits(peer) {
             Some(self.fragment(len)?)
         } else {
             return None;
@@ -403,7 +404,9 @@ impl Fabric {
         let start = std::time::Instant::now();
         let mut inbox = self.inbox.take().unwrap_or_default();
         while !self.endpoint.is_drained() && start.elapsed() < patience {
-            while let Some(event) = self.endpoint.poll(&mut inbox) {
+            // So many at a time that no peer can keep us here by sending for ever.
+            for _ in 0..1024 {
+                let Some(event) = self.endpoint.poll(&mut inbox) else { break };
                 if let Event::Fragment { peer, .. } = event {
                     // An error means that the sender is gone, which is of no interest any more.
                     let _ = self.endpoint.consume(peer);

@@ -470,7 +470,7 @@ unsafe fn send_packed(
         let fabric = fabric.as_mut().ok_or(Refused::Lost)?;
         let peer = fabric.peer(number).ok_or(Refused::Lost)?;
         // Something waits already: let Open MPI wait as well.
-        if !fabric.is_free(peer) {
+        if !fabric.is_free(peer) || header.len() + len > component::max_send_size() {
             return Err(Refused::Busy);
         }
         (peer, fabric.fragment(header.len() + len).ok_or(Refused::Busy)?)
@@ -525,6 +525,10 @@ pub fn deliver(tag: u8, first: *mut u8, len: usize, rest: Option<(*mut u8, usize
 /// copied first, its payload is read in place. For tags whose headers we do not know, all of it is copied; so are whole
 /// messages of ob1, which takes a second segment for a single byte when it looks whether a message is too long.
 pub fn deliver_shared(tag: u8, payload: *mut u8, len: usize) -> bool {
+    // Nobody may send more, see `check`; only a hostile peer does.
+    if len > component::max_send_size() {
+        return false;
+    }
     let is_pml = (ompi::MCA_BTL_TAG_PML..ompi::MCA_BTL_TAG_OSC_RDMA).contains(&u32::from(tag));
     if is_pml && u32::from(tag) != OB1_MATCH {
         let mut first = MaybeUninit::<[u64; HEADER / 8]>::uninit();
@@ -535,7 +539,8 @@ pub fn deliver_shared(tag: u8, payload: *mut u8, len: usize) -> bool {
         let rest = (len > copied).then(|| (payload.wrapping_add(copied), len - copied));
         deliver(tag, first, copied, rest)
     } else {
-        let mut all = vec![0u64; len.div_ceil(8)];
+        // Never shorter than a header, so that nobody reads one beyond its end.
+        let mut all = vec![0u64; len.max(HEADER).div_ceil(8)];
         // SAFETY: as above.
         unsafe { copy_from_shared(payload, all.as_mut_ptr().cast(), len) };
         deliver(tag, all.as_mut_ptr().cast(), len, None)

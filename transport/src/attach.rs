@@ -5,6 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use memmap2::MmapOptions;
 use vmshm_abi::ivshmem;
-use vmshm_abi::region::{HeaderError, RegionHeader, SECTION_FREE};
+use vmshm_abi::region::{HeaderError, RegionHeader, SECTION_FREE, SECTION_JOINED};
 
 use crate::endpoint::Endpoint;
 use crate::error;
@@ -109,11 +110,11 @@ pub enum AttachError {
     },
     /// All sections belong to VMs.
     #[error(
-        "all {0} sections of the region are kept for virtual machines: release one, or name one in VMSHM_SECTION"
+        "all {0} sections of the region are kept for virtual machines: release one with `vmshm region release`"
     )]
     AllAssigned(u32),
-    /// The host is giving the section to somebody at this moment.
-    #[error("section {0} is being given to a virtual machine: choose another in VMSHM_SECTION")]
+    /// The section is a running VM's, or is being given to one.
+    #[error("section {0} belongs to a virtual machine: choose another in VMSHM_SECTION")]
     Taken(u32),
     /// The section variable is no number.
     #[error("VMSHM_SECTION is {0:?}, which is no section number")]
@@ -294,8 +295,10 @@ fn map(
 pub struct Attached {
     // Dropped in this order: first nobody beats for the endpoint, then it leaves.
     keeper: Option<Keeper>,
-    endpoint: Endpoint<Arc<Mapping>>,
+    endpoint: ManuallyDrop<Endpoint<Arc<Mapping>>>,
     source: Source,
+    /// The process that attached: a forked child has a copy of this value, but not the endpoint.
+    pid: u32,
 }
 
 /// Attaches to the region that the options mean.
@@ -336,10 +339,12 @@ pub fn open_endpoint(options: &Options) -> Result<Attached, AttachError> {
             let _ = lock::release(mapping.file(), at);
             continue;
         };
-        let pid = u64::from(std::process::id());
-        let endpoint = Endpoint::take(Arc::clone(&mapping), region, number, slot, incarnation, pid, boot_id)?;
-        let keeper = Keeper::start(&endpoint, boot_id, options.patience).map_err(io_error(&path))?;
-        return Ok(Attached { keeper: Some(keeper), endpoint, source });
+        let pid = std::process::id();
+        let endpoint =
+            Endpoint::take(Arc::clone(&mapping), region, number, slot, incarnation, pid.into(), boot_id)?;
+        let keeper = Keeper::start(&endpoint, boot_id, options.patience, matches!(source, Source::File(_)))
+            .map_err(io_error(&path))?;
+        return Ok(Attached { keeper: Some(keeper), endpoint: ManuallyDrop::new(endpoint), source, pid });
     }
     Err(error::AttachError::NoSlot { section: number, slots }.into())
 }
@@ -361,11 +366,24 @@ impl Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
+        if self.pid != std::process::id() {
+            // In a forked child: thread and slot are the parent's.
+            std::mem::forget(self.keeper.take());
+            return;
+        }
         let end = Instant::now() + DRAIN;
         while !self.endpoint.is_drained() && Instant::now() < end {
             std::thread::yield_now();
         }
         drop(self.keeper.take());
+        let mapping = Arc::clone(self.endpoint.memory());
+        let section = *self.endpoint.section();
+        let slot = section.slot(self.endpoint.slot());
+        // SAFETY: this is the only place that drops it, and nobody uses it afterwards.
+        unsafe { ManuallyDrop::drop(&mut self.endpoint) };
+        // By name: a forked child that has the file open too would keep the locks.
+        let _ = lock::release(mapping.file(), slot);
+        let _ = lock::release(mapping.file(), RegionHeader::entry_offset(section.number));
     }
 }
 
@@ -406,9 +424,18 @@ fn choose_section(
     };
     // Held by the host for a moment, while it gives the section to somebody.
     match lock::try_shared(file, RegionHeader::entry_offset(number)).map_err(io_error(&path))? {
+        // A VM's locks are not seen from the host: its section is never ours.
+        true if matches!(source, Source::File(_)) && is_joined(source, number)? => {
+            Err(AttachError::Taken(number))
+        }
         true => Ok(number),
         false => Err(AttachError::Taken(number)),
     }
+}
+
+fn is_joined(source: &Source, number: u32) -> Result<bool, AttachError> {
+    let region = read_region(source)?;
+    Ok(region.sections().get(number as usize).is_some_and(|section| section.entry.state == SECTION_JOINED))
 }
 
 /// The first section that no process has, else any that is not a VM's.

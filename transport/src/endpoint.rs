@@ -66,7 +66,8 @@ pub struct Endpoint<M: Memory> {
     watch: Arc<Watch>,
 }
 
-/// Lives of peers that an endpoint meets at most, over all: a peer that pretends to be reborn for ever ends here.
+/// Lives of peers that an endpoint meets at most, shared out among the sections: a member whose processes pretend to be
+/// reborn for ever ends here, and hurts nobody else.
 const MAX_LIVES: usize = 1 << 16;
 
 const NO_LINK: u32 = u32::MAX;
@@ -223,7 +224,9 @@ impl<M: Memory> Endpoint<M> {
     fn add_link(&mut self, id: EndpointId, incarnation: u64) -> Result<Peer, ConnectError> {
         let Some((section, slot)) = self.region.place(id) else { return Err(ConnectError::OtherRegion) };
         let at = section.slot(slot);
-        if self.links.len() >= MAX_LIVES {
+        let endpoints = self.region.header().endpoints;
+        let of_section = self.links.iter().filter(|link| link.id.0 / endpoints == section.number).count();
+        if of_section >= (MAX_LIVES / self.region.sections().len()).max(4 * endpoints as usize) {
             return Err(ConnectError::Full);
         }
         let bytes = CONNECTION_LEN + u64::from(RING_SLOTS) * SLOT;
@@ -240,6 +243,8 @@ impl<M: Memory> Endpoint<M> {
         header.peer_incarnation = incarnation;
         header.incarnation = self.incarnation;
         header.slots = RING_SLOTS;
+        // The block may have been a connection with an earlier life of the peer: who sees the new words sees them alone.
+        self.memory.fence(Ordering::Release);
         self.memory.write(connection, header.as_bytes());
         // Release: who finds the connection in the directory finds it made.
         let word = self.directory + u64::from(id.0) * 8;
@@ -277,6 +282,13 @@ impl<M: Memory> Endpoint<M> {
         if link.failed.is_some() {
             return;
         }
+        // What lies in a departed peer's memory is not its word any more.
+        let why = match why {
+            PeerError::Protocol(_) if !link.lives(&self.memory) => {
+                slot::ending(&self.memory, link.slot, link.incarnation)
+            }
+            why => why,
+        };
         link.failed = Some(why);
         let peer = Peer(index);
         let unsent = link.in_flight.drain(..).map(|(_, token)| Event::Unsent { peer, token });

@@ -45,8 +45,12 @@ struct Round {
     boot_id: [u64; 2],
     watch: Arc<Watch>,
     patience: Duration,
-    /// Last heartbeat seen of each watched endpoint of another kernel, and when it changed.
-    heartbeats: HashMap<(EndpointId, u64), (u64, Instant)>,
+    /// Whether all sections that this process can see locks in are of one kernel: on the host. Elsewhere boot ids can be
+    /// equal by cloning a running machine.
+    is_host: bool,
+    /// Last heartbeat seen of each watched endpoint of another kernel, and for how long we have been watching it stand.
+    heartbeats: HashMap<(EndpointId, u64), (u64, Duration)>,
+    last_run: Instant,
 }
 
 impl Keeper {
@@ -55,6 +59,7 @@ impl Keeper {
         endpoint: &Endpoint<Arc<Mapping>>,
         boot_id: [u64; 2],
         patience: Duration,
+        is_host: bool,
     ) -> std::io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
@@ -66,7 +71,9 @@ impl Keeper {
             boot_id,
             watch: Arc::clone(endpoint.watch()),
             patience,
+            is_host,
             heartbeats: HashMap::new(),
+            last_run: Instant::now(),
         };
         let thread = std::thread::Builder::new().name("vmshm-keeper".into()).spawn(move || {
             while !stopped.load(Ordering::Acquire) {
@@ -91,13 +98,17 @@ impl Drop for Keeper {
 impl Round {
     fn run(&mut self) {
         Endpoint::beat(&self.mapping, &self.section, self.slot);
+        // While we ourselves were stopped we watched nobody.
+        let now = Instant::now();
+        let step = (now - self.last_run).min(2 * INTERVAL);
+        self.last_run = now;
         for slot in (0..self.section.layout.endpoints).filter(|slot| *slot != self.slot) {
             self.look_after_sibling(slot);
         }
         let watched: Vec<_> = self.watch.watched().collect();
         self.heartbeats.retain(|key, _| watched.contains(key));
         for (id, incarnation) in watched {
-            if let Some(why) = self.verdict(id, incarnation) {
+            if let Some(why) = self.verdict(id, incarnation, step) {
                 self.watch.report(id, incarnation, why);
             }
         }
@@ -113,7 +124,7 @@ impl Round {
         }
     }
 
-    fn verdict(&mut self, id: EndpointId, incarnation: u64) -> Option<PeerError> {
+    fn verdict(&mut self, id: EndpointId, incarnation: u64, step: Duration) -> Option<PeerError> {
         let (section, slot) = self.region.place(id)?;
         let at = section.slot(slot);
         let state = slot::state(&self.mapping, section, slot);
@@ -121,7 +132,8 @@ impl Round {
             return Some(slot::ending(&self.mapping, at, incarnation));
         }
         let boot_id = [0, 8].map(|word| self.mapping.load(at + BOOT_ID + word, Ordering::Relaxed));
-        if boot_id == self.boot_id {
+        let shares_locks = self.is_host || section.number == self.section.number;
+        if shares_locks && boot_id == self.boot_id {
             // Where the lock can't be asked, the answer is unknown, and that is not death.
             let dead = !lock::is_held_by_another(self.mapping.file(), at).unwrap_or(true);
             // It may have left in good order just now.
@@ -129,12 +141,12 @@ impl Round {
             return (dead && !left).then_some(PeerError::Died);
         }
         let beat = self.mapping.load(at + HEARTBEAT, Ordering::Relaxed);
-        let now = Instant::now();
-        let last = self.heartbeats.entry((id, incarnation)).or_insert((beat, now));
-        if last.0 != beat {
-            *last = (beat, now);
-        }
-        (now - last.1 > self.patience).then_some(PeerError::Silent)
+        let last = self.heartbeats.entry((id, incarnation)).or_insert((beat, Duration::ZERO));
+        *last = match last.0 == beat {
+            true => (beat, last.1 + step),
+            false => (beat, Duration::ZERO),
+        };
+        (last.1 > self.patience).then_some(PeerError::Silent)
     }
 }
 

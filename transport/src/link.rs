@@ -153,12 +153,15 @@ impl Claim {
 pub fn read_claim(memory: &impl Memory, connection: u64) -> Claim {
     let word = |at: usize| memory.load(connection + at as u64, Ordering::Relaxed);
     let peer_and_slots = word(offset_of!(Connection, peer));
-    Claim {
+    let claim = Claim {
         peer_incarnation: word(offset_of!(Connection, peer_incarnation)),
         incarnation: word(offset_of!(Connection, incarnation)),
         peer: peer_and_slots as u32,
         slots: (peer_and_slots >> 32) as u32,
-    }
+    };
+    // Whoever sees these words sees the ring behind them emptied.
+    memory.fence(Ordering::Acquire);
+    claim
 }
 
 /// Reads in the directory of endpoint `of` where its connection with `with` lies.

@@ -218,6 +218,45 @@ fn a_reborn_peer_is_another_peer() {
 }
 
 #[test]
+fn what_was_not_acknowledged_in_one_life_is_not_in_the_next() {
+    // Which section's activity is looked at next depends on the polls before.
+    (0..4).for_each(unacknowledged_life);
+}
+
+fn unacknowledged_life(polls: usize) {
+    let region = Region::new(8 << 20, 2, 4);
+    let (mut a, mut b, _, to_a) = pair(&region, (0, 1));
+    let mut inbox = Inbox::new();
+    for _ in 0..polls {
+        assert_eq!(a.poll(&mut inbox), None);
+    }
+    for _ in 0..5 {
+        b.send(to_a, 1, &[b"old"]).expect("room");
+    }
+    // Without an idle poll, so that nothing is acknowledged yet.
+    for _ in 0..5 {
+        assert!(matches!(wait(&mut a, &mut inbox), Event::Message { tag: 1, .. }));
+    }
+    drop(b);
+    let mut b = region.endpoint(1);
+    let to_a = b.connect(&a.name()).expect("a is there");
+    b.send(to_a, 2, &[b"new"]).expect("room");
+    while !matches!(wait(&mut a, &mut inbox), Event::Message { tag: 2, .. }) {}
+    for _ in 0..200 {
+        let event = a.poll(&mut inbox);
+        assert!(matches!(event, None | Some(Event::Gone { why: PeerError::Left, .. })), "{event:?}");
+        b.is_drained();
+        assert_eq!(b.poll(&mut inbox), None, "an honest peer was given up");
+    }
+    assert!(b.is_drained());
+    for n in 0..300u32 {
+        while b.send(to_a, 3, &[&n.to_le_bytes()]).is_err() {
+            assert!(a.poll(&mut inbox).is_none_or(|event| matches!(event, Event::Message { tag: 3, .. })));
+        }
+    }
+}
+
+#[test]
 fn memory_comes_back_when_endpoints_leave() {
     let region = Region::new(4 << 20, 2, 4);
     for _ in 0..100 {

@@ -29,8 +29,17 @@ impl<M: Memory> Endpoint<M> {
         self.turn = self.turn.wrapping_add(1);
         // Busy peers first, but they never keep the others from their turn.
         let fair = self.turn.is_multiple_of(FAIR);
-        if !fair && let Some(event) = self.poll_hot(inbox) {
-            return Some(event);
+        if !fair {
+            if let Some(event) = self.poll_hot(inbox) {
+                return Some(event);
+            }
+        } else if self.turn.is_multiple_of(2 * FAIR) {
+            self.hear_news();
+            self.flush();
+            self.poll_activity();
+            if let Some(event) = self.poll_queue(inbox) {
+                return Some(event);
+            }
         }
         if let Some(event) = self.backlog.pop_front() {
             return Some(event);
@@ -42,9 +51,7 @@ impl<M: Memory> Endpoint<M> {
         if let Some(event) = self.poll_queue(inbox) {
             return Some(event);
         }
-        if self.watch.has_news() {
-            self.hear_news();
-        }
+        self.hear_news();
         self.sweep_one();
         if fair && let Some(event) = self.poll_hot(inbox) {
             return Some(event);
@@ -292,14 +299,17 @@ impl<M: Memory> Endpoint<M> {
         while let Some(index) = self.dirty.pop() {
             let link = &mut self.links[index as usize];
             link.dirty = false;
-            // What is held is not consumed yet.
-            if !link.held {
+            // What is held is not consumed yet, and a failed link's block may already be another's.
+            if !link.held && link.failed.is_none() {
                 link.acknowledge(&self.memory);
             }
         }
     }
 
     fn hear_news(&mut self) {
+        if !self.watch.has_news() {
+            return;
+        }
         for index in 0..self.links.len() as u32 {
             let link = &self.links[index as usize];
             if link.failed.is_none()

@@ -104,6 +104,10 @@ impl<M: Memory> Endpoint<M> {
         if !self.region.is_open() {
             return Err(Fault { what: "write to a region that is not open", value: offset }.into());
         }
+        let link = &self.links[peer.index()];
+        if link.failed.is_none() && !link.lives(&self.memory) {
+            return Err(self.ending(peer.0));
+        }
         self.check_remote(peer, offset, len)
     }
 
