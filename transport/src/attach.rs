@@ -471,7 +471,11 @@ fn choose_host_section(source: &Source, region: &Region, file: &File) -> io::Res
 }
 
 /// The id that the ivshmem server gave this device, if it has a server: then it has MSI-X, in BAR 1.
-fn iv_position(device: &Path) -> Result<Option<u32>, AttachError> {
+///
+/// # Errors
+///
+/// A register BAR that can't be opened or mapped.
+pub fn iv_position(device: &Path) -> Result<Option<u32>, AttachError> {
     if !device.join("resource1").exists() {
         return Ok(None);
     }

@@ -184,11 +184,6 @@ impl<M: Memory> Endpoint<M> {
         &self.watch
     }
 
-    /// The section of a peer.
-    pub fn section_of(&self, peer: Peer) -> u32 {
-        self.links[peer.index()].id.0 / self.region.header().endpoints
-    }
-
     /// Meets a peer; meeting it again is free.
     ///
     /// # Errors

@@ -118,8 +118,15 @@ impl Link {
             .is_some_and(|theirs| memory.load(theirs.connection + HOT, Ordering::Relaxed) == 1)
     }
 
-    /// Looks how far the peer has consumed our ring.
-    pub fn learn(&mut self, memory: &impl Memory) -> Result<(), Fault> {
+    /// Looks how far the peer has consumed our ring, once it has connected to us.
+    pub fn catch_up(
+        &mut self,
+        memory: &impl Memory,
+        region: &Region,
+        me: EndpointId,
+        life: u64,
+    ) -> Result<(), Fault> {
+        self.resolve(memory, region, me, life)?;
         match &self.theirs {
             Some(theirs) => self.producer.learn(memory, theirs.connection + CONSUMED),
             None => Ok(()),

@@ -7,18 +7,9 @@ use vmshm_benches::osu::{Buffer, Measure, Mpi, Options, Report};
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let mpi = match Mpi::start() {
-        Ok(mpi) if mpi.size() == 2 => mpi,
-        Ok(mpi) => {
-            if mpi.rank() == 0 {
-                eprintln!("osu_bibw needs 2 processes, there are {}: mpirun -np 2", mpi.size());
-            }
-            return ExitCode::FAILURE;
-        }
-        Err(error) => {
-            eprintln!("osu_bibw: {error}");
-            return ExitCode::FAILURE;
-        }
+    let mpi = match Mpi::pair("osu_bibw") {
+        Ok(mpi) => mpi,
+        Err(code) => return code,
     };
     let report = Report::begin(mpi.rank(), "Bi-Directional Bandwidth Test", &[], &["Bandwidth (MB/s)"]);
     let largest = options.largest(Measure::Bandwidth);

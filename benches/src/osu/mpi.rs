@@ -5,6 +5,7 @@
 
 use std::ffi::c_int;
 use std::marker::PhantomData;
+use std::process::ExitCode;
 
 use mpi::environment::Universe;
 use mpi::ffi;
@@ -50,6 +51,24 @@ impl Mpi {
         let count = |n: c_int| usize::try_from(n).map_err(|_| "MPI gave a negative number");
         let (rank, size) = (count(world.rank())?, count(world.size())?);
         Ok(Mpi { rank, size, _universe: UniverseHolder(universe) })
+    }
+
+    /// Starts MPI for a `program` of two processes.
+    ///
+    /// # Errors
+    /// Another number of processes, or MPI has been started before; the program has been told and is to end with this code.
+    pub fn pair(program: &str) -> Result<Mpi, ExitCode> {
+        let mpi = Self::start().map_err(|error| {
+            eprintln!("{program}: {error}");
+            ExitCode::FAILURE
+        })?;
+        if mpi.size() != 2 {
+            if mpi.rank() == 0 {
+                eprintln!("{program} needs 2 processes, there are {}: mpirun -np 2", mpi.size());
+            }
+            return Err(ExitCode::FAILURE);
+        }
+        Ok(mpi)
     }
 
     /// This process's rank.

@@ -1,15 +1,14 @@
 //! What a VM needs.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use memmap2::MmapOptions;
 use nix::unistd::{AccessFlags, access};
 use uuid::Uuid;
-use vmshm_abi::ivshmem::{MEMORY_BAR, REG_IV_POSITION, REGISTERS_BAR};
+use vmshm_abi::ivshmem::MEMORY_BAR;
 use vmshm_host::format_bytes;
 use vmshm_transport::Region;
-use vmshm_transport::attach::{AttachError, Source, read_region};
+use vmshm_transport::attach::{AttachError, Source, iv_position, read_region};
 
 use super::Check;
 
@@ -117,7 +116,7 @@ fn memory_bar(resource: &str) -> Option<(u64, u64)> {
 fn own_section(device: &Path, address: &str, region: &Region) -> Check {
     let sections = region.sections();
     if device.join("resource1").exists() {
-        return match iv_position(device) {
+        return match iv_position(device).ok().flatten() {
             Some(id) => Check::ok(format!(
                 "{address}: the ivshmem server gave this VM section {}",
                 id as usize % sections.len()
@@ -143,14 +142,6 @@ fn own_section(device: &Path, address: &str, region: &Region) -> Check {
             format!("on the host: vmshm qemu-args NAME --section K --uuid {uuid}"),
         ),
     }
-}
-
-fn iv_position(device: &Path) -> Option<u32> {
-    let file = File::open(device.join(format!("resource{REGISTERS_BAR}"))).ok()?;
-    let registers = MmapOptions::new().len(4096).map_raw_read_only(&file).ok()?;
-    let register = registers.as_ptr().wrapping_add(REG_IV_POSITION as usize).cast::<u32>();
-    // SAFETY: the register lies in the mapping and is aligned; nothing else refers to it.
-    Some(unsafe { register.read_volatile() })
 }
 
 #[cfg(test)]

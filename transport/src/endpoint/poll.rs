@@ -85,10 +85,7 @@ impl<M: Memory> Endpoint<M> {
         let link = &mut self.links[index as usize];
         let (end, token) = *link.in_flight.front()?;
         if link.producer.acknowledged() < end {
-            let learned = match link.resolve(&self.memory, &self.region, self.id, self.incarnation) {
-                Ok(_) => link.learn(&self.memory),
-                Err(fault) => Err(fault),
-            };
+            let learned = link.catch_up(&self.memory, &self.region, self.id, self.incarnation);
             if let Err(fault) = learned {
                 self.fail(index, fault.into());
                 return None;

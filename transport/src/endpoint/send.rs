@@ -100,10 +100,7 @@ impl<M: Memory> Endpoint<M> {
             return Err(SendError::Gone);
         }
         if !link.producer.has_room(len) {
-            let learned = match link.resolve(&self.memory, &self.region, self.id, self.incarnation) {
-                Ok(_) => link.learn(&self.memory),
-                Err(fault) => Err(fault),
-            };
+            let learned = link.catch_up(&self.memory, &self.region, self.id, self.incarnation);
             if let Err(fault) = learned {
                 return Err(self.fail_send(peer, fault.into()));
             }
@@ -137,10 +134,7 @@ impl<M: Memory> Endpoint<M> {
             if link.failed.is_some() || link.producer.acknowledged() == link.producer.position() {
                 continue;
             }
-            let learned = match link.resolve(&self.memory, &self.region, self.id, self.incarnation) {
-                Ok(_) => link.learn(&self.memory),
-                Err(fault) => Err(fault),
-            };
+            let learned = link.catch_up(&self.memory, &self.region, self.id, self.incarnation);
             match learned {
                 Err(fault) => self.fail(index, fault.into()),
                 Ok(()) if !link.lives(&self.memory) => self.fail(index, self.ending(index)),
