@@ -25,21 +25,21 @@
 //!
 //! *Single writer:* every byte of a section is written only by the member that owns the section (the host
 //! lays it out once, before anyone attaches). Everyone may read all of it.
+//!
+//! The guest driver compiles these very files, without the feature `zerocopy` and with its kernel's older compiler; so
+//! they name each other by `super::`, and use nothing newer than Rust 1.85.
 #![no_std]
 #![warn(missing_docs)]
 
 #[cfg(not(all(target_pointer_width = "64", target_endian = "little")))]
 compile_error!("vmshm regions hold 64-bit little-endian words; this target is not supported");
 
+pub mod driver;
 pub mod ivshmem;
+pub mod line;
 pub mod region;
 pub mod ring;
 pub mod section;
 
+pub use line::{LINE, LINE_PAIR};
 pub use region::{EndpointId, EndpointName, RegionHeader, SectionEntry};
-
-/// Bytes of a cache line; what two writers touch never shares one.
-pub const LINE: u64 = 64;
-
-/// Bytes of a line pair: adjacent-line prefetch makes two lines travel together.
-pub const LINE_PAIR: u64 = 128;

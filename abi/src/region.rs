@@ -2,13 +2,14 @@
 
 use core::mem::{offset_of, size_of};
 
+#[cfg(feature = "zerocopy")]
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// First eight bytes of every region.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"VMSHMREG");
 
 /// Version of the layout in this crate. Another version is refused, never guessed at.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Region flag: every section may be written by every member, so that `put` and atomics work between VMs.
 pub const FLAG_OPEN: u64 = 1;
@@ -26,7 +27,8 @@ pub const MAX_ENDPOINTS: u32 = 1024;
 pub const NAME_LEN: usize = 64;
 
 /// The first 256 bytes of a region.
-#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Debug, Clone, Copy)]
+#[cfg_attr(feature = "zerocopy", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
 #[repr(C)]
 pub struct RegionHeader {
     /// [`MAGIC`].
@@ -81,7 +83,8 @@ pub const SECTION_ASSIGNED: u32 = 1;
 pub const SECTION_JOINED: u32 = 2;
 
 /// One row of the section table, 128 bytes.
-#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Debug, Clone, Copy)]
+#[cfg_attr(feature = "zerocopy", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
 #[repr(C)]
 pub struct SectionEntry {
     /// First byte of the section, from the start of the region.
@@ -98,8 +101,8 @@ pub struct SectionEntry {
     pub state: u32,
     /// Host process that holds the section over the ivshmem server, or 0.
     pub owner_pid: u32,
-    /// Zero.
-    pub reserved0: u32,
+    /// The id that the ivshmem server gave the VM that has joined, plus one; 0 where no VM has joined.
+    pub vm_id: u32,
     /// Start time of `owner_pid` in clock ticks since boot (`/proc/PID/stat`, field 22), against reuse of pids.
     pub owner_start: u64,
     /// Zero; room for later versions.
@@ -117,7 +120,7 @@ const _: () = {
     assert!(offset_of!(SectionEntry, node) == 40);
     assert!(offset_of!(SectionEntry, state) == 44);
     assert!(offset_of!(SectionEntry, owner_pid) == 48);
-    assert!(offset_of!(SectionEntry, reserved0) == 52);
+    assert!(offset_of!(SectionEntry, vm_id) == 52);
     assert!(offset_of!(SectionEntry, owner_start) == 56);
     assert!(offset_of!(SectionEntry, reserved) == 64);
 };
@@ -219,7 +222,7 @@ impl RegionHeader {
             node: ANY_NODE,
             state: SECTION_FREE,
             owner_pid: 0,
-            reserved0: 0,
+            vm_id: 0,
             owner_start: 0,
             reserved: [0; 8],
         }
@@ -255,7 +258,7 @@ impl RegionHeader {
         if self.flags & !FLAG_OPEN != 0 {
             return field("flags", self.flags);
         }
-        if !self.table_end.is_multiple_of(self.page_len)
+        if self.table_end % self.page_len != 0
             || self.table_end < TABLE_OFFSET + u64::from(self.sections) * ENTRY_LEN
             || self.table_end > self.region_len
         {
@@ -279,10 +282,10 @@ impl SectionEntry {
     /// Checks a copy of row `section` against its (already checked) header.
     pub fn check(&self, section: u32, header: &RegionHeader) -> Result<(), HeaderError> {
         let field = |field, value| Err(HeaderError::Section { section, field, value });
-        if !self.offset.is_multiple_of(header.page_len) || self.offset < header.table_end {
+        if self.offset % header.page_len != 0 || self.offset < header.table_end {
             return field("offset", self.offset);
         }
-        if self.len == 0 || !self.len.is_multiple_of(header.page_len) {
+        if self.len == 0 || self.len % header.page_len != 0 {
             return field("len", self.len);
         }
         if self.offset.checked_add(self.len).is_none_or(|end| end > header.region_len) {
@@ -306,7 +309,8 @@ impl core::fmt::Display for EndpointId {
 }
 
 /// What an endpoint tells others (in Open MPI's modex, say), so that they can find it. 32 bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "zerocopy", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
 #[repr(C)]
 pub struct EndpointName {
     /// Region that the endpoint lives in.
@@ -315,7 +319,7 @@ pub struct EndpointName {
     pub id: u32,
     /// [`VERSION`] of the layout that the endpoint speaks.
     pub version: u32,
-    /// Which of the slot's lives is meant; see [`crate::section::EndpointSlot`].
+    /// Which of the slot's lives is meant; see [`super::section::EndpointSlot`].
     pub incarnation: u64,
 }
 

@@ -7,20 +7,22 @@
 
 use core::mem::{offset_of, size_of};
 
+#[cfg(feature = "zerocopy")]
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::{LINE, LINE_PAIR};
+use super::line::{LINE, LINE_PAIR};
 
 /// What an endpoint says of its connection with one peer, and how far it has read the peer's ring. 128 bytes,
 /// followed by the slots.
-#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Debug, Clone, Copy)]
+#[cfg_attr(feature = "zerocopy", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
 #[repr(C)]
 pub struct Connection {
     /// Which life of the peer's slot this connection is for.
     pub peer_incarnation: u64,
     /// Which life of the owner's slot made it.
     pub incarnation: u64,
-    /// Number of the peer, see [`crate::EndpointId`].
+    /// Number of the peer, see [`super::region::EndpointId`].
     pub peer: u32,
     /// Slots of the ring, a power of two.
     pub slots: u32,
@@ -110,7 +112,8 @@ impl Stamp {
 }
 
 /// Where a payload lies: the body of [`KIND_FRAGMENT`], [`KIND_OFFER`] and [`KIND_DONE`]. 24 bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "zerocopy", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
 #[repr(C)]
 pub struct Descriptor {
     /// First byte of the payload, from the start of the region; inside the sender's section.

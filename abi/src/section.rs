@@ -2,9 +2,10 @@
 
 use core::mem::{offset_of, size_of};
 
+#[cfg(feature = "zerocopy")]
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::{LINE, LINE_PAIR};
+use super::line::{LINE, LINE_PAIR};
 
 /// Bytes of a chunk, the unit in which the processes of a section share its heap.
 pub const CHUNK: u64 = 64 << 10;
@@ -25,7 +26,8 @@ pub const STATE_LIVE: u8 = 2;
 pub const STATE_GONE: u8 = 3;
 
 /// One endpoint of a section: a process, and what its peers must know of it.
-#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Debug, Clone, Copy)]
+#[cfg_attr(feature = "zerocopy", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
 #[repr(C)]
 pub struct EndpointSlot {
     /// Incarnation and state in one word, see [`SlotState`]. The incarnation grows with every life of the slot.
@@ -39,12 +41,19 @@ pub struct EndpointSlot {
     pub boot_id: [u64; 2],
     /// The last incarnation whose process was found dead, for peers to tell death from leaving.
     pub died: u64,
+    /// 1 if the process may sleep until its doorbell is rung: then whoever has written something that it may wait for
+    /// must look at `sleeping`, behind a full fence.
+    pub may_sleep: u64,
     /// Zero.
-    pub reserved0: [u64; 10],
+    pub reserved0: [u64; 9],
     /// Counts up while the process lives. Alone on its line pair: it changes, the words above do not.
     pub heartbeat: u64,
     /// Zero.
-    pub reserved1: [u64; 15],
+    pub reserved1: [u64; 7],
+    /// Not 0 while the process sleeps, or is about to. Alone on its line.
+    pub sleeping: u64,
+    /// Zero.
+    pub reserved2: [u64; 7],
 }
 
 const _: () = {
@@ -54,9 +63,12 @@ const _: () = {
     assert!(offset_of!(EndpointSlot, pid) == 16);
     assert!(offset_of!(EndpointSlot, boot_id) == 24);
     assert!(offset_of!(EndpointSlot, died) == 40);
-    assert!(offset_of!(EndpointSlot, reserved0) == 48);
+    assert!(offset_of!(EndpointSlot, may_sleep) == 48);
+    assert!(offset_of!(EndpointSlot, reserved0) == 56);
     assert!(offset_of!(EndpointSlot, heartbeat) as u64 == LINE_PAIR);
     assert!(offset_of!(EndpointSlot, reserved1) == 136);
+    assert!(offset_of!(EndpointSlot, sleeping) as u64 == LINE_PAIR + LINE);
+    assert!(offset_of!(EndpointSlot, reserved2) == 200);
 };
 
 /// The state word of an endpoint slot: which life of the slot, and how far it is.
