@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Context;
 use uuid::Uuid;
 use vmshm_abi::region::ANY_NODE;
-use vmshm_host::{Node, Registry, nodes, section_socket, socket};
+use vmshm_host::{DEFAULT_VECTORS, Node, Registry, nodes, section_socket, socket};
 
 use crate::qemu_args::escape;
 
@@ -30,7 +30,7 @@ pub struct Args {
     #[arg(long)]
     doorbell: bool,
     /// With --doorbell: interrupt vectors, as many as the server has
-    #[arg(long, default_value_t = 1, value_name = "N", requires = "doorbell")]
+    #[arg(long, default_value_t = DEFAULT_VECTORS, value_name = "N", requires = "doorbell")]
     vectors: u32,
 }
 

@@ -8,7 +8,7 @@ use anyhow::Context;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use tracing_subscriber::EnvFilter;
-use vmshm_host::{Registry, Server, ServerOptions};
+use vmshm_host::{DEFAULT_VECTORS, Registry, Server, ServerOptions};
 
 /// Options of `vmshm serve`.
 #[derive(Debug, clap::Args)]
@@ -28,7 +28,7 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
     /// Interrupt vectors of each VM; QEMU's device needs as many
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = DEFAULT_VECTORS, value_name = "N")]
     vectors: u32,
     /// Permissions of the sockets, octal: who may write to them may join
     #[arg(long, default_value = "660", value_parser = octal)]

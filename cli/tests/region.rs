@@ -125,7 +125,10 @@ fn arguments_for_qemu_name_the_file_and_keep_the_section() {
     assert_eq!(host.ok(&["qemu-args", name, "--section", "1"]), line);
 
     let uuid = "12345678-1234-4321-8765-123456789abc";
-    assert!(host.ok(&["qemu-args", name, "--section", "0", "--uuid", uuid, "--doorbell"]).contains(uuid));
+    let line = host.ok(&["qemu-args", name, "--section", "0", "--uuid", uuid, "--doorbell"]);
+    assert!(line.contains(uuid) && line.contains("ivshmem-doorbell,chardev=vmshm,vectors=8"), "{line}");
+    let xml = host.ok(&["libvirt-xml", name, "--section", "0", "--uuid", uuid, "--doorbell"]);
+    assert!(xml.contains("<msi vectors='8' ioeventfd='on'/>"), "{xml}");
     assert!(
         host.fails(&["qemu-args", name, "--section", "1", "--uuid", uuid]).contains("section 0's already")
     );

@@ -74,6 +74,8 @@ pub struct Section {
     pub owner_pid: Option<u32>,
     /// Whether that process still runs.
     pub owner_alive: Option<bool>,
+    /// The id that the ivshmem server gave the VM.
+    pub vm_id: Option<u32>,
     /// Host processes that use the section.
     pub host_users: Vec<u32>,
     /// Endpoint slots that are not free.
@@ -97,6 +99,10 @@ pub struct Endpoint {
     pub alive: Option<bool>,
     /// Counts up while it lives.
     pub heartbeat: u64,
+    /// Whether it sleeps when it has nothing to do, until its doorbell is rung.
+    pub may_sleep: bool,
+    /// Whether it sleeps now.
+    pub sleeping: bool,
 }
 
 /// Looks at a region and at who uses it.
@@ -121,6 +127,7 @@ pub fn inspect(region: &Region) -> Result<Inspection, Error> {
             nodes_found: sample_nodes(region, &mapping, entry),
             owner_pid: joined.then_some(owner.pid),
             owner_alive: joined.then(|| owner.is_alive()),
+            vm_id: if joined { entry.vm_id.checked_sub(1) } else { None },
             host_users: users.holding(vmshm_abi::RegionHeader::entry_offset(section)),
             endpoints: endpoints(region, entry, boot_id)?,
         });
@@ -178,6 +185,8 @@ fn endpoints(
             on_host,
             alive: on_host.then(|| held(region.file(), entry.offset + layout.slot(slot))),
             heartbeat: told.heartbeat,
+            may_sleep: told.may_sleep != 0,
+            sleeping: told.may_sleep != 0 && told.sleeping != 0,
         });
     }
     Ok(endpoints)

@@ -38,7 +38,7 @@ pub use plan::Plan;
 pub use process::Process;
 pub use region::Region;
 pub use registry::{DEFAULT_DIR, Listed, Registry};
-pub use server::{Server, ServerOptions};
+pub use server::{DEFAULT_VECTORS, Server, ServerOptions};
 pub use socket::{DEFAULT_RUN_DIR, run_dir, section_socket, socket};
 pub use table::State;
 pub use users::{Users, users};

@@ -5,6 +5,9 @@
 //! when it leaves, and writes into the freed memory if the same id comes back (seen with 7.2). For the same reason no
 //! client is told of an id twice, even when the ids, which have 16 bits, begin again.
 //!
+//! Who joined under which id stands in the section table, for those who ring. Whenever a VM joins or ends, all doorbells
+//! of all connected VMs are rung once its row is written, so that guests that sleep look at the table.
+//!
 //! One thread serves everybody and waits for nobody: sockets do not block, and what a client does not read is kept for
 //! it, up to a bound.
 
@@ -17,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -33,6 +37,9 @@ use crate::registry::prepare_dir;
 use crate::socket::{Listener, section_socket, socket};
 use crate::table::{State, owner};
 use crate::users::{describe, users};
+
+/// Interrupt vectors of each VM unless asked for otherwise: so many processes of a VM can be woken one by one.
+pub const DEFAULT_VECTORS: u32 = 8;
 
 /// Most interrupt vectors that a device can have: MSI-X's bound.
 const MAX_VECTORS: u32 = 2048;
@@ -59,7 +66,7 @@ pub struct ServerOptions {
 
 impl Default for ServerOptions {
     fn default() -> Self {
-        Self { socket: None, vectors: 1, mode: 0o660, group: None }
+        Self { socket: None, vectors: DEFAULT_VECTORS, mode: 0o660, group: None }
     }
 }
 
@@ -84,6 +91,8 @@ pub struct Server {
     assigned: Assigned,
     /// Whether somebody's socket refused without being full.
     retry: bool,
+    /// Whether a row of the table has changed since the doorbells were rung.
+    changed: bool,
 }
 
 #[derive(Debug)]
@@ -100,6 +109,17 @@ struct Peer {
 }
 
 impl Peer {
+    /// Rings all its doorbells.
+    fn ring(&self) {
+        for fd in &self.vectors {
+            // A counter that is full has been rung. It is asked first, because a client can have made writing wait.
+            let mut room = [PollFd::new(fd.as_fd(), PollFlags::POLLOUT)];
+            if poll(&mut room, PollTimeout::ZERO) == Ok(1) {
+                let _ = nix::unistd::write(fd, &1u64.to_ne_bytes());
+            }
+        }
+    }
+
     /// Tells of another VM, unless that would be the second one with its id.
     fn introduce(&mut self, id: u32, vectors: &[Arc<OwnedFd>]) {
         if !self.told.insert(id) {
@@ -197,6 +217,7 @@ impl Server {
             earlier: BTreeMap::new(),
             assigned,
             retry: false,
+            changed: false,
         };
         server.take_over()?;
         Ok(server)
@@ -298,9 +319,7 @@ impl Server {
             })
             .collect::<Result<Vec<_>, _>>()
             .map_err(Error::sys("make doorbells for a new VM"))?;
-        let section = self.take(door, process)?;
-
-        let id = self.new_id(section);
+        let (section, id) = self.take(door, process)?;
         let mut peer = Peer {
             socket,
             id,
@@ -331,17 +350,8 @@ impl Server {
         Ok(())
     }
 
-    /// An id for the next VM of a section.
-    fn new_id(&mut self, section: u32) -> u32 {
-        let sections = self.region.header().sections;
-        let life = self.lives.entry(section).or_default();
-        let id = section + *life % (IDS / sections) * sections;
-        *life = life.wrapping_add(1);
-        id
-    }
-
-    /// Finds a section and makes it the process's in the table.
-    fn take(&mut self, door: Option<u32>, process: Process) -> Result<u32, Error> {
+    /// Finds a section and an id for a new VM, and makes both the process's in the table.
+    fn take(&mut self, door: Option<u32>, process: Process) -> Result<(u32, u32), Error> {
         let busy = |section, why: String| Error::SectionBusy { name: self.region.name(), section, why };
         if let Some(section) = door {
             if let Some(peer) = self.peers.get(&section) {
@@ -362,8 +372,13 @@ impl Server {
             .iter()
             .find(|&(&section, &(owner, _))| owner == process && door.is_none_or(|door| door == section));
         if let Some((&section, _)) = known {
+            let id = new_id(&mut self.lives, self.region.header().sections, section);
+            let _table = self.region.lock_table()?;
+            let entry = SectionEntry { vm_id: id + 1, ..self.region.entry(section)? };
+            self.region.write_entry(section, &entry, State::Joined)?;
             self.earlier.remove(&section);
-            return Ok(section);
+            self.changed = true;
+            return Ok((section, id));
         }
         let _table = self.region.lock_table()?;
         let candidates = match door {
@@ -395,14 +410,17 @@ impl Server {
                 continue;
             }
             self.assigned.set(section, state == State::Assigned);
+            let id = new_id(&mut self.lives, self.region.header().sections, section);
             let entry = SectionEntry {
                 generation: entry.generation.wrapping_add(1),
                 owner_pid: process.pid,
                 owner_start: process.start,
+                vm_id: id + 1,
                 ..entry
             };
             self.region.write_entry(section, &entry, State::Joined)?;
-            return Ok(section);
+            self.changed = true;
+            return Ok((section, id));
         }
         Err(busy(
             door.unwrap_or(0),
@@ -428,7 +446,8 @@ impl Server {
         self.send_all();
     }
 
-    /// Sends to everybody what is due. Whoever turns out to be gone leaves, of which the others must be told.
+    /// Sends to everybody what is due. Whoever turns out to be gone leaves, of which the others must be told. Then rings
+    /// all doorbells, if there is news in the table.
     fn send_all(&mut self) {
         loop {
             let before = self.peers.len();
@@ -436,8 +455,11 @@ impl Server {
                 self.send(section);
             }
             if self.peers.len() == before {
-                return;
+                break;
             }
+        }
+        if std::mem::take(&mut self.changed) {
+            self.peers.values().for_each(Peer::ring);
         }
     }
 
@@ -480,6 +502,7 @@ impl Server {
         if self.earlier.remove(&section).is_some() {
             info!(section, "the VM of an earlier server ended");
             self.give_back(section);
+            self.send_all();
         }
     }
 
@@ -488,9 +511,11 @@ impl Server {
         let state = if self.assigned.has(section) { State::Assigned } else { State::Free };
         self.assigned.set(section, false);
         let result = self.region.lock_table().and_then(|_table| {
-            let entry = SectionEntry { owner_pid: 0, owner_start: 0, ..self.region.entry(section)? };
+            let entry =
+                SectionEntry { owner_pid: 0, owner_start: 0, vm_id: 0, ..self.region.entry(section)? };
             self.region.write_entry(section, &entry, state)
         });
+        self.changed = true;
         if let Err(error) = result {
             warn!(section, %error, "cannot give the section back");
         }
@@ -519,6 +544,14 @@ fn refuse(socket: &UnixStream) {
     outbox.push(Message::version());
     outbox.push(Message::refusal());
     let _ = outbox.send(socket);
+}
+
+/// An id for the next VM of a section.
+fn new_id(lives: &mut BTreeMap<u32, u32>, sections: u32, section: u32) -> u32 {
+    let life = lives.entry(section).or_default();
+    let id = section + *life % (IDS / sections) * sections;
+    *life = life.wrapping_add(1);
+    id
 }
 
 fn watch(epoll: &Epoll, fd: impl AsFd, interest: EpollFlags, source: Source) -> Result<(), Error> {

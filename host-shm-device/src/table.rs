@@ -88,7 +88,7 @@ impl Region {
         let _host = self.lock_section(section)?;
         entry.vm_uuid = new.into_bytes();
         entry.generation = entry.generation.wrapping_add(1);
-        (entry.owner_pid, entry.owner_start) = (0, 0);
+        (entry.owner_pid, entry.owner_start, entry.vm_id) = (0, 0, 0);
         self.write_entry(section, &entry, State::Assigned)?;
         Ok(new)
     }
@@ -100,7 +100,7 @@ impl Region {
         if !force {
             self.check_left(section, &entry)?;
         }
-        (entry.owner_pid, entry.owner_start) = (0, 0);
+        (entry.owner_pid, entry.owner_start, entry.vm_id) = (0, 0, 0);
         self.write_entry(section, &entry, State::Free)
     }
 

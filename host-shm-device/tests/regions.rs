@@ -229,7 +229,7 @@ fn what_is_no_region_is_named_and_stays_unless_forced() {
         fs::write(dir.join(name), spoiled).unwrap();
     };
     spoil("foreign", 0, b"\x7fELF", 1 << 20);
-    spoil("future", 8, &2u32.to_le_bytes(), 4 << 20);
+    spoil("future", 8, &3u32.to_le_bytes(), 4 << 20);
     spoil("short", 0, b"V", 1 << 20);
     spoil("tiny", 0, b"V", 100);
     spoil("many", 48, &u32::MAX.to_le_bytes(), 4 << 20);
@@ -237,7 +237,7 @@ fn what_is_no_region_is_named_and_stays_unless_forced() {
     fs::create_dir(dir.join("dir")).unwrap();
     let expected = [
         ("foreign", "no vmshm region"),
-        ("future", "version 2"),
+        ("future", "version 3"),
         ("short", "truncated"),
         ("tiny", "header"),
         ("many", "sections = 4294967295"),

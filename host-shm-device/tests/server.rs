@@ -47,6 +47,10 @@ fn every_doorbell_rings_at_its_owner_and_nowhere_else() {
             client.next().unwrap();
         }
     }
+    // The server rang when they joined; the last one's own join is the last of it.
+    for (joins, client) in (1..=3).rev().zip(&clients) {
+        client.wait_for_rings("the joins of this one and of those after it", joins);
+    }
     for sender in 0..3 {
         for receiver in 0..3i64 {
             for vector in 0..2 {
@@ -85,6 +89,56 @@ fn the_others_hear_who_leaves_and_its_section_is_given_again() {
     assert_eq!(again.id, 1 + 3);
     assert_eq!(region.entry(1).unwrap().generation, 2);
     assert_eq!(first.next().unwrap(), None);
+}
+
+#[test]
+fn the_table_says_who_can_be_rung_and_all_doorbells_ring_when_that_changes() {
+    let host = Host::new();
+    let region = host.create("r", 3);
+    let vm_id = |section| region.entry(section).unwrap().vm_id;
+    assert_eq!((vm_id(0), vm_id(1)), (0, 0));
+    let server = host.serve("r", 3);
+    let first = Client::join(&host.socket(), 3).unwrap();
+    assert_eq!((vm_id(0), vm_id(1)), (1, 0));
+    first.wait_for_rings("the first one's own join", 1);
+
+    let second = Client::join(&host.socket(), 3).unwrap();
+    // Whoever is rung finds the row written.
+    first.wait_for_rings("the second one's join", 1);
+    assert_eq!((state(&region, 1), vm_id(1)), (State::Joined, 2));
+    drop(second);
+    first.wait_for_rings("the second one's end", 1);
+    assert_eq!((state(&region, 1), vm_id(1)), (State::Free, 0));
+
+    // The next VM of the section has another id.
+    let third = Client::join(&host.socket(), 3).unwrap();
+    assert_eq!((third.id, vm_id(1)), (1 + 3, 1 + 3 + 1));
+    assert_eq!(vm_id(0), 1);
+    region.release(1, true).unwrap();
+    assert_eq!((state(&region, 1), vm_id(1)), (State::Free, 0));
+
+    // Without a server nobody is told, but the living can still be rung.
+    drop(server);
+    assert_eq!(vm_id(0), 1);
+}
+
+#[test]
+fn a_doorbell_that_cannot_take_more_does_not_stop_the_server() {
+    let host = Host::new();
+    let region = host.create("r", 3);
+    let _server = host.serve("r", 2);
+    let first = Client::join(&host.socket(), 2).unwrap();
+    let bad = Client::join(&host.socket(), 2).unwrap();
+    first.wait_for_rings("both joins", 2);
+    bad.wait_for_rings("its own join", 1);
+    for mut bell in &bad.bells[&bad.id] {
+        // Writing to a full counter would wait for ever now.
+        nix::fcntl::fcntl(bell, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty())).unwrap();
+        bell.write_all(&(u64::MAX - 1).to_ne_bytes()).unwrap();
+    }
+    drop(Client::join(&host.socket(), 2).unwrap());
+    first.wait_for_rings("the third one's coming and going", 2);
+    assert_eq!(state(&region, 2), State::Free);
 }
 
 #[test]
@@ -213,14 +267,18 @@ fn a_restarted_server_keeps_the_sections_of_the_living_and_frees_those_of_the_de
 
     let _server = host.serve("r", 1);
     assert_eq!((state(&region, 0), state(&region, 1)), (State::Joined, State::Assigned));
+    let vm_id = |section| region.entry(section).unwrap().vm_id;
+    assert_eq!((vm_id(0), vm_id(1)), (1, 0));
     let peer = Client::join(&host.socket(), 1).unwrap();
-    assert_eq!(peer.id, 2);
+    assert_eq!((peer.id, vm_id(2)), (2, 3));
     let meta = region.file().metadata().unwrap();
     assert_eq!(peer.inode(), (meta.dev(), meta.ino()));
     assert!(Client::join(&section_socket(&host.socket(), 0), 1).is_err());
+    peer.wait_for_rings("its own join", 1);
     stays.kill().unwrap();
     stays.wait().unwrap();
-    until("the section is free", || state(&region, 0) == State::Free);
+    peer.wait_for_rings("the end of the one that stayed", 1);
+    assert_eq!((state(&region, 0), vm_id(0)), (State::Free, 0));
 }
 
 #[test]
@@ -233,6 +291,7 @@ fn a_member_that_comes_back_to_a_restarted_server_gets_its_section_again() {
     let _server = host.serve("r", 1);
     let after = Client::join(&host.socket(), 1).unwrap();
     assert_eq!(after.id, before.id);
+    assert_eq!(region.entry(1).unwrap().vm_id, 2);
     assert_eq!(after.inode(), before.inode());
     assert_eq!(region.entry(1).unwrap().generation, 1);
     drop(before);

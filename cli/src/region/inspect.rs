@@ -63,6 +63,9 @@ fn print_section(out: &mut impl Write, s: &Section) -> std::io::Result<()> {
         let name = if alive { Process::name(pid) } else { "ended".to_owned() };
         write!(out, ", by pid {pid} ({name})")?;
     }
+    if let Some(id) = s.vm_id {
+        write!(out, ", as VM {id} of the ivshmem server")?;
+    }
     writeln!(out)?;
     writeln!(out, "  VM uuid  {}", s.vm_uuid)?;
     let found: Vec<_> = s.nodes_found.iter().map(i32::to_string).collect();
@@ -79,7 +82,7 @@ fn print_section(out: &mut impl Write, s: &Section) -> std::io::Result<()> {
     for e in &s.endpoints {
         writeln!(
             out,
-            "  endpoint {}: {}, life {}, pid {} {}, heartbeat {}",
+            "  endpoint {}: {}, life {}, pid {} {}, heartbeat {}{}",
             e.slot,
             e.state,
             e.incarnation,
@@ -89,7 +92,12 @@ fn print_section(out: &mut impl Write, s: &Section) -> std::io::Result<()> {
                 Some(false) => "on this host, dead",
                 None => "in its VM",
             },
-            e.heartbeat
+            e.heartbeat,
+            match (e.may_sleep, e.sleeping) {
+                (_, true) => ", sleeps",
+                (true, false) => ", may sleep",
+                (false, false) => "",
+            }
         )?;
     }
     Ok(())

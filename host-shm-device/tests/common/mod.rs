@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{ErrorKind, IoSliceMut};
+use std::io::{ErrorKind, IoSliceMut, Read};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -120,6 +120,33 @@ impl Client {
                 Ok(Some(id))
             }
         }
+    }
+
+    /// Takes the rings of all our own doorbells.
+    pub fn rings(&self) -> Vec<u64> {
+        let take = |mut bell: &File| {
+            let mut count = [0; 8];
+            match bell.read_exact(&mut count) {
+                Ok(()) => u64::from_ne_bytes(count),
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::WouldBlock);
+                    0
+                }
+            }
+        };
+        self.bells[&self.id].iter().map(take).collect()
+    }
+
+    /// Waits until each of our own doorbells has rung so often since it was last looked at.
+    pub fn wait_for_rings(&self, what: &str, count: u64) {
+        let mut seen = vec![0; self.bells[&self.id].len()];
+        until(what, || {
+            for (seen, new) in seen.iter_mut().zip(self.rings()) {
+                *seen += new;
+                assert!(*seen <= count, "rung {seen} times, not {count}, by: {what}");
+            }
+            seen.iter().all(|&seen| seen == count)
+        });
     }
 
     /// Inode of the memory that we were given.
