@@ -44,15 +44,7 @@ fn build(workspace: &Workspace, list: &[&str], what: &str, log_dir: &Path) -> Re
             command.args(["--package", package]);
         }
         let log = log_dir.join(format!("build-{}.log", list[0]));
-        let mut running = process::Running::start(command, "cargo build", &log)?;
-        while running.poll()?.is_none() {
-            crate::cleanup::check()?;
-            if let Some(line) = running.text().lines().last() {
-                bar.set_message(line.trim().chars().take(60).collect::<String>());
-            }
-            std::thread::sleep(Duration::from_millis(200));
-        }
-        running.wait(LIMIT)?.expect_success("cargo build")?;
+        process::run_shown(command, "cargo build", &log, LIMIT, bar)?;
         Ok(workspace.target.join("release"))
     })
 }

@@ -1,9 +1,12 @@
-//! The developer's one command: `cargo xtask demo | test | bench | install | image`.
+//! The developer's one command: `cargo xtask demo | test | bench | install | image | kmod`.
 
 mod accel;
+mod apt;
 mod bench;
 mod build_tree;
+mod cache;
 mod checkers;
+mod chroot;
 mod cleanup;
 mod demo;
 mod guest;
@@ -14,6 +17,10 @@ mod host_tests;
 mod hpcc;
 mod image;
 mod install;
+mod kernel;
+mod kernel_release;
+mod kernel_tree;
+mod kmod;
 mod lab;
 mod mpi4py;
 mod osu;
@@ -73,6 +80,8 @@ enum Task {
     },
     /// Make the guest image, or find it in the cache, and print where it is
     Image,
+    /// Build and check the guest driver for Debian's unmodified kernels, and print where it is
+    Kmod(kmod::Options),
 }
 
 fn main() -> ExitCode {
@@ -117,6 +126,11 @@ fn run(task: Task) -> Result<bool> {
             let image = image::ensure(&workspace, &logs)?;
             println!("{}", image.root.display());
             Ok(true)
+        }
+        Task::Kmod(options) => {
+            let logs = workspace.target.join("kmod/logs");
+            packages::ensure(&[packages::KERNEL], &logs)?;
+            kmod::run(&workspace, &options, &logs)
         }
     }
 }

@@ -39,6 +39,9 @@ pub const GUESTS: &[Need] = &[
     need("e2fsprogs", "puts that file system into an image"),
 ];
 
+/// What makes the chroot in which the guest driver is built.
+pub const KERNEL: &[Need] = &[need("mmdebstrap", "makes the chroot with the tools of Debian's kernels")];
+
 /// What draws the text of the PNG plots.
 pub const PLOT: &[Need] = &[need("fonts-dejavu-core", "text in the PNG plots")];
 

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use indicatif::ProgressBar;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -145,6 +146,26 @@ impl Drop for Running {
 /// Runs a command to its end, which must be a success, and returns what it printed.
 pub fn run(command: Command, what: &str, log: &Path, limit: Duration) -> Result<Finished> {
     Running::start(command, what, log)?.wait(limit)?.expect_success(what)
+}
+
+/// Like [`run`], and shows the last line of its output beside the bar meanwhile.
+pub fn run_shown(
+    command: Command,
+    what: &str,
+    log: &Path,
+    limit: Duration,
+    bar: &ProgressBar,
+) -> Result<Finished> {
+    let mut running = Running::start(command, what, log)?;
+    let begin = Instant::now();
+    while running.poll()?.is_none() && begin.elapsed() < limit {
+        cleanup::check()?;
+        if let Some(line) = running.text().lines().last() {
+            bar.set_message(line.trim().chars().take(60).collect::<String>());
+        }
+        thread::sleep(Duration::from_millis(200));
+    }
+    running.wait(limit.saturating_sub(begin.elapsed()))?.expect_success(what)
 }
 
 /// Runs a short command and returns its standard output, without a log.

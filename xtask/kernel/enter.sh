@@ -1,0 +1,16 @@
+#!/bin/sh
+# Runs a command as root inside another root directory; `unshare --mount` starts it, so that its mounts end with it.
+# $1: the root directory. Then pairs: a directory, and where the command shall see it. Then `--` and the command.
+set -eu
+root=$1
+shift
+mount -t proc proc "$root/proc"
+mount --rbind /dev "$root/dev"
+mount -t tmpfs tmpfs "$root/tmp"
+while [ "$1" != -- ]; do
+    mkdir -p "$root$2"
+    mount --bind "$1" "$root$2"
+    shift 2
+done
+shift
+exec chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 "$@"
