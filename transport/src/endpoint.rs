@@ -3,6 +3,7 @@
 mod poll;
 mod remote;
 mod send;
+mod sleep;
 
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
@@ -25,6 +26,7 @@ use crate::link::{Link, PeerError};
 use crate::memory::Memory;
 use crate::region::{Region, Section};
 use crate::ring::Producer;
+use crate::sleep::{MAY_SLEEP, RINGS};
 use crate::slot;
 use crate::watch::Watch;
 
@@ -63,6 +65,9 @@ pub struct Endpoint<M: Memory> {
     dirty: Vec<u32>,
     /// Events that could not be returned at once.
     backlog: VecDeque<Event>,
+    may_sleep: bool,
+    /// How often we have been about to sleep.
+    sleeps: u64,
     watch: Arc<Watch>,
 }
 
@@ -75,7 +80,21 @@ const NO_LINK: u32 = u32::MAX;
 const DIRECTORY: u64 = offset_of!(EndpointSlot, directory) as u64;
 const PID: u64 = offset_of!(EndpointSlot, pid) as u64;
 const BOOT_ID: u64 = offset_of!(EndpointSlot, boot_id) as u64;
+const MAY_SLEEP_WORD: u64 = offset_of!(EndpointSlot, may_sleep) as u64;
 const HEARTBEAT: u64 = offset_of!(EndpointSlot, heartbeat) as u64;
+
+/// What an endpoint tells its peers of the process behind it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Process {
+    /// Its id in its kernel.
+    pub pid: u64,
+    /// Its kernel's boot id.
+    pub boot_id: [u64; 2],
+    /// The process may sleep until its doorbell is rung, see [`Endpoint::fall_asleep`].
+    pub may_sleep: bool,
+    /// [`Memory::ring`] works, so that peers may sleep.
+    pub rings: bool,
+}
 
 impl<M: Memory> Endpoint<M> {
     /// Attaches to the first free slot of a section.
@@ -89,11 +108,10 @@ impl<M: Memory> Endpoint<M> {
         let found = find_section(&region, section)?;
         let claimed = (0..slots).find_map(|slot| Some((slot, slot::claim(&memory, &found, slot)?)));
         let (slot, incarnation) = claimed.ok_or(AttachError::NoSlot { section, slots })?;
-        Self::take(memory, region, section, slot, incarnation, 0, [0; 2])
+        Self::take(memory, region, section, slot, incarnation, &Process::default())
     }
 
-    /// Attaches to a slot that [`crate::parts::claim`] has taken; `pid` and `boot_id` say which process that is. On an
-    /// error the slot is given back.
+    /// Attaches to a slot that [`crate::parts::claim`] has taken for `process`. On an error the slot is given back.
     ///
     /// # Errors
     ///
@@ -104,8 +122,7 @@ impl<M: Memory> Endpoint<M> {
         section: u32,
         slot: u32,
         incarnation: u64,
-        pid: u64,
-        boot_id: [u64; 2],
+        process: &Process,
     ) -> Result<Self, AttachError> {
         let section = find_section(&region, section)?;
         let owner = chunk_owner(slot, incarnation);
@@ -121,9 +138,13 @@ impl<M: Memory> Endpoint<M> {
         memory.zero(directory, bytes);
         let at = section.slot(slot);
         memory.store(at + DIRECTORY, directory - section.entry.offset, Ordering::Relaxed);
-        memory.store(at + PID, pid, Ordering::Relaxed);
-        memory.store(at + BOOT_ID, boot_id[0], Ordering::Relaxed);
-        memory.store(at + BOOT_ID + 8, boot_id[1], Ordering::Relaxed);
+        memory.store(at + PID, process.pid, Ordering::Relaxed);
+        memory.store(at + BOOT_ID, process.boot_id[0], Ordering::Relaxed);
+        memory.store(at + BOOT_ID + 8, process.boot_id[1], Ordering::Relaxed);
+        let flag = |is_set, flag| if is_set { flag } else { 0 };
+        let sleeping = flag(process.may_sleep, MAY_SLEEP) | flag(process.rings, RINGS);
+        memory.store(at + MAY_SLEEP_WORD, sleeping, Ordering::Relaxed);
+        crate::sleep::retract(&memory, at);
         slot::publish(&memory, &section, slot, incarnation);
         let id = region.endpoint(section.number, slot);
         let activity = region.sections().iter().map(|other| Activity::new(other, id)).collect();
@@ -149,6 +170,8 @@ impl<M: Memory> Endpoint<M> {
             next_sending: 0,
             dirty: Vec::new(),
             backlog: VecDeque::new(),
+            may_sleep: process.may_sleep,
+            sleeps: 0,
             watch: Arc::new(Watch::new(total)),
             region,
         })
@@ -217,8 +240,10 @@ impl<M: Memory> Endpoint<M> {
     }
 
     fn add_link(&mut self, id: EndpointId, incarnation: u64) -> Result<Peer, ConnectError> {
-        let Some((section, slot)) = self.region.place(id) else { return Err(ConnectError::OtherRegion) };
+        let Some((&section, slot)) = self.region.place(id) else { return Err(ConnectError::OtherRegion) };
         let at = section.slot(slot);
+        let member = section.member(&self.memory);
+        let sleeping = self.memory.load(at + MAY_SLEEP_WORD, Ordering::Relaxed);
         let endpoints = self.region.header().endpoints;
         let of_section = self.links.iter().filter(|link| link.id.0 / endpoints == section.number).count();
         if of_section >= (MAX_LIVES / self.region.sections().len()).max(4 * endpoints as usize) {
@@ -248,7 +273,14 @@ impl<M: Memory> Endpoint<M> {
         self.links.push(Link {
             id,
             incarnation,
+            section,
+            slot_number: slot,
             slot: at,
+            member,
+            may_sleep: sleeping & MAY_SLEEP != 0,
+            rings: sleeping & RINGS != 0,
+            rung: 0,
+            starved: None,
             connection,
             producer: Producer::new(connection + CONNECTION_LEN, RING_SLOTS),
             theirs: None,
@@ -260,15 +292,14 @@ impl<M: Memory> Endpoint<M> {
             failed: None,
         });
         self.by_id[id.0 as usize] = index;
-        self.watch.begin(id, incarnation);
+        self.watch.begin(id, incarnation, member);
         // It may have sent to us before we met it.
         self.enqueue(index);
         Ok(Peer(index))
     }
 
     fn ending(&self, index: u32) -> PeerError {
-        let link = &self.links[index as usize];
-        slot::ending(&self.memory, link.slot, link.incarnation)
+        self.links[index as usize].ending(&self.memory)
     }
 
     /// Ends the dealings with a peer: what is under way to it comes back as [`Event::Unsent`], then [`Event::Gone`].
@@ -279,11 +310,13 @@ impl<M: Memory> Endpoint<M> {
         }
         // What lies in a departed peer's memory is not its word any more.
         let why = match why {
-            PeerError::Protocol(_) if !link.lives(&self.memory) => {
-                slot::ending(&self.memory, link.slot, link.incarnation)
-            }
+            PeerError::Protocol(_) if !link.lives(&self.memory) => link.ending(&self.memory),
+            _ if self.memory.is_lost() => PeerError::DeviceLost,
             why => why,
         };
+        link.close(&self.memory);
+        // It may sleep until we answer.
+        link.wake(&self.memory, false);
         link.failed = Some(why);
         let peer = Peer(index);
         let unsent = link.in_flight.drain(..).map(|(_, token)| Event::Unsent { peer, token });

@@ -1,8 +1,9 @@
 //! The keeper: one thread a process that shows the process's life to others and watches over theirs.
 //!
-//! Within one kernel, locks tell who lives. For the processes of its own section the keeper also acts: it takes back what
-//! the dead held, and counts up the heartbeats of the living, so that a process that is stopped in a debugger stays alive
-//! as long as any other of its machine runs. Between kernels there is only the heartbeat.
+//! Within one kernel, locks tell who lives, or the guest driver, which marks the dead. For the processes of its own section
+//! the keeper also acts: it takes back what the dead held, and counts up the heartbeats of the living, so that a process
+//! that is stopped in a debugger stays alive as long as any other of its machine runs. Of another VM the host's table says
+//! when it ends, if it has a server; a VM that just stops is told by its heartbeat alone.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,14 +14,17 @@ use std::time::{Duration, Instant};
 use core::mem::offset_of;
 
 use vmshm_abi::EndpointId;
-use vmshm_abi::section::{EndpointSlot, STATE_FREE, STATE_LIVE};
+use vmshm_abi::section::{EndpointSlot, STATE_FREE, STATE_GONE, STATE_LIVE};
 
+use crate::driver;
 use crate::endpoint::Endpoint;
+use crate::hold::Hold;
 use crate::link::PeerError;
 use crate::lock;
 use crate::mapping::Mapping;
 use crate::memory::Memory;
 use crate::region::{Region, Section};
+use crate::sleeper::Sleeper;
 use crate::slot;
 use crate::watch::Watch;
 
@@ -29,6 +33,17 @@ const INTERVAL: Duration = Duration::from_millis(200);
 
 const BOOT_ID: u64 = offset_of!(EndpointSlot, boot_id) as u64;
 const HEARTBEAT: u64 = offset_of!(EndpointSlot, heartbeat) as u64;
+
+/// Which kernel this is, and how the lives of its processes are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernel {
+    /// The host's: all sections that share its boot id are of one kernel, and locks tell.
+    Host,
+    /// A guest's: locks tell within its section. Elsewhere boot ids can be equal by cloning a running machine.
+    Guest,
+    /// A guest's with the driver, which marks the slots of the dead.
+    Driver,
+}
 
 /// The running thread; dropping it stops it.
 #[derive(Debug)]
@@ -45,9 +60,9 @@ struct Round {
     boot_id: [u64; 2],
     watch: Arc<Watch>,
     patience: Duration,
-    /// Whether all sections that this process can see locks in are of one kernel: on the host. Elsewhere boot ids can be
-    /// equal by cloning a running machine.
-    is_host: bool,
+    kernel: Kernel,
+    /// Wakes our process when there are news.
+    sleeper: Option<Sleeper>,
     /// Last heartbeat seen of each watched endpoint of another kernel, and for how long we have been watching it stand.
     heartbeats: HashMap<(EndpointId, u64), (u64, Duration)>,
     last_run: Instant,
@@ -59,7 +74,8 @@ impl Keeper {
         endpoint: &Endpoint<Arc<Mapping>>,
         boot_id: [u64; 2],
         patience: Duration,
-        is_host: bool,
+        kernel: Kernel,
+        sleeper: Option<Sleeper>,
     ) -> std::io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
@@ -71,7 +87,8 @@ impl Keeper {
             boot_id,
             watch: Arc::clone(endpoint.watch()),
             patience,
-            is_host,
+            kernel,
+            sleeper,
             heartbeats: HashMap::new(),
             last_run: Instant::now(),
         };
@@ -97,6 +114,9 @@ impl Drop for Keeper {
 
 impl Round {
     fn run(&mut self) {
+        if self.mapping.device().is_some_and(driver::is_gone) {
+            self.mapping.lose();
+        }
         Endpoint::beat(&self.mapping, &self.section, self.slot);
         // While we ourselves were stopped we watched nobody.
         let now = Instant::now();
@@ -110,15 +130,27 @@ impl Round {
         for (id, incarnation) in watched {
             if let Some(why) = self.verdict(id, incarnation, step) {
                 self.watch.report(id, incarnation, why);
+                if let Some(sleeper) = &self.sleeper {
+                    sleeper.ring_self();
+                }
             }
         }
     }
 
     fn look_after_sibling(&self, slot: u32) {
-        if slot::state(&self.mapping, &self.section, slot).state == STATE_FREE {
-            return;
+        let state = slot::state(&self.mapping, &self.section, slot);
+        match (self.kernel, state.state) {
+            (_, STATE_FREE) => return,
+            (Kernel::Driver, STATE_GONE) => {
+                slot::reap(&self.mapping, &self.section, slot, state, false);
+            }
+            // Left over from an earlier boot of this machine: its driver had no time to mark it.
+            (Kernel::Driver, STATE_LIVE) if self.boot_id_of(self.section.slot(slot)) != self.boot_id => {
+                slot::reap(&self.mapping, &self.section, slot, state, true);
+            }
+            (Kernel::Driver, _) => {}
+            _ => reap_if_dead(&self.mapping, &self.section, slot),
         }
-        reap_if_dead(&self.mapping, &self.section, slot);
         if slot::state(&self.mapping, &self.section, slot).state == STATE_LIVE {
             Endpoint::beat(&self.mapping, &self.section, slot);
         }
@@ -126,14 +158,24 @@ impl Round {
 
     fn verdict(&mut self, id: EndpointId, incarnation: u64, step: Duration) -> Option<PeerError> {
         let (section, slot) = self.region.place(id)?;
-        let at = section.slot(slot);
-        let state = slot::state(&self.mapping, section, slot);
-        if state.incarnation != incarnation || state.state != STATE_LIVE {
-            return Some(slot::ending(&self.mapping, at, incarnation));
+        if self.mapping.is_lost() {
+            return Some(PeerError::DeviceLost);
         }
-        let boot_id = [0, 8].map(|word| self.mapping.load(at + BOOT_ID + word, Ordering::Relaxed));
-        let shares_locks = self.is_host || section.number == self.section.number;
-        if shares_locks && boot_id == self.boot_id {
+        let at = section.slot(slot);
+        let is_ours = section.number == self.section.number;
+        let member = if is_ours { 0 } else { self.watch.member(id) };
+        let state = slot::state(&self.mapping, section, slot);
+        if state.incarnation != incarnation
+            || state.state != STATE_LIVE
+            || section.has_changed_hands(&self.mapping, member)
+        {
+            return Some(slot::ending(&self.mapping, section, slot, incarnation, member));
+        }
+        if is_ours && self.kernel == Kernel::Driver {
+            return None;
+        }
+        let shares_locks = is_ours || self.kernel == Kernel::Host;
+        if shares_locks && self.boot_id_of(at) == self.boot_id {
             // Where the lock can't be asked, the answer is unknown, and that is not death.
             let dead = !lock::is_held_by_another(self.mapping.file(), at).unwrap_or(true);
             // It may have left in good order just now.
@@ -150,15 +192,22 @@ impl Round {
     }
 }
 
+impl Round {
+    /// The kernel of the process behind the slot at offset `slot`.
+    fn boot_id_of(&self, slot: u64) -> [u64; 2] {
+        [0, 8].map(|word| self.mapping.load(slot + BOOT_ID + word, Ordering::Relaxed))
+    }
+}
+
 /// Takes back what the process of a slot of our own section held, if it is dead: if the slot's lock can be had.
 fn reap_if_dead(mapping: &Mapping, section: &Section, slot: u32) {
-    let at = section.slot(slot);
-    if !matches!(lock::try_exclusive(mapping.file(), at), Ok(true)) {
+    let hold = Hold::Locks;
+    if !matches!(hold.take(mapping.file(), section, slot), Ok(true)) {
         return;
     }
     let state = slot::state(mapping, section, slot);
     if state.state != STATE_FREE {
         slot::reap(mapping, section, slot, state, true);
     }
-    let _ = lock::release(mapping.file(), at);
+    let _ = hold.release(mapping.file(), section, slot);
 }

@@ -31,6 +31,7 @@ mod link;
 mod memory;
 mod region;
 mod ring;
+mod sleep;
 mod slot;
 mod watch;
 mod window;
@@ -38,14 +39,24 @@ mod window;
 #[cfg(feature = "std")]
 pub mod attach;
 #[cfg(feature = "std")]
+mod driver;
+#[cfg(feature = "std")]
+mod hold;
+#[cfg(feature = "std")]
 mod keeper;
 #[cfg(feature = "std")]
 mod lock;
 #[cfg(feature = "std")]
+mod lost;
+#[cfg(feature = "std")]
 mod mapping;
+#[cfg(feature = "std")]
+mod pages;
+#[cfg(feature = "std")]
+mod sleeper;
 
 pub use copy::from_shared as copy_from_shared;
-pub use endpoint::Endpoint;
+pub use endpoint::{Endpoint, Process};
 pub use error::{AttachError, ConnectError, SendError};
 pub use event::{Event, Fragment, Inbox, Peer};
 pub use link::PeerError;
@@ -54,6 +65,8 @@ pub use mapping::Mapping;
 pub use memory::Memory;
 pub use region::{Region, Section};
 pub use ring::MAX_INLINE;
+#[cfg(feature = "std")]
+pub use sleeper::Sleeper;
 pub use vmshm_abi as abi;
 pub use watch::Watch;
 pub use window::Window;
@@ -65,5 +78,6 @@ pub mod parts {
     pub use crate::activity::{Activity, bump};
     pub use crate::heap::{claim_run, free_all, free_run};
     pub use crate::ring::{Consumer, Fault, Producer};
+    pub use crate::sleep::{announce, announced, retract};
     pub use crate::slot::{claim, ending, lives, publish, reap, state};
 }

@@ -10,8 +10,9 @@ use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 
 use crate::memory::Memory;
-use crate::region::Region;
+use crate::region::{Region, Section};
 use crate::ring::{Consumer, Fault, Producer};
+use crate::sleep;
 use crate::slot;
 
 /// Why a peer is not listened to any more.
@@ -26,6 +27,9 @@ pub enum PeerError {
     /// Its VM shows no sign of life.
     #[error("its virtual machine shows no sign of life (stopped, paused or crashed)")]
     Silent,
+    /// It has given us up, which it does when it sees no sign of life from us for long.
+    #[error("it has given this process up (it saw no sign of life for too long)")]
+    Closed,
     /// The device that held the region is gone.
     #[error("the shared-memory device was removed")]
     DeviceLost,
@@ -52,8 +56,21 @@ pub struct Theirs {
 pub struct Link {
     pub id: EndpointId,
     pub incarnation: u64,
-    /// Offset of the peer's endpoint slot.
+    /// The peer's section.
+    pub section: Section,
+    /// The peer's slot in it, and where that lies.
+    pub slot_number: u32,
     pub slot: u64,
+    /// Which VM the section was when we met; see [`Section::member`].
+    pub member: u64,
+    /// The peer may sleep: what we write for it may have to be followed by a ring.
+    pub may_sleep: bool,
+    /// The peer rings us when we sleep.
+    pub rings: bool,
+    /// The announcement that we last rang the peer for.
+    pub rung: u64,
+    /// Bytes of the message that last found no room.
+    pub starved: Option<usize>,
     /// Offset of our connection block for the peer.
     pub connection: u64,
     pub producer: Producer,
@@ -73,6 +90,8 @@ pub struct Link {
 
 pub const CONSUMED: u64 = offset_of!(Connection, consumed) as u64;
 pub const HOT: u64 = offset_of!(Connection, hot) as u64;
+/// In the word `hot`: the owner does not listen any more, and what the ring speaks of may be used for something else.
+pub const CLOSED: u64 = 2;
 const DIRECTORY: u64 = offset_of!(EndpointSlot, directory) as u64;
 
 impl Link {
@@ -106,9 +125,52 @@ impl Link {
         Ok(true)
     }
 
-    /// Whether the peer still lives the life that we know; see [`slot::lives`].
+    /// Whether the peer still lives the life that we know, and has not given us up; see [`slot::lives`].
+    #[inline]
     pub fn lives(&self, memory: &impl Memory) -> bool {
-        slot::lives(memory, self.slot, self.incarnation)
+        slot::lives(memory, self.slot, self.incarnation) && !self.is_closed(memory)
+    }
+
+    #[inline]
+    fn is_closed(&self, memory: &impl Memory) -> bool {
+        self.theirs
+            .as_ref()
+            .is_some_and(|theirs| memory.load(theirs.connection + HOT, Ordering::Relaxed) == CLOSED)
+    }
+
+    /// Tells the peer that we do not listen any more: called before anything that our ring speaks of is used for
+    /// something else.
+    pub fn close(&self, memory: &impl Memory) {
+        memory.store(self.connection + HOT, CLOSED, Ordering::Relaxed);
+        // Pairs with the fence in `slot::lives`: who reads bytes written from now on sees the mark.
+        memory.fence(Ordering::Release);
+    }
+
+    /// Why the peer does not live any more.
+    pub fn ending(&self, memory: &impl Memory) -> PeerError {
+        if slot::lives(memory, self.slot, self.incarnation) && self.is_closed(memory) {
+            return PeerError::Closed;
+        }
+        slot::ending(memory, &self.section, self.slot_number, self.incarnation, self.member)
+    }
+
+    /// Called after something was written that the peer may sleep for: an acknowledgement, with `credit`, or a message.
+    #[inline]
+    pub fn wake(&mut self, memory: &impl Memory, credit: bool) {
+        if self.may_sleep {
+            self.wake_sleeper(memory, credit);
+        }
+    }
+
+    #[inline(never)]
+    fn wake_sleeper(&mut self, memory: &impl Memory, credit: bool) {
+        if let Some(word) = sleep::announced(memory, self.slot, credit)
+            && word != self.rung
+        {
+            // Once for each sleep: it looks at everything when it wakes.
+            self.rung = word;
+            memory.ring(self.section.number, self.slot_number);
+        }
     }
 
     /// Whether the peer says that it polls our ring anyway.
@@ -137,6 +199,7 @@ impl Link {
     pub fn acknowledge(&mut self, memory: &impl Memory) {
         if let Some(theirs) = &mut self.theirs {
             theirs.consumer.acknowledge(memory, self.connection + CONSUMED);
+            self.wake(memory, true);
         }
     }
 }

@@ -1,11 +1,14 @@
-//! A region's file or PCI BAR, mapped into this process.
+//! A region's file, PCI BAR or device, mapped into this process.
 
 use std::fs::File;
 use std::io;
 use std::ops::{Deref, Range};
 
-use memmap2::{MmapOptions, MmapRaw};
+use vmshm_abi::driver::DeviceInfo;
 
+use crate::driver;
+use crate::lost::Guard;
+use crate::pages::Pages;
 use crate::window::Window;
 
 /// The whole region mapped read-only, and beside it the part that this member may write: the hardware keeps the
@@ -14,8 +17,11 @@ use crate::window::Window;
 pub struct Mapping {
     window: Window,
     file: File,
-    _all: MmapRaw,
-    _own: Option<MmapRaw>,
+    /// Dropped before the pages that it watches over.
+    guard: Option<Guard>,
+    has_doorbells: bool,
+    _all: Pages,
+    _own: Option<Pages>,
 }
 
 impl Mapping {
@@ -25,22 +31,68 @@ impl Mapping {
     ///
     /// What `mmap` says.
     pub fn new(file: File, len: u64, writable: Range<u64>) -> io::Result<Self> {
-        let size = usize::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-        let all = MmapOptions::new().len(size).map_raw_read_only(&file)?;
-        let own = match usize::try_from(writable.end - writable.start) {
-            Ok(0) | Err(_) => None,
-            Ok(bytes) => Some(MmapOptions::new().offset(writable.start).len(bytes).map_raw(&file)?),
+        Self::map(file, len, writable, None)
+    }
+
+    /// Maps the region of the guest driver's device, which may be unplugged: then the memory reads as zeros and
+    /// [`Mapping::is_lost`] says so. For that, SIGBUS is handled from now on as long as the process lives.
+    ///
+    /// # Errors
+    ///
+    /// What `mmap` says; too many devices mapped.
+    pub fn of_device(file: File, device: &DeviceInfo, writable: Range<u64>) -> io::Result<Self> {
+        let largest = if device.region_len >= 1 << 30 { 1 << 30 } else { 2 << 20 };
+        let mut mapping = Self::map(file, device.region_len, writable, Some(largest))?;
+        mapping.guard = Some(Guard::new(&mapping._all, mapping._own.as_ref())?);
+        mapping.has_doorbells = device.vectors > 0;
+        Ok(mapping)
+    }
+
+    fn map(file: File, len: u64, writable: Range<u64>, alignment: Option<usize>) -> io::Result<Self> {
+        let all = Pages::map(&file, 0, len, false, alignment)?;
+        let own = match writable.end - writable.start {
+            0 => None,
+            bytes => Some(Pages::map(&file, writable.start, bytes, true, alignment)?),
         };
-        let write = own.as_ref().map_or(all.as_mut_ptr(), MmapRaw::as_mut_ptr);
+        let write = own.as_ref().unwrap_or(&all).start();
         // SAFETY: both mappings live as long as the window beside them, `own` covers exactly `writable` (an empty range
         // where it is absent), and nobody makes references to either.
-        let window = unsafe { Window::new(all.as_mut_ptr(), len, write, writable) };
-        Ok(Self { window, file, _all: all, _own: own })
+        let window = unsafe { Window::new(all.start(), len, write, writable) };
+        Ok(Self { window, file, guard: None, has_doorbells: false, _all: all, _own: own })
     }
 
     /// The file that is mapped.
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// Whether the device that held the region is gone. False for a file.
+    pub fn is_lost(&self) -> bool {
+        self.guard.as_ref().is_some_and(Guard::is_lost)
+    }
+
+    /// The device was seen to be gone.
+    pub(crate) fn lose(&self) {
+        if let Some(guard) = &self.guard {
+            guard.lose();
+        }
+    }
+
+    /// The file, if it is the guest driver's device.
+    pub(crate) fn device(&self) -> Option<&File> {
+        self.guard.as_ref().map(|_| &self.file)
+    }
+
+    /// Whether endpoints can be rung.
+    pub(crate) fn has_doorbells(&self) -> bool {
+        self.has_doorbells
+    }
+
+    pub(crate) fn ring_doorbell(&self, section: u32, slot: u32) {
+        if self.has_doorbells {
+            // It fails where the peer's VM or our device is gone, and then nobody is there to be woken.
+            let _ = driver::ring(&self.file, section, slot);
+        }
     }
 }
 

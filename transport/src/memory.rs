@@ -60,6 +60,14 @@ pub trait Memory {
     /// The offset of memory of this process that lies in the part the member may write.
     fn offset_of(&self, address: *const u8, len: u64) -> Option<u64>;
 
+    /// Rings the doorbell of the endpoint in `slot` of `section`, where this memory has doorbells.
+    fn ring(&self, _section: u32, _slot: u32) {}
+
+    /// Whether the device that held the memory is gone: then every word reads as zero.
+    fn is_lost(&self) -> bool {
+        false
+    }
+
     /// Copies bytes out of the region.
     fn read(&self, offset: u64, to: &mut [u8]) {
         // SAFETY: a slice is valid for writes of its length.
@@ -82,7 +90,7 @@ pub trait Memory {
 
 /// Implements [`Memory`] for what dereferences to one.
 macro_rules! forward {
-    ([$($generics:tt)*] $holder:ty) => {
+    ([$($generics:tt)*] $holder:ty, $($rest:item)*) => {
         impl<$($generics)*> Memory for $holder {
             #[inline]
             fn len(&self) -> u64 {
@@ -126,11 +134,35 @@ macro_rules! forward {
             fn offset_of(&self, address: *const u8, len: u64) -> Option<u64> {
                 (**self).offset_of(address, len)
             }
+            $($rest)*
         }
     };
 }
 
-forward!([M: Memory + ?Sized] &M);
-forward!([M: Memory + ?Sized] alloc::sync::Arc<M>);
+/// What a holder that adds nothing of its own does with the rest.
+macro_rules! forward_all {
+    ($holder:ty) => {
+        forward!(
+            [M: Memory + ?Sized] $holder,
+            fn ring(&self, section: u32, slot: u32) {
+                (**self).ring(section, slot);
+            }
+            fn is_lost(&self) -> bool {
+                (**self).is_lost()
+            }
+        );
+    };
+}
+
+forward_all!(&M);
+forward_all!(alloc::sync::Arc<M>);
 #[cfg(feature = "std")]
-forward!([] crate::mapping::Mapping);
+forward!(
+    [] crate::mapping::Mapping,
+    fn ring(&self, section: u32, slot: u32) {
+        self.ring_doorbell(section, slot);
+    }
+    fn is_lost(&self) -> bool {
+        crate::mapping::Mapping::is_lost(self)
+    }
+);

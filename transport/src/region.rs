@@ -1,8 +1,10 @@
 //! A region's header and table, copied and checked.
 
 use alloc::vec::Vec;
+use core::mem::offset_of;
+use core::sync::atomic::Ordering;
 
-use vmshm_abi::region::{HeaderError, RegionHeader, SectionEntry, TABLE_OFFSET};
+use vmshm_abi::region::{HeaderError, RegionHeader, SECTION_JOINED, SectionEntry, TABLE_OFFSET};
 use vmshm_abi::section::SectionLayout;
 use vmshm_abi::{EndpointId, EndpointName};
 use zerocopy::{FromZeros, IntoBytes};
@@ -44,6 +46,23 @@ impl Section {
     /// Offset in the region of endpoint slot `slot`.
     pub fn slot(&self, slot: u32) -> u64 {
         self.entry.offset + self.layout.slot(slot)
+    }
+
+    /// Which VM the host's table says has joined with this section now: a number that no other VM has, or 0 for none.
+    ///
+    /// A VM that comes back to a restarted server has a new `vm_id` but is the same member.
+    pub fn member(&self, memory: &impl Memory) -> u64 {
+        let row = RegionHeader::entry_offset(self.number);
+        let word = |at: usize| memory.load(row + (at & !7) as u64, Ordering::Acquire) >> (at % 8 * 8);
+        match word(offset_of!(SectionEntry, state)) as u32 == SECTION_JOINED {
+            true => word(offset_of!(SectionEntry, generation)) << 1 | 1,
+            false => 0,
+        }
+    }
+
+    /// Whether `member`, as [`Section::member`] said earlier, was a VM and has ended since.
+    pub fn has_changed_hands(&self, memory: &impl Memory, member: u64) -> bool {
+        member != 0 && self.member(memory) != member
     }
 }
 

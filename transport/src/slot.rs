@@ -33,9 +33,25 @@ pub fn lives(memory: &impl Memory, slot: u64, incarnation: u64) -> bool {
     memory.load(slot, Ordering::Acquire) == (SlotState { incarnation, state: STATE_LIVE }).pack()
 }
 
-/// Why the life `incarnation` of a slot has ended.
-pub fn ending(memory: &impl Memory, slot: u64, incarnation: u64) -> PeerError {
-    match memory.load(slot + DIED, Ordering::Acquire) == incarnation {
+/// Why the life `incarnation` of a slot has ended, or is about to be taken for ended. `member` is what
+/// [`Section::member`] said when that life was met.
+pub fn ending(
+    memory: &impl Memory,
+    section: &Section,
+    slot: u32,
+    incarnation: u64,
+    member: u64,
+) -> PeerError {
+    if memory.is_lost() {
+        return PeerError::DeviceLost;
+    }
+    let now = state(memory, section, slot);
+    // Only the process itself or its section's member writes this; what another VM made of the slot says nothing.
+    let is_told = now.incarnation == incarnation && now.state != STATE_LIVE;
+    if !is_told && section.has_changed_hands(memory, member) {
+        return PeerError::Died;
+    }
+    match memory.load(section.slot(slot) + DIED, Ordering::Acquire) == incarnation {
         true => PeerError::Died,
         false => PeerError::Left,
     }

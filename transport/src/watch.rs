@@ -11,6 +11,8 @@ use crate::link::PeerError;
 #[derive(Debug)]
 pub struct Watch {
     lives: Box<[AtomicU64]>,
+    /// Which VM each belongs to, see [`crate::Section::member`].
+    members: Box<[AtomicU64]>,
     /// Incarnation and verdict in one word, so that a late verdict on one life is never taken for one on the next.
     verdicts: Box<[AtomicU64]>,
     news: AtomicBool,
@@ -26,6 +28,7 @@ impl Watch {
     pub fn new(endpoints: u32) -> Self {
         Self {
             lives: (0..endpoints).map(|_| AtomicU64::new(0)).collect(),
+            members: (0..endpoints).map(|_| AtomicU64::new(0)).collect(),
             verdicts: (0..endpoints).map(|_| AtomicU64::new(0)).collect(),
             news: AtomicBool::new(false),
         }
@@ -39,24 +42,35 @@ impl Watch {
         })
     }
 
+    /// What [`crate::Section::member`] said of a watched endpoint's section when the endpoint was met.
+    pub fn member(&self, id: EndpointId) -> u64 {
+        self.members[id.0 as usize].load(Ordering::Relaxed)
+    }
+
     /// Says that the life `incarnation` of a watched endpoint has ended.
     pub fn report(&self, id: EndpointId, incarnation: u64, why: PeerError) {
         let verdict = match why {
             PeerError::Left => LEFT,
             PeerError::Silent => SILENT,
             PeerError::DeviceLost => DEVICE_LOST,
-            PeerError::Died | PeerError::Protocol(_) => DIED,
+            PeerError::Died | PeerError::Closed | PeerError::Protocol(_) => DIED,
         };
         self.verdicts[id.0 as usize].store(incarnation << 8 | verdict, Ordering::Release);
         self.news.store(true, Ordering::Release);
     }
 
-    pub(crate) fn begin(&self, id: EndpointId, incarnation: u64) {
+    pub(crate) fn begin(&self, id: EndpointId, incarnation: u64, member: u64) {
+        self.members[id.0 as usize].store(member, Ordering::Relaxed);
         self.lives[id.0 as usize].store(incarnation, Ordering::Release);
     }
 
     pub(crate) fn end(&self, id: EndpointId) {
         self.lives[id.0 as usize].store(0, Ordering::Release);
+    }
+
+    /// Whether there is any verdict to fetch, which stays to be fetched.
+    pub(crate) fn would_have_news(&self) -> bool {
+        self.news.load(Ordering::Acquire)
     }
 
     /// Whether there is any verdict to fetch; a plain load in the usual case.

@@ -103,7 +103,7 @@ impl<M: Memory> Endpoint<M> {
     }
 
     /// One section's activity line: links with news are queued, strangers who sent to us are met.
-    fn poll_activity(&mut self) {
+    pub(super) fn poll_activity(&mut self) {
         self.next_activity = (self.next_activity + 1) % self.activity.len();
         let number = self.next_activity;
         let changed = self.activity[number].look(&self.memory);
@@ -246,7 +246,7 @@ impl<M: Memory> Endpoint<M> {
             Some(theirs.consumer.descriptor(memory))
         };
         if !link.lives(memory) {
-            return Err(slot::ending(memory, link.slot, link.incarnation));
+            return Err(link.ending(memory));
         }
         if let Some(descriptor) = &descriptor {
             check_descriptor(region, link.id, stamp.kind, descriptor)?;

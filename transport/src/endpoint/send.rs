@@ -108,6 +108,7 @@ impl<M: Memory> Endpoint<M> {
             if !link.producer.has_room(len) {
                 // A dead peer's ring stays full for ever; the slot's state says so before any watcher does.
                 if link.lives(&self.memory) {
+                    self.links[peer.index()].starved = Some(len);
                     return Err(SendError::Full);
                 }
                 return Err(self.fail_send(peer, self.ending(peer.0)));
@@ -118,6 +119,7 @@ impl<M: Memory> Endpoint<M> {
         if !link.is_polled(&self.memory) {
             bump(&self.memory, &self.section, self.slot, link.id);
         }
+        link.wake(&self.memory, false);
         Ok(())
     }
 

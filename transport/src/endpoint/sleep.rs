@@ -1,0 +1,83 @@
+//! Sleeping: the last look before it.
+
+use super::Endpoint;
+use crate::memory::Memory;
+use crate::sleep;
+
+impl<M: Memory> Endpoint<M> {
+    /// Announces that the process is about to sleep until its doorbell rings, and looks once more at everything that may
+    /// have happened.
+    ///
+    /// True: nothing has happened, and whoever writes something for us from now on rings; the caller waits for the
+    /// doorbell and then calls [`Endpoint::wake_up`]. False: the endpoint is awake, and the caller goes on to
+    /// [`Endpoint::poll`] and to send what found no room. Always false where the process never said that it may sleep
+    /// ([`Process::may_sleep`](super::Process)), and as long as a peer lives that has no doorbell to ring.
+    pub fn fall_asleep(&mut self) -> bool {
+        if !self.may_sleep {
+            return false;
+        }
+        // Peers may be waiting for what we have not acknowledged yet.
+        self.flush();
+        self.sleeps += 1;
+        let credit = self
+            .links
+            .iter()
+            .any(|link| link.failed.is_none() && (link.starved.is_some() || !link.in_flight.is_empty()));
+        sleep::announce(&self.memory, self.section.slot(self.slot), self.sleeps, credit);
+        let is_idle = !self.has_anything();
+        if !is_idle {
+            self.wake_up();
+        }
+        is_idle
+    }
+
+    /// Says that the process does not sleep any more: nobody needs to ring.
+    pub fn wake_up(&mut self) {
+        sleep::retract(&self.memory, self.section.slot(self.slot));
+    }
+
+    /// Whether there is anything to do. May say so in vain, never misses anything.
+    fn has_anything(&mut self) -> bool {
+        for _ in 0..self.activity.len() {
+            self.poll_activity();
+        }
+        if !self.backlog.is_empty()
+            || !self.queue.is_empty()
+            || self.watch.would_have_news()
+            || self.memory.is_lost()
+            // A stranger who could not be met for want of memory.
+            || self.activity.iter().any(|line| !line.was_looked_at())
+        {
+            return true;
+        }
+        (0..self.links.len() as u32).any(|index| self.link_has_anything(index))
+    }
+
+    fn link_has_anything(&mut self, index: u32) -> bool {
+        let link = &mut self.links[index as usize];
+        if link.failed.is_some() {
+            return false;
+        }
+        let learned = link.catch_up(&self.memory, &self.region, self.id, self.incarnation);
+        if let Err(fault) = learned {
+            self.fail(index, fault.into());
+            return true;
+        }
+        if !link.lives(&self.memory) {
+            let why = link.ending(&self.memory);
+            self.fail(index, why);
+            return true;
+        }
+        let acknowledged = link.producer.acknowledged();
+        let has_landed = link.in_flight.front().is_some_and(|(end, _)| *end <= acknowledged);
+        if link.starved.is_some_and(|len| link.producer.has_room(len)) {
+            link.starved = None;
+            return true;
+        }
+        let has_message = link
+            .theirs
+            .as_ref()
+            .is_some_and(|theirs| !matches!(theirs.consumer.peek(&self.memory), Ok(None)));
+        has_landed || has_message || !link.rings
+    }
+}

@@ -1,0 +1,118 @@
+//! Pages of a file in this process's address space.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::ptr;
+
+/// A shared mapping, unmapped when it is dropped.
+#[derive(Debug)]
+pub struct Pages {
+    start: *mut u8,
+    len: usize,
+}
+
+// SAFETY: the mapping belongs to the process, not to a thread, and the value itself never touches its bytes.
+unsafe impl Send for Pages {}
+// SAFETY: as above.
+unsafe impl Sync for Pages {}
+
+impl Pages {
+    /// Maps `len` bytes of `file` from `offset` on, to be written too if `is_writable`. Where `alignment` is given (a power
+    /// of two, in bytes), address and offset leave the same rest on division by it, so that the kernel can use pages of
+    /// that size.
+    ///
+    /// # Errors
+    ///
+    /// What `mmap` says.
+    pub fn map(
+        file: &File,
+        offset: u64,
+        len: u64,
+        is_writable: bool,
+        alignment: Option<usize>,
+    ) -> io::Result<Self> {
+        let invalid = |_| io::Error::from(io::ErrorKind::InvalidInput);
+        let len = usize::try_from(len).map_err(invalid)?;
+        let from = libc::off_t::try_from(offset).map_err(invalid)?;
+        let protection = if is_writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
+        let Some(alignment) = alignment else {
+            // SAFETY: the kernel chooses an address where nothing is.
+            let start = unsafe {
+                libc::mmap(ptr::null_mut(), len, protection, libc::MAP_SHARED, file.as_raw_fd(), from)
+            };
+            return Self::of(start, len);
+        };
+        // Room enough to choose from; what is not used is unmapped again.
+        let total = len.checked_add(alignment).ok_or(io::ErrorKind::InvalidInput)?;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: the kernel chooses an address where nothing is.
+        let room =
+            Self::of(unsafe { libc::mmap(ptr::null_mut(), total, libc::PROT_NONE, flags, -1, 0) }, total)?;
+        let skipped = (offset as usize).wrapping_sub(room.start as usize) & (alignment - 1);
+        // SAFETY: `skipped` is less than the alignment, so that `len` bytes from there on lie in the room.
+        let start = unsafe { room.start.add(skipped) };
+        let flags = libc::MAP_SHARED | libc::MAP_FIXED;
+        // SAFETY: only the room just made is replaced.
+        let mapped = Self::of(
+            unsafe { libc::mmap(start.cast(), len, protection, flags, file.as_raw_fd(), from) },
+            len,
+        )?;
+        std::mem::forget(room);
+        for (at, bytes) in
+            [(start.wrapping_sub(skipped), skipped), (start.wrapping_add(len), alignment - skipped)]
+        {
+            if bytes > 0 {
+                // SAFETY: these are the parts of the room before and behind the mapping.
+                unsafe { libc::munmap(at.cast(), bytes) };
+            }
+        }
+        Ok(mapped)
+    }
+
+    fn of(start: *mut libc::c_void, len: usize) -> io::Result<Self> {
+        match start == libc::MAP_FAILED {
+            true => Err(io::Error::last_os_error()),
+            false => Ok(Self { start: start.cast(), len }),
+        }
+    }
+
+    /// The address of the first byte.
+    pub fn start(&self) -> *mut u8 {
+        self.start
+    }
+
+    /// Number of bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // SAFETY: these pages are ours, and nobody uses them any more.
+        unsafe { libc::munmap(self.start.cast(), self.len) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn address_and_offset_agree() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 64 << 10]).unwrap();
+        for alignment in [4096, 2 << 20, 1 << 30] {
+            for offset in [0, 4096, 40_960] {
+                let len = (64 << 10) - offset;
+                let pages = Pages::map(&file, offset, len, false, Some(alignment)).unwrap();
+                assert_eq!(pages.start() as usize % alignment, offset as usize % alignment);
+                // SAFETY: the last byte of the mapping.
+                let last = unsafe { pages.start().add(len as usize - 1).read_volatile() };
+                assert_eq!((last, pages.len() as u64), (7, len));
+            }
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! Waiting for the doorbell, beside the endpoint.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::driver::{self, Woken};
+use crate::mapping::Mapping;
+use crate::memory::Memory;
+
+/// Waits for an endpoint's doorbell. It borrows nothing, so that the endpoint can be used by other threads meanwhile.
+///
+/// One thread should wait at a time: a ring wakes all who wait, but only one of them is told.
+#[derive(Debug, Clone)]
+pub struct Sleeper {
+    mapping: Arc<Mapping>,
+    section: u32,
+    slot: u32,
+}
+
+impl Sleeper {
+    pub(crate) fn new(mapping: Arc<Mapping>, section: u32, slot: u32) -> Self {
+        Self { mapping, section, slot }
+    }
+
+    /// Waits until the doorbell rings, the time is over, or a signal comes; true if it rang. Called after
+    /// [`Endpoint::fall_asleep`](crate::Endpoint::fall_asleep) said true. Returns at once when the device is gone.
+    pub fn wait(&self, timeout: Duration) -> bool {
+        match driver::wait(self.mapping.file(), timeout) {
+            Woken::Rung => true,
+            Woken::Nothing => false,
+            Woken::Lost => {
+                self.mapping.lose();
+                false
+            }
+        }
+    }
+
+    /// Rings the endpoint's own doorbell: another thread of the process wakes the one that waits.
+    pub fn ring_self(&self) {
+        self.mapping.ring(self.section, self.slot);
+    }
+}
