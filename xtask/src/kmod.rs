@@ -130,7 +130,7 @@ fn check_format(workspace: &Workspace, tree: &KernelTree, log_dir: &Path) -> Res
     let driver = workspace.root.join(DRIVER);
     let script = format!(
         // Read from its standard input, rustfmt does not go on to the modules that a file names.
-        "cd /source/{DRIVER} && for file in *.rs; do \
+        "cd /source/{DRIVER} && for file in $(find . -name '*.rs'); do \
          rustfmt --check --edition 2021 --config-path {}/.rustfmt.toml < $file || {{ echo \"in $file\"; failed=1; }}; \
          done; exit ${{failed:-0}}",
         tree.common()

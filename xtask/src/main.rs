@@ -1,4 +1,4 @@
-//! The developer's one command: `cargo xtask demo | test | bench | install | image | kmod`.
+//! The developer's one command: `cargo xtask demo | test | bench | install | uninstall | image | kmod`.
 
 mod accel;
 mod apt;
@@ -72,9 +72,15 @@ enum Task {
     },
     /// Measure vmshm beside Open MPI's shared memory and TCP; OSU_DIR names an OSU build to use instead of ours
     Bench(bench::Options),
-    /// Build with optimisation and install plugin, tool, completions and man pages
+    /// Build with optimisation and install plugin, tool, driver sources, completions and man pages
     Install {
         /// Directory below which bin, lib and share are filled, as /usr/local
+        #[arg(long, value_name = "DIR")]
+        prefix: PathBuf,
+    },
+    /// Remove what install put below a prefix
+    Uninstall {
+        /// The directory that was given to install
         #[arg(long, value_name = "DIR")]
         prefix: PathBuf,
     },
@@ -118,6 +124,21 @@ fn run(task: Task) -> Result<bool> {
             let built = build_tree::product(&workspace, &logs)?;
             install::product(&workspace, &built, &prefix)?;
             println!("Installed below {}.", prefix.display());
+            println!(
+                "In a guest whose kernel has Rust, 'dkms add {0}' and 'dkms install vmshm/{1}' build the driver.",
+                prefix.join(install::driver_sources()).display(),
+                env!("CARGO_PKG_VERSION")
+            );
+            Ok(true)
+        }
+        Task::Uninstall { prefix } => {
+            let prefix = std::path::absolute(&prefix)?;
+            let count = install::remove(&prefix)?;
+            println!("Removed {count} files below {}.", prefix.display());
+            println!(
+                "A driver that DKMS built goes with 'dkms remove vmshm/{} --all'.",
+                env!("CARGO_PKG_VERSION")
+            );
             Ok(true)
         }
         Task::Image => {
