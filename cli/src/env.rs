@@ -19,8 +19,11 @@ Examples:
 Open MPI then chooses by itself: shared memory inside a VM, vmshm between the VMs of a host, the network beyond. \
 `--mca btl vmshm,self` on mpirun's command line allows nothing but vmshm.
 
-Without --region the processes find their region themselves: the ivshmem device of their VM, or the one region of \
-the host they run on.")]
+Without --region the processes find their region themselves: the guest driver's /dev/vmshmN, the ivshmem device of \
+their VM, or the one region of the host they run on.
+
+Processes that wait poll, which takes a CPU each. With `--mca btl_vmshm_sleep_after 1000` they sleep after so many \
+microseconds of waiting, where the device has doorbells (`vmshm doctor` in the VM says so).")]
 pub struct Args {
     /// The region for processes on this host: a name, or the path of its file. Not for processes in VMs
     #[arg(long, value_name = "NAME|PATH")]

@@ -27,7 +27,7 @@ pub struct Args {
     /// or in the directory that the environment variable VMSHM_RUN_DIR names
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// Interrupt vectors of each VM; QEMU's device needs as many
+    /// Interrupt vectors of each VM, on which its processes can sleep; QEMU's device needs as many
     #[arg(long, default_value_t = DEFAULT_VECTORS, value_name = "N")]
     vectors: u32,
     /// Permissions of the sockets, octal: who may write to them may join

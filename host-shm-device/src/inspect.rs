@@ -185,8 +185,8 @@ fn endpoints(
             on_host,
             alive: on_host.then(|| held(region.file(), entry.offset + layout.slot(slot))),
             heartbeat: told.heartbeat,
-            may_sleep: told.may_sleep != 0,
-            sleeping: told.may_sleep != 0 && told.sleeping != 0,
+            may_sleep: told.may_sleep & 1 != 0,
+            sleeping: told.may_sleep & 1 != 0 && told.sleeping != 0,
         });
     }
     Ok(endpoints)

@@ -11,6 +11,7 @@ use vmshm_transport::Region;
 use vmshm_transport::attach::{AttachError, Source, iv_position, read_region};
 
 use super::Check;
+use super::driver::Driver;
 
 /// All checks of a VM with these ivshmem devices.
 pub fn checks(devices: &[PathBuf]) -> Vec<Check> {
@@ -20,56 +21,44 @@ pub fn checks(devices: &[PathBuf]) -> Vec<Check> {
             "on its host: `vmshm qemu-args NAME --section K` or `vmshm libvirt-xml NAME --section K`",
         )];
     }
-    let mut checks = vec![driver()];
+    let mut checks = Driver::look().checks();
     for device in devices {
-        checks.extend(device_checks(device));
+        if Driver::drives(device) {
+            checks.push(memory_check(device).0);
+        } else {
+            checks.extend(device_checks(device));
+        }
     }
     checks
 }
 
-fn driver() -> Check {
-    let nodes = fs::read_dir("/dev").into_iter().flatten().flatten().map(|entry| entry.path());
-    let mut nodes: Vec<_> = nodes.filter(|path| is_driver_node(path)).collect();
-    nodes.sort();
-    match nodes.as_slice() {
-        [] => Check::warning(
-            "the vmshm guest driver is not loaded: the device is mapped through sysfs, uncached on some processors",
-            "load the driver where there is one for this kernel; all works without it, more slowly",
-        ),
-        [node, ..] => match access(node, AccessFlags::R_OK | AccessFlags::W_OK) {
-            Ok(()) => Check::ok(format!("guest driver: {}", node.display())),
-            Err(_) => Check::missing(
-                format!("this user may not open {}", node.display()),
-                "sudo usermod -aG vmshm $USER, then log in again",
+/// Where the device's memory lies, and whether that forbids caching.
+fn memory_check(device: &Path) -> (Check, bool) {
+    let address = device.file_name().unwrap_or_default().to_string_lossy();
+    match memory_bar(&fs::read_to_string(device.join("resource")).unwrap_or_default()) {
+        None => (
+            Check::missing(
+                format!("{address}: its memory has no address: the VM's firmware found no room for it"),
+                "give the VM a machine type and firmware with a large 64-bit PCI window, or make a smaller region",
             ),
-        },
+            false,
+        ),
+        Some((start, len)) => (
+            Check::ok(format!("{address}: {} of shared memory at {start:#x}", format_bytes(len))),
+            start < 1 << 32,
+        ),
     }
-}
-
-fn is_driver_node(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    name.strip_prefix("vmshm").is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
 }
 
 fn device_checks(device: &Path) -> Vec<Check> {
     let address = device.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut checks = Vec::new();
-    match memory_bar(&fs::read_to_string(device.join("resource")).unwrap_or_default()) {
-        None => checks.push(Check::missing(
-            format!("{address}: its memory has no address: the VM's firmware found no room for it"),
-            "give the VM a machine type and firmware with a large 64-bit PCI window, or make a smaller region",
-        )),
-        Some((start, len)) => {
-            let text = format!("{address}: {} of shared memory at {start:#x}", format_bytes(len));
-            checks.push(if start < 1 << 32 {
-                Check::warning(
-                    format!("{text}, below 4 GiB, where x86 firmware forbids caching: slow"),
-                    "on the host, create the region with --size 4G or more",
-                )
-            } else {
-                Check::ok(text)
-            });
-        }
+    let (memory, is_low) = memory_check(device);
+    let mut checks = vec![memory];
+    if is_low {
+        checks.push(Check::warning(
+            format!("{address}: that is below 4 GiB, where x86 firmware forbids caching: slow"),
+            "on the host, create the region with --size 4G or more",
+        ));
     }
     let resource = device.join(format!("resource{MEMORY_BAR}"));
     if access(&resource, AccessFlags::R_OK | AccessFlags::W_OK).is_err() {
@@ -156,12 +145,5 @@ mod tests {
         assert_eq!(memory_bar(resource), Some((0x8_0000_0000, 8 << 30)));
         assert_eq!(memory_bar("0x0 0x0 0x0\n0x0 0x0 0x0\n0x0 0x0 0x0\n"), None);
         assert_eq!(memory_bar("rubbish"), None);
-    }
-
-    #[test]
-    fn driver_nodes_end_in_a_number() {
-        assert!(is_driver_node(Path::new("/dev/vmshm0")));
-        assert!(!is_driver_node(Path::new("/dev/vmshm")));
-        assert!(!is_driver_node(Path::new("/dev/vmshmx")));
     }
 }

@@ -1,5 +1,6 @@
 //! `vmshm doctor`: what is there, what is missing, and how to mend it.
 
+mod driver;
 mod guest;
 mod host;
 mod openmpi;
