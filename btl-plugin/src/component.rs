@@ -7,13 +7,15 @@ use std::ptr;
 use std::time::Duration;
 
 use vmshm_transport::attach::{self, Options};
-use vmshm_transport::{Event, Inbox, MAX_INLINE, Peer};
+use vmshm_transport::{Event, Inbox, MAX_INLINE, Peer, PeerError};
 
 use crate::descriptor::Descriptor;
 use crate::fabric::{FABRIC, Fabric, Held};
 use crate::help::{self, Topic};
+use crate::idle::Rest;
 use crate::module;
 use crate::ompi::{self, MODULE, mca_base_component_t, mca_btl_base_module_t, mca_btl_vmshm_component};
+use crate::sleep::{self, Sleep};
 
 /// Longest message that goes through the ring by itself, bytes: all that can. In interleaved runs on a quiet machine 512
 /// bytes took 0.70 µs that way and 0.80 µs in a fragment; around 900 the two are even.
@@ -31,6 +33,7 @@ struct Parameters {
     section: UnsafeCell<c_int>,
     max_inline: UnsafeCell<usize>,
     patience: UnsafeCell<c_uint>,
+    sleep_after: UnsafeCell<c_uint>,
 }
 
 // SAFETY: written by Open MPI only while it registers and closes the component, on one thread.
@@ -41,6 +44,7 @@ static PARAMETERS: Parameters = Parameters {
     section: UnsafeCell::new(-1),
     max_inline: UnsafeCell::new(DEFAULT_INLINE),
     patience: UnsafeCell::new(30),
+    sleep_after: UnsafeCell::new(0),
 };
 
 fn version() -> *mut mca_base_component_t {
@@ -64,8 +68,8 @@ pub unsafe extern "C" fn register() -> c_int {
         register_variable(
             version(),
             c"device",
-            c"Where the shared region is: a PCI address (0000:00:04.0), a region file or its \
-              name. Empty: the environment's VMSHM_DEVICE, else the first one found.",
+            c"Where the shared region is: a device of the guest driver (/dev/vmshm0), a PCI address (0000:00:04.0), a region \
+              file or its name. Empty: the environment's VMSHM_DEVICE, else the first one found.",
             ompi::MCA_BASE_VAR_TYPE_STRING,
             ompi::OPAL_INFO_LVL_2,
             PARAMETERS.device.get().cast(),
@@ -95,6 +99,16 @@ pub unsafe extern "C" fn register() -> c_int {
             ompi::MCA_BASE_VAR_TYPE_UNSIGNED_INT,
             ompi::OPAL_INFO_LVL_4,
             PARAMETERS.patience.get().cast(),
+        );
+        register_variable(
+            version(),
+            c"sleep_after",
+            c"Microseconds of waiting in vain after which a process stops polling and sleeps until its doorbell rings, which \
+              frees its CPU and costs latency. It polls for the first half of that time, and yields in the second. Needs the \
+              guest driver and a device with doorbells (vmshm serve); elsewhere a process yields. 0: never.",
+            ompi::MCA_BASE_VAR_TYPE_UNSIGNED_INT,
+            ompi::OPAL_INFO_LVL_3,
+            PARAMETERS.sleep_after.get().cast(),
         );
         let module = MODULE.get();
         module::fill(module);
@@ -147,7 +161,7 @@ pub unsafe extern "C" fn open() -> c_int {
 
 /// Closes the component, after the module was finalized, or when there never was one.
 pub unsafe extern "C" fn close() -> c_int {
-    drop(FABRIC.lock().take());
+    module::leave();
     ompi::OPAL_SUCCESS as c_int
 }
 
@@ -206,19 +220,21 @@ fn options() -> Result<Options, attach::AttachError> {
             options.section = Some(section);
         }
         options.patience = Duration::from_secs(u64::from(*PARAMETERS.patience.get()));
+        options.sleep = *PARAMETERS.sleep_after.get() > 0;
     }
     Ok(options)
 }
 
 fn attach(module: *mut mca_btl_base_module_t) -> Result<Fabric, (Topic, String)> {
     // SAFETY: Open MPI does not change the parameters nor the module meanwhile.
-    let (section, max_inline, patience, max_send) = unsafe {
+    let (section, max_inline, patience, sleep_after, max_send) = unsafe {
         module::check(module).map_err(|message| (Topic::Parameter, message))?;
         let parameters = &PARAMETERS;
         (
             *parameters.section.get(),
             *parameters.max_inline.get(),
             *parameters.patience.get(),
+            *parameters.sleep_after.get(),
             (*module).btl_max_send_size,
         )
     };
@@ -244,6 +260,17 @@ fn attach(module: *mut mca_btl_base_module_t) -> Result<Fabric, (Topic, String)>
     let is_open = endpoint.region().is_open();
     let name = endpoint.name();
     let mut fabric = Fabric::new(endpoint);
+    if sleep_after > 0 {
+        let sleep = Sleep::new(&fabric.endpoint, Duration::from_micros(sleep_after.into()));
+        if !sleep.has_doorbell() {
+            help::verbose(&format!(
+                "btl_vmshm_sleep_after is {sleep_after}, but {} has no doorbells: processes that wait yield, and do not \
+                 sleep. Doorbells need the guest driver, and a VM started with `vmshm qemu-args --doorbell`.",
+                fabric.endpoint.source().path().display()
+            ));
+        }
+        fabric.sleep = Some(sleep);
+    }
     if !fabric.reserve(max_send) {
         return Err(unavailable(format!(
             "its section has no memory left for another process (three messages of {max_send} bytes wanted): run fewer \
@@ -268,7 +295,8 @@ pub const fn max_send_size() -> usize {
     MAX_SEND_SIZE
 }
 
-/// Receives what has arrived and sends what waits. One thread at a time does so; the others return at once.
+/// Receives what has arrived and sends what waits. One thread at a time does so; the others return at once. After a long
+/// wait for nothing it sleeps, if the user wants that.
 pub unsafe extern "C" fn progress() -> c_int {
     let Some(mut fabric) = FABRIC.try_lock() else { return 0 };
     let Some(mut inbox) = fabric.as_mut().and_then(|fabric| fabric.inbox.take()) else { return 0 };
@@ -281,8 +309,21 @@ pub unsafe extern "C" fn progress() -> c_int {
         count += 1;
         handle(&mut fabric, &mut inbox, event);
     }
-    if let Some(fabric) = fabric.as_mut() {
+    let rest = fabric.as_mut().map_or(Rest::Spin, |fabric| {
         fabric.inbox = Some(inbox);
+        fabric.rest(count > 0)
+    });
+    match rest {
+        Rest::Spin => drop(fabric),
+        Rest::Yield => {
+            drop(fabric);
+            std::thread::yield_now();
+        }
+        Rest::Sleep(time) => sleep::sleep(fabric, time),
+    }
+    if count > 0 {
+        // What was for another thread, which sleeps.
+        sleep::rouse();
     }
     count
 }
@@ -374,10 +415,14 @@ fn reject(fabric: &mut Held, peer: Peer, tag: u8) {
 
 /// Reports the loss of a peer, once, if it matters.
 pub fn report(fabric: &mut Held, peer: Peer) {
-    if let Some(loss) = fabric.as_mut().and_then(|fabric| fabric.loss(peer)) {
-        Held::unlocked(fabric, || {
-            // SAFETY: Open MPI's process lives until del_procs.
-            unsafe { module::report(Some(loss.proc), &loss.why.to_string()) }
-        });
-    }
+    let Some(open) = fabric.as_mut() else { return };
+    let Some(loss) = open.loss(peer) else { return };
+    let device = open.endpoint.source().path();
+    Held::unlocked(fabric, || {
+        if loss.why == PeerError::DeviceLost {
+            help::show(Topic::DeviceLost, &format!("{} is gone.", device.display()));
+        }
+        // SAFETY: Open MPI's process lives until del_procs.
+        unsafe { module::report(Some(loss.proc), &loss.why.to_string()) }
+    });
 }

@@ -1,7 +1,6 @@
 //! The endpoint, its peers and what waits for them, behind one lock.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use vmshm_transport::abi::EndpointName;
 use vmshm_transport::attach::Attached;
@@ -9,9 +8,11 @@ use vmshm_transport::{ConnectError, Event, Fragment, Inbox, MAX_INLINE, Peer, Pe
 
 use crate::component;
 use crate::descriptor::Descriptor;
+use crate::idle::Rest;
 use crate::lock::{Guard, Lock};
 use crate::mpool::Given;
 use crate::ompi::opal_proc_t;
+use crate::sleep::Sleep;
 
 /// The fabric of this process, from `init` to `finalize`.
 ///
@@ -48,6 +49,8 @@ pub struct Fabric {
     pub given: Given,
     /// Where messages arrive. Absent while some thread makes progress.
     pub inbox: Option<Box<Inbox>>,
+    /// How the process waits; absent where it only spins.
+    pub sleep: Option<Sleep>,
 }
 
 // SAFETY: the raw pointers in it are Open MPI's processes and descriptors, which any thread may use; the lock around the
@@ -131,7 +134,14 @@ impl Fabric {
             has_started: false,
             given: Given::default(),
             inbox: Some(Box::default()),
+            sleep: None,
         }
+    }
+
+    /// What to do after a poll that found something or not.
+    #[inline]
+    pub fn rest(&mut self, is_busy: bool) -> Rest {
+        self.sleep.as_mut().map_or(Rest::Spin, |sleep| sleep.rest(is_busy))
     }
 
     /// Sets aside memory for some messages of `len` bytes, so that other processes of the section cannot starve us
@@ -419,10 +429,6 @@ impl Fabric {
 
 impl Drop for Fabric {
     fn drop(&mut self) {
-        if !self.given.is_empty() {
-            // The program may look at memory that it has not freed even after MPI_Finalize: it stays mapped.
-            std::mem::forget(Arc::clone(self.endpoint.memory()));
-        }
         let unsent = self.peers.iter_mut().flat_map(|known| known.unsent.drain(..)).collect::<Vec<_>>();
         let queued = self.peers.iter_mut().flat_map(|known| known.queue.drain(..));
         let under_way = queued.chain(self.flights.drain()).filter_map(|message| message.descriptor());

@@ -27,6 +27,8 @@ pub enum Topic {
     Advice,
     /// A peer is gone or broke the rules.
     PeerLost,
+    /// The device with the shared memory is gone.
+    DeviceLost,
 }
 
 impl Topic {
@@ -37,6 +39,7 @@ impl Topic {
             Self::Parameter => c"parameter",
             Self::Advice => c"advice",
             Self::PeerLost => c"peer lost",
+            Self::DeviceLost => c"device lost",
         }
     }
 }
@@ -144,7 +147,15 @@ mod tests {
 
     #[test]
     fn every_topic_has_a_text_that_takes_two_strings() {
-        for topic in [Topic::Version, Topic::Unavailable, Topic::Parameter, Topic::Advice, Topic::PeerLost] {
+        let topics = [
+            Topic::Version,
+            Topic::Unavailable,
+            Topic::Parameter,
+            Topic::Advice,
+            Topic::PeerLost,
+            Topic::DeviceLost,
+        ];
+        for topic in topics {
             let head = format!("[{}]\n", topic.key().to_str().unwrap());
             let body = TEXT.split_once(&head).map(|(_, rest)| rest.split("\n[").next().unwrap());
             let body = body.unwrap_or_else(|| panic!("no text for {topic:?}"));

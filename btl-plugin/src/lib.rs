@@ -10,6 +10,9 @@
 //! - `atomic`: atomic operations on a peer's memory.
 //! - `lock`: that lock.
 //! - `descriptor`: a message on its way from Open MPI to the transport.
+//! - `idle`: when to stop looking for messages.
+//! - `heard`: messages that come by other transports.
+//! - `sleep`: sleeping on the doorbell.
 //! - `mpool`: memory of the section for `MPI_Alloc_mem`.
 //! - `help`: how a problem is told to the user.
 //!
@@ -20,8 +23,11 @@ mod atomic;
 mod component;
 mod descriptor;
 mod fabric;
+mod heard;
 mod help;
+mod idle;
 mod lock;
 mod module;
 mod mpool;
 pub mod ompi;
+mod sleep;

@@ -199,11 +199,20 @@ unsafe extern "C" fn del_procs(
 
 unsafe extern "C" fn finalize(_: *mut mca_btl_base_module_t) -> c_int {
     ERROR_CALLBACK.store(ptr::null_mut(), Ordering::Relaxed);
+    leave();
+    SUCCESS
+}
+
+/// Leaves the region, once peers have read what was sent to them last.
+pub fn leave() {
     let fabric = FABRIC.lock().take();
     if let Some(mut fabric) = fabric {
         fabric.drain(PATIENCE);
+        // What the program still has becomes ordinary memory, so that the section and the device are free.
+        let kept = fabric.given.keep();
+        drop(fabric);
+        kept.restore();
     }
-    SUCCESS
 }
 
 unsafe extern "C" fn register_error(

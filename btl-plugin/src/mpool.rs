@@ -8,10 +8,11 @@ use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 
-use vmshm_transport::Fragment;
+use vmshm_transport::{Fragment, copy_from_shared};
 
 use crate::component::register_variable;
 use crate::fabric::{FABRIC, Fabric};
+use crate::help;
 use crate::ompi::{self, MPOOL, mca_mpool_base_module_t, mca_mpool_vmshm_component};
 
 /// A section keeps at least this part of its memory for messages.
@@ -29,10 +30,57 @@ static PRIORITY: Priority = Priority(UnsafeCell::new(60));
 pub struct Given(HashMap<usize, Fragment>);
 
 impl Given {
-    /// Whether the program still has some.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// Copies what the program still has. After MPI_Finalize it may look at that memory, but the section is others' then.
+    pub fn keep(&mut self) -> Kept {
+        let copy = |fragment: Fragment| {
+            let mut bytes = vec![0; fragment.capacity()];
+            // SAFETY: the fragment has so many bytes, and the mapping is there. In an open region peers may write them
+            // at the same time.
+            unsafe { copy_from_shared(fragment.ptr(), bytes.as_mut_ptr(), bytes.len()) };
+            (fragment.ptr(), bytes)
+        };
+        Kept(self.0.drain().map(|(_, fragment)| copy(fragment)).collect())
     }
+}
+
+/// Memory that a program has not given back, by its address.
+pub struct Kept(Vec<(*mut u8, Vec<u8>)>);
+
+impl Kept {
+    /// Puts it back where the program knows it, as ordinary memory. To be called when the region is not mapped any more.
+    pub fn restore(mut self) {
+        // SAFETY: a plain question.
+        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
+        self.0.sort_unstable_by_key(|(address, _)| *address);
+        // Two pieces may share a page: pages below this address are there already.
+        let mut mapped = 0;
+        for (address, bytes) in &self.0 {
+            let start = (address.addr() / page * page).max(mapped);
+            let end = (address.addr() + bytes.len()).next_multiple_of(page);
+            if start < end {
+                if !map(address.with_addr(start), end - start) {
+                    help::verbose("memory of MPI_Alloc_mem that the program has not freed is lost");
+                    continue;
+                }
+                mapped = end;
+            }
+            // SAFETY: all pages of this piece have just been mapped for it, and its content was moved away before.
+            unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), *address, bytes.len()) };
+        }
+    }
+}
+
+/// Maps fresh memory at an address where nothing is mapped; false if there is something.
+fn map(address: *mut u8, len: usize) -> bool {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+    // SAFETY: nothing that is mapped is replaced.
+    let mapped = unsafe { libc::mmap(address.cast(), len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+    if mapped != libc::MAP_FAILED && mapped != address.cast() {
+        // A kernel before 4.17 takes the address for a hint.
+        // SAFETY: the mapping is new and nobody knows it.
+        unsafe { libc::munmap(mapped, len) };
+    }
+    mapped == address.cast()
 }
 
 /// Registers the parameter.
@@ -137,5 +185,82 @@ unsafe extern "C" fn free(_: *mut mca_mpool_base_module_t, address: *mut c_void)
         && let Some(fragment) = fabric.given.0.remove(&address.addr())
     {
         fabric.endpoint.free(fragment);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+    use vmshm_host::{CreateOptions, RegionName, Registry};
+    use vmshm_transport::attach::{Options, open_endpoint};
+
+    use super::*;
+
+    /// Set in the process that runs the test alone.
+    const ALONE: &str = "VMSHM_TEST_ALONE";
+
+    #[test]
+    fn memory_that_a_program_keeps_is_its_own_when_the_section_is_left() {
+        if std::env::var_os(ALONE).is_none() {
+            // The threads of other tests would map what they need where the region was.
+            let name = "mpool::tests::memory_that_a_program_keeps_is_its_own_when_the_section_is_left";
+            let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+            let output =
+                command.args([name, "--exact", "--test-threads=1"]).env(ALONE, "1").output().unwrap();
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && text.contains("1 passed"), "{text}");
+            return;
+        }
+        let directory = TempDir::new_in("/dev/shm").unwrap();
+        let registry = Registry::at(directory.path());
+        let region =
+            registry.create(&RegionName::new("kept").unwrap(), &CreateOptions::new(16 << 20)).unwrap();
+        let path = region.path().display().to_string();
+        let open = || {
+            let options = Options { device: Some(path.clone()), section: Some(0), ..Options::default() };
+            Fabric::new(open_endpoint(&options).unwrap())
+        };
+        let mut fabric = open();
+        // Some share a page, some have many.
+        let kept: Vec<_> = [100, 200, 5000, 300_000, 64]
+            .into_iter()
+            .enumerate()
+            .map(|(i, len)| {
+                let memory = take(&mut fabric, len, 16).unwrap();
+                // SAFETY: there is room for len bytes.
+                unsafe { memory.write_bytes(i as u8 + 1, len) };
+                (memory, len, i as u8 + 1)
+            })
+            .collect();
+        let copy = fabric.given.keep();
+        drop(fabric);
+        copy.restore();
+
+        // A sibling takes the same memory of the section, and writes to all it gets.
+        let mut sibling = open();
+        while let Some(fragment) = sibling.endpoint.fragment(64 << 10) {
+            // SAFETY: the fragment has so many bytes.
+            unsafe { fragment.ptr().write_bytes(0xff, 64 << 10) };
+        }
+        for (memory, len, byte) in &kept {
+            // SAFETY: restored, with so many bytes; nobody else uses them.
+            let bytes = unsafe { std::slice::from_raw_parts(*memory, *len) };
+            assert!(bytes.iter().all(|found| found == byte));
+        }
+        drop(sibling);
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        assert!(!maps.contains(&path), "{maps}");
+        for fd in std::fs::read_dir("/proc/self/fd").unwrap().flatten() {
+            let is_open = std::fs::read_link(fd.path()).is_ok_and(|file| file.starts_with(&path));
+            // The test's own `region` is one.
+            assert!(!is_open || fd.file_name().to_str() == Some(&region_fd(&region)));
+        }
+        // A second time there is something at that address, and it stays.
+        assert!(!map(kept[3].0.with_addr(kept[3].0.addr().next_multiple_of(4096)), 4096));
+    }
+
+    fn region_fd(region: &vmshm_host::Region) -> String {
+        use std::os::fd::AsRawFd;
+        region.file().as_raw_fd().to_string()
     }
 }

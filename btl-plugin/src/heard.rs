@@ -1,0 +1,89 @@
+//! Messages that come by other transports.
+//!
+//! Progress sees only what comes by vmshm. A process that is busy with messages of others would seem idle, and a sleep
+//! would delay them. All transports deliver messages by one table of Open MPI's: its callbacks are replaced by one of
+//! ours, which counts and calls what was there.
+
+use std::ffi::c_void;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+
+use crate::ompi::{
+    self, mca_btl_active_message_callback_t, mca_btl_base_descriptor_t, mca_btl_base_module_recv_cb_fn_t,
+    mca_btl_base_module_t,
+};
+use crate::sleep;
+
+const TAGS: usize = ompi::MCA_BTL_TAG_MAX as usize;
+
+/// The callbacks that were in the table.
+static OTHERS: [AtomicPtr<c_void>; TAGS] = [const { AtomicPtr::new(ptr::null_mut()) }; TAGS];
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// Changes with each message that any transport delivers, from [`listen`] on.
+pub fn count() -> u32 {
+    COUNT.load(Ordering::Relaxed)
+}
+
+/// A row's callback, as one word.
+fn row(tag: usize) -> &'static AtomicPtr<c_void> {
+    const {
+        assert!(size_of::<mca_btl_base_module_recv_cb_fn_t>() == size_of::<AtomicPtr<c_void>>());
+    }
+    assert!(tag < TAGS);
+    // SAFETY: the table is a static of Open MPI with TAGS rows; a callback is an aligned pointer. C reads it as such, and
+    // writes it only where a callback is registered.
+    unsafe {
+        let table =
+            (&raw mut ompi::mca_btl_base_active_message_trigger).cast::<mca_btl_active_message_callback_t>();
+        AtomicPtr::from_ptr((&raw mut (*table.add(tag)).cbfunc).cast::<*mut c_void>())
+    }
+}
+
+fn own() -> *mut c_void {
+    let own: unsafe extern "C" fn(_, _, _, _) = hear;
+    own as *mut c_void
+}
+
+/// Begins to count what is registered by now, beside what was counted before.
+pub fn listen() {
+    for (tag, other) in OTHERS.iter().enumerate() {
+        let callback = row(tag).load(Ordering::Relaxed);
+        if !callback.is_null() && callback != own() {
+            other.store(callback, Ordering::Relaxed);
+            row(tag).store(own(), Ordering::Release);
+        }
+    }
+}
+
+/// Leaves the table as it would be without us.
+pub fn stop() {
+    for (tag, other) in OTHERS.iter().enumerate() {
+        let _ = row(tag).compare_exchange(
+            own(),
+            other.load(Ordering::Relaxed),
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
+    }
+}
+
+unsafe extern "C" fn hear(
+    module: *mut mca_btl_base_module_t,
+    tag: u8,
+    descriptor: *mut mca_btl_base_descriptor_t,
+    data: *mut c_void,
+) {
+    // Two threads may count as one: it changes all the same.
+    COUNT.store(count().wrapping_add(1), Ordering::Relaxed);
+    let other = OTHERS[usize::from(tag)].load(Ordering::Relaxed);
+    // SAFETY: listen stored what was in the table: a callback of this type, or null.
+    let other = unsafe { std::mem::transmute::<*mut c_void, mca_btl_base_module_recv_cb_fn_t>(other) };
+    if let Some(other) = other {
+        // SAFETY: Open MPI gives the arguments that the callback was registered for.
+        unsafe { other(module, tag, descriptor, data) };
+    }
+    // It may be what a sleeping thread waits for.
+    sleep::rouse();
+}

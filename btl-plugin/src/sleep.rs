@@ -1,0 +1,108 @@
+//! Sleeping on the doorbell while there is nothing to do.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::yield_now;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use vmshm_transport::Sleeper;
+use vmshm_transport::attach::Attached;
+
+use crate::fabric::{FABRIC, Held};
+use crate::heard;
+use crate::idle::{Idle, Rest};
+
+/// Some thread of this process sleeps, or is about to.
+static ASLEEP: AtomicBool = AtomicBool::new(false);
+
+/// The doorbell of the thread that sleeps.
+static DOORBELL: Mutex<Option<Sleeper>> = Mutex::new(None);
+
+/// What a process that may sleep remembers of its waiting.
+#[derive(Debug)]
+pub struct Sleep {
+    idle: Idle,
+    /// The doorbell; none where the device has none, and then the process only yields.
+    sleeper: Option<Sleeper>,
+    /// Messages of all transports, when last looked at.
+    heard: u32,
+    is_listening: bool,
+}
+
+impl Sleep {
+    /// Lets an endpoint's process sleep after so long a wait.
+    pub fn new(endpoint: &Attached, sleep_after: Duration) -> Self {
+        Self { idle: Idle::new(sleep_after), sleeper: endpoint.sleeper(), heard: 0, is_listening: false }
+    }
+
+    /// Whether there is a doorbell to sleep on.
+    pub fn has_doorbell(&self) -> bool {
+        self.sleeper.is_some()
+    }
+
+    /// What to do after a poll that found something or not.
+    #[inline]
+    pub fn rest(&mut self, is_busy: bool) -> Rest {
+        let heard = heard::count();
+        if is_busy || heard != self.heard {
+            self.heard = heard;
+            self.is_listening = false;
+            self.idle.end();
+            return Rest::Spin;
+        }
+        let rest = self.idle.poll(Instant::now);
+        if rest != Rest::Spin && !self.is_listening {
+            // Open MPI may have registered more callbacks since the last time.
+            heard::listen();
+            self.is_listening = true;
+        }
+        match rest {
+            Rest::Sleep(_) if self.sleeper.is_none() => Rest::Yield,
+            rest => rest,
+        }
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        heard::stop();
+    }
+}
+
+/// Sleeps until the doorbell rings, `time` at most, unless another thread does so already or something has come just now:
+/// then lets others run. The lock is not held meanwhile.
+pub fn sleep(mut fabric: Held, time: Duration) {
+    let is_only = !ASLEEP.swap(true, Ordering::SeqCst);
+    let sleeper = fabric.as_mut().filter(|_| is_only).and_then(|fabric| {
+        let sleeper = fabric.sleep.as_ref()?.sleeper.clone()?;
+        fabric.endpoint.fall_asleep().then_some(sleeper)
+    });
+    drop(fabric);
+    match sleeper {
+        None => yield_now(),
+        Some(sleeper) => {
+            *DOORBELL.lock() = Some(sleeper.clone());
+            sleeper.wait(time);
+            *DOORBELL.lock() = None;
+            if let Some(fabric) = FABRIC.lock().as_mut() {
+                fabric.endpoint.wake_up();
+                if let Some(sleep) = &mut fabric.sleep {
+                    sleep.idle.slept(Instant::now());
+                }
+            }
+        }
+    }
+    if is_only {
+        ASLEEP.store(false, Ordering::SeqCst);
+    }
+}
+
+/// Wakes the thread that sleeps, because something has come for this process that it may wait for.
+#[inline]
+pub fn rouse() {
+    if ASLEEP.load(Ordering::SeqCst)
+        && let Some(sleeper) = &*DOORBELL.lock()
+    {
+        sleeper.ring_self();
+    }
+}
