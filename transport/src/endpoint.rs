@@ -22,7 +22,7 @@ use crate::activity::Activity;
 use crate::arena::Arena;
 use crate::error::{AttachError, ConnectError};
 use crate::event::{Event, Peer};
-use crate::link::{Link, PeerError};
+use crate::link::{Link, PeerError, close};
 use crate::memory::Memory;
 use crate::region::{Region, Section};
 use crate::ring::Producer;
@@ -314,13 +314,21 @@ impl<M: Memory> Endpoint<M> {
             _ if self.memory.is_lost() => PeerError::DeviceLost,
             why => why,
         };
-        link.close(&self.memory);
+        close(&self.memory, link.connection);
         // It may sleep until we answer.
         link.wake(&self.memory, false);
+        if matches!(why, PeerError::Left | PeerError::Died) {
+            // It may have acknowledged something before it went.
+            let _ = link.catch_up(&self.memory, &self.region, self.id, self.incarnation);
+        }
         link.failed = Some(why);
         let peer = Peer(index);
-        let unsent = link.in_flight.drain(..).map(|(_, token)| Event::Unsent { peer, token });
-        self.backlog.extend(unsent);
+        let acknowledged = link.producer.acknowledged();
+        let landed = link.in_flight.drain(..).map(|(end, token)| match end <= acknowledged {
+            true => Event::Sent { peer, token },
+            false => Event::Unsent { peer, token },
+        });
+        self.backlog.extend(landed);
         self.backlog.push_back(Event::Gone { peer, why });
         self.watch.end(link.id);
         if link.hot {

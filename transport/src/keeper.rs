@@ -79,19 +79,7 @@ impl Keeper {
     ) -> std::io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let mut round = Round {
-            mapping: Arc::clone(endpoint.memory()),
-            region: endpoint.region().clone(),
-            section: *endpoint.section(),
-            slot: endpoint.slot(),
-            boot_id,
-            watch: Arc::clone(endpoint.watch()),
-            patience,
-            kernel,
-            sleeper,
-            heartbeats: HashMap::new(),
-            last_run: Instant::now(),
-        };
+        let mut round = Round::new(endpoint, boot_id, patience, kernel, sleeper);
         let thread = std::thread::Builder::new().name("vmshm-keeper".into()).spawn(move || {
             while !stopped.load(Ordering::Acquire) {
                 round.run();
@@ -113,6 +101,28 @@ impl Drop for Keeper {
 }
 
 impl Round {
+    fn new(
+        endpoint: &Endpoint<Arc<Mapping>>,
+        boot_id: [u64; 2],
+        patience: Duration,
+        kernel: Kernel,
+        sleeper: Option<Sleeper>,
+    ) -> Self {
+        Self {
+            mapping: Arc::clone(endpoint.memory()),
+            region: endpoint.region().clone(),
+            section: *endpoint.section(),
+            slot: endpoint.slot(),
+            boot_id,
+            watch: Arc::clone(endpoint.watch()),
+            patience,
+            kernel,
+            sleeper,
+            heartbeats: HashMap::new(),
+            last_run: Instant::now(),
+        }
+    }
+
     fn run(&mut self) {
         if self.mapping.device().is_some_and(driver::is_gone) {
             self.mapping.lose();
@@ -156,6 +166,11 @@ impl Round {
         }
     }
 
+    /// The kernel of the process behind the slot at offset `slot`.
+    fn boot_id_of(&self, slot: u64) -> [u64; 2] {
+        [0, 8].map(|word| self.mapping.load(slot + BOOT_ID + word, Ordering::Relaxed))
+    }
+
     fn verdict(&mut self, id: EndpointId, incarnation: u64, step: Duration) -> Option<PeerError> {
         let (section, slot) = self.region.place(id)?;
         if self.mapping.is_lost() {
@@ -192,13 +207,6 @@ impl Round {
     }
 }
 
-impl Round {
-    /// The kernel of the process behind the slot at offset `slot`.
-    fn boot_id_of(&self, slot: u64) -> [u64; 2] {
-        [0, 8].map(|word| self.mapping.load(slot + BOOT_ID + word, Ordering::Relaxed))
-    }
-}
-
 /// Takes back what the process of a slot of our own section held, if it is dead: if the slot's lock can be had.
 fn reap_if_dead(mapping: &Mapping, section: &Section, slot: u32) {
     let hold = Hold::Locks;
@@ -210,4 +218,143 @@ fn reap_if_dead(mapping: &Mapping, section: &Section, slot: u32) {
         slot::reap(mapping, section, slot, state, true);
     }
     let _ = hold.release(mapping.file(), section, slot);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+
+    use vmshm_abi::driver::{DeviceInfo, VERSION, WRITE_BACK};
+    use vmshm_abi::region::{RegionHeader, SECTION_ASSIGNED, SECTION_JOINED, SectionEntry};
+    use vmshm_abi::section::SlotState;
+    use zerocopy::IntoBytes;
+
+    use super::*;
+    use crate::endpoint::Process;
+    use crate::event::{Event, Inbox};
+
+    const LEN: u64 = 8 << 20;
+    const BOOT: [u64; 2] = [1, 2];
+
+    fn header() -> RegionHeader {
+        RegionHeader::new([7; 16], LEN, 4096, 2, 4)
+    }
+
+    fn write_row(file: &File, number: u32, generation: u64, state: u32, vm_id: u32) {
+        let entry = SectionEntry { generation, state, vm_id, ..header().new_entry(number) };
+        file.write_all_at(entry.as_bytes(), RegionHeader::entry_offset(number)).unwrap();
+    }
+
+    fn region_file() -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(LEN).unwrap();
+        file.write_all_at(header().as_bytes(), 0).unwrap();
+        (0..2).for_each(|number| write_row(&file, number, 1, SECTION_JOINED, number + 1));
+        file
+    }
+
+    /// An endpoint as in a guest with the driver.
+    fn endpoint(file: &File, section: u32, boot_id: [u64; 2]) -> Endpoint<Arc<Mapping>> {
+        let device = DeviceInfo {
+            version: VERSION,
+            section,
+            region_len: LEN,
+            vectors: 0,
+            memory_type: WRITE_BACK,
+            reserved: [0; 5],
+        };
+        let entry = header().new_entry(section);
+        let own = entry.offset..entry.offset + entry.len;
+        let mapping = Arc::new(Mapping::of_device(file.try_clone().unwrap(), &device, own).unwrap());
+        let region = Region::read(&mapping).unwrap();
+        let at = region.sections()[section as usize];
+        let (slot, life) = (0..4).find_map(|slot| Some((slot, slot::claim(&mapping, &at, slot)?))).unwrap();
+        let process = Process { boot_id, ..Process::default() };
+        Endpoint::take(mapping, region, section, slot, life, &process).unwrap()
+    }
+
+    fn round(endpoint: &Endpoint<Arc<Mapping>>) -> Round {
+        Round::new(endpoint, BOOT, Duration::from_secs(3600), Kernel::Driver, None)
+    }
+
+    fn next(endpoint: &mut Endpoint<Arc<Mapping>>) -> Option<Event> {
+        let mut inbox = Inbox::new();
+        (0..200).find_map(|_| endpoint.poll(&mut inbox))
+    }
+
+    #[test]
+    fn the_end_of_a_vm_is_told_by_the_table() {
+        let file = region_file();
+        let mut a = endpoint(&file, 0, BOOT);
+        let b = endpoint(&file, 1, BOOT);
+        let to_b = a.connect(&b.name()).unwrap();
+        let mut round = round(&a);
+        round.run();
+        assert_eq!(next(&mut a), None);
+        // It has come back to a restarted server.
+        write_row(&file, 1, 1, SECTION_JOINED, 77);
+        round.run();
+        assert_eq!(next(&mut a), None);
+        write_row(&file, 1, 1, SECTION_ASSIGNED, 0);
+        round.run();
+        assert_eq!(next(&mut a), Some(Event::Gone { peer: to_b, why: PeerError::Died }));
+    }
+
+    #[test]
+    fn the_next_vm_in_a_section_is_another() {
+        let file = region_file();
+        let mut a = endpoint(&file, 0, BOOT);
+        let b = endpoint(&file, 1, BOOT);
+        let to_b = a.connect(&b.name()).unwrap();
+        let mut round = round(&a);
+        write_row(&file, 1, 2, SECTION_JOINED, 4);
+        // The host empties a section before it gives it away.
+        let section = *b.section();
+        file.write_all_at(&vec![0; section.entry.len as usize], section.entry.offset).unwrap();
+        round.run();
+        assert_eq!(next(&mut a), Some(Event::Gone { peer: to_b, why: PeerError::Died }));
+    }
+
+    #[test]
+    fn who_left_before_its_vm_ended_has_left() {
+        let file = region_file();
+        let mut a = endpoint(&file, 0, BOOT);
+        let b = endpoint(&file, 1, BOOT);
+        let to_b = a.connect(&b.name()).unwrap();
+        let mut round = round(&a);
+        drop(b);
+        write_row(&file, 1, 1, SECTION_ASSIGNED, 0);
+        round.run();
+        assert_eq!(next(&mut a), Some(Event::Gone { peer: to_b, why: PeerError::Left }));
+    }
+
+    #[test]
+    fn slots_that_the_driver_marked_are_taken_back() {
+        let file = region_file();
+        let mut a = endpoint(&file, 0, BOOT);
+        let b = endpoint(&file, 0, BOOT);
+        let before = endpoint(&file, 0, [3, 4]);
+        let mut round = round(&a);
+        let to_b = a.connect(&b.name()).unwrap();
+        let (section, memory) = (*a.section(), Arc::clone(a.memory()));
+        let (slot, life) = (b.slot(), b.name().incarnation);
+        // What the driver does when a process is killed.
+        let died = section.slot(slot) + offset_of!(EndpointSlot, died) as u64;
+        memory.store(died, life, Ordering::Release);
+        let word = |state| SlotState { incarnation: life, state }.pack();
+        memory.compare_exchange(section.slot(slot), word(STATE_LIVE), word(STATE_GONE)).unwrap();
+        round.run();
+        assert_eq!(slot::state(&memory, &section, slot).state, STATE_FREE);
+        assert_eq!(next(&mut a), Some(Event::Gone { peer: to_b, why: PeerError::Died }));
+        // A process of an earlier boot, which no driver has marked.
+        assert_eq!(slot::state(&memory, &section, before.slot()).state, STATE_FREE);
+        let all: u64 = (0..section.layout.chunks)
+            .filter(|chunk| {
+                memory.load(section.entry.offset + section.layout.owner(*chunk), Ordering::Relaxed) != 0
+            })
+            .count() as u64;
+        assert!(all <= 2, "{all} chunks are still taken");
+        assert_eq!(slot::state(&memory, &section, a.slot()).state, STATE_LIVE);
+    }
 }

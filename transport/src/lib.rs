@@ -77,6 +77,7 @@ pub use window::Window;
 pub mod parts {
     pub use crate::activity::{Activity, bump};
     pub use crate::heap::{claim_run, free_all, free_run};
+    pub use crate::link::{close, is_closed};
     pub use crate::ring::{Consumer, Fault, Producer};
     pub use crate::sleep::{announce, announced, retract};
     pub use crate::slot::{claim, ending, lives, publish, reap, state};

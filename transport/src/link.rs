@@ -91,7 +91,7 @@ pub struct Link {
 pub const CONSUMED: u64 = offset_of!(Connection, consumed) as u64;
 pub const HOT: u64 = offset_of!(Connection, hot) as u64;
 /// In the word `hot`: the owner does not listen any more, and what the ring speaks of may be used for something else.
-pub const CLOSED: u64 = 2;
+const CLOSED: u64 = 2;
 const DIRECTORY: u64 = offset_of!(EndpointSlot, directory) as u64;
 
 impl Link {
@@ -133,17 +133,7 @@ impl Link {
 
     #[inline]
     fn is_closed(&self, memory: &impl Memory) -> bool {
-        self.theirs
-            .as_ref()
-            .is_some_and(|theirs| memory.load(theirs.connection + HOT, Ordering::Relaxed) == CLOSED)
-    }
-
-    /// Tells the peer that we do not listen any more: called before anything that our ring speaks of is used for
-    /// something else.
-    pub fn close(&self, memory: &impl Memory) {
-        memory.store(self.connection + HOT, CLOSED, Ordering::Relaxed);
-        // Pairs with the fence in `slot::lives`: who reads bytes written from now on sees the mark.
-        memory.fence(Ordering::Release);
+        self.theirs.as_ref().is_some_and(|theirs| is_closed(memory, theirs.connection))
     }
 
     /// Why the peer does not live any more.
@@ -202,6 +192,21 @@ impl Link {
             self.wake(memory, true);
         }
     }
+}
+
+/// Says in our connection block at offset `connection` that we do not listen any more: called before anything that our
+/// ring speaks of is used for something else.
+pub fn close(memory: &impl Memory, connection: u64) {
+    memory.store(connection + HOT, CLOSED, Ordering::Relaxed);
+    // Pairs with the fence in `slot::lives`: who reads bytes written from now on sees the mark.
+    memory.fence(Ordering::Release);
+}
+
+/// Whether the owner of the connection block at offset `connection` does not listen any more. Called after
+/// [`slot::lives`], whose fence orders it behind the reading of the owner's bytes.
+#[inline]
+pub fn is_closed(memory: &impl Memory, connection: u64) -> bool {
+    memory.load(connection + HOT, Ordering::Relaxed) == CLOSED
 }
 
 /// What a connection block says that it is: its first words, which do not change.

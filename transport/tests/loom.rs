@@ -5,8 +5,8 @@
 
 use std::collections::HashMap;
 
-use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU64, Ordering, fence};
+use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 use vmshm_transport::abi::EndpointId;
 use vmshm_transport::abi::region::RegionHeader;
@@ -15,7 +15,8 @@ use vmshm_transport::abi::section::{
     STATE_ATTACHING, STATE_FREE, STATE_LIVE, SectionLayout, SlotState, chunk_owner,
 };
 use vmshm_transport::parts::{
-    Activity, Consumer, Producer, bump, claim, claim_run, free_run, lives, publish, reap, state,
+    Activity, Consumer, Producer, announce, announced, bump, claim, claim_run, close, free_run, is_closed,
+    lives, publish, reap, retract, state,
 };
 use vmshm_transport::{Endpoint, Event, Inbox, Memory, Region};
 use zerocopy::IntoBytes;
@@ -51,7 +52,7 @@ impl Words {
             let layout = SectionLayout::new(entry.len, sections, endpoints).unwrap();
             let start = entry.offset;
             for slot in 0..endpoints {
-                add(start + layout.slot(slot), 17);
+                add(start + layout.slot(slot), 25);
             }
             add(start + layout.activity_line(0), u64::from(sections * endpoints) * 8);
             add(start + layout.owner(0), layout.chunks);
@@ -76,6 +77,9 @@ impl Memory for Words {
         self.len
     }
     fn load(&self, offset: u64, order: Ordering) -> u64 {
+        if let Some(bytes) = self.header.get(offset as usize..offset as usize + 8) {
+            return u64::from_le_bytes(bytes.try_into().unwrap());
+        }
         self.word(offset).load(order)
     }
     fn store(&self, offset: u64, value: u64, order: Ordering) {
@@ -367,6 +371,147 @@ fn no_bytes_of_another_life() {
             assert_eq!(read, 1);
         }
         moving.join().unwrap();
+    });
+}
+
+/// A sender gives a living receiver up and uses a fragment's memory again: what is read while the connection is still open
+/// is the fragment.
+#[test]
+fn no_bytes_from_behind_a_closed_connection() {
+    model(|| {
+        let memory = Arc::new(Words::region(1, 2));
+        let section = Region::read(&*memory).unwrap().sections()[0];
+        let life = claim(&*memory, &section, 0).unwrap();
+        publish(&*memory, &section, 0, life);
+        let connection = section.entry.offset + section.layout.chunk(0);
+        let payload = section.entry.offset + section.layout.chunk(1);
+        memory.store(payload, 1, Ordering::Relaxed);
+        let other = memory.clone();
+        let sender = thread::spawn(move || {
+            close(&*other, connection);
+            other.store(payload, 2, Ordering::Relaxed);
+        });
+        let read = memory.load(payload, Ordering::Relaxed);
+        if lives(&*memory, section.slot(0), life) && !is_closed(&*memory, connection) {
+            assert_eq!(read, 1);
+        }
+        sender.join().unwrap();
+    });
+}
+
+/// A doorbell: rings are counted, and a wait takes them all. Waiting for a ring that never comes is a deadlock, which the
+/// model checker finds.
+struct Doorbell {
+    rings: Mutex<u64>,
+    rung: Condvar,
+}
+
+impl Doorbell {
+    fn new() -> Self {
+        Self { rings: Mutex::new(0), rung: Condvar::new() }
+    }
+    fn ring(&self) {
+        *self.rings.lock().unwrap() += 1;
+        self.rung.notify_one();
+    }
+    fn wait(&self) {
+        let mut rings = self.rings.lock().unwrap();
+        while *rings == 0 {
+            rings = self.rung.wait(rings).unwrap();
+        }
+        *rings = 0;
+    }
+}
+
+/// A sleeper that waits for two messages without a time limit gets both, whenever they come: a message is published before
+/// the sleeper's announcement is looked at, and the sleeper looks for messages after it has announced itself.
+#[test]
+fn no_message_is_slept_through() {
+    model(|| {
+        let memory = Arc::new(Words::region(2, 1));
+        let region = Region::read(&*memory).unwrap();
+        let ring = region.sections()[0].entry.offset + region.sections()[0].layout.heap;
+        let slot = region.sections()[1].slot(0);
+        let bell = Arc::new(Doorbell::new());
+        let (shared, rope) = (memory.clone(), bell.clone());
+        let sending = thread::spawn(move || {
+            let mut producer = Producer::new(ring, 2);
+            let mut rung = 0;
+            for _ in 0..2 {
+                producer.push(&*shared, KIND_INLINE, 0, &[]);
+                if let Some(word) = announced(&*shared, slot, false)
+                    && word != rung
+                {
+                    rung = word;
+                    rope.ring();
+                }
+            }
+        });
+        let mut consumer = Consumer::new(ring, 2);
+        let mut sleeps = 0;
+        for _ in 0..2 {
+            while consumer.peek(&*memory).unwrap().is_none() {
+                sleeps += 1;
+                announce(&*memory, slot, sleeps, false);
+                if consumer.peek(&*memory).unwrap().is_none() {
+                    bell.wait();
+                }
+                retract(&*memory, slot);
+            }
+            let stamp = consumer.peek(&*memory).unwrap().unwrap();
+            consumer.advance(stamp);
+        }
+        sending.join().unwrap();
+    });
+}
+
+/// A sender whose ring is full sleeps until it is acknowledged.
+#[test]
+fn no_acknowledgement_is_slept_through() {
+    model(|| {
+        let memory = Arc::new(Words::region(2, 1));
+        let region = Region::read(&*memory).unwrap();
+        let ring = region.sections()[0].entry.offset + region.sections()[0].layout.heap;
+        let slot = region.sections()[0].slot(0);
+        // Any word of the receiver's section.
+        let consumed = region.sections()[1].entry.offset + region.sections()[1].layout.heap;
+        let bell = Arc::new(Doorbell::new());
+        let (shared, rope) = (memory.clone(), bell.clone());
+        let mut producer = Producer::new(ring, 2);
+        producer.push(&*memory, KIND_INLINE, 0, &[]);
+        producer.push(&*memory, KIND_INLINE, 0, &[]);
+        let receiving = thread::spawn(move || {
+            let mut consumer = Consumer::new(ring, 2);
+            let mut rung = 0;
+            for _ in 0..2 {
+                let stamp = consumer.peek(&*shared).unwrap().unwrap();
+                consumer.advance(stamp);
+                consumer.acknowledge(&*shared, consumed);
+                if let Some(word) = announced(&*shared, slot, true)
+                    && word != rung
+                {
+                    rung = word;
+                    rope.ring();
+                }
+            }
+        });
+        let mut sleeps = 0;
+        for wanted in [56, 112] {
+            loop {
+                producer.learn(&*memory, consumed).unwrap();
+                if producer.has_room(wanted) {
+                    break;
+                }
+                sleeps += 1;
+                announce(&*memory, slot, sleeps, true);
+                producer.learn(&*memory, consumed).unwrap();
+                if !producer.has_room(wanted) {
+                    bell.wait();
+                }
+                retract(&*memory, slot);
+            }
+        }
+        receiving.join().unwrap();
     });
 }
 

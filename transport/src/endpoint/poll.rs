@@ -35,6 +35,7 @@ impl<M: Memory> Endpoint<M> {
             }
         } else if self.turn.is_multiple_of(2 * FAIR) {
             self.hear_news();
+            self.check_one();
             self.flush();
             self.poll_activity();
             if let Some(event) = self.poll_queue(inbox) {
@@ -300,6 +301,19 @@ impl<M: Memory> Endpoint<M> {
             if !link.held && link.failed.is_none() {
                 link.acknowledge(&self.memory);
             }
+        }
+    }
+
+    /// Looks whether one peer still lives and listens: who only waits for it would not notice.
+    fn check_one(&mut self) {
+        if self.links.is_empty() {
+            return;
+        }
+        let index = (self.turn / (2 * FAIR)) % self.links.len() as u32;
+        let link = &self.links[index as usize];
+        if link.failed.is_none() && !link.lives(&self.memory) {
+            let why = link.ending(&self.memory);
+            self.fail(index, why);
         }
     }
 

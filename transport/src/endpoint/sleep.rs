@@ -42,7 +42,6 @@ impl<M: Memory> Endpoint<M> {
             self.poll_activity();
         }
         if !self.backlog.is_empty()
-            || !self.queue.is_empty()
             || self.watch.would_have_news()
             || self.memory.is_lost()
             // A stranger who could not be met for want of memory.
