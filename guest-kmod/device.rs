@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What all open files of one device share.
+
+use core::ops::Range;
+use kernel::{
+    pci,
+    prelude::*,
+    revocable::Revocable,
+    str::CString,
+    sync::{aref::ARef, new_mutex, Arc, Mutex, MutexGuard},
+};
+
+use crate::{
+    abi::region::RegionHeader,
+    doorbell::Listener,
+    file::OpenFile,
+    section::{Identity, Section},
+    sys::{Frames, IrqLock, Memory, MiscDevice, Registers},
+};
+
+/// The BARs of the device, as the kernel sees them.
+pub(crate) struct Bars {
+    pub(crate) memory: Memory,
+    /// Only on a device with doorbells.
+    pub(crate) registers: Option<Registers>,
+}
+
+/// The facts that do not change.
+pub(crate) struct Facts {
+    pub(crate) header: RegionHeader,
+    pub(crate) identity: Identity,
+    pub(crate) frames: Frames,
+    /// As in `DeviceInfo`.
+    pub(crate) memory_type: u32,
+    /// Number of doorbells.
+    pub(crate) vectors: u32,
+}
+
+/// A device, which may be gone: it lives until the last file is closed.
+#[pin_data]
+pub(crate) struct Device {
+    name: CString,
+    pdev: ARef<pci::Device>,
+    facts: Facts,
+    #[pin]
+    state: Mutex<State>,
+    /// Revoked once the device is gone.
+    #[pin]
+    pub(crate) bars: Revocable<Bars>,
+    #[pin]
+    pub(crate) listeners: IrqLock<KVec<Listener>>,
+    #[pin]
+    pub(crate) misc: MiscDevice,
+}
+
+/// What changes, under a lock that comes after the lock of a process's mappings.
+pub(crate) struct State {
+    gone: bool,
+    section: Option<Section>,
+    files: KVec<Entry>,
+}
+
+/// An open file, and what it holds.
+struct Entry {
+    file: Arc<OpenFile>,
+    claim: Option<Claim>,
+}
+
+/// A slot, held by an open file for a process.
+#[derive(Clone, Copy)]
+struct Claim {
+    slot: u32,
+    /// The process's number as the kernel counts, whatever namespace it is in.
+    process: i32,
+}
+
+impl Device {
+    /// A device that nobody can open yet.
+    pub(crate) fn new(name: CString, pdev: &pci::Device, facts: Facts, bars: Bars) -> Result<Arc<Self>> {
+        let section = Section::find(&bars.memory, &facts.header, facts.identity);
+        Arc::pin_init(
+            try_pin_init!(Self {
+                name,
+                pdev: pdev.into(),
+                facts,
+                state <- new_mutex!(State { gone: false, section, files: KVec::new() }, "vmshm"),
+                bars <- Revocable::new(Ok::<_, Error>(bars)),
+                listeners <- IrqLock::new(KVec::new(), c"vmshm_listeners", kernel::static_lock_class!()),
+                misc <- MiscDevice::new(),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// `vmshmN`.
+    pub(crate) fn name(&self) -> &CStr {
+        &self.name
+    }
+
+    /// For messages, and what sysfs tells of it.
+    pub(crate) fn pdev(&self) -> &pci::Device {
+        &self.pdev
+    }
+
+    /// A checked copy, made when the device came.
+    pub(crate) fn header(&self) -> &RegionHeader {
+        &self.facts.header
+    }
+
+    /// Of the region's memory.
+    pub(crate) fn frames(&self) -> Frames {
+        self.facts.frames
+    }
+
+    /// As in `DeviceInfo`.
+    pub(crate) fn memory_type(&self) -> u32 {
+        self.facts.memory_type
+    }
+
+    /// Number of doorbells; 0 if it has none.
+    pub(crate) fn vectors(&self) -> u32 {
+        self.facts.vectors
+    }
+
+    /// Locks the state.
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+
+    /// Looks once more which section is ours, if none was found so far: the host may have given us one since.
+    pub(crate) fn look_for_section(&self) {
+        let mut state = self.state();
+        if state.section.is_some() {
+            return;
+        }
+        let facts = &self.facts;
+        let found = self.bars.try_access_with(|bars| Section::find(&bars.memory, &facts.header, facts.identity));
+        state.section = found.flatten();
+        if let Some(section) = state.section {
+            dev_info!(self.pdev, "section {} of the region is ours now\n", section.number);
+        }
+    }
+
+    /// Has `file` hold slot `slot` for the calling process. Errors as for `CLAIM`.
+    pub(crate) fn claim(&self, file: &OpenFile, slot: u32) -> Result {
+        let mut state = self.state();
+        if state.gone {
+            return Err(ENODEV);
+        }
+        if state.section.is_none() {
+            return Err(ENXIO);
+        }
+        if slot >= self.header().endpoints {
+            return Err(EINVAL);
+        }
+        if state.entry(file).ok_or(ENODEV)?.claim.is_some() {
+            return Err(EEXIST);
+        }
+        if state.files.iter().any(|entry| entry.claim.is_some_and(|claim| claim.slot == slot)) {
+            return Err(EBUSY);
+        }
+        let claim = Claim { slot, process: current_process() };
+        state.entry(file).ok_or(ENODEV)?.claim = Some(claim);
+        file.listen_to(Some(slot));
+        Ok(())
+    }
+
+    /// Takes the slot from `file`, as it asks. Errors as for `UNCLAIM`.
+    pub(crate) fn unclaim(&self, file: &OpenFile) -> Result {
+        let mut state = self.state();
+        if state.gone {
+            return Err(ENODEV);
+        }
+        state.entry(file).and_then(|entry| entry.claim.take()).ok_or(ENOENT)?;
+        file.listen_to(None);
+        Ok(())
+    }
+
+    /// Ends what `file` holds, if it holds it for the calling process.
+    pub(crate) fn process_closes(&self, file: &OpenFile) {
+        let mut state = self.state();
+        let process = current_process();
+        let Some(entry) = state.entry(file) else { return };
+        let Some(claim) = entry.claim.take_if(|claim| claim.process == process) else { return };
+        file.listen_to(None);
+        let died = self.end_life(&state, claim);
+        drop(state);
+        if died {
+            self.tell_all();
+        }
+    }
+
+    /// Makes `file` one of the device's.
+    pub(crate) fn add(&self, file: &Arc<OpenFile>) -> Result {
+        let mut state = self.state();
+        if state.gone {
+            return Err(ENODEV);
+        }
+        state.files.push(Entry { file: file.clone(), claim: None }, GFP_KERNEL)?;
+        let listener = Listener { file: file.clone(), eventfd: None };
+        let added = self.listeners.lock().push(listener, GFP_ATOMIC);
+        if added.is_err() {
+            let _ = state.files.pop();
+        }
+        Ok(added?)
+    }
+
+    /// Forgets `file`, and ends what it holds.
+    pub(crate) fn remove(&self, file: &OpenFile) {
+        let mut state = self.state();
+        let entry = take(&mut state.files, |entry| entry.file.is(file));
+        let died = match entry.as_ref().and_then(|entry| entry.claim) {
+            Some(claim) => self.end_life(&state, claim),
+            None => false,
+        };
+        drop(state);
+        // Dropped when the lock is free again: to give up an eventfd takes others.
+        let listener = take(&mut self.listeners.lock(), |listener| listener.file.is(file));
+        drop(listener);
+        if died {
+            self.tell_all();
+        }
+    }
+
+    /// Notes in the section that the life in a slot has ended; says whether it had not left in good order.
+    fn end_life(&self, state: &State, claim: Claim) -> bool {
+        let Some(section) = state.section else { return false };
+        let ended = self.bars.try_access_with(|bars| section.end_life(&bars.memory, claim.slot));
+        matches!(ended, Some(Ok(true)))
+    }
+
+    /// Takes the device from all who use it. When this returns, nobody accesses it any more but interrupt handlers.
+    ///
+    /// The caller then sees to it that nobody opens it any more, and frees the interrupts, before the bars are revoked.
+    pub(crate) fn lose(&self) {
+        let mut state = self.state();
+        state.gone = true;
+        // Without the lock nobody can fill in a page again; with it gone nobody will.
+        for entry in &state.files {
+            entry.file.unmap();
+        }
+        // Nobody can write the section any more, so that the lives in it have ended.
+        let mut died = false;
+        for index in 0..state.files.len() {
+            let claim = state.files.get_mut(index).and_then(|entry| entry.claim.take());
+            died |= claim.is_some_and(|claim| self.end_life(&state, claim));
+        }
+        drop(state);
+        if died {
+            self.tell_all();
+        }
+        self.hang_up();
+    }
+}
+
+impl State {
+    /// Whether the device is gone: then only closing is left.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone
+    }
+
+    /// The section that this machine may write.
+    pub(crate) fn section(&self) -> Option<&Section> {
+        self.section.as_ref()
+    }
+
+    /// The bytes of the region that this machine may write.
+    pub(crate) fn writable(&self, header: &RegionHeader) -> Option<Range<u64>> {
+        if header.is_open() {
+            return Some(header.table_end..header.region_len);
+        }
+        self.section.map(|section| section.offset..section.offset + section.len)
+    }
+
+    fn entry(&mut self, file: &OpenFile) -> Option<&mut Entry> {
+        self.files.iter_mut().find(|entry| entry.file.is(file))
+    }
+}
+
+/// Takes the first element that `is_it` out of a vector.
+fn take<T>(vector: &mut KVec<T>, is_it: impl FnMut(&T) -> bool) -> Option<T> {
+    let index = vector.iter().position(is_it)?;
+    vector.remove(index).ok()
+}
+
+/// The number of the calling process.
+fn current_process() -> i32 {
+    current!().group_leader().pid()
+}

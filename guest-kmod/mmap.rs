@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Mappings: what may be mapped, and the pages that appear when it is touched.
+
+use kernel::prelude::*;
+
+use crate::{
+    file::OpenFile,
+    sys::{Fault, NewVma, Outcome},
+};
+
+/// Makes a mapping of the region, or refuses it.
+///
+/// `ENODEV` if the device is gone, `EINVAL` for a private mapping and for what lies outside of the region, `EACCES` for
+/// what must not be written or executed.
+pub(crate) fn map(file: &OpenFile, vma: NewVma<'_>) -> Result {
+    let device = file.device();
+    if !vma.is_shared() {
+        return Err(EINVAL);
+    }
+    if vma.is_executable() {
+        return Err(EACCES);
+    }
+    let (offset, len) = (vma.offset()?, vma.len());
+    let end = offset.checked_add(len).ok_or(EINVAL)?;
+    if end > device.header().region_len {
+        return Err(EINVAL);
+    }
+    let state = device.state();
+    if state.is_gone() {
+        return Err(ENODEV);
+    }
+    let may_write = state.writable(device.header()).is_some_and(|ours| ours.start <= offset && end <= ours.end);
+    drop(state);
+    if vma.is_writable() && !may_write {
+        return Err(EACCES);
+    }
+    vma.finish(may_write)
+}
+
+/// Fills in a page.
+///
+/// Held by the lock, the device can't go away meanwhile; once it is gone, nothing is filled in any more. The lock comes
+/// after the process's lock of its mappings: whoever holds it must not touch the memory of a process.
+pub(crate) fn fault(file: &OpenFile, fault: &Fault) -> Outcome {
+    let state = file.device().state();
+    if state.is_gone() {
+        return Outcome::SIGBUS;
+    }
+    fault.insert(file.device().frames())
+}

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `/dev/vmshmN`: the guest driver for vmshm regions, which an ivshmem PCI device shows as its BAR 2.
+//!
+//! A region is memory that several virtual machines share. The driver maps it write-back cached, lets a process write
+//! only the section of its own virtual machine, passes doorbells on, and notes in the section which processes have
+//! ended. What it offers to programs is written down in `abi/src/driver.rs`, what lies in a region in
+//! `abi/src/region.rs` and `abi/src/section.rs`: the same files from which the library and the host's tools are built.
+//!
+//! | file | subject |
+//! |---|---|
+//! | `probe.rs` | a PCI device comes and goes |
+//! | `device.rs` | what all open files of one device share |
+//! | `file.rs` | one open file, its ioctls, and the endpoint slot that it holds |
+//! | `mmap.rs` | mappings, and the faults that fill them |
+//! | `doorbell.rs` | who listens to which interrupt, and ringing others |
+//! | `section.rs` | which section is ours, and the lives in it |
+//! | `attributes.rs` | sysfs |
+//! | `sys/` | all that is unsafe: thin wrappers over the kernel's functions |
+
+use kernel::{driver, pci, prelude::*};
+
+// Not all of it is for the driver, and its optional feature is unknown to the kernel's compiler.
+#[allow(dead_code, missing_docs, unexpected_cfgs, unreachable_pub)]
+mod abi;
+mod attributes;
+mod device;
+mod doorbell;
+mod file;
+mod mmap;
+mod number;
+mod probe;
+mod section;
+mod sys;
+
+#[pin_data]
+struct Vmshm {
+    #[pin]
+    driver: driver::Registration<pci::Adapter<probe::Driver>>,
+}
+
+impl kernel::InPlaceModule for Vmshm {
+    fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        number::init();
+        try_pin_init!(Self {
+            driver <- driver::Registration::new(<Self as kernel::ModuleMetadata>::NAME, module),
+        })
+    }
+}
+
+module! {
+    type: Vmshm,
+    name: "vmshm",
+    authors: ["The vmshm authors"],
+    description: "Memory shared by virtual machines on one host: /dev/vmshmN",
+    license: "GPL",
+}
+
+/// What `modinfo` shows as the version; `module!` has no field for it.
+#[used]
+#[link_section = ".modinfo"]
+static VERSION: [u8; 14] = *b"version=0.1.0\0";
