@@ -61,7 +61,9 @@ fn numa_node(device: &Device, page: &mut Page) -> Result {
 fn host_node(device: &Device, page: &mut Page) -> Result {
     let number = device.state().section().map(|section| section.number);
     let node = number.and_then(|number| {
-        let entry = device.bars.try_access_with(|bars| section::entry(&bars.memory, device.header(), number));
+        let entry = device
+            .bars
+            .try_access_with(|bars| section::entry(&bars.memory, device.header(), number));
         Some(entry??.node)
     });
     writeln!(page, "{}", node.unwrap_or(-1))

@@ -77,7 +77,12 @@ struct Claim {
 
 impl Device {
     /// A device that nobody can open yet.
-    pub(crate) fn new(name: CString, pdev: &pci::Device, facts: Facts, bars: Bars) -> Result<Arc<Self>> {
+    pub(crate) fn new(
+        name: CString,
+        pdev: &pci::Device,
+        facts: Facts,
+        bars: Bars,
+    ) -> Result<Arc<Self>> {
         let section = Section::find(&bars.memory, &facts.header, facts.identity);
         Arc::pin_init(
             try_pin_init!(Self {
@@ -128,17 +133,24 @@ impl Device {
         self.state.lock()
     }
 
-    /// Looks once more which section is ours, if none was found so far: the host may have given us one since.
+    /// Looks once more which section is ours, if none was found so far: the host may have given us
+    /// one since.
     pub(crate) fn look_for_section(&self) {
         let mut state = self.state();
         if state.section.is_some() {
             return;
         }
         let facts = &self.facts;
-        let found = self.bars.try_access_with(|bars| Section::find(&bars.memory, &facts.header, facts.identity));
+        let found = self
+            .bars
+            .try_access_with(|bars| Section::find(&bars.memory, &facts.header, facts.identity));
         state.section = found.flatten();
         if let Some(section) = state.section {
-            dev_info!(self.pdev, "section {} of the region is ours now\n", section.number);
+            dev_info!(
+                self.pdev,
+                "section {} of the region is ours now\n",
+                section.number
+            );
         }
     }
 
@@ -157,10 +169,17 @@ impl Device {
         if state.entry(file).ok_or(ENODEV)?.claim.is_some() {
             return Err(EEXIST);
         }
-        if state.files.iter().any(|entry| entry.claim.is_some_and(|claim| claim.slot == slot)) {
+        if state
+            .files
+            .iter()
+            .any(|entry| entry.claim.is_some_and(|claim| claim.slot == slot))
+        {
             return Err(EBUSY);
         }
-        let claim = Claim { slot, process: current_process() };
+        let claim = Claim {
+            slot,
+            process: current_process(),
+        };
         state.entry(file).ok_or(ENODEV)?.claim = Some(claim);
         file.listen_to(Some(slot));
         Ok(())
@@ -172,7 +191,10 @@ impl Device {
         if state.gone {
             return Err(ENODEV);
         }
-        state.entry(file).and_then(|entry| entry.claim.take()).ok_or(ENOENT)?;
+        state
+            .entry(file)
+            .and_then(|entry| entry.claim.take())
+            .ok_or(ENOENT)?;
         file.listen_to(None);
         Ok(())
     }
@@ -181,8 +203,12 @@ impl Device {
     pub(crate) fn process_closes(&self, file: &OpenFile) {
         let mut state = self.state();
         let process = current_process();
-        let Some(entry) = state.entry(file) else { return };
-        let Some(claim) = entry.claim.take_if(|claim| claim.process == process) else { return };
+        let Some(entry) = state.entry(file) else {
+            return;
+        };
+        let Some(claim) = entry.claim.take_if(|claim| claim.process == process) else {
+            return;
+        };
         file.listen_to(None);
         let died = self.end_life(&state, claim);
         drop(state);
@@ -197,8 +223,17 @@ impl Device {
         if state.gone {
             return Err(ENODEV);
         }
-        state.files.push(Entry { file: file.clone(), claim: None }, GFP_KERNEL)?;
-        let listener = Listener { file: file.clone(), eventfd: None };
+        state.files.push(
+            Entry {
+                file: file.clone(),
+                claim: None,
+            },
+            GFP_KERNEL,
+        )?;
+        let listener = Listener {
+            file: file.clone(),
+            eventfd: None,
+        };
         let added = self.listeners.lock().push(listener, GFP_ATOMIC);
         if added.is_err() {
             let _ = state.files.pop();
@@ -216,23 +251,32 @@ impl Device {
         };
         drop(state);
         // Dropped when the lock is free again: to give up an eventfd takes others.
-        let listener = take(&mut self.listeners.lock(), |listener| listener.file.is(file));
+        let listener = take(&mut self.listeners.lock(), |listener| {
+            listener.file.is(file)
+        });
         drop(listener);
         if died {
             self.tell_all();
         }
     }
 
-    /// Notes in the section that the life in a slot has ended; says whether it had not left in good order.
+    /// Notes in the section that the life in a slot has ended; says whether it had not left in good
+    /// order.
     fn end_life(&self, state: &State, claim: Claim) -> bool {
-        let Some(section) = state.section else { return false };
-        let ended = self.bars.try_access_with(|bars| section.end_life(&bars.memory, claim.slot));
+        let Some(section) = state.section else {
+            return false;
+        };
+        let ended = self
+            .bars
+            .try_access_with(|bars| section.end_life(&bars.memory, claim.slot));
         matches!(ended, Some(Ok(true)))
     }
 
-    /// Takes the device from all who use it. When this returns, nobody accesses it any more but interrupt handlers.
+    /// Takes the device from all who use it. When this returns, nobody accesses it any more but
+    /// interrupt handlers.
     ///
-    /// The caller then sees to it that nobody opens it any more, and frees the interrupts, before the bars are revoked.
+    /// The caller then sees to it that nobody opens it any more, and frees the interrupts, before
+    /// the bars are revoked.
     pub(crate) fn lose(&self) {
         let mut state = self.state();
         state.gone = true;
@@ -243,7 +287,10 @@ impl Device {
         // Nobody can write the section any more, so that the lives in it have ended.
         let mut died = false;
         for index in 0..state.files.len() {
-            let claim = state.files.get_mut(index).and_then(|entry| entry.claim.take());
+            let claim = state
+                .files
+                .get_mut(index)
+                .and_then(|entry| entry.claim.take());
             died |= claim.is_some_and(|claim| self.end_life(&state, claim));
         }
         drop(state);
@@ -270,7 +317,8 @@ impl State {
         if header.is_open() {
             return Some(header.table_end..header.region_len);
         }
-        self.section.map(|section| section.offset..section.offset + section.len)
+        self.section
+            .map(|section| section.offset..section.offset + section.len)
     }
 
     fn entry(&mut self, file: &OpenFile) -> Option<&mut Entry> {

@@ -2,8 +2,9 @@
 
 //! Doorbells: who listens to which interrupt, and ringing those of others.
 //!
-//! The doorbell of endpoint slot `s` is interrupt vector `s` modulo the number of vectors, which is the same in all
-//! machines of a region. So an interrupt may be meant for one of several slots, and a process may be woken in vain.
+//! The doorbell of endpoint slot `s` is interrupt vector `s` modulo the number of vectors, which is
+//! the same in all machines of a region. So an interrupt may be meant for one of several slots, and
+//! a process may be woken in vain.
 
 use kernel::{prelude::*, sync::Arc};
 
@@ -50,7 +51,11 @@ impl Device {
             if listener.file.slot().is_none_or(&is_meant) {
                 listener.file.signal();
             }
-            if let Some((eventfd, _)) = listener.eventfd.as_ref().filter(|(_, theirs)| *theirs == vector) {
+            if let Some((eventfd, _)) = listener
+                .eventfd
+                .as_ref()
+                .filter(|(_, theirs)| *theirs == vector)
+            {
                 eventfd.signal();
             }
         }
@@ -74,7 +79,9 @@ impl Device {
         }
         let _ = self.bars.try_access_with(|bars| {
             for number in 0..self.header().sections {
-                let Some(machine) = self.machine(bars, number) else { continue };
+                let Some(machine) = self.machine(bars, number) else {
+                    continue;
+                };
                 for vector in 0..vectors {
                     // Whoever can't be told looks by itself, if later.
                     let _ = ring_machine(bars, machine, vector);
@@ -109,7 +116,8 @@ impl Device {
 
     /// By which number the doorbell register knows the machine that has a section, if it is there.
     fn machine(&self, bars: &Bars, number: u32) -> Option<u32> {
-        let SectionEntry { state, vm_id, .. } = section::entry(&bars.memory, self.header(), number)?;
+        let SectionEntry { state, vm_id, .. } =
+            section::entry(&bars.memory, self.header(), number)?;
         let machine = vm_id.checked_sub(1)?;
         (state == SECTION_JOINED && machine <= MAX_ID).then_some(machine)
     }
@@ -129,7 +137,12 @@ impl Device {
             }
             eventfd = Some((EventFd::from_fd(fd)?, vector));
         }
-        if let Some(listener) = self.listeners.lock().iter_mut().find(|listener| listener.file.is(file)) {
+        if let Some(listener) = self
+            .listeners
+            .lock()
+            .iter_mut()
+            .find(|listener| listener.file.is(file))
+        {
             core::mem::swap(&mut listener.eventfd, &mut eventfd);
         }
         // What was there before is given up here, when the lock is free again.

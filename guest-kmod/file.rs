@@ -35,7 +35,8 @@ const NO_SLOT: u32 = u32::MAX;
 pub(crate) struct OpenFile {
     device: Arc<Device>,
     inode: Inode,
-    /// The slot that it holds, or [`NO_SLOT`]; for interrupt handlers. The device's state says more.
+    /// The slot that it holds, or [`NO_SLOT`]; for interrupt handlers. The device's state says
+    /// more.
     slot: Atomic<u32>,
     /// Rings since the last `read`.
     rings: Atomic<u64>,
@@ -68,7 +69,8 @@ impl OpenFile {
 
     /// A process has closed a descriptor, or has ended.
     ///
-    /// If it is the one that took the slot, its endpoint has ended with it, even if a child still has the file open.
+    /// If it is the one that took the slot, its endpoint has ended with it, even if a child still
+    /// has the file open.
     pub(crate) fn flush(&self) {
         self.device.process_closes(self);
     }
@@ -141,7 +143,8 @@ impl OpenFile {
 
     /// An ioctl of `abi/src/driver.rs`. `ENOTTY` for any other.
     pub(crate) fn ioctl(&self, command: u32, argument: UserPtr) -> Result {
-        // The number tells the size; no structure has room between its fields, so that they are read one by one.
+        // The number tells the size; no structure has room between its fields, so that they are
+        // read one by one.
         let bytes = (command >> 16 & 0x3fff) as usize;
         let argument = UserSlice::new(argument, bytes);
         match command {
@@ -171,9 +174,18 @@ impl OpenFile {
         if state.is_gone() {
             return Err(ENODEV);
         }
-        let section = state.section().map_or(driver::NO_SECTION, |section| section.number);
+        let section = state
+            .section()
+            .map_or(driver::NO_SECTION, |section| section.number);
         drop(state);
-        let DeviceInfo { version, section, region_len, vectors, memory_type, reserved } = DeviceInfo {
+        let DeviceInfo {
+            version,
+            section,
+            region_len,
+            vectors,
+            memory_type,
+            reserved,
+        } = DeviceInfo {
             version: driver::VERSION,
             section,
             region_len: device.header().region_len,

@@ -11,8 +11,8 @@ use crate::{
 
 /// Makes a mapping of the region, or refuses it.
 ///
-/// `ENODEV` if the device is gone, `EINVAL` for a private mapping and for what lies outside of the region, `EACCES` for
-/// what must not be written or executed.
+/// `ENODEV` if the device is gone, `EINVAL` for a private mapping and for what lies outside of the
+/// region, `EACCES` for what must not be written or executed.
 pub(crate) fn map(file: &OpenFile, vma: NewVma<'_>) -> Result {
     let device = file.device();
     if !vma.is_shared() {
@@ -30,7 +30,9 @@ pub(crate) fn map(file: &OpenFile, vma: NewVma<'_>) -> Result {
     if state.is_gone() {
         return Err(ENODEV);
     }
-    let may_write = state.writable(device.header()).is_some_and(|ours| ours.start <= offset && end <= ours.end);
+    let may_write = state
+        .writable(device.header())
+        .is_some_and(|ours| ours.start <= offset && end <= ours.end);
     drop(state);
     if vma.is_writable() && !may_write {
         return Err(EACCES);
@@ -40,8 +42,9 @@ pub(crate) fn map(file: &OpenFile, vma: NewVma<'_>) -> Result {
 
 /// Fills in a page.
 ///
-/// Held by the lock, the device can't go away meanwhile; once it is gone, nothing is filled in any more. The lock comes
-/// after the process's lock of its mappings: whoever holds it must not touch the memory of a process.
+/// Held by the lock, the device can't go away meanwhile; once it is gone, nothing is filled in any
+/// more. The lock comes after the process's lock of its mappings: whoever holds it must not touch
+/// the memory of a process.
 pub(crate) fn fault(file: &OpenFile, fault: &Fault) -> Outcome {
     let state = file.device().state();
     if state.is_gone() {

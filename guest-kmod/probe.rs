@@ -2,9 +2,9 @@
 
 //! A PCI device comes and goes.
 //!
-//! Suspend and resume need no code of ours: for a driver without such callbacks the PCI core disables the device, and
-//! afterwards restores its configuration, message-signalled interrupts and bus mastering. The memory is the host's, and
-//! nothing of it is lost meanwhile.
+//! Suspend and resume need no code of ours: for a driver without such callbacks the PCI core
+//! disables the device, and afterwards restores its configuration, message-signalled interrupts and
+//! bus mastering. The memory is the host's, and nothing of it is lost meanwhile.
 
 use kernel::{device::Core, pci, prelude::*, str::CString, sync::Arc};
 
@@ -28,7 +28,10 @@ kernel::pci_device_table!(
     MODULE_TABLE,
     <Driver as pci::Driver>::IdInfo,
     // Red Hat has lent its number to QEMU's virtual devices.
-    [(pci::DeviceId::from_id(pci::Vendor::REDHAT_QUMRANET, DEVICE as u32), ())]
+    [(
+        pci::DeviceId::from_id(pci::Vendor::REDHAT_QUMRANET, DEVICE as u32),
+        ()
+    )]
 );
 
 const _: () = assert!(pci::Vendor::REDHAT_QUMRANET.as_raw() == VENDOR);
@@ -63,19 +66,32 @@ pub(crate) struct Bound {
 
 impl Bound {
     fn new(pdev: &pci::Device<Core<'_>>) -> Result<Self> {
-        let number = Number::take()
-            .inspect_err(|_| dev_err!(pdev, "no number is free for another device: detach one that is not needed\n"))?;
+        let number = Number::take().inspect_err(|_| {
+            dev_err!(
+                pdev,
+                "no number is free for another device: detach one that is not needed\n"
+            )
+        })?;
         let name = CString::try_from_fmt(fmt!("{NAME}{}", number.get()))?;
 
         let len = pdev.resource_len(MEMORY_BAR)?;
         if len == 0 {
-            dev_info!(pdev, "left alone: it has no memory in BAR {}, so it shows no vmshm region\n", MEMORY_BAR);
+            dev_info!(
+                pdev,
+                "left alone: it has no memory in BAR {}, so it shows no vmshm region\n",
+                MEMORY_BAR
+            );
             return Err(ENODEV);
         }
         let enabled = Enabled::new(pdev)?;
         let memory_bar = request(pdev, MEMORY_BAR)?;
-        let memory = Memory::map(pdev.resource_start(MEMORY_BAR)?, len)
-            .inspect_err(|_| dev_err!(pdev, "cannot map {len} bytes of BAR {}: is memory short?\n", MEMORY_BAR))?;
+        let memory = Memory::map(pdev.resource_start(MEMORY_BAR)?, len).inspect_err(|_| {
+            dev_err!(
+                pdev,
+                "cannot map {len} bytes of BAR {}: is memory short?\n",
+                MEMORY_BAR
+            )
+        })?;
         let header = check(pdev, &memory)?;
 
         let (vectors, registers_bar, registers) = doorbells(pdev)?;
@@ -115,7 +131,8 @@ impl Bound {
         let device = &self.device;
         if let Some(vectors) = &self._vectors {
             for vector in 0..vectors.count() {
-                self.irqs.push(Irq::request(vectors, vector, device.clone())?, GFP_KERNEL)?;
+                self.irqs
+                    .push(Irq::request(vectors, vector, device.clone())?, GFP_KERNEL)?;
             }
         }
         self.registration = Some(Registration::new(device.clone(), pdev)?);
@@ -159,8 +176,12 @@ impl Drop for Bound {
 
 /// Takes a BAR.
 fn request(pdev: &pci::Device, bar: u32) -> Result<Region> {
-    Region::request(pdev, bar, c"vmshm")
-        .inspect_err(|_| dev_err!(pdev, "BAR {bar} is taken by another driver (see /proc/iomem): unbind that one\n"))
+    Region::request(pdev, bar, c"vmshm").inspect_err(|_| {
+        dev_err!(
+            pdev,
+            "BAR {bar} is taken by another driver (see /proc/iomem): unbind that one\n"
+        )
+    })
 }
 
 /// A checked copy of the region's header; `ENODEV` if it is none of ours.
@@ -197,7 +218,9 @@ fn doorbells(pdev: &pci::Device) -> Result<(Option<Vectors>, Option<Region>, Opt
 
 /// By what the host knows this machine.
 fn identity(pdev: &pci::Device, registers: Option<&Registers>) -> Result<Identity> {
-    let Some(registers) = registers else { return Ok(Identity::Uuid) };
+    let Some(registers) = registers else {
+        return Ok(Identity::Uuid);
+    };
     let position = registers.read(REG_IV_POSITION)?;
     // Negative as long as the server has not given one.
     if i32::try_from(position).is_err() {

@@ -8,7 +8,9 @@ use kernel::prelude::*;
 use crate::{
     abi::{
         region::{RegionHeader, SectionEntry, SECTION_FREE},
-        section::{EndpointSlot, SectionLayout, SlotState, STATE_ATTACHING, STATE_GONE, STATE_LIVE},
+        section::{
+            EndpointSlot, SectionLayout, SlotState, STATE_ATTACHING, STATE_GONE, STATE_LIVE,
+        },
     },
     sys::{product_uuid, Memory},
 };
@@ -16,8 +18,8 @@ use crate::{
 /// By what the host knows this machine.
 #[derive(Clone, Copy)]
 pub(crate) enum Identity {
-    /// The number that the ivshmem server gave to the device. The server's numbers grow with each machine that a section
-    /// is given to, by the number of sections.
+    /// The number that the ivshmem server gave to the device. The server's numbers grow with each
+    /// machine that a section is given to, by the number of sections.
     Position(u32),
     /// The UUID in its firmware.
     Uuid,
@@ -36,7 +38,8 @@ pub(crate) struct Section {
 
 /// A copy of a row of the section table, if it makes sense.
 pub(crate) fn entry(memory: &Memory, header: &RegionHeader, number: u32) -> Option<SectionEntry> {
-    // No header that was checked has pages of no bytes; it is said again for the sake of the division in `check`.
+    // No header that was checked has pages of no bytes; it is said again for the sake of the
+    // division in `check`.
     if number >= header.sections || header.page_len == 0 {
         return None;
     }
@@ -60,13 +63,19 @@ impl Section {
         };
         let entry = entry(memory, header, number)?;
         let layout = SectionLayout::new(entry.len, header.sections, header.endpoints)?;
-        Some(Self { number, offset: entry.offset, len: entry.len, layout })
+        Some(Self {
+            number,
+            offset: entry.offset,
+            len: entry.len,
+            layout,
+        })
     }
 
-    /// Notes that the process of slot `slot` has ended, unless it has left in good order; says whether it had to.
+    /// Notes that the process of slot `slot` has ended, unless it has left in good order; says
+    /// whether it had to.
     ///
-    /// The section is written by many processes of this machine at once, so that the note says which life is meant: a
-    /// later one of the same slot is never touched.
+    /// The section is written by many processes of this machine at once, so that the note says
+    /// which life is meant: a later one of the same slot is never touched.
     pub(crate) fn end_life(&self, memory: &Memory, slot: u32) -> Result<bool> {
         if slot >= self.layout.endpoints {
             return Err(EINVAL);
@@ -79,8 +88,19 @@ impl Section {
             return Ok(false);
         }
         // Before the state, so that whoever sees the end knows that it was no leaving.
-        memory.store(slot + offset_of!(EndpointSlot, died) as u64, life.incarnation)?;
-        memory.compare_exchange(state, word, SlotState { state: STATE_GONE, ..life }.pack())
+        memory.store(
+            slot + offset_of!(EndpointSlot, died) as u64,
+            life.incarnation,
+        )?;
+        memory.compare_exchange(
+            state,
+            word,
+            SlotState {
+                state: STATE_GONE,
+                ..life
+            }
+            .pack(),
+        )
     }
 }
 

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! All that is unsafe: thin wrappers over those of the kernel's functions that have no safe face yet.
+//! All that is unsafe: thin wrappers over those of the kernel's functions that have no safe face
+//! yet.
 //!
-//! One file for each kind of thing. Each type says what it promises; nothing here knows what a region is.
+//! One file for each kind of thing. Each type says what it promises; nothing here knows what a
+//! region is.
 
 mod eventfd;
 mod files;
@@ -21,7 +23,7 @@ pub(crate) use irq::{Irq, Vectors};
 pub(crate) use lock::IrqLock;
 pub(crate) use memory::Memory;
 pub(crate) use misc::{attributes, group, show, Attribute, MiscDevice, Page, Registration, Table};
-pub(crate) use pci::{numa_node, Enabled, Registers, Region};
+pub(crate) use pci::{numa_node, Enabled, Region, Registers};
 pub(crate) use smbios::product_uuid;
 pub(crate) use vma::{Fault, Frames, NewVma, Outcome};
 pub(crate) use wait::WaitQueue;

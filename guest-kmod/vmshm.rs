@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `/dev/vmshmN`: the guest driver for vmshm regions, which an ivshmem PCI device shows as its BAR 2.
+//! `/dev/vmshmN`: the guest driver for vmshm regions, which an ivshmem PCI device shows as its BAR
+//! 2.
 //!
-//! A region is memory that several virtual machines share. The driver maps it write-back cached, lets a process write
-//! only the section of its own virtual machine, passes doorbells on, and notes in the section which processes have
-//! ended. What it offers to programs is written down in `abi/src/driver.rs`, what lies in a region in
-//! `abi/src/region.rs` and `abi/src/section.rs`: the same files from which the library and the host's tools are built.
+//! A region is memory that several virtual machines share. The driver maps it write-back cached,
+//! lets a process write only the section of its own virtual machine, passes doorbells on, and notes
+//! in the section which processes have ended. What it offers to programs is written down in
+//! `abi/src/driver.rs`, what lies in a region in `abi/src/region.rs` and `abi/src/section.rs`: the
+//! same files from which the library and the host's tools are built.
 //!
 //! | file | subject |
 //! |---|---|

@@ -2,8 +2,8 @@
 
 //! The file operations, from C to [`OpenFile`].
 //!
-//! An open file's `private_data` is that of an `Arc<OpenFile>`, put there by `open` and taken away by `release`. Between
-//! these the kernel calls all others.
+//! An open file's `private_data` is that of an `Arc<OpenFile>`, put there by `open` and taken away
+//! by `release`. Between these the kernel calls all others.
 
 use core::ptr;
 use kernel::{
@@ -60,8 +60,8 @@ unsafe impl Send for Inode {}
 unsafe impl Sync for Inode {}
 
 impl Inode {
-    /// Takes all pages out of all mappings of all files that were opened through the inode, in whatever process. The next
-    /// access to them faults. May sleep.
+    /// Takes all pages out of all mappings of all files that were opened through the inode, in
+    /// whatever process. The next access to them faults. May sleep.
     pub(crate) fn unmap(&self) {
         // SAFETY: By the type's invariants. A length of 0 means up to the end.
         unsafe { bindings::unmap_mapping_range((*self.0).i_mapping, 0, 0, 1) };
@@ -101,7 +101,8 @@ impl PollTable {
 ///
 /// `open` has succeeded for the file, and `release` is not called as long as `'a`.
 pub(super) unsafe fn opened<'a>(file: *mut bindings::file) -> &'a OpenFile {
-    // SAFETY: By this function's contract, `private_data` is that of an `Arc<OpenFile>`, which lives.
+    // SAFETY: By this function's contract, `private_data` is that of an `Arc<OpenFile>`, which
+    // lives.
     unsafe { &*(*file).private_data.cast::<OpenFile>() }
 }
 
@@ -110,7 +111,8 @@ pub(super) unsafe fn opened<'a>(file: *mut bindings::file) -> &'a OpenFile {
 /// Only called by the kernel, for a new file.
 unsafe extern "C" fn open(inode: *mut bindings::inode, file: *mut bindings::file) -> c_int {
     from_result(|| {
-        // SAFETY: `misc_open` has put the misc device there, and keeps it from going away meanwhile.
+        // SAFETY: `misc_open` has put the misc device there, and keeps it from going away
+        // meanwhile.
         let device = unsafe { misc::device((*file).private_data.cast()) };
         // SAFETY: Valid by this function's contract.
         unsafe { bindings::ihold(inode) };
@@ -177,10 +179,14 @@ unsafe extern "C" fn poll(
 /// # Safety
 ///
 /// Only called by the kernel, for an open file.
-unsafe extern "C" fn ioctl(file: *mut bindings::file, command: c_uint, argument: c_ulong) -> c_long {
+unsafe extern "C" fn ioctl(
+    file: *mut bindings::file,
+    command: c_uint,
+    argument: c_ulong,
+) -> c_long {
     // SAFETY: By this function's contract.
     let opened = unsafe { opened(file) };
-    match opened.ioctl(command, UserPtr::from_addr(argument as usize)) {
+    match opened.ioctl(command, UserPtr::from_addr(argument)) {
         Ok(()) => 0,
         Err(error) => error.to_errno() as c_long,
     }

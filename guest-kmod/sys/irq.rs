@@ -25,9 +25,14 @@ impl Vectors {
     /// Takes all `count` vectors, or none.
     pub(crate) fn allocate(pdev: &pci::Device, count: u32) -> Result<Self> {
         // SAFETY: The device is valid, and enabled by the caller (the call fails otherwise).
-        let got = unsafe { bindings::pci_alloc_irq_vectors(raw(pdev), count, count, bindings::PCI_IRQ_MSIX) };
+        let got = unsafe {
+            bindings::pci_alloc_irq_vectors(raw(pdev), count, count, bindings::PCI_IRQ_MSIX)
+        };
         kernel::error::to_result(got)?;
-        Ok(Self { pdev: pdev.into(), count })
+        Ok(Self {
+            pdev: pdev.into(),
+            count,
+        })
     }
 
     /// Number of vectors.
@@ -38,8 +43,8 @@ impl Vectors {
 
 impl Drop for Vectors {
     fn drop(&mut self) {
-        // SAFETY: They were allocated by `allocate`, and all handlers are freed: the caller holds `Irq`s no longer than
-        // this.
+        // SAFETY: They were allocated by `allocate`, and all handlers are freed: the caller holds
+        // `Irq`s no longer than this.
         unsafe { bindings::pci_free_irq_vectors(raw(&self.pdev)) };
     }
 }
@@ -50,7 +55,8 @@ struct Cookie {
     vector: u32,
 }
 
-/// A handler of one vector, which calls [`Device::rung`]. When this is dropped, the handler has run for the last time.
+/// A handler of one vector, which calls [`Device::rung`]. When this is dropped, the handler has run
+/// for the last time.
 ///
 /// To be dropped before its [`Vectors`].
 pub(crate) struct Irq {
@@ -67,10 +73,17 @@ impl Irq {
         let irq = irq as c_uint;
         let name = device.name().as_char_ptr();
         let cookie = KBox::new(Cookie { device, vector }, GFP_KERNEL)?;
-        // SAFETY: The cookie is in a box of its own, which is freed after `free_irq`. The name lies in the device, which
-        // the cookie holds.
+        // SAFETY: The cookie is in a box of its own, which is freed after `free_irq`. The name lies
+        // in the device, which the cookie holds.
         let error = unsafe {
-            bindings::request_threaded_irq(irq, Some(handle), None, 0, name, ptr::from_ref(&*cookie).cast_mut().cast())
+            bindings::request_threaded_irq(
+                irq,
+                Some(handle),
+                None,
+                0,
+                name,
+                ptr::from_ref(&*cookie).cast_mut().cast(),
+            )
         };
         kernel::error::to_result(error)?;
         Ok(Self { irq, cookie })

@@ -23,7 +23,11 @@ unsafe impl<T: Send> Send for IrqLock<T> {}
 
 impl<T> IrqLock<T> {
     /// A lock; `name` and `key` are for lockdep.
-    pub(crate) fn new(data: T, name: &'static CStr, key: Pin<&'static LockClassKey>) -> impl PinInit<Self> {
+    pub(crate) fn new(
+        data: T,
+        name: &'static CStr,
+        key: Pin<&'static LockClassKey>,
+    ) -> impl PinInit<Self> {
         pin_init!(Self {
             // SAFETY: `slot` is where the lock will stay; `name` and `key` live for ever.
             lock <- Opaque::ffi_init(|slot| unsafe {
@@ -40,7 +44,8 @@ impl<T> IrqLock<T> {
         let flags = unsafe { bindings::_raw_spin_lock_irqsave(self.lock.get().cast()) };
         #[cfg(CONFIG_PREEMPT_RT)]
         let flags = {
-            // SAFETY: The lock is initialised. With this option handlers run in threads, and such a lock sleeps.
+            // SAFETY: The lock is initialised. With this option handlers run in threads, and such a
+            // lock sleeps.
             unsafe { bindings::spin_lock(self.lock.get()) };
             0
         };
@@ -48,7 +53,8 @@ impl<T> IrqLock<T> {
     }
 }
 
-/// The right to the data of an [`IrqLock`]. To be dropped soon, on the same processor, without sleeping.
+/// The right to the data of an [`IrqLock`]. To be dropped soon, on the same processor, without
+/// sleeping.
 pub(crate) struct IrqGuard<'a, T> {
     lock: &'a IrqLock<T>,
     #[cfg_attr(CONFIG_PREEMPT_RT, allow(dead_code))]

@@ -4,7 +4,10 @@
 
 use core::{cell::UnsafeCell, fmt, ptr};
 use kernel::{
-    bindings, container_of, page::PAGE_SIZE, pci, prelude::*,
+    bindings, container_of,
+    page::PAGE_SIZE,
+    pci,
+    prelude::*,
     sync::{
         atomic::{Atomic, Full},
         Arc, ArcBorrow,
@@ -32,11 +35,15 @@ unsafe impl Sync for MiscDevice {}
 impl MiscDevice {
     /// Not registered yet.
     pub(crate) fn new() -> impl PinInit<Self> {
-        pin_init!(Self { raw: Opaque::zeroed(), used: Atomic::new(0) })
+        pin_init!(Self {
+            raw: Opaque::zeroed(),
+            used: Atomic::new(0)
+        })
     }
 }
 
-/// `/dev/vmshmN` is there while this lives. Those who have opened it keep the [`Device`] beyond that.
+/// `/dev/vmshmN` is there while this lives. Those who have opened it keep the [`Device`] beyond
+/// that.
 pub(crate) struct Registration(Arc<Device>);
 
 impl Registration {
@@ -46,8 +53,8 @@ impl Registration {
             return Err(EBUSY);
         }
         let misc = device.misc.raw.get();
-        // SAFETY: Nobody else knows the structure, since it was never registered. The name lies in the device; operations
-        // and groups are static.
+        // SAFETY: Nobody else knows the structure, since it was never registered. The name lies in
+        // the device; operations and groups are static.
         unsafe {
             misc.write(bindings::miscdevice {
                 minor: bindings::MISC_DYNAMIC_MINOR as c_int,
@@ -60,7 +67,8 @@ impl Registration {
                 ..Default::default()
             })
         };
-        // SAFETY: Filled in above, pinned in its `Arc`, which the new registration holds until `misc_deregister`.
+        // SAFETY: Filled in above, pinned in its `Arc`, which the new registration holds until
+        // `misc_deregister`.
         kernel::error::to_result(unsafe { bindings::misc_register(misc) })?;
         Ok(Self(device))
     }
@@ -68,7 +76,8 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        // SAFETY: Registered by `new`. Waits for `open`s and attribute reads that run; there are no new ones after it.
+        // SAFETY: Registered by `new`. Waits for `open`s and attribute reads that run; there are no
+        // new ones after it.
         unsafe { bindings::misc_deregister(self.0.misc.raw.get()) };
     }
 }
@@ -110,8 +119,8 @@ impl fmt::Write for Page {
 ///
 /// # Safety
 ///
-/// `dev` is the device that `misc_register` made of a [`Registration`], which is kept from going away, and `buffer` a page,
-/// as sysfs gives them to a `show` function.
+/// `dev` is the device that `misc_register` made of a [`Registration`], which is kept from going
+/// away, and `buffer` a page, as sysfs gives them to a `show` function.
 pub(crate) unsafe fn show(
     dev: *mut bindings::device,
     buffer: *mut c_char,
@@ -121,13 +130,20 @@ pub(crate) unsafe fn show(
     let misc = unsafe { bindings::dev_get_drvdata(dev) };
     // SAFETY: Removal of the attributes, in `misc_deregister`, waits until nobody shows them.
     let device = unsafe { device(misc.cast()) };
-    let mut page = Page { buffer: buffer.cast(), used: 0 };
+    let mut page = Page {
+        buffer: buffer.cast(),
+        used: 0,
+    };
     // It fails only where the page is full.
     let _ = write(&device, &mut page);
     page.used as isize
 }
 
-type Show = unsafe extern "C" fn(*mut bindings::device, *mut bindings::device_attribute, *mut c_char) -> isize;
+type Show = unsafe extern "C" fn(
+    *mut bindings::device,
+    *mut bindings::device_attribute,
+    *mut c_char,
+) -> isize;
 
 /// A read-only attribute.
 #[repr(transparent)]

@@ -14,7 +14,8 @@ pub(super) fn raw(pdev: &pci::Device) -> *mut bindings::pci_dev {
 pub(crate) struct Enabled(ARef<pci::Device>);
 
 impl Enabled {
-    /// Enables memory decoding, and bus mastering, without which a device can't send message-signalled interrupts.
+    /// Enables memory decoding, and bus mastering, without which a device can't send
+    /// message-signalled interrupts.
     pub(crate) fn new(pdev: &pci::Device<Core<'_>>) -> Result<Self> {
         pdev.enable_device_mem()?;
         let enabled = Self(pdev.into());
@@ -45,13 +46,17 @@ impl Region {
         // SAFETY: The device is valid; `name` lives for ever.
         let error = unsafe { bindings::pci_request_region(raw(pdev), bar, name.as_char_ptr()) };
         kernel::error::to_result(error)?;
-        Ok(Self { pdev: pdev.into(), bar })
+        Ok(Self {
+            pdev: pdev.into(),
+            bar,
+        })
     }
 }
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // SAFETY: The device is valid while we hold a reference, and the BAR was taken by `request`.
+        // SAFETY: The device is valid while we hold a reference, and the BAR was taken by
+        // `request`.
         unsafe { bindings::pci_release_region(raw(&self.pdev), self.bar) };
     }
 }
@@ -82,7 +87,11 @@ impl Registers {
             return Err(ENOMEM);
         }
         // INVARIANT: `pci_iomap` with a limit of 0 maps the whole BAR.
-        Ok(Self { pdev: pdev.into(), base, len })
+        Ok(Self {
+            pdev: pdev.into(),
+            base,
+            len,
+        })
     }
 
     fn at(&self, offset: u64) -> Result<*mut c_void> {
@@ -95,11 +104,13 @@ impl Registers {
     /// Reads a register of 32 bits.
     pub(crate) fn read(&self, offset: u64) -> Result<u32> {
         let register = self.at(offset)?;
-        // SAFETY: `at` has checked that it lies within the mapping, which is valid by the type's invariants.
+        // SAFETY: `at` has checked that it lies within the mapping, which is valid by the type's
+        // invariants.
         Ok(unsafe { bindings::readl(register) })
     }
 
-    /// Writes a register of 32 bits. All memory that was written before is seen by others before this is.
+    /// Writes a register of 32 bits. All memory that was written before is seen by others before
+    /// this is.
     pub(crate) fn write(&self, offset: u64, value: u32) -> Result {
         let register = self.at(offset)?;
         // SAFETY: As in `read`.
@@ -118,7 +129,8 @@ impl Drop for Registers {
 /// The NUMA node of this machine that the device is near to, or -1.
 pub(crate) fn numa_node(pdev: &pci::Device) -> i32 {
     #[cfg(CONFIG_NUMA)]
-    // SAFETY: The device is valid; the number only changes by an administrator's hand, and nothing depends on it.
+    // SAFETY: The device is valid; the number only changes by an administrator's hand, and nothing
+    // depends on it.
     return unsafe { (&raw const (*raw(pdev)).dev.numa_node).read_volatile() };
     #[cfg(not(CONFIG_NUMA))]
     {

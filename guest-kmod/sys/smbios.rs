@@ -9,7 +9,8 @@ extern "C" {
     fn dmi_get_system_info(field: c_int) -> *const c_char;
 }
 
-/// `DMI_PRODUCT_UUID` of `enum dmi_field`. Were it to change, another text would be found, which is no UUID.
+/// `DMI_PRODUCT_UUID` of `enum dmi_field`. Were it to change, another text would be found, which is
+/// no UUID.
 const PRODUCT_UUID: c_int = 10;
 
 /// The machine's UUID as text, if its firmware tells one.

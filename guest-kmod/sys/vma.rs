@@ -28,7 +28,10 @@ impl Frames {
     /// Those of a BAR that the caller has mapped.
     pub(crate) fn of(memory: &Memory) -> Self {
         // INVARIANT: `Memory` is a BAR.
-        Self { first: memory.first_frame(), count: memory.len() >> PAGE_SHIFT }
+        Self {
+            first: memory.first_frame(),
+            count: memory.len() >> PAGE_SHIFT,
+        }
     }
 }
 
@@ -48,7 +51,10 @@ impl<'a> NewVma<'a> {
     /// `vma` was given to the operation `mmap` of [`super::files`], which lasts as long as `'a`.
     pub(super) unsafe fn from_raw(vma: *mut bindings::vm_area_struct) -> Self {
         // INVARIANT: By this function's contract.
-        Self { vma, lifetime: PhantomData }
+        Self {
+            vma,
+            lifetime: PhantomData,
+        }
     }
 
     fn vma(&self) -> &VmaNew {
@@ -70,8 +76,10 @@ impl<'a> NewVma<'a> {
 
     /// Whether what is written is to be seen by others (`MAP_SHARED`).
     pub(crate) fn is_shared(&self) -> bool {
-        // The other flag, `SHARED`, is absent where the file was opened for reading only.
-        self.vma().flags() & flags::MAYSHARE != 0
+        // From `linux/mm.h`; what the kernel's Rust bindings call by this name is another flag
+        // (`VM_MAYEXEC`). And `VM_SHARED` is absent where the file was opened for reading only.
+        const VM_MAYSHARE: usize = 0x80;
+        self.vma().flags() & VM_MAYSHARE != 0
     }
 
     /// Whether it is to be written.
@@ -84,13 +92,14 @@ impl<'a> NewVma<'a> {
         self.vma().executable()
     }
 
-    /// Makes it a mapping of page frames, which faults fill in by [`mmap::fault`]. Never to be executable, and never to be
-    /// made writable later unless `may_write`.
+    /// Makes it a mapping of page frames, which faults fill in by [`mmap::fault`]. Never to be
+    /// executable, and never to be made writable later unless `may_write`.
     ///
     /// `EINVAL` if it is not shared.
     pub(crate) fn finish(self, may_write: bool) -> Result {
         if !self.is_shared() {
-            // A private copy of a page frame can't be had; the kernel stops on faults that ask for one.
+            // A private copy of a page frame can't be had; the kernel stops on faults that ask for
+            // one.
             return Err(EINVAL);
         }
         let vma = self.vma();
@@ -101,8 +110,8 @@ impl<'a> NewVma<'a> {
         vma.set_io();
         vma.set_dontexpand();
         vma.set_dontdump();
-        // SAFETY: Nobody else knows the mapping yet. It is shared, as a mapping of page frames has to be, and has no
-        // pages. The operations are static.
+        // SAFETY: Nobody else knows the mapping yet. It is shared, as a mapping of page frames has
+        // to be, and has no pages. The operations are static.
         unsafe {
             (*self.vma).__bindgen_anon_2.vm_flags |= flags::PFNMAP;
             (*self.vma).vm_ops = &OPERATIONS.0;
@@ -146,13 +155,16 @@ pub(crate) struct Fault {
 
 impl Fault {
     /// A page of 2^`LARGE` small ones: one entry of the second level of the page table.
+    #[cfg(CONFIG_ARCH_SUPPORTS_PMD_PFNMAP)]
     const LARGE: u32 = PAGE_SHIFT as u32 - 3;
     /// One entry of the third level.
-    const GIANT: u32 = 2 * Self::LARGE;
+    const GIANT: u32 = 2 * (PAGE_SHIFT as u32 - 3);
 
-    /// Maps the page that is asked for, of the size that is asked for, from `frames`: file offset 0 is the first of them.
+    /// Maps the page that is asked for, of the size that is asked for, from `frames`: file offset 0
+    /// is the first of them.
     ///
-    /// The caller sees to it that the memory exists, and takes all mappings away before it ceases to.
+    /// The caller sees to it that the memory exists, and takes all mappings away before it ceases
+    /// to.
     pub(crate) fn insert(&self, frames: Frames) -> Outcome {
         // SAFETY: By the type's invariants.
         let (fault, vma) = unsafe {
@@ -162,46 +174,84 @@ impl Fault {
         // SAFETY: As above.
         let (start, end, first) = unsafe {
             let range = (*vma).__bindgen_anon_1.__bindgen_anon_1;
-            (range.vm_start as u64, range.vm_end as u64, (*vma).vm_pgoff as u64)
+            (
+                range.vm_start as u64,
+                range.vm_end as u64,
+                (*vma).vm_pgoff as u64,
+            )
         };
 
         let pages = 1u64 << self.order;
         let bytes = pages << PAGE_SHIFT;
         let address = fault.address as u64 & !(bytes - 1);
-        // The whole page has to lie in the mapping; all of it, since the rest may have been unmapped or protected.
+        // The whole page has to lie in the mapping; all of it, since the rest may have been
+        // unmapped or protected.
         if address < start || end - address < bytes {
             return Outcome::FALLBACK;
         }
         let page = first + ((address - start) >> PAGE_SHIFT);
         if page.checked_add(pages).is_none_or(|end| end > frames.count) {
-            return if self.order == 0 { Outcome::SIGBUS } else { Outcome::FALLBACK };
+            return if self.order == 0 {
+                Outcome::SIGBUS
+            } else {
+                Outcome::FALLBACK
+            };
         }
         let frame = frames.first + page;
         if frame % pages != 0 {
             return Outcome::FALLBACK;
         }
 
-        // SAFETY: By the type's invariants.
-        #[allow(unused_variables)]
-        let write = unsafe { (*self.vmf).flags } & bindings::fault_flag_FAULT_FLAG_WRITE != 0;
-        match self.order {
-            // SAFETY: The mapping is one of page frames, shared, and covers the address; the frame is one of a BAR.
-            0 => Outcome(unsafe { bindings::vmf_insert_pfn(vma, address as usize, frame as usize) }),
-            #[cfg(CONFIG_ARCH_SUPPORTS_PMD_PFNMAP)]
-            // SAFETY: As above; it covers the whole large page, and the frame is aligned to one.
-            Self::LARGE => Outcome(unsafe { bindings::vmf_insert_pfn_pmd(self.vmf, frame as usize, write) }),
-            #[cfg(CONFIG_ARCH_SUPPORTS_PUD_PFNMAP)]
-            // SAFETY: As above.
-            Self::GIANT => Outcome(unsafe { bindings::vmf_insert_pfn_pud(self.vmf, frame as usize, write) }),
-            _ => Outcome::FALLBACK,
+        self.insert_frame(vma, address as usize, frame as usize)
+    }
+
+    /// Maps one page. `insert` has checked that `vma` is the mapping that was touched and covers
+    /// the whole page at `address`, and that `frame` and those that follow are of a BAR and aligned
+    /// to the page.
+    fn insert_frame(
+        &self,
+        vma: *mut bindings::vm_area_struct,
+        address: usize,
+        frame: usize,
+    ) -> Outcome {
+        #[cfg(CONFIG_ARCH_SUPPORTS_PMD_PFNMAP)]
+        if self.order == Self::LARGE {
+            // SAFETY: The mapping is one of page frames and shared, by the type's invariants. It
+            // covers the page.
+            return Outcome(unsafe {
+                bindings::vmf_insert_pfn_pmd(self.vmf, frame, self.writes())
+            });
         }
+        #[cfg(CONFIG_ARCH_SUPPORTS_PUD_PFNMAP)]
+        if self.order == Self::GIANT {
+            // SAFETY: As above.
+            return Outcome(unsafe {
+                bindings::vmf_insert_pfn_pud(self.vmf, frame, self.writes())
+            });
+        }
+        if self.order == 0 {
+            // SAFETY: As above.
+            return Outcome(unsafe { bindings::vmf_insert_pfn(vma, address, frame) });
+        }
+        Outcome::FALLBACK
+    }
+
+    /// Whether the page was touched to write it.
+    #[cfg(any(CONFIG_ARCH_SUPPORTS_PMD_PFNMAP, CONFIG_ARCH_SUPPORTS_PUD_PFNMAP))]
+    fn writes(&self) -> bool {
+        // SAFETY: By the type's invariants.
+        let flags = unsafe { (*self.vmf).flags };
+        flags & bindings::fault_flag_FAULT_FLAG_WRITE != 0
     }
 }
 
 /// # Safety
 ///
 /// Only called by the kernel, for a mapping that has [`OPERATIONS`].
-unsafe extern "C" fn huge_fault(vmf: *mut bindings::vm_fault, order: c_uint) -> bindings::vm_fault_t {
+unsafe extern "C" fn huge_fault(
+    vmf: *mut bindings::vm_fault,
+    order: c_uint,
+) -> bindings::vm_fault_t {
     if order > Fault::GIANT {
         return Outcome::FALLBACK.0;
     }

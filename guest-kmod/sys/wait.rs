@@ -8,8 +8,8 @@ use super::PollTable;
 
 /// Those who wait in `poll`, `select` or `epoll` for one open file.
 ///
-/// It is part of what belongs to an open file and is freed in `release`: all of them have let go of it by then, since
-/// they hold the file (`epoll` is told of its end before).
+/// It is part of what belongs to an open file and is freed in `release`: all of them have let go of
+/// it by then, since they hold the file (`epoll` is told of its end before).
 #[pin_data]
 pub(crate) struct WaitQueue {
     #[pin]
@@ -32,17 +32,27 @@ impl WaitQueue {
         })
     }
 
-    /// Has whoever calls `poll` woken by the next [`WaitQueue::wake`]. To be called before looking at what is waited for.
+    /// Has whoever calls `poll` woken by the next [`WaitQueue::wake`]. To be called before looking
+    /// at what is waited for.
     pub(crate) fn register(&self, table: &PollTable) {
-        // SAFETY: File and table are valid by the invariants of `PollTable`. The queue outlives the file, see above.
+        // SAFETY: File and table are valid by the invariants of `PollTable`. The queue outlives the
+        // file, see above.
         unsafe { bindings::poll_wait(table.file(), self.head.get(), table.table()) };
     }
 
-    /// Wakes all, saying that `events` have come. To be called after what they wait for was written. Never sleeps.
+    /// Wakes all, saying that `events` have come. To be called after what they wait for was
+    /// written. Never sleeps.
     pub(crate) fn wake(&self, events: u32) {
         // From `linux/sched.h`: TASK_INTERRUPTIBLE | TASK_UNINTERRUPTIBLE.
         const TASK_NORMAL: c_uint = 3;
         // SAFETY: The queue is initialised. The key is a number, by convention.
-        unsafe { bindings::__wake_up(self.head.get(), TASK_NORMAL, 0, events as usize as *mut c_void) };
+        unsafe {
+            bindings::__wake_up(
+                self.head.get(),
+                TASK_NORMAL,
+                0,
+                events as usize as *mut c_void,
+            )
+        };
     }
 }
