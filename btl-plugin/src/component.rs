@@ -7,7 +7,7 @@ use std::ptr;
 use std::time::Duration;
 
 use vmshm_transport::attach::{self, Options};
-use vmshm_transport::{Event, Inbox, MAX_INLINE, Peer, PeerError};
+use vmshm_transport::{Event, Inbox, MAX_INLINE, Memory, Peer};
 
 use crate::descriptor::Descriptor;
 use crate::fabric::{FABRIC, Fabric, Held};
@@ -415,14 +415,17 @@ fn reject(fabric: &mut Held, peer: Peer, tag: u8) {
 
 /// Reports the loss of a peer, once, if it matters.
 pub fn report(fabric: &mut Held, peer: Peer) {
-    let Some(open) = fabric.as_mut() else { return };
-    let Some(loss) = open.loss(peer) else { return };
-    let device = open.endpoint.source().path();
+    let Some(loss) = fabric.as_mut().and_then(|fabric| fabric.loss(peer)) else { return };
+    report_lost_device(fabric);
     Held::unlocked(fabric, || {
-        if loss.why == PeerError::DeviceLost {
-            help::show(Topic::DeviceLost, &format!("{} is gone.", device.display()));
-        }
         // SAFETY: Open MPI's process lives until del_procs.
         unsafe { module::report(Some(loss.proc), &loss.why.to_string()) }
     });
+}
+
+/// Reports the loss of the device, if it is lost.
+pub fn report_lost_device(fabric: &mut Held) {
+    let Some(open) = fabric.as_ref().filter(|fabric| fabric.endpoint.memory().is_lost()) else { return };
+    let device = open.endpoint.source().path();
+    Held::unlocked(fabric, || help::show(Topic::DeviceLost, &format!("{} is gone.", device.display())));
 }

@@ -172,6 +172,7 @@ unsafe fn meet(proc: *mut opal_proc_t) -> Option<Peer> {
             // SAFETY: as above.
             let who = unsafe { ompi::describe(proc) };
             let message = format!("{who} is not reached this way: {error}.");
+            component::report_lost_device(&mut FABRIC.lock());
             if matches!(error, ConnectError::Gone) {
                 help::verbose(&message);
             } else {
