@@ -1,9 +1,10 @@
 #!/bin/sh
-# Runs a command as root inside another root directory; `unshare --mount` starts it, so that its mounts end with it.
-# $1: the root directory. Then pairs: a directory, and where the command shall see it. Then `--` and the command.
+# Runs a command inside another root directory; `unshare --mount` starts it as root, so that its mounts end with it.
+# $1: the root directory. $2: USER:GROUP for the command. Then pairs: a directory, and where the command shall see it.
+# Then `--` and the command.
 set -eu
-root=$1
-shift
+root=$1 user=$2
+shift 2
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
 mount -t tmpfs tmpfs "$root/tmp"
@@ -13,4 +14,4 @@ while [ "$1" != -- ]; do
     shift 2
 done
 shift
-exec chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 "$@"
+exec chroot --userspec="$user" "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp LANG=C.UTF-8 "$@"

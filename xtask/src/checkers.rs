@@ -1,4 +1,4 @@
-//! Steps that check the source and its unit tests: format, lints, tests, models, sanitizers.
+//! Steps that check the source and its unit tests: format, lints, the driver's build, tests, models, sanitizers.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
+use crate::kmod;
 use crate::process::{self, Running, last_lines};
 use crate::tally::{Count, Tally};
 use crate::workspace::{Workspace, cargo};
@@ -26,6 +27,11 @@ pub fn steps(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
         command.args(["clippy", "--workspace", "--all-targets", "--color=never", "--", "-D", "warnings"]);
         process::run(command, "cargo clippy", &logs.join("clippy.log"), LIMIT)?;
         Ok(Count::one())
+    })?;
+    tally.step("driver-source", |logs| {
+        let built = kmod::check(workspace, &kmod::Options::default(), logs)?;
+        let releases: Vec<&str> = built.iter().map(|module| module.release.as_str()).collect();
+        Ok(Count { passed: built.len(), note: format!("for {}", releases.join(" and ")), ..Count::default() })
     })?;
     tally.step("unit-tests", |logs| {
         // Optimised: the dependencies are shared with the programs that the later steps run.

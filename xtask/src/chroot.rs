@@ -55,7 +55,7 @@ impl Chroot {
     /// Returns the root directory with the newest tools of the index, making it first if the cache has none.
     pub fn ensure(workspace: &Workspace, index: &Index, log_dir: &Path) -> Result<Self> {
         let tools = index.candidates(PACKAGES)?;
-        let key = cache::key(tools.iter().map(String::as_str).chain(LEFT_OUT.iter().copied()).chain([ENTER]));
+        let key = cache::key(tools.iter().map(String::as_str).chain(LEFT_OUT.iter().copied()));
         let dir = cache::ensure(
             &workspace.cache,
             &format!("kernel-tools-{}-{key}", index.suite),
@@ -79,10 +79,13 @@ impl Chroot {
         Ok(Self { root: dir.join("root"), key })
     }
 
-    /// A command that runs as root in the chroot and sees `mounts`: a directory of this machine, and its place there.
+    /// A command that runs in the chroot and sees `mounts`: a directory of this machine, and its place there.
+    ///
+    /// It runs as the user of this program, so that what it makes belongs to that user; only its start needs root.
     pub fn command(&self, mounts: &[(&Path, &str)], program: &str) -> Command {
         let mut command = packages::as_root("unshare");
         command.args(["--mount", "sh", "-c", ENTER, "enter"]).arg(&self.root);
+        command.arg(format!("{}:{}", nix::unistd::getuid(), nix::unistd::getgid()));
         for (from, to) in mounts {
             command.arg(from).arg(to);
         }

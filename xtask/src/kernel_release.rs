@@ -83,14 +83,21 @@ impl KernelRelease {
         }
     }
 
-    /// The kernel of the test guests: the first of [`SERIES`] that there is.
-    pub fn stock(index: &Index) -> Result<Self> {
+    /// The newest kernel of each of [`SERIES`] that there is.
+    pub fn all(index: &Index) -> Result<Vec<Self>> {
+        let mut found = Vec::new();
         for series in SERIES {
-            if let Some(found) = Self::newest(index, series)? {
-                return Ok(found);
-            }
+            found.extend(Self::newest(index, series)?);
         }
-        Self::of(index, SERIES[0])
+        if found.is_empty() {
+            Self::of(index, SERIES[0])?;
+        }
+        Ok(found)
+    }
+
+    /// The kernel of the test guests: the first of [`KernelRelease::all`].
+    pub fn stock(index: &Index) -> Result<Self> {
+        Ok(Self::all(index)?.swap_remove(0))
     }
 }
 

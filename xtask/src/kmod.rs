@@ -21,7 +21,7 @@ const DRIVER: &str = "guest-kmod";
 const LIMIT: Duration = Duration::from_secs(600);
 
 /// What to build the driver for.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct Options {
     /// Build for this kernel series only, as 7.2, instead of all that the driver is written for
     #[arg(long, value_name = "SERIES", value_parser = SERIES.to_vec())]
@@ -37,31 +37,23 @@ pub struct Module {
     pub file: PathBuf,
 }
 
-/// Builds the driver for each wanted kernel, with rustfmt and clippy as the kernel wants them; true if all is clean.
-pub fn run(workspace: &Workspace, options: &Options, log_dir: &Path) -> Result<bool> {
+/// Builds the driver for each wanted kernel, after rustfmt and clippy found it as kernel code should be.
+///
+/// A series that Debian does not have any more, or not yet, is left out, unless it was asked for by name.
+pub fn check(workspace: &Workspace, options: &Options, log_dir: &Path) -> Result<Vec<Module>> {
     let index = Index::shared(workspace, SUITE, log_dir)?;
     let releases = match &options.kernel {
         Some(series) => vec![KernelRelease::of(index, series)?],
-        None => {
-            let mut found = vec![KernelRelease::stock(index)?];
-            for series in SERIES {
-                match KernelRelease::newest(index, series)? {
-                    Some(release) if found.contains(&release) => {}
-                    Some(release) => found.push(release),
-                    None => println!("There is no Linux {series} in {SUITE}-backports (any more); left out."),
-                }
-            }
-            found
-        }
+        None => KernelRelease::all(index)?,
     };
+    let mut modules = Vec::new();
     for release in &releases {
         let tree = tree(workspace, index, release, log_dir)?;
         check_format(workspace, &tree, log_dir)?;
-        let module = build(workspace, &tree, release, log_dir)?;
         clippy(workspace, &tree, release, log_dir)?;
-        println!("{}", module.file.display());
+        modules.push(build(workspace, &tree, release, log_dir)?);
     }
-    Ok(true)
+    Ok(modules)
 }
 
 /// Builds the driver for the kernel that [`crate::kernel::stock`] returns.

@@ -151,7 +151,10 @@ fn run(task: Task) -> Result<bool> {
         Task::Kmod(options) => {
             let logs = workspace.target.join("kmod/logs");
             packages::ensure(&[packages::KERNEL], &logs)?;
-            kmod::run(&workspace, &options, &logs)
+            for module in kmod::check(&workspace, &options, &logs)? {
+                println!("{}", module.file.display());
+            }
+            Ok(true)
         }
     }
 }
