@@ -87,3 +87,53 @@ unsafe extern "C" fn hear(
     // It may be what a sleeping thread waits for.
     sleep::rouse();
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    /// A tag that no other test uses.
+    const TAG: u8 = 0xe7;
+
+    static DELIVERED: AtomicUsize = AtomicUsize::new(0);
+
+    unsafe extern "C" fn take(
+        _: *mut mca_btl_base_module_t,
+        tag: u8,
+        _: *mut mca_btl_base_descriptor_t,
+        data: *mut c_void,
+    ) {
+        assert_eq!((tag, data.addr()), (TAG, 5));
+        DELIVERED.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Delivers as any transport does: what is in the table is called.
+    fn deliver() {
+        let callback = row(TAG.into()).load(Ordering::Relaxed);
+        // SAFETY: the row holds `take` or `hear`.
+        unsafe {
+            let callback = std::mem::transmute::<*mut c_void, mca_btl_base_module_recv_cb_fn_t>(callback);
+            callback.unwrap()(ptr::null_mut(), TAG, ptr::null_mut(), ptr::without_provenance_mut(5));
+        }
+    }
+
+    #[test]
+    fn messages_are_counted_and_still_delivered() {
+        let take: unsafe extern "C" fn(_, _, _, _) = take;
+        row(TAG.into()).store(take as *mut c_void, Ordering::Relaxed);
+        deliver();
+        listen();
+        listen();
+        let before = count();
+        deliver();
+        assert_ne!(count(), before);
+        assert_eq!(DELIVERED.load(Ordering::Relaxed), 2);
+        stop();
+        assert_eq!(row(TAG.into()).load(Ordering::Relaxed), take as *mut c_void);
+        deliver();
+        assert_eq!(DELIVERED.load(Ordering::Relaxed), 3);
+        row(TAG.into()).store(ptr::null_mut(), Ordering::Relaxed);
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-/// Polls in vain between two looks at the clock, while spinning.
+/// Most polls in vain between two looks at the clock, while spinning.
 const POLLS: u32 = 1024;
 
 /// The first sleep, and the last: whatever else the process waits for gets its turn in between.
@@ -29,6 +29,8 @@ pub struct Idle {
     sleep_after: Duration,
     /// Polls in vain since the last look at the clock.
     polls: u32,
+    /// How many it takes to the next look. Fewer where Open MPI calls us seldom, or other transports take their time.
+    pace: u32,
     /// The last look at the clock; none since something came.
     looked: Option<Instant>,
     /// Time spent waiting, as far as the looks tell.
@@ -39,7 +41,7 @@ pub struct Idle {
 impl Idle {
     /// Sleeps after so long a wait.
     pub fn new(sleep_after: Duration) -> Self {
-        Self { sleep_after, polls: 0, looked: None, waited: Duration::ZERO, next: SHORTEST }
+        Self { sleep_after, polls: 0, pace: POLLS, looked: None, waited: Duration::ZERO, next: SHORTEST }
     }
 
     /// Something came.
@@ -55,7 +57,7 @@ impl Idle {
     #[inline]
     pub fn poll(&mut self, clock: impl FnOnce() -> Instant) -> Rest {
         self.polls += 1;
-        if self.polls < POLLS && self.waited < self.sleep_after / 2 {
+        if self.polls < self.pace && self.waited < self.sleep_after / 2 {
             return Rest::Spin;
         }
         self.look(clock())
@@ -69,6 +71,11 @@ impl Idle {
                 // Back from a computation: the next message may be close again.
                 self.end();
                 return Rest::Spin;
+            }
+            if step > self.sleep_after / 4 {
+                self.pace = (self.pace / 2).max(1);
+            } else if step < self.sleep_after / 16 {
+                self.pace = (self.pace * 2).min(POLLS);
             }
             // Some of a long step may have been computation, or another process's turn.
             self.waited += step.min(self.sleep_after / 4);
@@ -120,8 +127,8 @@ mod tests {
     fn it_spins_then_yields_then_sleeps() {
         let (mut idle, mut now) = (Idle::new(AFTER), Instant::now());
         let (spun, rest) = polls_while(&mut idle, &mut now, Rest::Spin);
-        // Three looks at the clock: two steps of a quarter each.
-        assert_eq!((spun, rest), (3 * POLLS, Rest::Yield));
+        // Three looks at the clock: two steps of a quarter each, the second of half as many polls.
+        assert_eq!((spun, rest), (POLLS + POLLS + POLLS / 2, Rest::Yield));
         let (yielded, rest) = polls_while(&mut idle, &mut now, Rest::Yield);
         assert_eq!((yielded, rest), (50, Rest::Sleep(SHORTEST)));
     }
@@ -138,6 +145,24 @@ mod tests {
             assert_eq!(rest, Rest::Spin);
         }
         assert_eq!(looks, 10);
+    }
+
+    #[test]
+    fn slow_polls_make_it_look_at_the_clock_more_often() {
+        let (mut idle, mut now) = (Idle::new(AFTER), Instant::now());
+        let mut spins = Vec::new();
+        for _ in 0..8 {
+            let mut spun = 0;
+            while idle.poll(|| now) == Rest::Spin {
+                now += Duration::from_micros(20);
+                spun += 1;
+            }
+            spins.push(spun);
+            idle.end();
+        }
+        assert!(spins.is_sorted_by(|a, b| a >= b), "{spins:?}");
+        // Half of the time to the first sleep, as it should be.
+        assert!(spins[7] <= 5, "{spins:?}");
     }
 
     #[test]
