@@ -12,7 +12,7 @@ use kernel::{
 };
 
 use crate::{
-    abi::region::RegionHeader,
+    abi::region::{RegionHeader, MAX_ENDPOINTS},
     doorbell::Listener,
     file::OpenFile,
     section::{Identity, Section},
@@ -53,6 +53,9 @@ pub(crate) struct Device {
     #[pin]
     pub(crate) misc: MiscDevice,
 }
+
+/// Most files that can be open at a time. Each interrupt looks at all of them.
+const MAX_FILES: usize = 4 * MAX_ENDPOINTS as usize;
 
 /// What changes, under a lock that comes after the lock of a process's mappings.
 pub(crate) struct State {
@@ -223,6 +226,9 @@ impl Device {
         if state.gone {
             return Err(ENODEV);
         }
+        if state.files.len() >= MAX_FILES {
+            return Err(ENFILE);
+        }
         state.files.push(
             Entry {
                 file: file.clone(),
@@ -285,6 +291,7 @@ impl Device {
             entry.file.unmap();
         }
         // Nobody can write the section any more, so that the lives in it have ended.
+        let files = state.files.len();
         let mut died = false;
         for index in 0..state.files.len() {
             let claim = state
@@ -298,6 +305,13 @@ impl Device {
             self.tell_all();
         }
         self.hang_up();
+        if files != 0 {
+            dev_warn!(
+                self.pdev,
+                "/dev/{} was taken from {files} open files: their processes get SIGBUS and ENODEV\n",
+                self.name()
+            );
+        }
     }
 }
 

@@ -77,17 +77,17 @@ impl Device {
         for vector in 0..vectors {
             self.rung(vector);
         }
-        let _ = self.bars.try_access_with(|bars| {
-            for number in 0..self.header().sections {
-                let Some(machine) = self.machine(bars, number) else {
-                    continue;
-                };
+        for number in 0..self.header().sections {
+            // One at a time, since nobody can sleep meanwhile.
+            let _ = self.bars.try_access_with(|bars| {
+                let machine = self.machine(bars, number)?;
                 for vector in 0..vectors {
                     // Whoever can't be told looks by itself, if later.
                     let _ = ring_machine(bars, machine, vector);
                 }
-            }
-        });
+                Some(())
+            });
+        }
     }
 
     /// Rings an endpoint. Errors as for `RING`.

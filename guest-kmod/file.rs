@@ -126,6 +126,8 @@ impl OpenFile {
     }
 
     /// Gives the number of rings since the last time, eight bytes; never blocks.
+    ///
+    /// Rings that come from another machine at once may be one interrupt, and count as one.
     pub(crate) fn read(&self, to: &mut UserSliceWriter) -> Result<usize> {
         if self.device.state().is_gone() {
             return Err(ENODEV);

@@ -17,7 +17,7 @@ use crate::{
     device::{Bars, Device, Facts},
     number::Number,
     section::Identity,
-    sys::{Enabled, Frames, Irq, Memory, Region, Registers, Registration, Vectors},
+    sys::{self, Enabled, Frames, Irq, Memory, Region, Registers, Registration, Vectors},
 };
 
 /// The driver for ivshmem devices that show a region of ours.
@@ -74,7 +74,7 @@ impl Bound {
         })?;
         let name = CString::try_from_fmt(fmt!("{NAME}{}", number.get()))?;
 
-        let len = pdev.resource_len(MEMORY_BAR)?;
+        let len = sys::memory_len(pdev, MEMORY_BAR)?;
         if len == 0 {
             dev_info!(
                 pdev,
@@ -198,13 +198,17 @@ fn check(pdev: &pci::Device, memory: &Memory) -> Result<RegionHeader> {
 
 /// The device's interrupts and registers, where it has such.
 #[allow(clippy::type_complexity)]
-fn doorbells(pdev: &pci::Device) -> Result<(Option<Vectors>, Option<Region>, Option<Registers>)> {
+fn doorbells(
+    pdev: &pci::Device<Core<'_>>,
+) -> Result<(Option<Vectors>, Option<Region>, Option<Registers>)> {
     let count = Vectors::available(pdev);
-    if count == 0 || pdev.resource_len(REGISTERS_BAR)? < REG_DOORBELL + 4 {
+    if count == 0 || sys::memory_len(pdev, REGISTERS_BAR)? < REG_DOORBELL + 4 {
         return Ok((None, None, None));
     }
     let bar = request(pdev, REGISTERS_BAR)?;
     let registers = Registers::map(pdev, REGISTERS_BAR)?;
+    // Or the device can't send message-signalled interrupts.
+    pdev.set_master();
     // All or none: others reckon from the number of vectors which of them is to be rung.
     let vectors = Vectors::allocate(pdev, count).inspect_err(|_| {
         dev_warn!(

@@ -23,7 +23,7 @@ pub(crate) use irq::{Irq, Vectors};
 pub(crate) use lock::IrqLock;
 pub(crate) use memory::Memory;
 pub(crate) use misc::{attributes, group, show, Attribute, MiscDevice, Page, Registration, Table};
-pub(crate) use pci::{numa_node, Enabled, Region, Registers};
+pub(crate) use pci::{memory_len, numa_node, Enabled, Region, Registers};
 pub(crate) use smbios::product_uuid;
 pub(crate) use vma::{Fault, Frames, NewVma, Outcome};
 pub(crate) use wait::WaitQueue;

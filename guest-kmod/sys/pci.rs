@@ -10,22 +10,20 @@ pub(super) fn raw(pdev: &pci::Device) -> *mut bindings::pci_dev {
     core::ptr::from_ref(pdev).cast_mut().cast()
 }
 
-/// A device that decodes its memory and may raise interrupts.
+/// A device that decodes its memory.
 pub(crate) struct Enabled(ARef<pci::Device>);
 
 impl Enabled {
-    /// Enables memory decoding, and bus mastering, without which a device can't send
-    /// message-signalled interrupts.
+    /// Enables memory decoding.
     pub(crate) fn new(pdev: &pci::Device<Core<'_>>) -> Result<Self> {
         pdev.enable_device_mem()?;
-        let enabled = Self(pdev.into());
-        pdev.set_master();
-        Ok(enabled)
+        Ok(Self(pdev.into()))
     }
 }
 
 impl Drop for Enabled {
     fn drop(&mut self) {
+        // Ends bus mastering too.
         // SAFETY: The device is valid while we hold a reference, and was enabled once by `new`.
         unsafe { bindings::pci_disable_device(raw(&self.0)) };
     }
@@ -124,6 +122,23 @@ impl Drop for Registers {
         // SAFETY: By the type's invariants; nobody can use the mapping any more.
         unsafe { bindings::pci_iounmap(raw(&self.pdev), self.base) };
     }
+}
+
+/// Bytes of memory behind a BAR; 0 if there are none, or if it is of another kind.
+pub(crate) fn memory_len(pdev: &pci::Device, bar: u32) -> Result<u64> {
+    let len = pdev.resource_len(bar)?;
+    // SAFETY: The device is valid, and has such a BAR, or `resource_len` would have failed.
+    let flags = unsafe {
+        (*raw(pdev))
+            .resource
+            .get(bar as usize)
+            .map_or(0, |bar| bar.flags)
+    };
+    Ok(if flags & bindings::IORESOURCE_MEM as c_ulong != 0 {
+        len
+    } else {
+        0
+    })
 }
 
 /// The NUMA node of this machine that the device is near to, or -1.
