@@ -76,11 +76,14 @@ pub fn ensure(
     let manifest = Manifest { files: sizes.collect::<Result<_>>()? };
     fs::write(work.path().join(MANIFEST), serde_json::to_string_pretty(&manifest)?)?;
     fs::write(work.path().join(USED), "")?;
-    let made = work.keep();
-    if dir.exists() {
-        // Damaged, or another run was faster; whoever runs from it keeps its open files.
-        remove(&dir);
+    if is_complete(&dir) {
+        // Another run was faster, and may be using what it made.
+        remove(work.path());
+        return Ok(dir);
     }
+    // Damaged, if it is there at all; whoever runs from it keeps its open files.
+    remove(&dir);
+    let made = work.keep();
     fs::rename(&made, &dir)
         .with_context(|| format!("cannot move {} to {}", made.display(), dir.display()))?;
     Ok(dir)
