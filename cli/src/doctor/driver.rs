@@ -53,8 +53,9 @@ impl Driver {
                 "sudo dmesg | grep vmshm: the driver says there why it left a device alone",
             )];
         }
-        let (what, cure) = not_loaded(kernel, has_module());
-        vec![Check::warning(what, cure)]
+        let what = format!("the vmshm guest driver is not loaded (kernel {kernel}): {WITHOUT}");
+        let config = fs::read_to_string(format!("/boot/config-{kernel}")).ok();
+        vec![Check::warning(what, cure(kernel, config.as_deref(), has_module()))]
     }
 }
 
@@ -68,23 +69,23 @@ fn has_module() -> bool {
     })
 }
 
-/// What to say of a driver that is not loaded under `kernel`, and the cure.
-fn not_loaded(kernel: &str, has_module: bool) -> (String, String) {
-    let what = format!("the vmshm guest driver is not loaded (kernel {kernel}): {WITHOUT}");
-    let cure = if has_module {
+/// How to get the driver for a kernel of which this much is known.
+fn cure(kernel: &str, config: Option<&str>, has_module: bool) -> String {
+    let is_too_old = version(kernel).is_some_and(|version| version < FIRST_KERNEL);
+    let has_rust = config.is_none_or(|config| config.lines().any(|line| line == "CONFIG_RUST=y"));
+    let (major, minor) = FIRST_KERNEL;
+    if has_module {
         "sudo modprobe vmshm".to_owned()
-    } else if version(kernel).is_some_and(|version| version < FIRST_KERNEL) {
-        let (major, minor) = FIRST_KERNEL;
+    } else if is_too_old || !has_rust {
         format!(
-            "a kernel of version {major}.{minor} or later with Rust (Debian 13: linux-image-amd64 from trixie-backports), \
-             then the driver from guest-kmod/"
+            "this kernel cannot have it: take Linux {major}.{minor} or later with CONFIG_RUST=y (Debian 13: \
+             linux-image-amd64 from trixie-backports), then the driver; see guest-kmod/README.md"
         )
     } else {
-        "if `grep RUST=y /boot/config-$(uname -r)` finds a line: build and install guest-kmod/ (its README says how), \
-         then: sudo modprobe vmshm"
+        "build it (guest-kmod/README.md; for Debian's kernels `cargo xtask kmod` on any Debian machine), then: \
+         sudo insmod vmshm.ko"
             .to_owned()
-    };
-    (what, cure)
+    }
 }
 
 /// Major and minor number of a kernel release.
@@ -177,12 +178,15 @@ mod tests {
 
     #[test]
     fn the_cure_depends_on_kernel_and_module() {
-        assert!(not_loaded("6.1.0-40-amd64", false).1.contains("version 7.2"));
-        assert!(not_loaded("7.2.12+deb13-amd64", false).1.contains("RUST=y"));
-        assert!(not_loaded("8.0.0", false).1.contains("RUST=y"));
-        assert!(not_loaded("", false).1.contains("RUST=y"));
-        assert_eq!(not_loaded("6.1.0-40-amd64", true).1, "sudo modprobe vmshm");
-        assert!(not_loaded("7.3.1", false).0.contains("kernel 7.3.1"));
+        let with_rust = Some("CONFIG_A=y\nCONFIG_RUST=y\n");
+        let without = Some("# CONFIG_RUST is not set\n");
+        let impossible = "cannot have it: take Linux 7.2";
+        assert!(cure("6.1.0-40-amd64", None, false).contains(impossible));
+        assert!(cure("7.2.12+deb13-amd64", without, false).contains(impossible));
+        for (kernel, config) in [("7.2.12+deb13-amd64", with_rust), ("8.0.0", None), ("", None)] {
+            assert!(cure(kernel, config, false).contains("cargo xtask kmod"), "{kernel}");
+        }
+        assert_eq!(cure("7.2.12+deb13-amd64", with_rust, true), "sudo modprobe vmshm");
     }
 
     #[test]
