@@ -3,6 +3,7 @@
 use std::ffi::{c_char, c_int, c_void};
 use std::mem::MaybeUninit;
 use std::ptr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use crate::component;
 use crate::descriptor::{Descriptor, from_endpoint, to_endpoint};
 use crate::fabric::{FABRIC, Fabric, Outgoing, Posted, Refused};
 use crate::help::{self, Topic};
+use crate::mpool;
 use crate::ompi::{
     self, MODULE, mca_btl_active_message_callback_t, mca_btl_base_descriptor_t, mca_btl_base_endpoint_t,
     mca_btl_base_module_t, mca_btl_base_rdma_completion_fn_t, mca_btl_base_registration_handle_t,
@@ -210,9 +212,17 @@ pub fn leave() {
     if let Some(mut fabric) = fabric {
         fabric.drain(PATIENCE);
         // What the program still has becomes ordinary memory, so that the section and the device are free.
-        let kept = fabric.given.keep();
+        let kept = fabric.given.keep(mpool::copy_limit());
+        if kept.is_none() {
+            help::verbose(
+                "the program has too much memory of MPI_Alloc_mem to copy it: the region stays mapped",
+            );
+            std::mem::forget(Arc::clone(fabric.endpoint.memory()));
+        }
         drop(fabric);
-        kept.restore();
+        if let Some(kept) = kept {
+            kept.restore();
+        }
     }
 }
 

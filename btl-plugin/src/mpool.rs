@@ -31,7 +31,11 @@ pub struct Given(HashMap<usize, Fragment>);
 
 impl Given {
     /// Copies what the program still has. After MPI_Finalize it may look at that memory, but the section is others' then.
-    pub fn keep(&mut self) -> Kept {
+    /// None where it has more than `limit` bytes.
+    pub fn keep(&mut self, limit: usize) -> Option<Kept> {
+        if self.0.values().map(Fragment::capacity).sum::<usize>() > limit {
+            return None;
+        }
         let copy = |fragment: Fragment| {
             let mut bytes = vec![0; fragment.capacity()];
             // SAFETY: the fragment has so many bytes, and the mapping is there. In an open region peers may write them
@@ -39,7 +43,7 @@ impl Given {
             unsafe { copy_from_shared(fragment.ptr(), bytes.as_mut_ptr(), bytes.len()) };
             (fragment.ptr(), bytes)
         };
-        Kept(self.0.drain().map(|(_, fragment)| copy(fragment)).collect())
+        Some(Kept(self.0.drain().map(|(_, fragment)| copy(fragment)).collect()))
     }
 }
 
@@ -54,7 +58,7 @@ impl Kept {
         self.0.sort_unstable_by_key(|(address, _)| *address);
         // Two pieces may share a page: pages below this address are there already.
         let mut mapped = 0;
-        for (address, bytes) in &self.0 {
+        for (address, bytes) in self.0 {
             let start = (address.addr() / page * page).max(mapped);
             let end = (address.addr() + bytes.len()).next_multiple_of(page);
             if start < end {
@@ -65,9 +69,18 @@ impl Kept {
                 mapped = end;
             }
             // SAFETY: all pages of this piece have just been mapped for it, and its content was moved away before.
-            unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), *address, bytes.len()) };
+            unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), address, bytes.len()) };
         }
     }
+}
+
+/// How much memory of programs may be copied without harm: a part of what this machine has left, in bytes. A section lies
+/// in the host's memory, and can be larger than all that a VM has.
+pub fn copy_limit() -> usize {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kilobytes =
+        text.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.split_whitespace().next());
+    kilobytes.and_then(|number| number.parse::<usize>().ok()).unwrap_or(0) / 4 * 1024
 }
 
 /// Maps fresh memory at an address where nothing is mapped; false if there is something.
@@ -232,7 +245,8 @@ mod tests {
                 (memory, len, i as u8 + 1)
             })
             .collect();
-        let copy = fabric.given.keep();
+        assert!(fabric.given.keep(305_000).is_none());
+        let copy = fabric.given.keep(copy_limit()).unwrap();
         drop(fabric);
         copy.restore();
 
