@@ -37,6 +37,14 @@ echo "* $(cat "$root/etc/ssh/ssh_host_ed25519_key.pub")" > "$root/etc/ssh/ssh_kn
 printf 'PermitRootLogin prohibit-password\nPasswordAuthentication no\nUsePAM no\n' > "$root/etc/ssh/sshd_config"
 mkdir -p "$root/opt/vmshm"
 
+# An ordinary user who may use the guest driver. The password is one that fits none; "!" would lock ssh out, too.
+inside groupadd --system vmshm
+inside useradd --create-home --shell /bin/bash --groups vmshm --password '*' mpi
+inside install -d -m 700 -o mpi -g mpi /home/mpi/.ssh
+inside ssh-keygen -q -t ed25519 -N '' -C guest -f /home/mpi/.ssh/id_ed25519
+inside cp /home/mpi/.ssh/id_ed25519.pub /home/mpi/.ssh/authorized_keys
+inside chown -R mpi:mpi /home/mpi/.ssh
+
 rm -rf "$root/var/lib/apt/lists" "$root/var/cache/apt" "$root"/var/log/*
 mkdir -p "$root/var/lib/apt/lists/partial" "$root/var/cache/apt/archives/partial"
 # Seen through a plain bind mount, the tree is free of the /proc, /sys and /dev that mmdebstrap mounted.

@@ -13,10 +13,12 @@ use crate::workspace::{Workspace, cargo};
 const PRODUCT: &[&str] = &["vmshm-btl", "vmshm"];
 const PROGRAMS: &[&str] = &["vmshm-tests", "vmshm-benches"];
 
-/// The MPI programs among the results.
+/// The MPI programs among the results, and the one that tries the guest driver.
 pub const MPI_PROGRAMS: &[&str] = &[
     "vmshm-mpi-check",
     "vmshm-mpi-spawn",
+    "vmshm-mpi-wait",
+    "vmshm-driver-check",
     "osu_latency",
     "osu_bw",
     "osu_bibw",

@@ -13,6 +13,7 @@ use crate::accel::{Accel, USER_SPACE};
 use crate::cleanup;
 use crate::image::Image;
 use crate::process::{Running, last_lines, mortal};
+use crate::qmp::Qmp;
 
 /// Ends the answer to a command; no program of ours prints this byte.
 const ANSWER_END: &[u8] = b"\n\x1e";
@@ -48,7 +49,10 @@ pub struct Guest {
     name: String,
     qemu: Running,
     control: UnixStream,
+    monitor: Qmp,
     console: PathBuf,
+    /// The script whose end nobody has seen yet: nothing else can run before it has ended.
+    running: Option<String>,
 }
 
 /// What a command in a guest did.
@@ -66,8 +70,10 @@ impl Guest {
         let name = format!("vm{}", spec.number);
         let console = spec.log_dir.join(format!("{name}-console.log"));
         let socket = spec.sockets.join(format!("{name}.control"));
+        let monitor = spec.sockets.join(format!("{name}.monitor"));
         let _ = fs::remove_file(&console);
         let _ = fs::remove_file(&socket);
+        let _ = fs::remove_file(&monitor);
         // QEMU reads a comma in a file name as the end of it, unless doubled.
         let file = |path: &Path| path.display().to_string().replace(',', ",,");
         let mut command = mortal("qemu-system-x86_64");
@@ -94,6 +100,8 @@ impl Guest {
             .arg(format!("file={},format=raw,if=virtio,readonly=on", file(spec.payload)))
             .arg("-serial")
             .arg(format!("file:{}", file(&console)))
+            .arg("-qmp")
+            .arg(format!("unix:{},server=on,wait=off", file(&monitor)))
             .args(["-device", "virtio-serial-pci", "-chardev"])
             .arg(format!("socket,id=control,path={},server=on,wait=off", file(&socket)))
             .args(["-device", "virtserialport,chardev=control,name=vmshm.control"])
@@ -119,7 +127,13 @@ impl Guest {
             thread::sleep(Duration::from_millis(20));
         };
         control.set_read_timeout(Some(Duration::from_millis(100)))?;
-        Ok(Self { name, qemu, control, console })
+        let monitor = Qmp::connect(&monitor)?;
+        Ok(Self { name, qemu, control, monitor, console, running: None })
+    }
+
+    /// QEMU's monitor.
+    pub fn monitor(&mut self) -> &mut Qmp {
+        &mut self.monitor
     }
 
     /// Waits until the guest obeys commands.
@@ -164,10 +178,26 @@ impl Guest {
 
     /// Runs a shell script as root in the guest and waits for its end.
     pub fn run(&mut self, script: &str, limit: Duration) -> Result<Answer> {
-        let begin = Instant::now();
+        self.send(script)?;
+        self.receive(limit)
+    }
+
+    /// Starts a shell script as root in the guest; [`Guest::receive`] waits for its end.
+    pub fn send(&mut self, script: &str) -> Result<()> {
+        if let Some(running) = &self.running {
+            bail!("{} takes no command, because one that it was given never ended: {running}", self.name);
+        }
         let mut line = base64(script.as_bytes());
         line.push('\n');
         self.control.write_all(line.as_bytes()).with_context(|| format!("{} takes no command", self.name))?;
+        self.running = Some(script.to_owned());
+        Ok(())
+    }
+
+    /// Waits for the end of the script that was sent.
+    pub fn receive(&mut self, limit: Duration) -> Result<Answer> {
+        let begin = Instant::now();
+        let script = self.running.clone().unwrap_or_default();
         let mut received = Vec::new();
         let mut block = [0; 4096];
         loop {
@@ -183,6 +213,7 @@ impl Guest {
                 Err(error) => return Err(error).context(format!("lost {}", self.name)),
             }
             if let Some(answer) = answer(&received) {
+                self.running = None;
                 return Ok(answer);
             }
             if begin.elapsed() > limit {

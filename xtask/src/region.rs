@@ -3,10 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
-use crate::process;
+use crate::cleanup;
+use crate::process::{self, Running, last_lines};
 
 /// A region on this host, in a directory of its own, so that runs do not meet.
 #[derive(Debug)]
@@ -35,12 +38,48 @@ impl Region {
         Ok(Self { tool, dir })
     }
 
-    /// QEMU's arguments that give a guest this region, with section `section` as its own.
-    pub fn qemu_args(&self, section: usize) -> Result<Vec<String>> {
+    /// QEMU's arguments that give a guest this region, with section `section` as its own; with `doorbell` by way of
+    /// the server, see [`Region::serve`].
+    pub fn qemu_args(&self, section: usize, doorbell: bool) -> Result<Vec<String>> {
         let section = section.to_string();
         let mut command = vmshm(&self.tool, self.dir.path());
-        let text = process::capture(command.args(["qemu-args", NAME, "--section", &section]))?;
+        command.args(["qemu-args", NAME, "--section", &section]);
+        if doorbell {
+            command.arg("--doorbell");
+        }
+        let text = process::capture(&mut command)?;
         Ok(text.split_whitespace().map(str::to_owned).collect())
+    }
+
+    /// Starts the region's server and waits until guests can connect to it.
+    pub fn serve(&self, log: &Path) -> Result<Running> {
+        let mut command = process::mortal(&self.tool);
+        point_to(&mut command, self.dir.path()).args(["serve", NAME]);
+        let mut server = Running::start(command, "vmshm serve", log)?;
+        let begin = Instant::now();
+        while !run_dir(self.dir.path()).join(format!("{NAME}.sock")).exists() {
+            cleanup::check()?;
+            if let Some(status) = server.poll()? {
+                bail!("vmshm serve ended with {status}: {}", last_lines(&server.text(), 5));
+            }
+            if begin.elapsed() > Duration::from_secs(10) {
+                bail!("vmshm serve opened no socket within 10 s; log: {}", log.display());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(server)
+    }
+
+    /// The region's file.
+    pub fn file(&self) -> PathBuf {
+        self.dir.path().join(NAME)
+    }
+
+    /// What `vmshm region inspect` says of the region, as JSON.
+    pub fn inspect(&self) -> Result<serde_json::Value> {
+        let mut command = vmshm(&self.tool, self.dir.path());
+        let text = process::capture(command.args(["region", "inspect", NAME, "--json"]))?;
+        Ok(serde_json::from_str(&text)?)
     }
 
     /// What a process on this host needs to find plugin and region, as `vmshm env` says.
@@ -56,8 +95,20 @@ impl Region {
 /// The tool, which looks for regions only in `dir`.
 fn vmshm(tool: &Path, dir: &Path) -> Command {
     let mut command = Command::new(tool);
-    command.env("VMSHM_DIR", dir).env_remove("OMPI_MCA_mca_base_component_path");
+    point_to(&mut command, dir);
     command
+}
+
+fn point_to<'a>(command: &'a mut Command, dir: &Path) -> &'a mut Command {
+    command
+        .env("VMSHM_DIR", dir)
+        .env("VMSHM_RUN_DIR", run_dir(dir))
+        .env_remove("OMPI_MCA_mca_base_component_path")
+}
+
+/// Where the server's sockets lie.
+fn run_dir(dir: &Path) -> PathBuf {
+    dir.join("run")
 }
 
 /// Reads lines like `export NAME='value'` or `export NAME=value`.

@@ -5,6 +5,7 @@ use anyhow::Result;
 use crate::accel::{self, Wish};
 use crate::checkers;
 use crate::cleanup;
+use crate::driver_tests;
 use crate::guest_tests;
 use crate::host_tests;
 use crate::image;
@@ -45,7 +46,18 @@ pub fn run(workspace: &Workspace, wish: Wish, only: &[String]) -> Result<bool> {
         Err("no step needed them".into())
     };
     cleanup::check()?;
-    let repeated = guest_tests::steps(&ground, &mut tally)?;
+    let mut repeated = guest_tests::steps(&ground, &mut tally)?;
+
+    let ground = if wanted("guests-driver") {
+        ground.and_then(|(stage, image, accel)| {
+            driver_tests::prepare(workspace, &stage, &image, accel, &logs)
+                .map_err(|error| format!("{error:#}"))
+        })
+    } else {
+        Err("no step needed them".into())
+    };
+    cleanup::check()?;
+    repeated += driver_tests::steps(&ground, &mut tally)?;
     if repeated > 0 {
         println!("Boots that failed and were tried once more: {repeated}.");
     }
