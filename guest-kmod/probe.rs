@@ -23,16 +23,18 @@ use crate::{
 /// The driver for ivshmem devices that show a region of ours.
 pub(crate) struct Driver;
 
-kernel::pci_device_table!(
-    TABLE,
-    MODULE_TABLE,
-    <Driver as pci::Driver>::IdInfo,
-    // Red Hat has lent its number to QEMU's virtual devices.
-    [(
-        pci::DeviceId::from_id(pci::Vendor::REDHAT_QUMRANET, DEVICE as u32),
-        ()
-    )]
-);
+// Red Hat has lent its number to QEMU's virtual devices.
+const ID: pci::DeviceId = pci::DeviceId::from_id(pci::Vendor::REDHAT_QUMRANET, DEVICE as u32);
+
+#[cfg(not(linux_7_3))]
+kernel::pci_device_table!(TABLE, MODULE_TABLE, (), [(ID, ())]);
+#[cfg(linux_7_3)]
+kernel::pci_device_table!(TABLE, (), [(ID, ())]);
+
+#[cfg(not(linux_7_3))]
+type IdInfo<'a> = &'a ();
+#[cfg(linux_7_3)]
+type IdInfo<'a> = Option<&'a ()>;
 
 const _: () = assert!(pci::Vendor::REDHAT_QUMRANET.as_raw() == VENDOR);
 
@@ -44,7 +46,7 @@ impl pci::Driver for Driver {
 
     fn probe<'bound>(
         pdev: &'bound pci::Device<Core<'_>>,
-        _info: &'bound Self::IdInfo,
+        _info: IdInfo<'bound>,
     ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
         Bound::new(pdev)
     }

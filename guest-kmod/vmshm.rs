@@ -50,6 +50,14 @@ impl kernel::InPlaceModule for Vmshm {
     }
 }
 
+/// This module, for the kernel to hold it while a file is open.
+const fn this_module() -> *mut kernel::bindings::module {
+    #[cfg(not(linux_7_3))]
+    return THIS_MODULE.as_ptr();
+    #[cfg(linux_7_3)]
+    return kernel::module::this_module::<Vmshm>().as_ptr();
+}
+
 module! {
     type: Vmshm,
     name: "vmshm",

@@ -15,7 +15,7 @@ use kernel::{
 };
 
 use super::{misc, vma::NewVma};
-use crate::{file::OpenFile, mmap, THIS_MODULE};
+use crate::{file::OpenFile, mmap, this_module};
 
 /// A `file_operations` for a static.
 pub(super) struct Operations(bindings::file_operations);
@@ -31,7 +31,7 @@ impl Operations {
 
 pub(super) static OPERATIONS: Operations = Operations(bindings::file_operations {
     // Without an owner the module could be unloaded under an open file.
-    owner: THIS_MODULE.as_ptr(),
+    owner: this_module(),
     open: Some(open),
     release: Some(release),
     flush: Some(flush),

@@ -49,6 +49,11 @@ impl Drop for Vectors {
     }
 }
 
+#[cfg(not(linux_7_3))]
+const HANDLED: bindings::irqreturn_t = bindings::irqreturn_IRQ_HANDLED;
+#[cfg(linux_7_3)]
+const HANDLED: bindings::irqreturn_t = bindings::irqreturn::IRQ_HANDLED;
+
 /// What a handler is given.
 struct Cookie {
     device: Arc<Device>,
@@ -104,5 +109,5 @@ unsafe extern "C" fn handle(_irq: c_int, cookie: *mut c_void) -> bindings::irqre
     // SAFETY: The cookie lives until `free_irq` has returned; it is only ever read.
     let cookie = unsafe { &*cookie.cast::<Cookie>() };
     cookie.device.rung(cookie.vector);
-    bindings::irqreturn_IRQ_HANDLED
+    HANDLED
 }

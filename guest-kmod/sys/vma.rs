@@ -76,7 +76,7 @@ impl<'a> NewVma<'a> {
 
     /// Whether what is written is to be seen by others (`MAP_SHARED`).
     pub(crate) fn is_shared(&self) -> bool {
-        // From `linux/mm.h`; what the kernel's Rust bindings call by this name is another flag
+        // From `linux/mm.h`; what the Rust bindings of Linux 7.2 call by this name is another flag
         // (`VM_MAYEXEC`). And `VM_SHARED` is absent where the file was opened for reading only.
         const VM_MAYSHARE: usize = 0x80;
         self.vma().flags() & VM_MAYSHARE != 0
