@@ -24,4 +24,4 @@ done | sed -n 's/^insmod \([^ ]*\).*/\1/p' | awk '!seen[$0]++' | while read -r m
     echo "/modules/$name"
 done > "$tree/modules/order"
 (cd "$tree" && find . | busybox cpio -o -H newc) > /kernel/initramfs
-rm -rf "$tree" /kernel/usr /kernel/initramfs-init
+rm -rf "$tree" /kernel/usr /kernel/lib /kernel/initramfs-init

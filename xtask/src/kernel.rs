@@ -17,7 +17,7 @@ use crate::workspace::Workspace;
 const INITRAMFS: &str = include_str!("../kernel/initramfs.sh");
 const LIMIT: Duration = Duration::from_secs(900);
 
-/// An unmodified kernel with its modules.
+/// An unmodified kernel, and what it needs to get to the root file system.
 #[derive(Debug, Clone)]
 pub struct Kernel {
     /// What `uname -r` says.
@@ -26,8 +26,6 @@ pub struct Kernel {
     pub vmlinuz: PathBuf,
     /// An initramfs that loads the drivers of the guest image's drives and goes over to it.
     pub initramfs: PathBuf,
-    /// The directory of its modules: what `/lib/modules/RELEASE` is on a machine that runs it.
-    pub modules: PathBuf,
 }
 
 impl Kernel {
@@ -47,7 +45,7 @@ pub fn stock(workspace: &Workspace, log_dir: &Path) -> Result<Kernel> {
     let dir = cache::ensure(
         &workspace.cache,
         &format!("kernel-boot-{name}-{key}"),
-        &["vmlinuz", "initramfs", &format!("lib/modules/{name}/modules.dep")],
+        &["vmlinuz", "initramfs"],
         &format!("Linux {name} for guests"),
         |dir, bar| {
             bar.set_message("download");
@@ -66,10 +64,5 @@ pub fn stock(workspace: &Workspace, log_dir: &Path) -> Result<Kernel> {
             Ok(())
         },
     )?;
-    Ok(Kernel {
-        vmlinuz: dir.join("vmlinuz"),
-        initramfs: dir.join("initramfs"),
-        modules: dir.join("lib/modules").join(&name),
-        release: name,
-    })
+    Ok(Kernel { vmlinuz: dir.join("vmlinuz"), initramfs: dir.join("initramfs"), release: name })
 }
