@@ -59,7 +59,7 @@ pub(crate) struct Bound {
     device: Arc<Device>,
     registration: Option<Registration>,
     irqs: KVec<Irq>,
-    _vectors: Option<Vectors>,
+    vectors: Option<Vectors>,
     _enabled: Enabled,
     _registers_bar: Option<Region>,
     _memory_bar: Region,
@@ -118,7 +118,7 @@ impl Bound {
             device,
             registration: None,
             irqs: KVec::new(),
-            _vectors: vectors,
+            vectors,
             _enabled: enabled,
             _registers_bar: registers_bar,
             _memory_bar: memory_bar,
@@ -131,7 +131,7 @@ impl Bound {
     /// Lets interrupts and processes in.
     fn start(&mut self, pdev: &pci::Device) -> Result {
         let device = &self.device;
-        if let Some(vectors) = &self._vectors {
+        if let Some(vectors) = &self.vectors {
             for vector in 0..vectors.count() {
                 self.irqs
                     .push(Irq::request(vectors, vector, device.clone())?, GFP_KERNEL)?;

@@ -6,6 +6,7 @@
 //! One file for each kind of thing. Each type says what it promises; nothing here knows what a
 //! region is.
 
+mod attribute;
 mod eventfd;
 mod files;
 mod irq;
@@ -17,12 +18,13 @@ mod smbios;
 mod vma;
 mod wait;
 
+pub(crate) use attribute::{attributes, group, show, Attribute, Page, Table};
 pub(crate) use eventfd::EventFd;
 pub(crate) use files::{Inode, PollTable};
 pub(crate) use irq::{Irq, Vectors};
 pub(crate) use lock::IrqLock;
 pub(crate) use memory::Memory;
-pub(crate) use misc::{attributes, group, show, Attribute, MiscDevice, Page, Registration, Table};
+pub(crate) use misc::{MiscDevice, Registration};
 pub(crate) use pci::{memory_len, numa_node, Enabled, Region, Registers};
 pub(crate) use smbios::product_uuid;
 pub(crate) use vma::{Fault, Frames, NewVma, Outcome};

@@ -6,7 +6,12 @@ use core::{
     cell::UnsafeCell,
     ops::{Deref, DerefMut},
 };
-use kernel::{bindings, prelude::*, sync::LockClassKey, types::Opaque};
+use kernel::{
+    bindings,
+    prelude::*,
+    sync::LockClassKey,
+    types::{NotThreadSafe, Opaque},
+};
 
 /// Data behind a spin lock that is held with this processor's interrupts off.
 #[pin_data]
@@ -49,7 +54,11 @@ impl<T> IrqLock<T> {
             unsafe { bindings::spin_lock(self.lock.get()) };
             0
         };
-        IrqGuard { lock: self, flags }
+        IrqGuard {
+            lock: self,
+            flags,
+            _not_send: NotThreadSafe,
+        }
     }
 }
 
@@ -59,6 +68,7 @@ pub(crate) struct IrqGuard<'a, T> {
     lock: &'a IrqLock<T>,
     #[cfg_attr(CONFIG_PREEMPT_RT, allow(dead_code))]
     flags: c_ulong,
+    _not_send: NotThreadSafe,
 }
 
 impl<T> Deref for IrqGuard<'_, T> {
