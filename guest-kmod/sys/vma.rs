@@ -155,10 +155,10 @@ pub(crate) struct Fault {
 
 impl Fault {
     /// A page of 2^`LARGE` small ones: one entry of the second level of the page table.
-    #[cfg(CONFIG_ARCH_SUPPORTS_PMD_PFNMAP)]
+    ///
+    /// Entries of the third level are never used: where a process unmaps or protects a part of such
+    /// a page, Linux 7.2 takes the page for a table of the second level, and crashes.
     const LARGE: u32 = PAGE_SHIFT as u32 - 3;
-    /// One entry of the third level.
-    const GIANT: u32 = 2 * (PAGE_SHIFT as u32 - 3);
 
     /// Maps the page that is asked for, of the size that is asked for, from `frames`: file offset 0
     /// is the first of them.
@@ -222,13 +222,6 @@ impl Fault {
                 bindings::vmf_insert_pfn_pmd(self.vmf, frame, self.writes())
             });
         }
-        #[cfg(CONFIG_ARCH_SUPPORTS_PUD_PFNMAP)]
-        if self.order == Self::GIANT {
-            // SAFETY: As above.
-            return Outcome(unsafe {
-                bindings::vmf_insert_pfn_pud(self.vmf, frame, self.writes())
-            });
-        }
         if self.order == 0 {
             // SAFETY: As above.
             return Outcome(unsafe { bindings::vmf_insert_pfn(vma, address, frame) });
@@ -237,7 +230,7 @@ impl Fault {
     }
 
     /// Whether the page was touched to write it.
-    #[cfg(any(CONFIG_ARCH_SUPPORTS_PMD_PFNMAP, CONFIG_ARCH_SUPPORTS_PUD_PFNMAP))]
+    #[cfg(CONFIG_ARCH_SUPPORTS_PMD_PFNMAP)]
     fn writes(&self) -> bool {
         // SAFETY: By the type's invariants.
         let flags = unsafe { (*self.vmf).flags };
@@ -252,7 +245,7 @@ unsafe extern "C" fn huge_fault(
     vmf: *mut bindings::vm_fault,
     order: c_uint,
 ) -> bindings::vm_fault_t {
-    if order > Fault::GIANT {
+    if order > Fault::LARGE {
         return Outcome::FALLBACK.0;
     }
     // SAFETY: Such a mapping was made by `NewVma::finish`, hence by the operation `mmap`.
