@@ -15,9 +15,8 @@ use crate::{
         region::{HeaderError, RegionHeader},
     },
     device::{Bars, Device, Facts},
-    number::Number,
     section::Identity,
-    sys::{self, Enabled, Frames, Irq, Memory, Region, Registers, Registration, Vectors},
+    sys::{self, Enabled, Frames, Irq, Memory, Number, Region, Registers, Registration, Vectors},
 };
 
 /// The driver for ivshmem devices that show a region of ours.

@@ -11,6 +11,7 @@
 //!
 //! | file | subject |
 //! |---|---|
+//! | `abi.rs` | the words shared with the host and the library |
 //! | `probe.rs` | a PCI device comes and goes |
 //! | `device.rs` | what all open files of one device share |
 //! | `file.rs` | one open file, its ioctls, and the endpoint slot that it holds |
@@ -30,7 +31,6 @@ mod device;
 mod doorbell;
 mod file;
 mod mmap;
-mod number;
 mod probe;
 mod section;
 mod sys;
@@ -43,7 +43,7 @@ struct Vmshm {
 
 impl kernel::InPlaceModule for Vmshm {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
-        number::init();
+        sys::init_numbers();
         try_pin_init!(Self {
             driver <- driver::Registration::new(<Self as kernel::ModuleMetadata>::NAME, module),
         })
