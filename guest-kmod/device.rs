@@ -8,7 +8,11 @@ use kernel::{
     prelude::*,
     revocable::Revocable,
     str::CString,
-    sync::{aref::ARef, new_mutex, Arc, Mutex, MutexGuard},
+    sync::{
+        aref::ARef,
+        atomic::{Atomic, Relaxed},
+        new_mutex, Arc, Mutex, MutexGuard,
+    },
 };
 
 use crate::{
@@ -33,8 +37,6 @@ pub(crate) struct Facts {
     pub(crate) frames: Frames,
     /// As in `DeviceInfo`.
     pub(crate) memory_type: u32,
-    /// Number of doorbells.
-    pub(crate) vectors: u32,
 }
 
 /// A device, which may be gone: it lives until the last file is closed.
@@ -43,6 +45,8 @@ pub(crate) struct Device {
     name: CString,
     pdev: ARef<pci::Device>,
     facts: Facts,
+    /// Number of doorbells; set once, before anyone can open the device.
+    vectors: Atomic<u32>,
     #[pin]
     state: Mutex<State>,
     /// Revoked once the device is gone.
@@ -92,6 +96,7 @@ impl Device {
                 name,
                 pdev: pdev.into(),
                 facts,
+                vectors: Atomic::new(0),
                 state <- new_mutex!(State { gone: false, section, files: KVec::new() }, "vmshm"),
                 bars <- Revocable::new(Ok::<_, Error>(bars)),
                 listeners <- IrqLock::new(KVec::new(), c"vmshm_listeners", kernel::static_lock_class!()),
@@ -128,7 +133,12 @@ impl Device {
 
     /// Number of doorbells; 0 if it has none.
     pub(crate) fn vectors(&self) -> u32 {
-        self.facts.vectors
+        self.vectors.load(Relaxed)
+    }
+
+    /// Says how many doorbells it has, when all of them have a handler.
+    pub(crate) fn set_vectors(&self, vectors: u32) {
+        self.vectors.store(vectors, Relaxed);
     }
 
     /// Locks the state.

@@ -101,7 +101,6 @@ impl Bound {
             identity: identity(pdev, registers.as_ref())?,
             frames: Frames::of(&memory),
             memory_type: memory.memory_type(),
-            vectors: vectors.as_ref().map_or(0, Vectors::count),
         };
         if facts.memory_type == UNCACHED {
             dev_warn!(
@@ -130,11 +129,17 @@ impl Bound {
     /// Lets interrupts and processes in.
     fn start(&mut self, pdev: &pci::Device) -> Result {
         let device = &self.device;
-        if let Some(vectors) = &self.vectors {
-            for vector in 0..vectors.count() {
-                self.irqs
-                    .push(Irq::request(vectors, vector, device.clone())?, GFP_KERNEL)?;
+        match self
+            .vectors
+            .as_ref()
+            .map(|vectors| handlers(vectors, device))
+        {
+            Some(Ok(irqs)) => {
+                device.set_vectors(irqs.len() as u32);
+                self.irqs = irqs;
             }
+            Some(Err(_)) => no_doorbells(pdev),
+            None => (),
         }
         self.registration = Some(Registration::new(device.clone(), pdev)?);
         self.greet(pdev);
@@ -211,14 +216,25 @@ fn doorbells(
     // Or the device can't send message-signalled interrupts.
     pdev.set_master();
     // All or none: others reckon from the number of vectors which of them is to be rung.
-    let vectors = Vectors::allocate(pdev, count).inspect_err(|_| {
-        dev_warn!(
-            pdev,
-            "no doorbells, so that no process sleeps while it waits: {count} interrupt vectors are not to be had; give \
-             the server a smaller --vectors\n"
-        )
-    });
+    let vectors = Vectors::allocate(pdev, count).inspect_err(|_| no_doorbells(pdev));
     Ok((vectors.ok(), Some(bar), Some(registers)))
+}
+
+/// A handler for each of the vectors.
+fn handlers(vectors: &Vectors, device: &Arc<Device>) -> Result<KVec<Irq>> {
+    let mut irqs = KVec::new();
+    for vector in 0..vectors.count() {
+        irqs.push(Irq::request(vectors, vector, device.clone())?, GFP_KERNEL)?;
+    }
+    Ok(irqs)
+}
+
+fn no_doorbells(pdev: &pci::Device) {
+    dev_warn!(
+        pdev,
+        "no doorbells, so that no process sleeps while it waits: there are not enough interrupt vectors; give this \
+         machine more processors, or the host's server a smaller --vectors\n"
+    );
 }
 
 /// By what the host knows this machine.
