@@ -218,7 +218,6 @@ const COMPLAINTS: &[&str] = &[
     "held lock",
     "blocked for more than",
     "soft lockup",
-    "use-after-free",
     "x86/PAT: vmshm",
     "rust_kernel: panicked",
     "nobody cared",

@@ -83,6 +83,16 @@ impl Map {
         Ok(())
     }
 
+    /// Takes a part of the mapping away, which must not be touched any more.
+    pub fn unmap(&self, at: usize, len: usize) -> io::Result<()> {
+        assert!(at + len <= self.len);
+        // SAFETY: a part of our own mapping, which nothing refers to.
+        match unsafe { libc::munmap(self.address.add(at).cast(), len) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
     /// The address.
     pub fn address(&self) -> usize {
         self.address as usize
@@ -161,6 +171,29 @@ pub fn checks(path: &Path, report: &mut Report) -> Result<()> {
         let count = faults() - before;
         println!("        {count} page faults for {} pages", len / PAGE);
         ensure!(count < (len / PAGE / 16) as i64, "{count} page faults for {} pages", len / PAGE);
+        Ok(())
+    });
+    report.check("parts of a large mapping can be protected and unmapped", || {
+        let (mib2, gib) = (2_usize << 20, 1_usize << 30);
+        let map = read(0, total)?;
+        // In pages of every size that the kernel may have used; each touched first.
+        for at in [mib2 + 5 * PAGE, gib.min(total / 2) + mib2, total / 4 * 3 + 9 * PAGE] {
+            for len in [PAGE, mib2] {
+                let (before, after) = (at - PAGE, at + len);
+                for place in [before, at, after] {
+                    map.byte(place).load(Ordering::Relaxed);
+                }
+                map.protect(at, len, libc::PROT_NONE)?;
+                map.protect(at, len, PROT_READ)?;
+                for place in [before, at, after] {
+                    map.byte(place).load(Ordering::Relaxed);
+                }
+            }
+            map.unmap(at, PAGE)?;
+            map.byte(at - PAGE).load(Ordering::Relaxed);
+            map.byte(at + PAGE).load(Ordering::Relaxed);
+        }
+        ensure!(map.word(0).load(Ordering::Relaxed) == MAGIC, "the rest shows something else");
         Ok(())
     });
     report.check("a child has its parent's mapping", || {
