@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 
+use vmshm_transport::attach::Source;
 use vmshm_transport::{Fragment, copy_from_shared};
 
 use crate::component::register_variable;
@@ -127,8 +128,9 @@ pub unsafe extern "C" fn register() -> c_int {
 /// Offers the pool, where the BTL has attached to a region.
 ///
 /// Other transports ask for memory too while they are initialised, and must register what programs give them later. An
-/// InfiniBand adapter cannot register a guest's device memory: beside such a transport, memory of the section is for those
-/// who ask for it by name (the info key `mpool_hints` with the value `vmshm`).
+/// InfiniBand adapter cannot register a guest's device memory, nor can a guest's kernel read it for another process, as
+/// `vader` has it do (CMA): beside such a transport, memory of the section is for those who ask for it by name (the info
+/// key `mpool_hints` with the value `vmshm`).
 pub unsafe extern "C" fn query(
     hints: *const c_char,
     priority: *mut c_int,
@@ -137,8 +139,15 @@ pub unsafe extern "C" fn query(
     // SAFETY: Open MPI gives NULL or NUL-terminated text.
     let is_named = !hints.is_null()
         && unsafe { CStr::from_ptr(hints) }.to_bytes().windows(5).any(|word| word == b"vmshm");
-    let is_ready = FABRIC.lock().as_ref().is_some_and(|fabric| fabric.has_started);
-    if !is_ready || !(is_named || ompi::is_only_registrar()) {
+    let Some(is_file) = FABRIC
+        .lock()
+        .as_ref()
+        .filter(|fabric| fabric.has_started)
+        .map(|fabric| matches!(fabric.endpoint.source(), Source::File(_)))
+    else {
+        return ompi::OPAL_ERR_NOT_AVAILABLE as c_int;
+    };
+    if !is_named && ompi::others_read(is_file) {
         return ompi::OPAL_ERR_NOT_AVAILABLE as c_int;
     }
     // SAFETY: Open MPI gives valid pointers, and has registered the parameter.

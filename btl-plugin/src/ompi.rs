@@ -248,10 +248,11 @@ pub fn has_threads() -> bool {
     unsafe { vmshm_ompi_threads() }
 }
 
-/// Whether no other transport of this process has to register memory before it can be sent.
-pub fn is_only_registrar() -> bool {
+/// Whether some other transport of this process has hardware read memory that is sent, or the kernel where `kernel_reads`
+/// says that it can't.
+pub fn others_read(kernel_reads: bool) -> bool {
     // SAFETY: the module is compared, not used.
-    !unsafe { vmshm_ompi_others_register(MODULE.get()) }
+    unsafe { vmshm_ompi_others_read(MODULE.get(), kernel_reads) }
 }
 
 /// Whether the user asked for this component by name: `--mca btl vmshm,self`.

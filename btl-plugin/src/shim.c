@@ -65,12 +65,15 @@ bool vmshm_ompi_threads(void)
     return opal_using_threads();
 }
 
-bool vmshm_ompi_others_register(const mca_btl_base_module_t *module)
+bool vmshm_ompi_others_read(const mca_btl_base_module_t *module, bool kernel_reads)
 {
     mca_btl_base_selected_module_t *item;
 
     OPAL_LIST_FOREACH(item, &mca_btl_base_modules_initialized, mca_btl_base_selected_module_t) {
-        if (item->btl_module != module && NULL != item->btl_module->btl_register_mem) {
+        const mca_btl_base_module_t *other = item->btl_module;
+        /* self reads its own process's memory, without the kernel. */
+        bool self = 0 == strcmp(item->btl_component->btl_version.mca_component_name, "self");
+        if (other != module && (NULL != other->btl_register_mem || (!kernel_reads && !self && NULL != other->btl_get))) {
             return true;
         }
     }

@@ -36,8 +36,9 @@ const char *vmshm_ompi_this_host(void);
 /* Whether Open MPI serves several threads at a time. */
 bool vmshm_ompi_threads(void);
 
-/* Whether a module other than this one registers memory. */
-bool vmshm_ompi_others_register(const mca_btl_base_module_t *module);
+/* Whether a module other than this one registers memory with hardware, or, unless the kernel can read it for another
+   process, has the kernel do that. */
+bool vmshm_ompi_others_read(const mca_btl_base_module_t *module, bool kernel_reads);
 
 /* A directory of this job on this host, or NULL. */
 const char *vmshm_ompi_job_directory(void);
