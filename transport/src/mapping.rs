@@ -11,6 +11,9 @@ use crate::lost::Guard;
 use crate::pages::Pages;
 use crate::window::Window;
 
+/// The largest pages that the guest driver maps: 2 MiB.
+const LARGE_PAGE: usize = 2 << 20;
+
 /// The whole region mapped read-only, and beside it the part that this member may write: the hardware keeps the
 /// process to its own section.
 #[derive(Debug)]
@@ -41,8 +44,7 @@ impl Mapping {
     ///
     /// What `mmap` says; too many devices mapped.
     pub fn of_device(file: File, device: &DeviceInfo, writable: Range<u64>) -> io::Result<Self> {
-        let largest = if device.region_len >= 1 << 30 { 1 << 30 } else { 2 << 20 };
-        let mut mapping = Self::map(file, device.region_len, writable, Some(largest))?;
+        let mut mapping = Self::map(file, device.region_len, writable, Some(LARGE_PAGE))?;
         mapping.guard = Some(Guard::new(&mapping._all, mapping._own.as_ref())?);
         mapping.has_doorbells = device.vectors > 0;
         Ok(mapping)

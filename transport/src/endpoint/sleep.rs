@@ -11,7 +11,8 @@ impl<M: Memory> Endpoint<M> {
     /// True: nothing has happened, and whoever writes something for us from now on rings; the caller waits for the
     /// doorbell and then calls [`Endpoint::wake_up`]. False: the endpoint is awake, and the caller goes on to
     /// [`Endpoint::poll`] and to send what found no room. Always false where the process never said that it may sleep
-    /// ([`Process::may_sleep`](super::Process)), and as long as a peer lives that has no doorbell to ring.
+    /// ([`Process::may_sleep`](super::Process)), and as long as a peer lives that has no doorbell to ring. A process without
+    /// one that we have not met yet is only heard after the sleep, so that no sleep should be without end.
     pub fn fall_asleep(&mut self) -> bool {
         if !self.may_sleep {
             return false;
