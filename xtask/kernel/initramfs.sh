@@ -5,7 +5,8 @@ set -eu
 release=$1
 mkdir -p /kernel/lib
 mv /kernel/usr/lib/modules /kernel/lib/modules
-mv "/kernel/lib/modules/$release/vmlinuz" /kernel/vmlinuz
+# The kernel as it is before it gets a signature for Secure Boot.
+mv "/kernel/lib/modules/$release/vmlinuz.unsigned" /kernel/vmlinuz
 depmod --basedir /kernel "$release"
 
 tree=/kernel/tree

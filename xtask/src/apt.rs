@@ -198,15 +198,14 @@ impl Index {
         Ok(text.lines().map(str::to_owned).collect())
     }
 
-    /// Whether the index offers this version of a package.
-    pub fn has(&self, package: &str, version: &str) -> bool {
-        self.versions(package).is_ok_and(|found| found.iter().any(|v| v == version))
-    }
-
-    /// All versions of a package that the index offers, the newest first.
-    pub fn versions(&self, package: &str) -> Result<Vec<String>> {
-        let text = process::capture(self.apt("apt-cache").args(["madison", package]))?;
-        Ok(text.lines().filter_map(|line| Some(line.split('|').nth(1)?.trim().to_owned())).collect())
+    /// All versions that the index offers of each of `packages`, as pairs of name and version.
+    pub fn versions(&self, packages: &[String]) -> Result<Vec<(String, String)>> {
+        let text = process::capture(self.apt("apt-cache").arg("madison").args(packages))?;
+        let pair = |line: &str| {
+            let mut parts = line.split('|').map(str::trim);
+            Some((parts.next()?.to_owned(), parts.next()?.to_owned()))
+        };
+        Ok(text.lines().filter_map(pair).collect())
     }
 
     /// The version of each of `packages` that apt would install, as `NAME=VERSION`.

@@ -41,7 +41,9 @@ pub fn stock(workspace: &Workspace, log_dir: &Path) -> Result<Kernel> {
     let release = KernelRelease::stock(index)?;
     let chroot = Chroot::ensure(workspace, index, log_dir)?;
     let name = release.name();
-    let key = cache::key([INITRAMFS, INITRAMFS_INIT, &chroot.key, &release.version]);
+    let wanted = release.boot_packages();
+    let key =
+        cache::key([INITRAMFS, INITRAMFS_INIT, &chroot.key, &release.version, wanted.join(" ").as_str()]);
     let dir = cache::ensure(
         &workspace.cache,
         &format!("kernel-boot-{name}-{key}"),
@@ -49,7 +51,6 @@ pub fn stock(workspace: &Workspace, log_dir: &Path) -> Result<Kernel> {
         &format!("Linux {name} for guests"),
         |dir, bar| {
             bar.set_message("download");
-            let wanted = release.boot_packages(index);
             index.unpack(
                 &wanted,
                 &release.version,

@@ -39,12 +39,14 @@ impl KernelRelease {
     }
 
     /// The packages of the kernel itself and its modules.
-    pub fn boot_packages(&self, index: &Index) -> Vec<String> {
+    pub fn boot_packages(&self) -> Vec<String> {
         let name = self.name();
-        let signed = format!("linux-binary-{name}");
-        let binary =
-            if index.has(&signed, &self.version) { signed } else { format!("linux-binary-unsigned-{name}") };
-        vec![binary, format!("linux-base-{name}"), format!("linux-modules-{name}")]
+        // The package of the signed kernel follows some days later.
+        vec![
+            format!("linux-binary-unsigned-{name}"),
+            format!("linux-base-{name}"),
+            format!("linux-modules-{name}"),
+        ]
     }
 
     /// The newest kernel of a series that the index has completely, if there is one.
@@ -57,14 +59,18 @@ impl KernelRelease {
         }
         let names = index.names(&format!("linux-headers-{series}."))?;
         for stem in newest_first(&names, series) {
-            let Some(version) = index.versions(&format!("linux-headers-{stem}-amd64"))?.into_iter().next()
-            else {
+            let mut found = Self { series: series.to_owned(), stem, version: String::new() };
+            let wanted: Vec<String> =
+                found.tree_packages().into_iter().chain(found.boot_packages()).collect();
+            let offered = index.versions(&wanted)?;
+            let Some((_, version)) = offered.iter().find(|(name, _)| *name == wanted[0]) else {
                 continue;
             };
-            let found = Self { series: series.to_owned(), stem, version };
+            found.version.clone_from(version);
             // A mirror that is being updated may have the headers of a kernel but not its source yet.
-            let wanted = found.tree_packages().into_iter().chain(found.boot_packages(index));
-            if wanted.into_iter().all(|package| index.has(&package, &found.version)) {
+            let complete =
+                wanted.iter().all(|name| offered.iter().any(|(n, v)| n == name && *v == found.version));
+            if complete {
                 return Ok(Some(found));
             }
         }
