@@ -26,7 +26,7 @@ pub struct Connection {
     pub peer: u32,
     /// Slots of the ring, a power of two.
     pub slots: u32,
-    /// 1 while the owner polls the peer's ring itself: then the peer need not count up the activity word.
+    /// [`POLLED`], [`CLOSED`] or 0.
     pub hot: u64,
     /// Zero.
     pub reserved0: [u64; 4],
@@ -35,6 +35,11 @@ pub struct Connection {
     /// Zero.
     pub reserved1: [u64; 7],
 }
+
+/// In [`Connection::hot`]: the owner polls the peer's ring itself, so that the peer need not count up the activity word.
+pub const POLLED: u64 = 1;
+/// In [`Connection::hot`]: the owner has given the peer up, and nothing of this connection holds any more.
+pub const CLOSED: u64 = 2;
 
 /// Bytes of a [`Connection`] before its slots.
 pub const CONNECTION_LEN: u64 = LINE_PAIR;

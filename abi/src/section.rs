@@ -25,6 +25,12 @@ pub const STATE_LIVE: u8 = 2;
 /// The endpoint's process has left or died; what it held is being taken back.
 pub const STATE_GONE: u8 = 3;
 
+/// In [`EndpointSlot::doorbell`]: the process may sleep until its doorbell is rung. Then whoever has written something that it
+/// may wait for must look at `sleeping`, behind a full fence.
+pub const MAY_SLEEP: u64 = 1;
+/// In [`EndpointSlot::doorbell`]: the process can ring the doorbells of others, and does for those who may sleep.
+pub const RINGS: u64 = 2;
+
 /// One endpoint of a section: a process, and what its peers must know of it.
 #[derive(Debug, Clone, Copy)]
 #[cfg_attr(feature = "zerocopy", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
@@ -41,16 +47,16 @@ pub struct EndpointSlot {
     pub boot_id: [u64; 2],
     /// The last incarnation whose process was found dead, for peers to tell death from leaving.
     pub died: u64,
-    /// 1 if the process may sleep until its doorbell is rung: then whoever has written something that it may wait for
-    /// must look at `sleeping`, behind a full fence.
-    pub may_sleep: u64,
+    /// [`MAY_SLEEP`] and [`RINGS`], added up.
+    pub doorbell: u64,
     /// Zero.
     pub reserved0: [u64; 9],
     /// Counts up while the process lives. Alone on its line pair: it changes, the words above do not.
     pub heartbeat: u64,
     /// Zero.
     pub reserved1: [u64; 7],
-    /// Not 0 while the process sleeps, or is about to. Alone on its line.
+    /// Not 0 while the process sleeps, or is about to: twice the number of the sleep, plus 1 if it waits for
+    /// acknowledgements too. Alone on its line.
     pub sleeping: u64,
     /// Zero.
     pub reserved2: [u64; 7],
@@ -63,7 +69,7 @@ const _: () = {
     assert!(offset_of!(EndpointSlot, pid) == 16);
     assert!(offset_of!(EndpointSlot, boot_id) == 24);
     assert!(offset_of!(EndpointSlot, died) == 40);
-    assert!(offset_of!(EndpointSlot, may_sleep) == 48);
+    assert!(offset_of!(EndpointSlot, doorbell) == 48);
     assert!(offset_of!(EndpointSlot, reserved0) == 56);
     assert!(offset_of!(EndpointSlot, heartbeat) as u64 == LINE_PAIR);
     assert!(offset_of!(EndpointSlot, reserved1) == 136);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use uuid::Uuid;
 use vmshm_abi::region::{ANY_NODE, SectionEntry};
-use vmshm_abi::section::{EndpointSlot, SLOTS_OFFSET, STATE_FREE, SlotState};
+use vmshm_abi::section::{EndpointSlot, MAY_SLEEP, SLOTS_OFFSET, STATE_FREE, SlotState};
 use zerocopy::FromBytes;
 
 use crate::error::Error;
@@ -185,8 +185,8 @@ fn endpoints(
             on_host,
             alive: on_host.then(|| held(region.file(), entry.offset + layout.slot(slot))),
             heartbeat: told.heartbeat,
-            may_sleep: told.may_sleep & 1 != 0,
-            sleeping: told.may_sleep & 1 != 0 && told.sleeping != 0,
+            may_sleep: told.doorbell & MAY_SLEEP != 0,
+            sleeping: told.doorbell & MAY_SLEEP != 0 && told.sleeping != 0,
         });
     }
     Ok(endpoints)

@@ -14,7 +14,7 @@ use core::sync::atomic::Ordering;
 
 use vmshm_abi::region::VERSION;
 use vmshm_abi::ring::{CONNECTION_LEN, Connection, SLOT};
-use vmshm_abi::section::{EndpointSlot, STATE_LIVE, SlotState, chunk_owner};
+use vmshm_abi::section::{EndpointSlot, MAY_SLEEP, RINGS, STATE_LIVE, SlotState, chunk_owner};
 use vmshm_abi::{EndpointId, EndpointName};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -26,7 +26,6 @@ use crate::link::{Link, PeerError, close};
 use crate::memory::Memory;
 use crate::region::{Region, Section};
 use crate::ring::Producer;
-use crate::sleep::{MAY_SLEEP, RINGS};
 use crate::slot;
 use crate::watch::Watch;
 
@@ -80,7 +79,7 @@ const NO_LINK: u32 = u32::MAX;
 const DIRECTORY: u64 = offset_of!(EndpointSlot, directory) as u64;
 const PID: u64 = offset_of!(EndpointSlot, pid) as u64;
 const BOOT_ID: u64 = offset_of!(EndpointSlot, boot_id) as u64;
-const MAY_SLEEP_WORD: u64 = offset_of!(EndpointSlot, may_sleep) as u64;
+const DOORBELL: u64 = offset_of!(EndpointSlot, doorbell) as u64;
 const HEARTBEAT: u64 = offset_of!(EndpointSlot, heartbeat) as u64;
 
 /// What an endpoint tells its peers of the process behind it.
@@ -142,8 +141,8 @@ impl<M: Memory> Endpoint<M> {
         memory.store(at + BOOT_ID, process.boot_id[0], Ordering::Relaxed);
         memory.store(at + BOOT_ID + 8, process.boot_id[1], Ordering::Relaxed);
         let flag = |is_set, flag| if is_set { flag } else { 0 };
-        let sleeping = flag(process.may_sleep, MAY_SLEEP) | flag(process.rings, RINGS);
-        memory.store(at + MAY_SLEEP_WORD, sleeping, Ordering::Relaxed);
+        let doorbell = flag(process.may_sleep, MAY_SLEEP) | flag(process.rings, RINGS);
+        memory.store(at + DOORBELL, doorbell, Ordering::Relaxed);
         crate::sleep::retract(&memory, at);
         slot::publish(&memory, &section, slot, incarnation);
         let id = region.endpoint(section.number, slot);
@@ -243,7 +242,7 @@ impl<M: Memory> Endpoint<M> {
         let Some((&section, slot)) = self.region.place(id) else { return Err(ConnectError::OtherRegion) };
         let at = section.slot(slot);
         let member = section.member(&self.memory);
-        let sleeping = self.memory.load(at + MAY_SLEEP_WORD, Ordering::Relaxed);
+        let doorbell = self.memory.load(at + DOORBELL, Ordering::Relaxed);
         let endpoints = self.region.header().endpoints;
         let of_section = self.links.iter().filter(|link| link.id.0 / endpoints == section.number).count();
         if of_section >= (MAX_LIVES / self.region.sections().len()).max(4 * endpoints as usize) {
@@ -277,8 +276,8 @@ impl<M: Memory> Endpoint<M> {
             slot_number: slot,
             slot: at,
             member,
-            may_sleep: sleeping & MAY_SLEEP != 0,
-            rings: sleeping & RINGS != 0,
+            may_sleep: doorbell & MAY_SLEEP != 0,
+            rings: doorbell & RINGS != 0,
             rung: 0,
             starved: None,
             connection,

@@ -2,7 +2,7 @@
 
 use alloc::collections::VecDeque;
 
-use vmshm_abi::ring::{Connection, Descriptor, KIND_DONE, MAX_SLOTS, MIN_SLOTS};
+use vmshm_abi::ring::{CLOSED, Connection, Descriptor, KIND_DONE, MAX_SLOTS, MIN_SLOTS, POLLED};
 use vmshm_abi::section::EndpointSlot;
 use vmshm_abi::{EndpointId, LINE};
 
@@ -90,8 +90,6 @@ pub struct Link {
 
 pub const CONSUMED: u64 = offset_of!(Connection, consumed) as u64;
 pub const HOT: u64 = offset_of!(Connection, hot) as u64;
-/// In the word `hot`: the owner does not listen any more, and what the ring speaks of may be used for something else.
-const CLOSED: u64 = 2;
 const DIRECTORY: u64 = offset_of!(EndpointSlot, directory) as u64;
 
 impl Link {
@@ -167,7 +165,7 @@ impl Link {
     pub fn is_polled(&self, memory: &impl Memory) -> bool {
         self.theirs
             .as_ref()
-            .is_some_and(|theirs| memory.load(theirs.connection + HOT, Ordering::Relaxed) == 1)
+            .is_some_and(|theirs| memory.load(theirs.connection + HOT, Ordering::Relaxed) == POLLED)
     }
 
     /// Looks how far the peer has consumed our ring, once it has connected to us.

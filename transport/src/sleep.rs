@@ -14,11 +14,6 @@ use vmshm_abi::section::EndpointSlot;
 
 use crate::memory::Memory;
 
-/// In `may_sleep`: the process may sleep.
-pub const MAY_SLEEP: u64 = 1;
-/// In `may_sleep`: the process has doorbells and rings them for those who may sleep.
-pub const RINGS: u64 = 2;
-
 /// In `sleeping`: acknowledgements are waited for too.
 const CREDIT: u64 = 1;
 

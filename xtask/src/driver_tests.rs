@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::accel::Accel;
 use crate::guest_mpi::{self, Job};
+use crate::host_mpi::Layer;
 use crate::image::Image;
 use crate::install;
 use crate::kernel::{self, Kernel};
@@ -422,13 +423,17 @@ fn doorbell(lab: &mut Lab, rings: u64, logs: &Path) -> Result<Count> {
 fn mpi(lab: &mut Lab, logs: &Path) -> Result<Count> {
     let program = format!("{PAYLOAD}/bin/vmshm-mpi-check --quick");
     let mut sum = Count::default();
-    for ranks in [2, 4] {
-        let job = Job { as_user: true, ..Job::new(ranks, &program) };
-        let log = logs.join(format!("check-{ranks}.log"));
+    for (ranks, layer) in [(2, Layer::Vmshm), (4, Layer::Vmshm), (4, Layer::VmshmAndVader)] {
+        let job = Job { layer, as_user: true, ..Job::new(ranks, &program) };
+        let log = logs.join(format!("check-{ranks}-{}.log", layer.name().replace(' ', "-")));
         let text = guest_mpi::run_job(lab, &job, &log, LIMIT * 2)?;
         let count = Count::of_checker(&text)
             .with_context(|| format!("vmshm-mpi-check printed no closing line; log: {}", log.display()))?;
         sum.add(&count);
+        // vader's words for memory that the kernel can't read for another process.
+        check(&mut sum, !text.contains("Read -1"), || {
+            format!("vader was given memory of the device:\n{text}")
+        });
     }
     sum.note = format!("by the user {} through /dev/vmshm0", guest_mpi::USER);
     Ok(sum)

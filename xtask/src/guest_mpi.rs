@@ -45,7 +45,7 @@ impl<'a> Job<'a> {
                 script += &format!("export {name}={value}\n");
             }
         }
-        if self.layer == Layer::Vmshm {
+        if matches!(self.layer, Layer::Vmshm | Layer::VmshmAndVader) {
             // As the README tells users to do it.
             script += &format!("settings=$({PAYLOAD}/bin/vmshm env) || exit\neval \"$settings\"\n");
         }

@@ -14,6 +14,8 @@ use crate::process::{self, Finished, Running};
 pub enum Layer {
     /// Ours.
     Vmshm,
+    /// Ours between guests, Open MPI's shared memory within each.
+    VmshmAndVader,
     /// Open MPI's shared memory with a copy in and a copy out.
     VaderTwoCopies,
     /// Open MPI's shared memory, the receiver reading the sender's memory (cross memory attach).
@@ -27,6 +29,7 @@ impl Layer {
     pub fn name(self) -> &'static str {
         match self {
             Layer::Vmshm => "vmshm",
+            Layer::VmshmAndVader => "vmshm and vader",
             Layer::VaderTwoCopies => "vader 2-copy",
             Layer::VaderCma => "vader CMA",
             Layer::Tcp => "tcp",
@@ -38,6 +41,7 @@ impl Layer {
         let mut args = vec!["--mca", "pml", "ob1", "--mca", "btl"];
         match self {
             Layer::Vmshm => args.push("vmshm,self"),
+            Layer::VmshmAndVader => args.push("vmshm,vader,self"),
             Layer::Tcp => args.push("tcp,self"),
             Layer::VaderTwoCopies | Layer::VaderCma => {
                 args.push("vader,self");

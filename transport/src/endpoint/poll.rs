@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering;
 
 use vmshm_abi::EndpointId;
-use vmshm_abi::ring::{Descriptor, KIND_FRAGMENT, KIND_INLINE, KIND_OFFER, Stamp};
+use vmshm_abi::ring::{Descriptor, KIND_FRAGMENT, KIND_INLINE, KIND_OFFER, POLLED, Stamp};
 use vmshm_abi::section::{ACTIVITY_WORDS, STATE_LIVE};
 
 use super::Endpoint;
@@ -186,7 +186,7 @@ impl<M: Memory> Endpoint<M> {
     fn set_hot(&mut self, index: u32, hot: bool) {
         let link = &mut self.links[index as usize];
         link.hot = hot;
-        self.memory.store(link.connection + HOT, u64::from(hot), Ordering::Relaxed);
+        self.memory.store(link.connection + HOT, if hot { POLLED } else { 0 }, Ordering::Relaxed);
     }
 
     /// Queues one silent link, so that a missed activity count costs time, never a message.
