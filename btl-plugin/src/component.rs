@@ -104,8 +104,8 @@ pub unsafe extern "C" fn register() -> c_int {
             version(),
             c"sleep_after",
             c"Microseconds of waiting in vain after which a process stops polling and sleeps until its doorbell rings, which \
-              frees its CPU and costs latency. It polls for the first half of that time, and yields in the second. Needs the \
-              guest driver and a device with doorbells (vmshm serve); elsewhere a process yields. 0: never.",
+              frees its CPU and costs latency. It polls for the first half of that time, and yields in the second. A loop of \
+              MPI_Test sleeps too, unless it computes for half a millisecond in between. Needs the guest driver and a device with doorbells (vmshm serve); elsewhere a process yields. 0: never.",
             ompi::MCA_BASE_VAR_TYPE_UNSIGNED_INT,
             ompi::OPAL_INFO_LVL_3,
             PARAMETERS.sleep_after.get().cast(),

@@ -12,6 +12,7 @@ use crate::idle::Rest;
 use crate::lock::{Guard, Lock};
 use crate::mpool::Given;
 use crate::ompi::opal_proc_t;
+use crate::sleep;
 use crate::sleep::Sleep;
 
 /// The fabric of this process, from `init` to `finalize`.
@@ -259,7 +260,7 @@ impl Fabric {
     /// # Safety
     /// A descriptor was handed out by [`Fabric::descriptor`], and C does not touch it until it is called back or freed.
     pub unsafe fn post(&mut self, peer: Peer, message: Outgoing) -> Posted {
-        if self.is_free(peer) {
+        let posted = if self.is_free(peer) {
             // SAFETY: the caller vouches for a descriptor.
             match unsafe { self.try_post(peer, message) } {
                 Ok(posted) => posted,
@@ -267,7 +268,12 @@ impl Fabric {
             }
         } else {
             self.queue(peer, message)
+        };
+        if posted == Posted::Later {
+            // A thread that sleeps does not wait for this message's acknowledgement: it has to look anew.
+            sleep::rouse();
         }
+        posted
     }
 
     fn queue(&mut self, peer: Peer, message: Outgoing) -> Posted {

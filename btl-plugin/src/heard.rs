@@ -52,7 +52,8 @@ pub fn listen() {
         let callback = row(tag).load(Ordering::Relaxed);
         if !callback.is_null() && callback != own() {
             other.store(callback, Ordering::Relaxed);
-            row(tag).store(own(), Ordering::Release);
+            // Whoever registers another one just now is counted the next time.
+            let _ = row(tag).compare_exchange(callback, own(), Ordering::Release, Ordering::Relaxed);
         }
     }
 }

@@ -9,8 +9,9 @@ const POLLS: u32 = 1024;
 const SHORTEST: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_millis(64);
 
-/// After a pause of so long between two polls, the process has done something else than waiting.
-const AWAY: Duration = Duration::from_millis(4);
+/// Who has used the processor for so long since the last sleep has done something else than waiting. Real time would not
+/// tell: another process may have had its turn.
+const WORK: Duration = Duration::from_micros(500);
 
 /// What a process with nothing to do should do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,12 +37,22 @@ pub struct Idle {
     /// Time spent waiting, as far as the looks tell.
     waited: Duration,
     next: Duration,
+    /// Processor time of the thread at the end of its last sleep.
+    slept: Option<Duration>,
 }
 
 impl Idle {
     /// Sleeps after so long a wait.
     pub fn new(sleep_after: Duration) -> Self {
-        Self { sleep_after, polls: 0, pace: POLLS, looked: None, waited: Duration::ZERO, next: SHORTEST }
+        Self {
+            sleep_after,
+            polls: 0,
+            pace: POLLS,
+            looked: None,
+            waited: Duration::ZERO,
+            next: SHORTEST,
+            slept: None,
+        }
     }
 
     /// Something came.
@@ -51,13 +62,20 @@ impl Idle {
         self.looked = None;
         self.waited = Duration::ZERO;
         self.next = SHORTEST;
+        self.slept = None;
     }
 
-    /// Nothing came. Looks at the clock now and then while spinning, and always after that.
+    /// Nothing came. Looks at the clock now and then while spinning, and always after that; before each sleep but the first
+    /// also at the `work` that the thread has done, its processor time.
     #[inline]
-    pub fn poll(&mut self, clock: impl FnOnce() -> Instant) -> Rest {
+    pub fn poll(&mut self, clock: impl FnOnce() -> Instant, work: impl FnOnce() -> Duration) -> Rest {
         self.polls += 1;
         if self.polls < self.pace && self.waited < self.sleep_after / 2 {
+            return Rest::Spin;
+        }
+        if self.slept.is_some_and(|slept| work().saturating_sub(slept) > WORK) {
+            // Back from a computation: the next message may be close again.
+            self.end();
             return Rest::Spin;
         }
         self.look(clock())
@@ -67,11 +85,6 @@ impl Idle {
         self.polls = 0;
         if let Some(last) = self.looked.replace(now) {
             let step = now.saturating_duration_since(last);
-            if self.waited >= self.sleep_after && step > AWAY {
-                // Back from a computation: the next message may be close again.
-                self.end();
-                return Rest::Spin;
-            }
             if step > self.sleep_after / 4 {
                 self.pace = (self.pace / 2).max(1);
             } else if step < self.sleep_after / 16 {
@@ -91,10 +104,19 @@ impl Idle {
         }
     }
 
-    /// The process has slept, until now.
-    pub fn slept(&mut self, now: Instant) {
+    /// The process has slept, until now, and the thread has done so much work so far.
+    pub fn slept(&mut self, now: Instant, work: Duration) {
         self.looked = Some(now);
+        self.slept = Some(work);
     }
+}
+
+/// Processor time of this thread.
+pub fn work() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: there is room for a time. This clock is always there; else the answer stays 0.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -102,12 +124,14 @@ mod tests {
     use super::*;
 
     const AFTER: Duration = Duration::from_micros(100);
+    /// Processor time of a thread that does nothing.
+    const IDLE: Duration = Duration::from_secs(7);
 
     /// Polls every microsecond until something else than `rest` is due; how long that took.
     fn polls_while(idle: &mut Idle, now: &mut Instant, rest: Rest) -> (u32, Rest) {
         for polls in 1.. {
             *now += Duration::from_micros(1);
-            let found = idle.poll(|| *now);
+            let found = idle.poll(|| *now, || IDLE);
             if found != rest {
                 return (polls, found);
             }
@@ -138,10 +162,13 @@ mod tests {
         let mut idle = Idle::new(Duration::from_secs(1));
         let mut looks = 0;
         for _ in 0..10 * POLLS {
-            let rest = idle.poll(|| {
-                looks += 1;
-                Instant::now()
-            });
+            let rest = idle.poll(
+                || {
+                    looks += 1;
+                    Instant::now()
+                },
+                || IDLE,
+            );
             assert_eq!(rest, Rest::Spin);
         }
         assert_eq!(looks, 10);
@@ -153,7 +180,7 @@ mod tests {
         let mut spins = Vec::new();
         for _ in 0..8 {
             let mut spun = 0;
-            while idle.poll(|| now) == Rest::Spin {
+            while idle.poll(|| now, || IDLE) == Rest::Spin {
                 now += Duration::from_micros(20);
                 spun += 1;
             }
@@ -170,33 +197,41 @@ mod tests {
         let (mut idle, mut now) = asleep();
         for millis in [2, 4, 8, 16, 32, 64, 64, 64] {
             now += Duration::from_millis(70);
-            idle.slept(now);
+            idle.slept(now, IDLE);
             now += Duration::from_micros(5);
-            assert_eq!(idle.poll(|| now), Rest::Sleep(Duration::from_millis(millis)));
+            assert_eq!(idle.poll(|| now, || IDLE), Rest::Sleep(Duration::from_millis(millis)));
         }
         idle.end();
-        assert_eq!(idle.poll(|| now), Rest::Spin);
+        assert_eq!(idle.poll(|| now, || IDLE), Rest::Spin);
         assert_eq!(polls_while(&mut idle, &mut now, Rest::Spin).1, Rest::Yield);
     }
 
     #[test]
     fn who_comes_back_from_a_computation_spins_first() {
         let (mut idle, mut now) = asleep();
-        idle.slept(now);
-        now += Duration::from_secs(1);
-        assert_eq!(idle.poll(|| now), Rest::Spin);
+        idle.slept(now, IDLE);
+        now += Duration::from_millis(1);
+        assert_eq!(idle.poll(|| now, || IDLE + 2 * WORK), Rest::Spin);
         assert_eq!(polls_while(&mut idle, &mut now, Rest::Spin).1, Rest::Yield);
+    }
+
+    #[test]
+    fn the_turn_of_another_process_is_no_computation() {
+        let (mut idle, mut now) = asleep();
+        idle.slept(now, IDLE);
+        now += Duration::from_secs(1);
+        assert_eq!(idle.poll(|| now, || IDLE + WORK / 2), Rest::Sleep(2 * SHORTEST));
     }
 
     #[test]
     fn a_long_step_is_not_taken_for_a_long_wait() {
         let (mut idle, mut now) = (Idle::new(AFTER), Instant::now());
         for _ in 0..POLLS {
-            assert_eq!(idle.poll(|| now), Rest::Spin);
+            assert_eq!(idle.poll(|| now, || IDLE), Rest::Spin);
         }
         now += Duration::from_secs(1);
         for _ in 0..POLLS {
-            assert_eq!(idle.poll(|| now), Rest::Spin);
+            assert_eq!(idle.poll(|| now, || IDLE), Rest::Spin);
         }
         assert_eq!(idle.waited, AFTER / 4);
     }

@@ -1,6 +1,6 @@
 //! Sleeping on the doorbell while there is nothing to do.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::thread::yield_now;
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use vmshm_transport::attach::Attached;
 
 use crate::fabric::{FABRIC, Held};
 use crate::heard;
-use crate::idle::{Idle, Rest};
+use crate::idle::{Idle, Rest, work};
 
 /// Some thread of this process sleeps, or is about to.
 static ASLEEP: AtomicBool = AtomicBool::new(false);
@@ -50,7 +50,7 @@ impl Sleep {
             self.idle.end();
             return Rest::Spin;
         }
-        let rest = self.idle.poll(Instant::now);
+        let rest = self.idle.poll(Instant::now, work);
         if rest != Rest::Spin && !self.is_listening {
             // Open MPI may have registered more callbacks since the last time.
             heard::listen();
@@ -77,17 +77,22 @@ pub fn sleep(mut fabric: Held, time: Duration) {
         let sleeper = fabric.sleep.as_ref()?.sleeper.clone()?;
         fabric.endpoint.fall_asleep().then_some(sleeper)
     });
+    let heard = fabric.as_ref().and_then(|fabric| Some(fabric.sleep.as_ref()?.heard));
     drop(fabric);
     match sleeper {
         None => yield_now(),
         Some(sleeper) => {
             *DOORBELL.lock() = Some(sleeper.clone());
-            sleeper.wait(time);
+            // What another thread hears from now on rings; what it has heard since we decided to sleep is seen here.
+            fence(Ordering::SeqCst);
+            if heard == Some(heard::count()) {
+                sleeper.wait(time);
+            }
             *DOORBELL.lock() = None;
             if let Some(fabric) = FABRIC.lock().as_mut() {
                 fabric.endpoint.wake_up();
                 if let Some(sleep) = &mut fabric.sleep {
-                    sleep.idle.slept(Instant::now());
+                    sleep.idle.slept(Instant::now(), work());
                 }
             }
         }
@@ -100,6 +105,8 @@ pub fn sleep(mut fabric: Held, time: Duration) {
 /// Wakes the thread that sleeps, because something has come for this process that it may wait for.
 #[inline]
 pub fn rouse() {
+    // Only ever set where sleeping was asked for: then what was written before is seen by who is about to sleep.
+    fence(Ordering::SeqCst);
     if ASLEEP.load(Ordering::SeqCst)
         && let Some(sleeper) = &*DOORBELL.lock()
     {
