@@ -10,13 +10,13 @@ use kernel::{
     str::CString,
     sync::{
         aref::ARef,
-        atomic::{Atomic, Relaxed},
+        atomic::{Acquire, Atomic, Relaxed, Release},
         new_mutex, Arc, Mutex, MutexGuard,
     },
 };
 
 use crate::{
-    abi::region::{RegionHeader, MAX_ENDPOINTS},
+    abi::{driver::NO_SECTION, region::RegionHeader},
     doorbell::Listener,
     file::OpenFile,
     section::{Identity, Section},
@@ -47,25 +47,35 @@ pub(crate) struct Device {
     facts: Facts,
     /// Number of doorbells; set once, before anyone can open the device.
     vectors: Atomic<u32>,
+    /// For those who must not wait for the state; set while it is locked.
+    gone: Atomic<bool>,
+    /// The number of our section, or `NO_SECTION`; as above.
+    ours: Atomic<u32>,
     #[pin]
     state: Mutex<State>,
+    /// Whether pages may be filled in. A lock of its own: a fault may have to wait for memory.
+    #[pin]
+    filling: Mutex<bool>,
     /// Revoked once the device is gone.
     #[pin]
     pub(crate) bars: Revocable<Bars>,
     #[pin]
-    pub(crate) listeners: IrqLock<KVec<Listener>>,
+    pub(crate) listeners: IrqLock<KVVec<Listener>>,
     #[pin]
     pub(crate) misc: MiscDevice,
 }
 
-/// Most files that can be open at a time. Each interrupt looks at all of them.
-const MAX_FILES: usize = 4 * MAX_ENDPOINTS as usize;
+/// Most files that can be open at a time: one for each endpoint, as many to look around, and some.
+/// Each interrupt looks at all of them.
+fn max_files(header: &RegionHeader) -> usize {
+    2 * header.endpoints as usize + 64
+}
 
 /// What changes, under a lock that comes after the lock of a process's mappings.
 pub(crate) struct State {
-    gone: bool,
     section: Option<Section>,
-    files: KVec<Entry>,
+    /// Has room for all that can be, and never grows.
+    files: KVVec<Entry>,
 }
 
 /// An open file, and what it holds.
@@ -91,15 +101,20 @@ impl Device {
         bars: Bars,
     ) -> Result<Arc<Self>> {
         let section = Section::find(&bars.memory, &facts.header, facts.identity);
+        let files = KVVec::with_capacity(max_files(&facts.header), GFP_KERNEL)?;
+        let listeners = KVVec::with_capacity(max_files(&facts.header), GFP_KERNEL)?;
         Arc::pin_init(
             try_pin_init!(Self {
                 name,
                 pdev: pdev.into(),
                 facts,
                 vectors: Atomic::new(0),
-                state <- new_mutex!(State { gone: false, section, files: KVec::new() }, "vmshm"),
+                gone: Atomic::new(false),
+                ours: Atomic::new(number(&section)),
+                state <- new_mutex!(State { section, files }, "vmshm"),
+                filling <- new_mutex!(true, "vmshm_filling"),
                 bars <- Revocable::new(Ok::<_, Error>(bars)),
-                listeners <- IrqLock::new(KVec::new(), c"vmshm_listeners", kernel::static_lock_class!()),
+                listeners <- IrqLock::new(listeners, c"vmshm_listeners", kernel::static_lock_class!()),
                 misc <- MiscDevice::new(),
             }),
             GFP_KERNEL,
@@ -121,11 +136,6 @@ impl Device {
         &self.facts.header
     }
 
-    /// Of the region's memory.
-    pub(crate) fn frames(&self) -> Frames {
-        self.facts.frames
-    }
-
     /// As in `DeviceInfo`.
     pub(crate) fn memory_type(&self) -> u32 {
         self.facts.memory_type
@@ -139,6 +149,22 @@ impl Device {
     /// Says how many doorbells it has, when all of them have a handler.
     pub(crate) fn set_vectors(&self, vectors: u32) {
         self.vectors.store(vectors, Relaxed);
+    }
+
+    /// Whether the device is gone: then only closing is left.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone.load(Acquire)
+    }
+
+    /// The number of the section that this machine may write.
+    pub(crate) fn ours(&self) -> Option<u32> {
+        Some(self.ours.load(Relaxed)).filter(|&number| number != NO_SECTION)
+    }
+
+    /// Has `fill` fill in a page, unless the device is gone: it can't go away meanwhile.
+    pub(crate) fn fill<T>(&self, fill: impl FnOnce(Frames) -> T) -> Option<T> {
+        let filling = self.filling.lock();
+        filling.then(|| fill(self.facts.frames))
     }
 
     /// Locks the state.
@@ -158,6 +184,7 @@ impl Device {
             .bars
             .try_access_with(|bars| Section::find(&bars.memory, &facts.header, facts.identity));
         state.section = found.flatten();
+        self.ours.store(number(&state.section), Relaxed);
         if let Some(section) = state.section {
             dev_info!(
                 self.pdev,
@@ -170,7 +197,7 @@ impl Device {
     /// Has `file` hold slot `slot` for the calling process. Errors as for `CLAIM`.
     pub(crate) fn claim(&self, file: &OpenFile, slot: u32) -> Result {
         let mut state = self.state();
-        if state.gone {
+        if self.is_gone() {
             return Err(ENODEV);
         }
         if state.section.is_none() {
@@ -198,17 +225,23 @@ impl Device {
         Ok(())
     }
 
-    /// Takes the slot from `file`, as it asks. Errors as for `UNCLAIM`.
+    /// Takes the slot from `file`, as it asks, and ends the life in it, unless that has left. Errors
+    /// as for `UNCLAIM`.
     pub(crate) fn unclaim(&self, file: &OpenFile) -> Result {
         let mut state = self.state();
-        if state.gone {
+        if self.is_gone() {
             return Err(ENODEV);
         }
-        state
+        let claim = state
             .entry(file)
             .and_then(|entry| entry.claim.take())
             .ok_or(ENOENT)?;
         file.listen_to(None);
+        let died = self.end_life(&state, claim);
+        drop(state);
+        if died {
+            self.tell_all();
+        }
         Ok(())
     }
 
@@ -233,28 +266,27 @@ impl Device {
     /// Makes `file` one of the device's.
     pub(crate) fn add(&self, file: &Arc<OpenFile>) -> Result {
         let mut state = self.state();
-        if state.gone {
+        if self.is_gone() {
             return Err(ENODEV);
         }
-        if state.files.len() >= MAX_FILES {
+        let entry = Entry {
+            file: file.clone(),
+            claim: None,
+        };
+        if state.files.push_within_capacity(entry).is_err() {
             return Err(ENFILE);
         }
-        state.files.push(
-            Entry {
-                file: file.clone(),
-                claim: None,
-            },
-            GFP_KERNEL,
-        )?;
         let listener = Listener {
             file: file.clone(),
             eventfd: None,
         };
-        let added = self.listeners.lock().push(listener, GFP_ATOMIC);
+        // Never refused: a listener goes when its file does.
+        let added = self.listeners.lock().push_within_capacity(listener);
         if added.is_err() {
             let _ = state.files.pop();
+            return Err(ENFILE);
         }
-        Ok(added?)
+        Ok(())
     }
 
     /// Forgets `file`, and ends what it holds.
@@ -288,17 +320,22 @@ impl Device {
         matches!(ended, Some(Ok(true)))
     }
 
-    /// Takes the device from all who use it. When this returns, nobody accesses it any more but
-    /// interrupt handlers.
+    /// Takes the device from all who use it. When this returns, no process accesses its memory any
+    /// more, and nothing else begins to.
     ///
     /// The caller then sees to it that nobody opens it any more, and frees the interrupts, before
     /// the bars are revoked.
     pub(crate) fn lose(&self) {
         let mut state = self.state();
-        state.gone = true;
-        // Without the lock nobody can fill in a page again; with it gone nobody will.
-        for entry in &state.files {
-            entry.file.unmap();
+        self.gone.store(true, Release);
+        // Who is filling in a page has done so when the lock is ours; from then on nobody does.
+        *self.filling.lock() = false;
+        // All mappings that were made through one inode go at once.
+        for (index, entry) in state.files.iter().enumerate() {
+            let mut earlier = state.files.iter().take(index);
+            if !earlier.any(|earlier| earlier.file.shares_inode(&entry.file)) {
+                entry.file.unmap();
+            }
         }
         // Nobody can write the section any more, so that the lives in it have ended.
         let files = state.files.len();
@@ -326,11 +363,6 @@ impl Device {
 }
 
 impl State {
-    /// Whether the device is gone: then only closing is left.
-    pub(crate) fn is_gone(&self) -> bool {
-        self.gone
-    }
-
     /// The section that this machine may write.
     pub(crate) fn section(&self) -> Option<&Section> {
         self.section.as_ref()
@@ -351,9 +383,16 @@ impl State {
 }
 
 /// Takes the first element that `is_it` out of a vector.
-fn take<T>(vector: &mut KVec<T>, is_it: impl FnMut(&T) -> bool) -> Option<T> {
+fn take<T>(vector: &mut KVVec<T>, is_it: impl FnMut(&T) -> bool) -> Option<T> {
     let index = vector.iter().position(is_it)?;
     vector.remove(index).ok()
+}
+
+/// As in `DeviceInfo`.
+fn number(section: &Option<Section>) -> u32 {
+    section
+        .as_ref()
+        .map_or(NO_SECTION, |section| section.number)
 }
 
 /// The number of the calling process.

@@ -61,6 +61,16 @@ impl Device {
         }
     }
 
+    /// Tells all who listen that something has changed.
+    fn signal_all(&self) {
+        for listener in &*self.listeners.lock() {
+            listener.file.signal();
+            if let Some((eventfd, _)) = &listener.eventfd {
+                eventfd.signal();
+            }
+        }
+    }
+
     /// Tells all who wait that the device is gone.
     pub(crate) fn hang_up(&self) {
         for listener in &*self.listeners.lock() {
@@ -74,10 +84,12 @@ impl Device {
     /// Has all endpoints of all machines look at the region: an endpoint of ours has died.
     pub(crate) fn tell_all(&self) {
         let vectors = self.vectors();
-        for vector in 0..vectors {
-            self.rung(vector);
+        if vectors == 0 {
+            return;
         }
-        for number in 0..self.header().sections {
+        self.signal_all();
+        let ours = self.ours();
+        for number in (0..self.header().sections).filter(|&number| Some(number) != ours) {
             // One at a time, since nobody can sleep meanwhile.
             let _ = self.bars.try_access_with(|bars| {
                 let machine = self.machine(bars, number)?;
@@ -92,18 +104,14 @@ impl Device {
 
     /// Rings an endpoint. Errors as for `RING`.
     pub(crate) fn ring(&self, section: u32, slot: u32) -> Result {
-        let ours = {
-            let state = self.state();
-            if state.is_gone() {
-                return Err(ENODEV);
-            }
-            state.section().map(|section| section.number)
-        };
+        if self.is_gone() {
+            return Err(ENODEV);
+        }
         let vector = self.vector(slot).ok_or(ENXIO)?;
         if section >= self.header().sections || slot >= self.header().endpoints {
             return Err(EINVAL);
         }
-        if ours == Some(section) {
+        if self.ours() == Some(section) {
             self.signal(vector, |theirs| theirs == slot);
             return Ok(());
         }
@@ -124,7 +132,7 @@ impl Device {
 
     /// Has an eventfd signalled by the interrupts of a vector, or none. Errors as for `EVENTFD`.
     pub(crate) fn set_eventfd(&self, file: &OpenFile, fd: i32, vector: u32) -> Result {
-        if self.state().is_gone() {
+        if self.is_gone() {
             return Err(ENODEV);
         }
         if self.vectors() == 0 {
@@ -148,7 +156,7 @@ impl Device {
         // What was there before is given up here, when the lock is free again.
         drop(eventfd);
         // The device may have been lost meanwhile: then nobody would ever signal it.
-        if self.state().is_gone() {
+        if self.is_gone() {
             return Err(ENODEV);
         }
         Ok(())

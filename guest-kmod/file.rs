@@ -95,7 +95,12 @@ impl OpenFile {
         self.slot.store(slot.unwrap_or(NO_SLOT), Relaxed);
     }
 
-    /// Takes all pages out of all mappings of the file.
+    /// Whether both were opened through the same inode.
+    pub(crate) fn shares_inode(&self, other: &Self) -> bool {
+        self.inode == other.inode
+    }
+
+    /// Takes all pages out of all mappings of all files that were opened through the same inode.
     pub(crate) fn unmap(&self) {
         self.inode.unmap();
     }
@@ -119,7 +124,7 @@ impl OpenFile {
         if self.rings.load(Relaxed) != 0 {
             events |= READABLE;
         }
-        if self.device.state().is_gone() {
+        if self.device.is_gone() {
             events |= HUNG_UP;
         }
         events
@@ -129,7 +134,7 @@ impl OpenFile {
     ///
     /// Rings that come from another machine at once may be one interrupt, and count as one.
     pub(crate) fn read(&self, to: &mut UserSliceWriter) -> Result<usize> {
-        if self.device.state().is_gone() {
+        if self.device.is_gone() {
             return Err(ENODEV);
         }
         if to.len() < size_of::<u64>() {
@@ -138,6 +143,8 @@ impl OpenFile {
         let rings = self.rings.xchg(0, Full);
         if let Err(error) = to.write(&rings) {
             self.rings.fetch_add(rings, Full);
+            // Somebody else may have looked meanwhile.
+            self.waiting.wake(READABLE);
             return Err(error);
         }
         Ok(size_of::<u64>())
@@ -145,6 +152,9 @@ impl OpenFile {
 
     /// An ioctl of `abi/src/driver.rs`. `ENOTTY` for any other.
     pub(crate) fn ioctl(&self, command: u32, argument: UserPtr) -> Result {
+        if self.device.is_gone() {
+            return Err(ENODEV);
+        }
         // The number tells the size; no structure has room between its fields, so that they are
         // read one by one.
         let bytes = (command >> 16 & 0x3fff) as usize;
@@ -172,14 +182,7 @@ impl OpenFile {
 
     fn info(&self, to: &mut UserSliceWriter) -> Result {
         let device = &self.device;
-        let state = device.state();
-        if state.is_gone() {
-            return Err(ENODEV);
-        }
-        let section = state
-            .section()
-            .map_or(driver::NO_SECTION, |section| section.number);
-        drop(state);
+        let section = device.ours().unwrap_or(driver::NO_SECTION);
         let DeviceInfo {
             version,
             section,

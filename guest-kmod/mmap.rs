@@ -15,6 +15,9 @@ use crate::{
 /// region, `EACCES` for what must not be written or executed.
 pub(crate) fn map(file: &OpenFile, vma: NewVma<'_>) -> Result {
     let device = file.device();
+    if device.is_gone() {
+        return Err(ENODEV);
+    }
     if !vma.is_shared() {
         return Err(EINVAL);
     }
@@ -26,14 +29,8 @@ pub(crate) fn map(file: &OpenFile, vma: NewVma<'_>) -> Result {
     if end > device.header().region_len {
         return Err(EINVAL);
     }
-    let state = device.state();
-    if state.is_gone() {
-        return Err(ENODEV);
-    }
-    let may_write = state
-        .writable(device.header())
-        .is_some_and(|ours| ours.start <= offset && end <= ours.end);
-    drop(state);
+    let writable = device.state().writable(device.header());
+    let may_write = writable.is_some_and(|ours| ours.start <= offset && end <= ours.end);
     if vma.is_writable() && !may_write {
         return Err(EACCES);
     }
@@ -42,13 +39,9 @@ pub(crate) fn map(file: &OpenFile, vma: NewVma<'_>) -> Result {
 
 /// Fills in a page.
 ///
-/// Held by the lock, the device can't go away meanwhile; once it is gone, nothing is filled in any
-/// more. The lock comes after the process's lock of its mappings: whoever holds it must not touch
-/// the memory of a process.
+/// Once the device is gone, nothing is filled in any more. The device's locks come after the
+/// process's lock of its mappings: whoever holds one must not touch the memory of a process.
 pub(crate) fn fault(file: &OpenFile, fault: &Fault) -> Outcome {
-    let state = file.device().state();
-    if state.is_gone() {
-        return Outcome::SIGBUS;
-    }
-    fault.insert(file.device().frames())
+    let filled = file.device().fill(|frames| fault.insert(frames));
+    filled.unwrap_or(Outcome::SIGBUS)
 }

@@ -150,8 +150,7 @@ impl Bound {
         let device = &self.device;
         let header = device.header();
         let (name, vectors) = (device.name(), device.vectors());
-        let number = device.state().section().map(|section| section.number);
-        match number {
+        match device.ours() {
             Some(number) => dev_info!(
                 pdev,
                 "/dev/{name}: a region of {} bytes; of its {} sections, number {number} is ours; {vectors} doorbells\n",
@@ -160,7 +159,7 @@ impl Bound {
             ),
             None => dev_warn!(
                 pdev,
-                "/dev/{name}: no section of the region is assigned to this machine, so it can only be read: start it with \
+                "/dev/{name}: no section of the region is assigned to this machine, so that no program can take part: start it with \
                  what `vmshm qemu-args` prints on the host, which gives it a UUID that the region's table knows\n"
             ),
         }
@@ -171,7 +170,7 @@ impl Drop for Bound {
     fn drop(&mut self) {
         // Nobody opens the device any more ...
         self.registration = None;
-        // ... nobody who has it open accesses it any more ...
+        // ... no process accesses its memory any more ...
         self.device.lose();
         // ... no interrupt comes any more ...
         self.irqs.clear();

@@ -1,10 +1,11 @@
 //! What the guest driver offers at `/dev/vmshmN`, beside `mmap` of the region: ioctl numbers and their arguments.
 //!
 //! - An open file *holds* at most one endpoint slot of the VM's own section. When the process that took the slot closes
-//!   the file or ends, in whatever way, the driver marks the slot's life as died, unless the process left it in good
-//!   order before.
+//!   a descriptor of the file (a copy too), gives the slot back or ends, in whatever way, the driver marks the slot's life
+//!   as died, unless the process left it in good order before.
 //! - `poll` says readable when the doorbell of the held slot (of any slot, where none is held) has rung since the last
 //!   `read`, which returns the number of rings as eight bytes and never blocks; it says hang-up when the device is gone.
+//! - `open` fails with `ENFILE` when twice as many files as a section has slots, and 64, are open.
 //! - A device that is gone answers every call with `ENODEV`.
 
 use core::mem::{offset_of, size_of};
@@ -37,7 +38,7 @@ pub struct DeviceInfo {
     pub reserved: [u64; 5],
 }
 
-/// No section is assigned to this VM: the region can be read, not written.
+/// No section is assigned to this VM: the region can be read, and not written unless it is open.
 pub const NO_SECTION: u32 = u32::MAX;
 
 /// Memory type: cached, as ordinary memory.

@@ -52,6 +52,7 @@ pub(super) static OPERATIONS: Operations = Operations(bindings::file_operations 
 /// # Invariants
 ///
 /// The pointer is valid, and one of its references is ours.
+#[derive(PartialEq, Eq)]
 pub(crate) struct Inode(*mut bindings::inode);
 
 // SAFETY: Inodes are reference counted and belong to no thread.
