@@ -177,10 +177,15 @@ impl Link {
         life: u64,
     ) -> Result<(), Fault> {
         self.resolve(memory, region, me, life)?;
-        match &self.theirs {
-            Some(theirs) => self.producer.learn(memory, theirs.connection + CONSUMED),
-            None => Ok(()),
+        let Some(theirs) = &self.theirs else { return Ok(()) };
+        let value = memory.load(theirs.connection + CONSUMED, Ordering::Acquire);
+        // Asked after the number was read: a departed peer's memory may be another's by now, and so may the number.
+        if value != self.producer.acknowledged()
+            && !read_claim(memory, theirs.connection).is_for(me, life, self.incarnation)
+        {
+            return Ok(());
         }
+        self.producer.accept(value)
     }
 
     /// Tells the peer how far we have consumed its ring.

@@ -66,7 +66,15 @@ impl Producer {
     ///
     /// A number that goes backwards, or beyond what was sent.
     pub fn learn(&mut self, memory: &impl Memory, consumed: u64) -> Result<(), Fault> {
-        let value = memory.load(consumed, Ordering::Acquire);
+        self.accept(memory.load(consumed, Ordering::Acquire))
+    }
+
+    /// Believes that the consumer has acknowledged `value` slots.
+    ///
+    /// # Errors
+    ///
+    /// As [`Producer::learn`].
+    pub fn accept(&mut self, value: u64) -> Result<(), Fault> {
         if value < self.acknowledged || value > self.position {
             return Err(Fault { what: "acknowledgement", value });
         }

@@ -3,9 +3,13 @@
 mod common;
 
 use std::collections::{HashMap, VecDeque};
+use std::mem::offset_of;
+use std::sync::atomic::Ordering;
 
 use common::{Region, View, pattern, send, wait};
 use proptest::prelude::*;
+use vmshm_transport::abi::ring::{CONNECTION_LEN, Connection};
+use vmshm_transport::abi::section::EndpointSlot;
 use vmshm_transport::{Endpoint, Event, Fragment, Inbox, MAX_INLINE, Memory, Peer, PeerError, SendError};
 
 fn pair(region: &Region, sections: (u32, u32)) -> (Endpoint<View>, Endpoint<View>, Peer, Peer) {
@@ -195,6 +199,29 @@ fn a_peer_that_leaves_is_reported_after_its_messages() {
     assert_eq!(wait(&mut a, &mut inbox), Event::Unsent { peer: to_b, token: 42 });
     assert_eq!(wait(&mut a, &mut inbox), Event::Gone { peer: to_b, why: PeerError::Left });
     assert_eq!(a.poll(&mut inbox), None);
+}
+
+#[test]
+fn an_acknowledgement_that_another_wrote_over_is_not_believed() {
+    let region = Region::new(8 << 20, 2, 4);
+    let (mut a, mut b, to_b, to_a) = pair(&region, (0, 1));
+    let mut inbox = Inbox::new();
+    b.send(to_a, 1, &[b"so that a knows b's side"]).expect("room");
+    assert!(matches!(wait(&mut a, &mut inbox), Event::Message { .. }));
+    let fragment = a.fragment(2000).expect("room");
+    a.send_fragment(to_b, 1, &fragment, 2000, 42).expect("room");
+    let section = *b.section();
+    let host = region.host();
+    let word = |at: u64| host.load(section.entry.offset + at, Ordering::Relaxed);
+    let directory = word(section.layout.slot(b.slot()) + offset_of!(EndpointSlot, directory) as u64);
+    let connection = section.entry.offset + word(directory + u64::from(a.name().id) * 8);
+    assert_eq!(host.load(connection + offset_of!(Connection, incarnation) as u64, Ordering::Relaxed), 1);
+    drop(b);
+    // What a sibling of b does that gets its memory.
+    host.zero(connection, CONNECTION_LEN);
+    host.store(connection + offset_of!(Connection, consumed) as u64, 1, Ordering::Relaxed);
+    assert_eq!(wait(&mut a, &mut inbox), Event::Unsent { peer: to_b, token: 42 });
+    assert_eq!(wait(&mut a, &mut inbox), Event::Gone { peer: to_b, why: PeerError::Left });
 }
 
 #[test]
