@@ -52,7 +52,10 @@ impl Guard {
             place.state.compare_exchange(FREE, TAKEN, Ordering::Acquire, Ordering::Relaxed).is_ok()
         };
         let Some(index) = TABLE.iter().position(take) else {
-            return Err(io::Error::other(format!("more than {PLACES} devices are mapped")));
+            return Err(io::Error::other(format!(
+                "this process has vmshm devices mapped {PLACES} times already, and more can't be watched over: detach \
+                 from some first, or use more processes"
+            )));
         };
         let place = &TABLE[index];
         for ((start, len), pages) in place.spans.iter().zip([Some(read), write]) {
@@ -98,14 +101,16 @@ impl Place {
             Ok(_) => {}
         }
         let mut replaced = true;
-        for ((start, len), protection) in
-            self.spans.iter().zip([libc::PROT_READ, libc::PROT_READ | libc::PROT_WRITE])
-        {
+        // To read, private: that needs no memory but the kernel's page of zeros. To write, shared: private pages would count
+        // against RLIMIT_DATA, which may have no room for them.
+        let kinds =
+            [(libc::PROT_READ, libc::MAP_PRIVATE), (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED)];
+        for ((start, len), (protection, kind)) in self.spans.iter().zip(kinds) {
             let (start, len) = (start.load(Ordering::Relaxed), len.load(Ordering::Relaxed));
             if len == 0 {
                 continue;
             }
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+            let flags = kind | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
             // SAFETY: these pages belong to the mapping that is watched over, which is unmapped only after its guard is
             // dropped; nobody holds references to them.
             let there =

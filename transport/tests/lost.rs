@@ -121,7 +121,10 @@ fn endpoints_are_told() {
     assert_eq!(b.poll(&mut inbox), Some(Event::Gone { peer: to_a, why: PeerError::DeviceLost }));
 }
 
-/// Plays one part in a process of its own, which may be killed.
+/// What a player says when its lost memory was replaced: it has come so far only with our handler.
+const HANDLED: &str = "the loss was handled";
+
+/// Plays one part in a process of its own, which may be killed, but not before its lost memory was replaced.
 fn play(part: &str) -> std::process::ExitStatus {
     let program = std::env::current_exe().expect("this program");
     let mut command = Command::new(program);
@@ -134,7 +137,10 @@ fn play(part: &str) -> std::process::ExitStatus {
             Ok(())
         });
     }
-    command.status().expect("runs")
+    let output = command.output().expect("runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains(HANDLED), "{part}: {}, said {said}", output.status);
+    output.status
 }
 
 /// Not a test by itself: what [`play`] runs.
@@ -155,6 +161,7 @@ fn player() {
     lost.set_len(0).expect("truncates");
     assert_eq!(mapping.load(0, Ordering::Relaxed), 0);
     assert!(mapping.is_lost());
+    println!("{HANDLED}");
     if part == "raise" {
         // SAFETY: raises a signal.
         unsafe { libc::raise(libc::SIGBUS) };
