@@ -9,6 +9,7 @@ mod find;
 mod section;
 
 use std::fs::{self, File};
+use std::io;
 use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut, Range};
 use std::os::unix::fs::FileExt;
@@ -30,7 +31,6 @@ use crate::sleeper::Sleeper;
 use crate::slot;
 
 pub use error::AttachError;
-use error::io_error;
 use find::{Opened, open};
 pub use find::{Source, driver_info, driver_nodes, find, pci_devices, region_dirs};
 pub use section::iv_position;
@@ -43,6 +43,8 @@ pub const REGION_DIR: &str = "/dev/shm/vmshm";
 const HUGE_DIR: &str = "vmshm";
 
 const PCI_DEVICES: &str = "/sys/bus/pci/devices";
+
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// How long [`Attached`] waits at the end for peers to consume what was sent to them.
 const DRAIN: Duration = Duration::from_secs(1);
@@ -104,7 +106,7 @@ fn map(source: &Source, opened: Opened, writable: Range<u64>) -> Result<(Mapping
         Some(device) => Mapping::of_device(file, device, writable),
         None => Mapping::new(file, len, writable),
     };
-    let mapping = mapping.map_err(io_error(&path))?;
+    let mapping = mapping.map_err(source.error())?;
     let region = Region::read(&mapping).map_err(header)?;
     Ok((mapping, region))
 }
@@ -125,12 +127,13 @@ pub struct Attached {
 
 /// Attaches to the region that the options mean.
 ///
+/// With the guest driver, no thread of the program may block SIGBUS while it uses the region: see [`Mapping::of_device`].
+///
 /// # Errors
 ///
 /// No region, no permission, a foreign or damaged region, no section, no room: each says what to do.
 pub fn open_endpoint(options: &Options) -> Result<Attached, AttachError> {
     let source = find(options.device.as_deref())?;
-    let path = source.path();
     let region = read_region(&source)?;
     let opened = open(&source)?;
     let device = opened.device;
@@ -147,7 +150,14 @@ pub fn open_endpoint(options: &Options) -> Result<Attached, AttachError> {
     let (mapping, region) = map(&source, opened, writable)?;
     let mapping = Arc::new(mapping);
     let rings = mapping.has_doorbells();
-    let boot_id = boot_id();
+    let boot_id = match boot_id() {
+        Ok(id) => id,
+        // Siblings would take this process for one of an earlier boot, and give its memory away.
+        Err(error) if matches!(source, Source::Driver(_)) => {
+            return Err(AttachError::BootId { path: BOOT_ID.into(), error });
+        }
+        Err(_) => unlike_others(),
+    };
     let (hold, kernel) = match source {
         Source::File(_) => (Hold::Locks, Kernel::Host),
         Source::Pci(_) => (Hold::Locks, Kernel::Guest),
@@ -155,11 +165,15 @@ pub fn open_endpoint(options: &Options) -> Result<Attached, AttachError> {
     };
     let slots = section.layout.endpoints;
     for slot in 0..slots {
-        if !hold.take(mapping.file(), &section, slot).map_err(io_error(&path))? {
+        if !hold.take(mapping.file(), &section, slot).map_err(source.error())? {
             continue;
         }
-        // With the slot in hand, whatever it says, its process is dead.
         let state = slot::state(&mapping, &section, slot);
+        if hold.is_evaded(state.state, slot::boot_id(&mapping, &section, slot), boot_id) {
+            hold.release(mapping.file(), &section, slot).map_err(source.error())?;
+            continue;
+        }
+        // With the slot in hand, whatever else it says, its process is dead.
         if state.state != STATE_FREE {
             slot::reap(&mapping, &section, slot, state, true);
         }
@@ -173,7 +187,7 @@ pub fn open_endpoint(options: &Options) -> Result<Attached, AttachError> {
         let endpoint = Endpoint::take(Arc::clone(&mapping), region, number, slot, incarnation, &process)?;
         let sleeper = may_sleep.then(|| Sleeper::new(mapping, number, slot));
         let keeper = Keeper::start(&endpoint, boot_id, options.patience, kernel, sleeper.clone())
-            .map_err(io_error(&path))?;
+            .map_err(source.error())?;
         let is_uncached = device.is_some_and(|device| device.memory_type == UNCACHED);
         return Ok(Attached {
             keeper: Some(keeper),
@@ -258,18 +272,18 @@ impl DerefMut for Attached {
 }
 
 /// Which kernel this is: processes with the same answer can see each other's locks.
-fn boot_id() -> [u64; 2] {
-    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    match parse_uuid(text.trim()) {
-        Some(id) => {
-            let number = u128::from_be_bytes(id);
-            [(number >> 64) as u64, number as u64]
-        }
-        // It does not say: be unlike every other, so that nobody looks for our lock.
-        None => {
-            let mut bytes = [0; 8];
-            let read = File::open("/dev/urandom").and_then(|file| file.read_exact_at(&mut bytes, 0));
-            [u64::from(std::process::id()), read.map_or(1, |()| u64::from_le_bytes(bytes))]
-        }
-    }
+fn boot_id() -> io::Result<[u64; 2]> {
+    let text = fs::read_to_string(BOOT_ID)?;
+    let id = parse_uuid(text.trim()).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("{:?} is no boot id", text.trim()))
+    })?;
+    let number = u128::from_be_bytes(id);
+    Ok([(number >> 64) as u64, number as u64])
+}
+
+/// Where the kernel does not say which it is: a boot id unlike every other, so that nobody looks for our lock.
+fn unlike_others() -> [u64; 2] {
+    let mut bytes = [0; 8];
+    let read = File::open("/dev/urandom").and_then(|file| file.read_exact_at(&mut bytes, 0));
+    [u64::from(std::process::id()), read.map_or(1, |()| u64::from_le_bytes(bytes))]
 }

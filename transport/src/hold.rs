@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io;
 
+use vmshm_abi::section::{STATE_ATTACHING, STATE_LIVE};
+
 use crate::driver;
 use crate::lock;
 use crate::region::Section;
@@ -25,11 +27,40 @@ impl Hold {
         }
     }
 
+    /// Whether a slot that was just taken is in use all the same: it is in the state `state` (one of
+    /// [`vmshm_abi::section`]), written under the boot id `its_boot`, and this kernel's is `our_boot`.
+    ///
+    /// The driver does not know of processes that attached through sysfs before it was loaded. Every slot that it was asked
+    /// for it has marked gone by now, so that what this boot left unmarked is theirs.
+    pub fn is_evaded(self, state: u8, its_boot: [u64; 2], our_boot: [u64; 2]) -> bool {
+        self == Self::Driver && matches!(state, STATE_ATTACHING | STATE_LIVE) && its_boot == our_boot
+    }
+
     /// Gives the slot back.
     pub fn release(self, file: &File, section: &Section, slot: u32) -> io::Result<()> {
         match self {
             Self::Locks => lock::release(file, section.slot(slot)),
             Self::Driver => driver::unclaim(file),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vmshm_abi::section::{STATE_FREE, STATE_GONE};
+
+    use super::*;
+
+    #[test]
+    fn the_driver_spares_those_who_came_before_it() {
+        let (ours, earlier) = ([1, 2], [1, 3]);
+        for state in [STATE_ATTACHING, STATE_LIVE] {
+            assert!(Hold::Driver.is_evaded(state, ours, ours));
+            assert!(!Hold::Driver.is_evaded(state, earlier, ours), "left over from an earlier boot");
+            assert!(!Hold::Locks.is_evaded(state, ours, ours), "its lock would not have been had");
+        }
+        for state in [STATE_FREE, STATE_GONE] {
+            assert!(!Hold::Driver.is_evaded(state, ours, ours));
         }
     }
 }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use core::mem::offset_of;
 
+use nix::sys::signal::{SigSet, Signal};
 use vmshm_abi::EndpointId;
 use vmshm_abi::section::{EndpointSlot, STATE_FREE, STATE_GONE, STATE_LIVE};
 
@@ -31,7 +32,6 @@ use crate::watch::Watch;
 /// Time between two looks: the death of a process of the same kernel is noticed within it.
 const INTERVAL: Duration = Duration::from_millis(200);
 
-const BOOT_ID: u64 = offset_of!(EndpointSlot, boot_id) as u64;
 const HEARTBEAT: u64 = offset_of!(EndpointSlot, heartbeat) as u64;
 
 /// Which kernel this is, and how the lives of its processes are told.
@@ -81,6 +81,10 @@ impl Keeper {
         let stopped = Arc::clone(&stop);
         let mut round = Round::new(endpoint, boot_id, patience, kernel, sleeper);
         let thread = std::thread::Builder::new().name("vmshm-keeper".into()).spawn(move || {
+            if kernel == Kernel::Driver {
+                // The program may have blocked it in the thread that attached, from which this one has its mask.
+                let _ = SigSet::from(Signal::SIGBUS).thread_unblock();
+            }
             while !stopped.load(Ordering::Acquire) {
                 round.run();
                 park_timeout(INTERVAL);
@@ -155,7 +159,9 @@ impl Round {
                 slot::reap(&self.mapping, &self.section, slot, state, false);
             }
             // Left over from an earlier boot of this machine: its driver had no time to mark it.
-            (Kernel::Driver, STATE_LIVE) if self.boot_id_of(self.section.slot(slot)) != self.boot_id => {
+            (Kernel::Driver, STATE_LIVE)
+                if slot::boot_id(&self.mapping, &self.section, slot) != self.boot_id =>
+            {
                 slot::reap(&self.mapping, &self.section, slot, state, true);
             }
             (Kernel::Driver, _) => {}
@@ -164,11 +170,6 @@ impl Round {
         if slot::state(&self.mapping, &self.section, slot).state == STATE_LIVE {
             Endpoint::beat(&self.mapping, &self.section, slot);
         }
-    }
-
-    /// The kernel of the process behind the slot at offset `slot`.
-    fn boot_id_of(&self, slot: u64) -> [u64; 2] {
-        [0, 8].map(|word| self.mapping.load(slot + BOOT_ID + word, Ordering::Relaxed))
     }
 
     fn verdict(&mut self, id: EndpointId, incarnation: u64, step: Duration) -> Option<PeerError> {
@@ -190,7 +191,7 @@ impl Round {
             return None;
         }
         let shares_locks = is_ours || self.kernel == Kernel::Host;
-        if shares_locks && self.boot_id_of(at) == self.boot_id {
+        if shares_locks && slot::boot_id(&self.mapping, section, slot) == self.boot_id {
             // Where the lock can't be asked, the answer is unknown, and that is not death.
             let dead = !lock::is_held_by_another(self.mapping.file(), at).unwrap_or(true);
             // It may have left in good order just now.
@@ -314,6 +315,37 @@ mod tests {
         file.write_all_at(&vec![0; section.entry.len as usize], section.entry.offset).unwrap();
         round.run();
         assert_eq!(next(&mut a), Some(Event::Gone { peer: to_b, why: PeerError::Died }));
+    }
+
+    #[test]
+    fn what_the_next_vm_writes_is_no_word_of_the_one_before() {
+        let file = region_file();
+        let mut a = endpoint(&file, 0, BOOT);
+        let b = endpoint(&file, 1, BOOT);
+        let to_b = a.connect(&b.name()).unwrap();
+        let mut round = round(&a);
+        // Its slot's first life has the same number, and has left.
+        write_row(&file, 1, 2, SECTION_JOINED, 4);
+        drop(b);
+        round.run();
+        assert_eq!(next(&mut a), Some(Event::Gone { peer: to_b, why: PeerError::Died }));
+    }
+
+    #[test]
+    fn a_program_that_blocks_sigbus_still_learns_of_the_loss() {
+        let file = region_file();
+        let a = endpoint(&file, 0, BOOT);
+        let blocked = SigSet::from(Signal::SIGBUS);
+        blocked.thread_block().unwrap();
+        let keeper = Keeper::start(&a, BOOT, Duration::from_secs(3600), Kernel::Driver, None);
+        blocked.thread_unblock().unwrap();
+        let keeper = keeper.unwrap();
+        file.set_len(0).unwrap();
+        // Only the keeper touches the memory; with the signal blocked, that would end this program.
+        while !a.memory().is_lost() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        drop(keeper);
     }
 
     #[test]

@@ -38,7 +38,8 @@ impl Mapping {
     }
 
     /// Maps the region of the guest driver's device, which may be unplugged: then the memory reads as zeros and
-    /// [`Mapping::is_lost`] says so. For that, SIGBUS is handled from now on as long as the process lives.
+    /// [`Mapping::is_lost`] says so. For that, SIGBUS is handled from now on as long as the process lives. No thread that
+    /// uses the mapping may block SIGBUS: the kernel ends a process whose thread meets the loss with the signal blocked.
     ///
     /// # Errors
     ///

@@ -52,17 +52,32 @@ impl Section {
     ///
     /// A VM that comes back to a restarted server has a new `vm_id` but is the same member.
     pub fn member(&self, memory: &impl Memory) -> u64 {
-        let row = RegionHeader::entry_offset(self.number);
-        let word = |at: usize| memory.load(row + (at & !7) as u64, Ordering::Acquire) >> (at % 8 * 8);
-        match word(offset_of!(SectionEntry, state)) as u32 == SECTION_JOINED {
-            true => word(offset_of!(SectionEntry, generation)) << 1 | 1,
+        match self.word(memory, offset_of!(SectionEntry, state)) as u32 == SECTION_JOINED {
+            true => self.last_member(memory),
             false => 0,
         }
+    }
+
+    /// The number of the VM that has the section or had it last.
+    fn last_member(&self, memory: &impl Memory) -> u64 {
+        self.word(memory, offset_of!(SectionEntry, generation)) << 1 | 1
+    }
+
+    /// What the table says now at byte `at` of the section's row.
+    fn word(&self, memory: &impl Memory, at: usize) -> u64 {
+        let row = RegionHeader::entry_offset(self.number);
+        memory.load(row + (at & !7) as u64, Ordering::Acquire) >> (at % 8 * 8)
     }
 
     /// Whether `member`, as [`Section::member`] said earlier, was a VM and has ended since.
     pub fn has_changed_hands(&self, memory: &impl Memory, member: u64) -> bool {
         member != 0 && self.member(memory) != member
+    }
+
+    /// Whether `member`, as [`Section::member`] said earlier, was a VM and the section has been given to another since, who
+    /// may have written it.
+    pub fn has_next_member(&self, memory: &impl Memory, member: u64) -> bool {
+        member != 0 && self.last_member(memory) != member
     }
 }
 

@@ -46,15 +46,24 @@ pub fn ending(
         return PeerError::DeviceLost;
     }
     let now = state(memory, section, slot);
-    // Only the process itself or its section's member writes this; what another VM made of the slot says nothing.
+    let died = memory.load(section.slot(slot) + DIED, Ordering::Acquire) == incarnation;
+    // Only the process itself or its section's member writes this; what another VM made of the slot says nothing, though
+    // its incarnations may be the same numbers. Asked after the slot was read: a VM writes only after the table names it.
     let is_told = now.incarnation == incarnation && now.state != STATE_LIVE;
-    if !is_told && section.has_changed_hands(memory, member) {
+    if section.has_next_member(memory, member) || !is_told && section.has_changed_hands(memory, member) {
         return PeerError::Died;
     }
-    match memory.load(section.slot(slot) + DIED, Ordering::Acquire) == incarnation {
+    match died {
         true => PeerError::Died,
         false => PeerError::Left,
     }
+}
+
+/// The boot id that the process of slot `slot` wrote when it attached.
+#[cfg(feature = "std")]
+pub fn boot_id(memory: &impl Memory, section: &Section, slot: u32) -> [u64; 2] {
+    const BOOT_ID: u64 = offset_of!(EndpointSlot, boot_id) as u64;
+    [0, 8].map(|word| memory.load(section.slot(slot) + BOOT_ID + word, Ordering::Relaxed))
 }
 
 /// The state of slot `slot`.

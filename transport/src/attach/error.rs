@@ -89,11 +89,27 @@ pub enum AttachError {
         /// Its version.
         found: u32,
     },
-    /// The device was removed from this machine.
-    #[error("{} was removed from this machine", path.display())]
+    /// The device was removed from this machine, or taken from its driver.
+    #[error(
+        "{} was removed from this machine: plug it in again, or bind it to its driver; `vmshm doctor` shows when it is \
+         back",
+        path.display()
+    )]
     Lost {
         /// The device.
         path: PathBuf,
+    },
+    /// The kernel does not tell which boot this is.
+    #[error(
+        "{} can't be read ({error}), by which the living of this machine are told from what an earlier boot left: have \
+         /proc mounted with this file readable and unmasked (see what the container or sandbox hides)",
+        path.display()
+    )]
+    BootId {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
     },
     /// All sections belong to VMs.
     #[error(
@@ -133,7 +149,6 @@ fn cure(path: &Path) -> &'static str {
 
 pub(super) fn io_error(path: &Path) -> impl FnOnce(io::Error) -> AttachError + '_ {
     move |error| match error.kind() {
-        _ if error.raw_os_error() == Some(libc::ENODEV) => AttachError::Lost { path: path.into() },
         io::ErrorKind::NotFound => AttachError::Unknown(path.display().to_string()),
         io::ErrorKind::PermissionDenied => AttachError::Denied { path: path.into() },
         _ => AttachError::Io { path: path.into(), error },

@@ -1,6 +1,7 @@
 //! Where regions are looked for.
 
 use std::fs::{self, File, OpenOptions};
+use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
@@ -30,6 +31,17 @@ impl Source {
             Self::File(path) | Self::Driver(path) => path.clone(),
             // Not `resource2_wc`: write-combined stores overtake each other, and the rings need them in order.
             Self::Pci(device) => device.join(format!("resource{}", ivshmem::MEMORY_BAR)),
+        }
+    }
+
+    /// What it means that the system refused something with the file of [`Source::path`].
+    pub(super) fn error(&self) -> impl FnOnce(io::Error) -> AttachError + '_ {
+        move |error| match self {
+            // Elsewhere it has other meanings, such as a file system that can't be mapped.
+            Self::Driver(path) if error.raw_os_error() == Some(libc::ENODEV) => {
+                AttachError::Lost { path: path.clone() }
+            }
+            _ => io_error(&self.path())(error),
         }
     }
 }
@@ -152,17 +164,18 @@ fn has_driver(device: &Path) -> bool {
 ///
 /// A file that can't be opened, no device of the guest driver, another version of it, a device that is gone.
 pub fn driver_info(path: &Path) -> Result<DeviceInfo, AttachError> {
-    ask(&open_file(path)?, path)
+    let source = Source::Driver(path.into());
+    ask(&open_file(&source)?, &source)
 }
 
-fn ask(file: &File, path: &Path) -> Result<DeviceInfo, AttachError> {
+fn ask(file: &File, source: &Source) -> Result<DeviceInfo, AttachError> {
     let info = driver::info(file).map_err(|error| match error.raw_os_error() {
-        Some(libc::ENOTTY | libc::EINVAL) => AttachError::Foreign { path: path.into() },
-        _ => io_error(path)(error),
+        Some(libc::ENOTTY | libc::EINVAL) => AttachError::Foreign { path: source.path() },
+        _ => source.error()(error),
     })?;
     match info.version {
         VERSION => Ok(info),
-        found => Err(AttachError::DriverVersion { path: path.into(), found }),
+        found => Err(AttachError::DriverVersion { path: source.path(), found }),
     }
 }
 
@@ -175,12 +188,11 @@ pub(super) struct Opened {
     pub device: Option<DeviceInfo>,
 }
 
-fn open_file(path: &Path) -> Result<File, AttachError> {
-    OpenOptions::new().read(true).write(true).open(path).map_err(io_error(path))
+fn open_file(source: &Source) -> Result<File, AttachError> {
+    OpenOptions::new().read(true).write(true).open(source.path()).map_err(source.error())
 }
 
 pub(super) fn open(source: &Source) -> Result<Opened, AttachError> {
-    let path = source.path();
     if let Source::Pci(device) = source {
         // Without a driver nobody has switched the device's memory on.
         let enable = device.join("enable");
@@ -188,12 +200,12 @@ pub(super) fn open(source: &Source) -> Result<Opened, AttachError> {
             fs::write(&enable, "1").map_err(io_error(&enable))?;
         }
     }
-    let file = open_file(&path)?;
+    let file = open_file(source)?;
     if let Source::Driver(_) = source {
-        let device = ask(&file, &path)?;
+        let device = ask(&file, source)?;
         return Ok(Opened { file, len: device.region_len, device: Some(device) });
     }
-    let len = file.metadata().map_err(io_error(&path))?.len();
+    let len = file.metadata().map_err(source.error())?.len();
     Ok(Opened { file, len, device: None })
 }
 
