@@ -269,7 +269,13 @@ impl Server {
             // Open first, then compare: so the pidfd is of that process and of no later one with its pid.
             match pidfd(owner.pid).filter(|_| owner.is_alive()) {
                 Some(fd) => {
-                    info!(section, pid = owner.pid, "its VM still runs and keeps the section");
+                    warn!(
+                        section,
+                        pid = owner.pid,
+                        "its VM was started under an earlier server, still runs and keeps the section; it and VMs that \
+                         join now can't ring each other, so that processes that sleep are late by up to 64 ms: restart \
+                         that VM to mend it"
+                    );
                     watch(&self.epoll, &fd, EpollFlags::EPOLLIN, Source::Earlier(section))?;
                     self.earlier.insert(section, (owner, fd));
                 }
