@@ -225,23 +225,18 @@ impl Device {
         Ok(())
     }
 
-    /// Takes the slot from `file`, as it asks, and ends the life in it, unless that has left. Errors
-    /// as for `UNCLAIM`.
+    /// Takes the slot from `file`, as it asks, and leaves it as it is: it may turn out to be somebody
+    /// else's, who maps the region without this driver. Errors as for `UNCLAIM`.
     pub(crate) fn unclaim(&self, file: &OpenFile) -> Result {
         let mut state = self.state();
         if self.is_gone() {
             return Err(ENODEV);
         }
-        let claim = state
+        state
             .entry(file)
             .and_then(|entry| entry.claim.take())
             .ok_or(ENOENT)?;
         file.listen_to(None);
-        let died = self.end_life(&state, claim);
-        drop(state);
-        if died {
-            self.tell_all();
-        }
         Ok(())
     }
 

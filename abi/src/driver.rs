@@ -1,7 +1,7 @@
 //! What the guest driver offers at `/dev/vmshmN`, beside `mmap` of the region: ioctl numbers and their arguments.
 //!
 //! - An open file *holds* at most one endpoint slot of the VM's own section. When the process that took the slot closes
-//!   a descriptor of the file (a copy too), gives the slot back or ends, in whatever way, the driver marks the slot's life
+//!   a descriptor of the file (a copy too) or ends, in whatever way, the driver marks the slot's life
 //!   as died, unless the process left it in good order before.
 //! - `poll` says readable when the doorbell of the held slot (of any slot, where none is held) has rung since the last
 //!   `read`, which returns the number of rings as eight bytes and never blocks; it says hang-up when the device is gone.
