@@ -111,7 +111,9 @@ pub fn run(
         .arg(&kit.python)
         .arg(&kit.main)
         // These do not end under Open MPI's own transports either.
-        .args(["-e", "spawn"]);
+        .args(["-e", "spawn"])
+        // Python threads that sleep against the clock: no call of MPI in it, and on a busy machine it fails at random.
+        .args(["-x", "test_util_pool.TestThreadPool.test_terminate"]);
     let done = mpi.run(command, &what, &logs.join(format!("{stem}.log")), limit)?;
     let mut reports = Vec::new();
     for rank in 0..ranks {
