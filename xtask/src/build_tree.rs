@@ -24,6 +24,17 @@ pub const MPI_PROGRAMS: &[&str] = &[
     "osu_bibw",
     "osu_mbw_mr",
     "osu_multi_lat",
+    "osu_barrier",
+    "osu_bcast",
+    "osu_reduce",
+    "osu_allreduce",
+    "osu_gather",
+    "osu_allgather",
+    "osu_scatter",
+    "osu_alltoall",
+    "osu_put_latency",
+    "osu_get_latency",
+    "osu_acc_latency",
 ];
 
 const LIMIT: Duration = Duration::from_secs(1800);

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use vmshm_benches::osu::{Buffer, Measure, Mpi, Options, Report};
+use vmshm_benches::osu::{Buffer, End, Measure, Mpi, Options, Report, Stream};
 
 fn main() -> ExitCode {
     let options = Options::parse();
@@ -11,39 +11,25 @@ fn main() -> ExitCode {
         Ok(mpi) => mpi,
         Err(code) => return code,
     };
-    let report = Report::begin(mpi.rank(), "Bandwidth Test", &[], &["Bandwidth (MB/s)"]);
-    let largest = options.largest(Measure::Bandwidth);
-    let buffer = Buffer::filled(largest, b'a');
+    let report = Report::begin(mpi.rank(), "MPI Bandwidth Test", &[], &["Bandwidth (MB/s)"]);
+    let buffer = Buffer::new(options.largest(Measure::Bandwidth), options.origin());
     let mut pending = mpi.pending(options.window());
+    let end = if mpi.rank() == 0 { End::To(1) } else { End::From(0) };
     for plan in options.plans(Measure::Bandwidth) {
+        let stream = Stream { mpi: &mpi, end, buffer: &buffer, size: plan.size, window: options.window() };
+        stream.clear();
+        mpi.barrier();
+        stream.pass(&mut pending, u32::MAX, true);
         mpi.barrier();
         let mut began = 0.0;
         for turn in 0..plan.all() {
             if turn == plan.warmup {
                 began = mpi.now();
             }
-            if options.vary() {
-                // SAFETY: the last window has ended: MPI does not use the buffer.
-                unsafe {
-                    match mpi.rank() {
-                        0 => buffer.change(plan.size, turn),
-                        _ => buffer.look(plan.size),
-                    }
-                }
-            }
-            for _ in 0..options.window() {
-                match mpi.rank() {
-                    0 => pending.send(&buffer, plan.size, 1),
-                    _ => pending.receive(&buffer, plan.size, 0),
-                }
-            }
-            pending.wait();
-            match mpi.rank() {
-                0 => mpi.await_acknowledgement(1),
-                _ => mpi.acknowledge(0),
-            }
+            stream.pass(&mut pending, turn, options.vary());
         }
         let seconds = mpi.now() - began;
+        stream.check(if options.vary() { plan.all() - 1 } else { u32::MAX });
         let messages = f64::from(plan.iterations) * options.window() as f64;
         report.row(plan.size, &[plan.size as f64 * messages / 1e6 / seconds]);
     }

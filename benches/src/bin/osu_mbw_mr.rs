@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use vmshm_benches::osu::{Buffer, Measure, Mpi, Options, Report};
+use vmshm_benches::osu::{Buffer, End, Measure, Mpi, Options, Report, Stream};
 
 fn main() -> ExitCode {
     let options = Options::parse();
@@ -24,12 +24,20 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let notes = [format!("[ pairs: {pairs} ] [ window size: {} ]", options.window())];
-    let title = "Multiple Bandwidth / Message Rate Test";
+    let title = "MPI Multiple Bandwidth / Message Rate Test";
     let report = Report::begin(mpi.rank(), title, &notes, &["MB/s", "Messages/s"]);
-    let buffer = Buffer::filled(options.largest(Measure::Bandwidth), b'a');
+    let buffer = Buffer::new(options.largest(Measure::Bandwidth), options.origin());
     let mut pending = mpi.pending(options.window());
     let me = mpi.rank();
+    let takes_part = me < 2 * pairs;
+    let end = if me < pairs { End::To(me + pairs) } else { End::From(me.wrapping_sub(pairs)) };
     for plan in options.plans(Measure::Bandwidth) {
+        let stream = Stream { mpi: &mpi, end, buffer: &buffer, size: plan.size, window: options.window() };
+        stream.clear();
+        mpi.barrier();
+        if takes_part {
+            stream.pass(&mut pending, u32::MAX, true);
+        }
         mpi.barrier();
         let mut began = 0.0;
         for turn in 0..plan.all() {
@@ -38,34 +46,14 @@ fn main() -> ExitCode {
                 mpi.barrier();
                 began = mpi.now();
             }
-            if me >= 2 * pairs {
-                continue;
-            }
-            if options.vary() {
-                // SAFETY: the last window has ended: MPI does not use the buffer.
-                unsafe {
-                    if me < pairs {
-                        buffer.change(plan.size, turn);
-                    } else {
-                        buffer.look(plan.size);
-                    }
-                }
-            }
-            for _ in 0..options.window() {
-                if me < pairs {
-                    pending.send(&buffer, plan.size, me + pairs);
-                } else {
-                    pending.receive(&buffer, plan.size, me - pairs);
-                }
-            }
-            pending.wait();
-            if me < pairs {
-                mpi.await_acknowledgement(me + pairs);
-            } else {
-                mpi.acknowledge(me - pairs);
+            if takes_part {
+                stream.pass(&mut pending, turn, options.vary());
             }
         }
         let seconds = mpi.now() - began;
+        if takes_part {
+            stream.check(if options.vary() { plan.all() - 1 } else { u32::MAX });
+        }
         // The senders' mean time, as OSU.
         let mean = mpi.sum(if me < pairs { seconds } else { 0.0 }) / pairs as f64;
         let messages = pairs as f64 * f64::from(plan.iterations) * options.window() as f64;

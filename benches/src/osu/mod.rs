@@ -1,11 +1,17 @@
 //! What the OSU-like programs share.
 
 mod buffer;
+mod collective;
 mod mpi;
+mod one_sided;
 mod options;
 mod report;
+mod stream;
 
-pub use buffer::Buffer;
+pub use buffer::{Buffer, Origin, Wrong, seed};
+pub use collective::{Collective, run as run_collective};
 pub use mpi::{Mpi, Pending};
+pub use one_sided::{OneSided, run as run_one_sided};
 pub use options::{Measure, Options, Plan};
 pub use report::Report;
+pub use stream::{End, Stream};

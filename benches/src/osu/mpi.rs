@@ -11,7 +11,7 @@ use mpi::environment::Universe;
 use mpi::ffi;
 use mpi::traits::Communicator;
 
-use super::Buffer;
+use super::buffer::{Buffer, Wrong};
 
 const DATA: c_int = 100;
 const ACKNOWLEDGEMENT: c_int = 101;
@@ -79,6 +79,24 @@ impl Mpi {
     /// Number of processes.
     pub fn size(&self) -> usize {
         self.size
+    }
+
+    /// Ends the job where data is not what was sent.
+    ///
+    /// `what` says what was looked at, as "message of 8 bytes".
+    pub fn expect(&self, checked: Result<(), Wrong>, what: impl FnOnce() -> String) {
+        if let Err(wrong) = checked {
+            let Wrong { at, got, wanted } = wrong;
+            self.abort(&format!("{}: byte {at} is {got:#04x} where {wanted:#04x} was sent", what()));
+        }
+    }
+
+    /// Ends the job, which has failed.
+    pub fn abort(&self, why: &str) -> ! {
+        eprintln!("rank {}: {why}", self.rank);
+        // SAFETY: MPI runs.
+        unsafe { ffi::MPI_Abort(ffi::RSMPI_COMM_WORLD, 1) };
+        std::process::exit(1);
     }
 
     /// Waits for all processes.
@@ -199,6 +217,7 @@ impl Drop for Pending<'_> {
     }
 }
 
-fn int(value: usize) -> c_int {
+/// A count or rank as MPI wants it.
+pub(super) fn int(value: usize) -> c_int {
     c_int::try_from(value).expect("counts and ranks are below 2^31")
 }

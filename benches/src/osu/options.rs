@@ -2,6 +2,8 @@
 
 use clap::Parser;
 
+use super::buffer::Origin;
+
 /// Messages larger than this count as large: fewer iterations.
 const LARGE: usize = 8192;
 
@@ -12,9 +14,13 @@ pub enum Measure {
     Latency,
     /// Bytes a second.
     Bandwidth,
+    /// Time of a collective operation on buffers of whole numbers of so many bytes.
+    Collective(usize),
+    /// Time of an operation on another process's memory.
+    OneSided,
 }
 
-/// Options of OSU's point-to-point programs.
+/// Options of OSU's programs.
 #[derive(Clone, Debug, Parser)]
 #[command(version)]
 pub struct Options {
@@ -33,10 +39,17 @@ pub struct Options {
     /// Number of pairs (osu_mbw_mr) [default: half of the ranks]
     #[arg(short = 'p', long, value_name = "PAIRS", value_parser = clap::value_parser!(u32).range(1..))]
     pairs: Option<u32>,
-    /// Writes the buffers anew before each message and reads them after it: data comes from the
-    /// other core, not from an unchanged cache
+    /// Writes the buffers anew before each message (or window of messages) and reads and checks all of
+    /// them after it, so that data comes from the other core and not from an unchanged cache. Both are
+    /// part of the time, but for collectives, where only the reading is
     #[arg(long)]
     vary: bool,
+    /// Takes the buffers from MPI_Alloc_mem instead of from the heap
+    #[arg(long)]
+    alloc_mem: bool,
+    /// Accumulates numbers of 64 bits instead of OSU's bytes (osu_acc_latency)
+    #[arg(long)]
+    words: bool,
 }
 
 /// How to measure one size.
@@ -73,6 +86,16 @@ impl Options {
         self.vary
     }
 
+    /// Where the buffers come from.
+    pub fn origin(&self) -> Origin {
+        if self.alloc_mem { Origin::Mpi } else { Origin::Heap }
+    }
+
+    /// Whether numbers of 64 bits are to be accumulated.
+    pub fn words(&self) -> bool {
+        self.words
+    }
+
     /// The largest message.
     pub fn largest(&self, measure: Measure) -> usize {
         self.plans(measure).last().map_or(0, |plan| plan.size)
@@ -80,10 +103,14 @@ impl Options {
 
     /// The sizes, each with its number of iterations.
     pub fn plans(&self, measure: Measure) -> Vec<Plan> {
-        // OSU's defaults: latency begins at 0 bytes, bandwidth at 1.
-        let smallest = if measure == Measure::Latency { 0 } else { 1 };
-        let (least, most) = self.sizes.unwrap_or((smallest, 4 << 20));
-        let least = least.max(smallest);
+        // OSU's defaults: latency begins at 0 bytes, all else with one piece of data; collectives end at 1 MiB.
+        let (smallest, largest) = match measure {
+            Measure::Latency => (0, 4 << 20),
+            Measure::Bandwidth | Measure::OneSided => (1, 4 << 20),
+            Measure::Collective(unit) => (unit, 1 << 20),
+        };
+        let (least, most) = self.sizes.unwrap_or((smallest, largest));
+        let least = least.max(smallest).next_multiple_of(smallest.max(1));
         let mut plans = Vec::new();
         let mut size = least;
         while size <= most {
@@ -95,8 +122,10 @@ impl Options {
 
     fn plan(&self, measure: Measure, size: usize) -> Plan {
         let (iterations, warmup) = match (measure, size > LARGE) {
-            (Measure::Latency, false) => (10_000, 100),
-            (Measure::Latency, true) => (1000, 10),
+            (Measure::Latency | Measure::OneSided, false) => (10_000, 100),
+            (Measure::Latency | Measure::OneSided, true) => (1000, 10),
+            (Measure::Collective(_), false) => (1000, 200),
+            (Measure::Collective(_), true) => (100, 10),
             (Measure::Bandwidth, false) => (100, 10),
             (Measure::Bandwidth, true) => (20, 2),
         };
@@ -150,6 +179,9 @@ mod tests {
         assert_eq!(latency.last().map(|plan| plan.iterations), Some(1000));
         let bandwidth = plans(&[], Measure::Bandwidth);
         assert_eq!(bandwidth[0], Plan { size: 1, iterations: 100, warmup: 10 });
+        let floats = plans(&[], Measure::Collective(4));
+        assert_eq!(floats[0], Plan { size: 4, iterations: 1000, warmup: 200 });
+        assert_eq!(floats.last().map(|plan| plan.size), Some(1 << 20));
     }
 
     #[test]

@@ -9,17 +9,24 @@ pub struct Report {
 }
 
 impl Report {
-    /// Prints the header: `title` as "Latency Test", and the names of the columns after the size.
+    /// Prints the header: `title` as "MPI Latency Test", and the names of the columns after the size.
     pub fn begin(rank: usize, title: &str, notes: &[String], columns: &[&str]) -> Report {
         let report = Report { loud: rank == 0 };
-        report
-            .line(&format!("# OSU MPI {title} v{} (vmshm's own implementation)", env!("CARGO_PKG_VERSION")));
+        report.line(&format!("# OSU {title} v{} (vmshm's own implementation)", env!("CARGO_PKG_VERSION")));
         for note in notes {
             report.line(&format!("# {note}"));
         }
         let names: String = columns.iter().map(|name| format!("{name:>WIDTH$}")).collect();
         report.line(&format!("{:<10}{names}", "# Size"));
         report
+    }
+
+    /// Prints all that is known of an operation without data, a mean time in microseconds.
+    pub fn single(rank: usize, title: &str, mean: f64) {
+        let report = Report { loud: rank == 0 };
+        report.line(&format!("# OSU {title} v{} (vmshm's own implementation)", env!("CARGO_PKG_VERSION")));
+        report.line("# Avg Latency(us)");
+        report.line(&format!("{mean:>17.2}"));
     }
 
     /// Prints one row.

@@ -1,0 +1,9 @@
+//! Time of `MPI_Accumulate` with `MPI_Win_flush`.
+
+use std::process::ExitCode;
+
+use vmshm_benches::osu::{OneSided, run_one_sided};
+
+fn main() -> ExitCode {
+    run_one_sided("osu_acc_latency", OneSided::Accumulate)
+}
