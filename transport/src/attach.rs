@@ -230,6 +230,23 @@ impl Attached {
     pub fn sleeper(&self) -> Option<Sleeper> {
         self.sleeper.clone()
     }
+
+    /// Leaves, as dropping it does, but for memory of the section: what was taken stays mapped and stays this process's
+    /// until that ends.
+    pub fn withdraw(mut self) {
+        self.wait_until_drained();
+        drop(self.keeper.take());
+        self.endpoint.withdraw();
+        // The slot stays held by the open file, and by it the memory.
+        std::mem::forget(self);
+    }
+
+    fn wait_until_drained(&mut self) {
+        let end = Instant::now() + DRAIN;
+        while !self.endpoint.is_drained() && Instant::now() < end {
+            std::thread::yield_now();
+        }
+    }
 }
 
 impl Drop for Attached {
@@ -239,10 +256,7 @@ impl Drop for Attached {
             std::mem::forget(self.keeper.take());
             return;
         }
-        let end = Instant::now() + DRAIN;
-        while !self.endpoint.is_drained() && Instant::now() < end {
-            std::thread::yield_now();
-        }
+        self.wait_until_drained();
         drop(self.keeper.take());
         let mapping = Arc::clone(self.endpoint.memory());
         let section = *self.endpoint.section();

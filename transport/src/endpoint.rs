@@ -338,6 +338,13 @@ impl<M: Memory> Endpoint<M> {
         self.sending.retain(|sending| *sending != index);
     }
 
+    /// Leaves, but keeps its memory: see [`crate::attach::Attached::withdraw`].
+    #[cfg(feature = "std")]
+    pub(crate) fn withdraw(&mut self) {
+        self.flush();
+        slot::withdraw(&self.memory, &self.section, self.slot, self.incarnation);
+    }
+
     /// Counts up the heartbeat of an endpoint.
     pub fn beat(memory: &M, section: &Section, slot: u32) {
         memory.fetch_add(section.slot(slot) + HEARTBEAT, 1, Ordering::Relaxed);

@@ -3,10 +3,17 @@
 //! Each chunk has an owner word, taken and given back by compare-and-exchange. There is no lock that a dying process
 //! could leave closed; what it held carries its name and is given back by whoever reaps it.
 
+use core::ops::Range;
 use core::sync::atomic::Ordering;
 
+use vmshm_abi::section::{CHUNK, chunk_owner};
+
+use crate::endpoint::Endpoint;
 use crate::memory::Memory;
 use crate::region::Section;
+
+/// Part of a section that stays for messages, whatever else is taken.
+const HEADROOM: u64 = 16;
 
 /// Takes `count` free chunks in a row for `owner`, looking from chunk `hint` on, and returns the first.
 pub fn claim_run(memory: &impl Memory, section: &Section, owner: u64, count: u64, hint: u64) -> Option<u64> {
@@ -65,5 +72,80 @@ pub fn free_all(memory: &impl Memory, section: &Section, owner: u64) {
         if memory.load(at, Ordering::Relaxed) == owner {
             let _ = memory.compare_exchange(at, owner, 0);
         }
+    }
+}
+
+/// Memory that a process takes from its section for other things than messages.
+///
+/// It is given back with all else that the endpoint holds, when that leaves or dies. Unlike the endpoint it needs no
+/// turn: it may be used by any thread at any time, also from within the endpoint's methods.
+#[derive(Debug)]
+pub struct Runs<M: Memory> {
+    memory: M,
+    section: Section,
+    owner: u64,
+    /// The chunk to look at first.
+    hint: u64,
+    /// Chunks that may be taken before the free ones are counted again: there are many, and counting takes time.
+    budget: u64,
+}
+
+impl<M: Memory + Clone> Runs<M> {
+    /// Takes memory in an endpoint's name.
+    pub fn of(endpoint: &Endpoint<M>) -> Self {
+        let section = *endpoint.section();
+        let owner = chunk_owner(endpoint.slot(), endpoint.name().incarnation);
+        // From the far end: messages take from the other.
+        let hint =
+            section.layout.chunks * u64::from(endpoint.slot() + 1) / u64::from(section.layout.endpoints);
+        Self { memory: endpoint.memory().clone(), section, owner, hint, budget: 0 }
+    }
+}
+
+impl<M: Memory> Runs<M> {
+    /// Bytes that memory is taken in.
+    pub const GRAIN: usize = CHUNK as usize;
+
+    /// Where all of it lies in this process.
+    pub fn addresses(&self) -> Range<usize> {
+        let start = self.memory.address(self.section.entry.offset, self.section.entry.len).addr();
+        start..start + self.section.entry.len as usize
+    }
+
+    /// At least `len` bytes, rounded up to [`Runs::GRAIN`], with any content; `None` when too little would be left for
+    /// messages.
+    pub fn take(&mut self, len: usize) -> Option<*mut u8> {
+        let chunks = (len as u64).max(1).div_ceil(CHUNK);
+        if self.budget < chunks {
+            let left = self.free_chunks().checked_sub(self.section.layout.chunks / HEADROOM)?;
+            // The other processes of the section count too, and take at the same time.
+            self.budget = (left / 4).max(chunks.min(left));
+        }
+        let budget = self.budget.checked_sub(chunks)?;
+        let first = claim_run(&self.memory, &self.section, self.owner, chunks, self.hint)?;
+        self.budget = budget;
+        self.hint = first + chunks;
+        Some(
+            self.memory.address(self.section.entry.offset + self.section.layout.chunk(first), chunks * CHUNK),
+        )
+    }
+
+    /// Gives back what [`Runs::take`] gave for `len` bytes.
+    pub fn give_back(&mut self, address: *mut u8, len: usize) {
+        let start = self.section.entry.offset + self.section.layout.heap;
+        let Some(first) = self.memory.offset_of(address, len as u64).and_then(|at| at.checked_sub(start))
+        else {
+            return;
+        };
+        let chunks = (len as u64).max(1).div_ceil(CHUNK);
+        free_run(&self.memory, &self.section, self.owner, first / CHUNK, chunks);
+        self.budget += chunks;
+        // What was just used is the warmest.
+        self.hint = first / CHUNK;
+    }
+
+    fn free_chunks(&self) -> u64 {
+        let is_free = |chunk: &u64| self.memory.load(word(&self.section, *chunk), Ordering::Relaxed) == 0;
+        (0..self.section.layout.chunks).filter(is_free).count() as u64
     }
 }

@@ -2,9 +2,11 @@
 //!
 //! ```text
 //!  free ──claim──▶ attaching ──publish──▶ live
-//!   ▲                  │                    │
+//!   ▲                  │     ◀──withdraw──  │
 //!   └──────reap────── gone ◀──leave or die──┘
 //! ```
+//!
+//! Who withdraws has left, as its peers see it, but keeps what it holds until it dies.
 //!
 //! Only processes of the section's own member change the state word, with compare-and-exchange. Each claim begins a new
 //! *incarnation*; a peer that knows the incarnation can't mistake one life for another. Whether a process is dead is
@@ -92,12 +94,19 @@ pub fn publish(memory: &impl Memory, section: &Section, slot: u32, incarnation: 
     change(memory, section, slot, attaching, SlotState { incarnation, state: STATE_LIVE })
 }
 
+/// Ends a life as far as peers can tell; the memory stays with the process, until that is reaped.
+#[cfg(feature = "std")]
+pub fn withdraw(memory: &impl Memory, section: &Section, slot: u32, incarnation: u64) -> bool {
+    let live = SlotState { incarnation, state: STATE_LIVE };
+    change(memory, section, slot, live, SlotState { incarnation, state: STATE_ATTACHING })
+}
+
 /// Ends the life `ended` of a slot, whose process has left or is dead: marks it gone, so that peers stop listening, then
 /// gives its memory back, then frees the slot.
 ///
-/// With `died`, its peers are told that it died, else that it left.
+/// With `died`, its peers are told that it died, else that it left. Who was only attaching, or has withdrawn, has none.
 pub fn reap(memory: &impl Memory, section: &Section, slot: u32, ended: SlotState, died: bool) {
-    if died && ended.state != STATE_FREE {
+    if died && !matches!(ended.state, STATE_FREE | STATE_ATTACHING) {
         memory.store(section.slot(slot) + DIED, ended.incarnation, Ordering::Release);
     }
     let gone = SlotState { state: STATE_GONE, ..ended };
