@@ -22,6 +22,7 @@ extern crate alloc;
 
 mod activity;
 mod arena;
+pub mod collective;
 mod copy;
 mod endpoint;
 mod error;

@@ -1,0 +1,385 @@
+//! A group: its members' blocks, and the steps that they go through together.
+
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
+
+use super::layout::{
+    BLOCK, DONE, LAG, MAX_BODY, MAX_HEAD, SLOTS, TAG, body, chunks_len, head, head_payload, stamp, stamped,
+};
+use crate::memory::Memory;
+use crate::region::Section;
+
+/// Where a member's block lies.
+#[derive(Debug, Clone, Copy)]
+pub struct Member {
+    /// Its section.
+    pub section: Section,
+    /// Offset of its block in the region, [`BLOCK`] bytes.
+    pub block: u64,
+    /// What the block's first word says as long as the member is in the group; not zero.
+    pub tag: u64,
+}
+
+/// What a member does while it waits.
+pub trait Pause {
+    /// Called again and again while `member` has not yet published or finished what is waited for.
+    ///
+    /// # Errors
+    ///
+    /// What ends the waiting, usually [`Broken::Lost`].
+    fn pause(&mut self, member: usize) -> Result<(), Broken>;
+}
+
+/// Why an operation did not come to its end. The group is of no use any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Broken {
+    /// A member is gone.
+    #[error("member {0} is gone")]
+    Lost(usize),
+    /// A member is at another step than it can be.
+    #[error("member {member} is at step {found} where {expected} was expected")]
+    Step {
+        /// Which member.
+        member: usize,
+        /// The step that was waited for.
+        expected: u64,
+        /// What its stamp says.
+        found: u64,
+    },
+    /// A member takes part in the operation with another length.
+    #[error("member {member} takes part with {found} bytes, not with {expected}")]
+    Length {
+        /// Which member.
+        member: usize,
+        /// Bytes that were expected.
+        expected: usize,
+        /// What its stamp says.
+        found: usize,
+    },
+}
+
+/// Who reads what was published in a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Readers {
+    /// Nobody.
+    Nobody,
+    /// All members, who are content with a later stamp in its place.
+    Lenient,
+    /// One member.
+    One(usize),
+    /// All members.
+    All,
+}
+
+/// The members' blocks as one member sees them.
+#[derive(Debug)]
+pub struct Group<M> {
+    pub(super) memory: M,
+    pub(super) me: usize,
+    members: Vec<Member>,
+    /// Offsets of the members' chunks; empty where there are none.
+    chunks: Vec<u64>,
+    chunk: usize,
+    /// The next step.
+    pub(super) step: u64,
+    /// The last step that was published in each slot, and for whom.
+    published: [(u64, Readers); SLOTS as usize],
+    /// The first step that each member may not have finished with, as far as known.
+    done: Vec<u64>,
+    spins: u32,
+}
+
+impl<M: Memory> Group<M> {
+    /// Empties the block at offset `block` of our own section, which is to be a member's with this tag. To be called
+    /// before anyone else learns of it.
+    pub fn prepare(memory: &M, block: u64, tag: u64) {
+        for step in 0..SLOTS {
+            memory.store(block + head(step), 0, Ordering::Relaxed);
+        }
+        memory.store(block + DONE, 1, Ordering::Relaxed);
+        memory.store(block + TAG, tag, Ordering::Release);
+    }
+
+    /// The group of these members, of which we are number `me`; None where a member's block lies outside of its section
+    /// or is not aligned. A member looks for others' steps `spins` times before it pauses.
+    pub fn new(memory: M, me: usize, members: Vec<Member>, spins: u32) -> Option<Self> {
+        let is_sound = |member: &Member| {
+            member.block.is_multiple_of(64) && member.section.contains(member.block, BLOCK as u64)
+        };
+        if me >= members.len() || !members.iter().all(is_sound) {
+            return None;
+        }
+        Some(Self {
+            memory,
+            me,
+            done: members.iter().map(|_| 0).collect(),
+            members,
+            chunks: Vec::new(),
+            chunk: 0,
+            step: 1,
+            published: [(0, Readers::Nobody); SLOTS as usize],
+            spins: spins.max(1),
+        })
+    }
+
+    /// How many members there are.
+    pub fn size(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Which member we are.
+    pub fn me(&self) -> usize {
+        self.me
+    }
+
+    /// The region's memory.
+    pub fn memory(&self) -> &M {
+        &self.memory
+    }
+
+    /// What was said of a member.
+    ///
+    /// # Panics
+    ///
+    /// Where there is no such member.
+    pub fn member(&self, number: usize) -> Member {
+        self.members[number]
+    }
+
+    /// Longest payload of one step.
+    pub fn chunk(&self) -> usize {
+        if self.chunks.is_empty() { MAX_BODY as usize } else { self.chunk }
+    }
+
+    /// Whether the members have chunks for long payloads.
+    pub fn has_chunks(&self) -> bool {
+        !self.chunks.is_empty()
+    }
+
+    /// Tells all members where our chunks lie, [`chunks_len`] bytes for chunks of `chunk` bytes each; 0 where we have
+    /// none. All members call this at the same step, with the same `chunk`. Returns whether there are chunks now: either
+    /// all members have them, or nobody uses them.
+    ///
+    /// # Errors
+    ///
+    /// A member that is gone or out of step.
+    pub fn add_chunks(&mut self, mine: u64, chunk: usize, pause: &mut impl Pause) -> Result<bool, Broken> {
+        let mut all: Vec<u64> = self.members.iter().map(|_| mine).collect();
+        let parts: Vec<_> =
+            all.iter_mut().map(|offset| (core::ptr::from_mut(offset).cast::<u8>(), 8)).collect();
+        // SAFETY: each part is a word of its own, and so is `mine`.
+        unsafe { self.all_gather(core::ptr::from_ref(&mine).cast(), 8, |member| parts[member], pause)? };
+        let is_sound = |(member, offset): (&Member, &u64)| {
+            offset.is_multiple_of(64) && member.section.contains(*offset, chunks_len(chunk) as u64)
+        };
+        if self.members.iter().zip(&all).all(is_sound) {
+            self.chunks = all;
+            self.chunk = chunk;
+        }
+        Ok(self.has_chunks())
+    }
+
+    /// Where a member puts the payload of a step.
+    #[inline]
+    pub(super) fn place(&self, member: usize, step: u64, len: usize) -> u64 {
+        let block = self.members[member].block;
+        match len as u64 {
+            0..=MAX_HEAD => block + head_payload(step),
+            0..=MAX_BODY => block + body(step),
+            _ => self.chunks[member] + step % SLOTS * self.chunk as u64,
+        }
+    }
+
+    /// Where the payload of a step lies in this process.
+    #[inline]
+    pub(super) fn address(&self, member: usize, step: u64, len: usize) -> *mut u8 {
+        self.memory.address(self.place(member, step, len), len as u64)
+    }
+
+    /// Waits until what our slot for this step held before has been read. Then it may be written.
+    #[inline]
+    pub(super) fn vacate(&mut self, step: u64, pause: &mut impl Pause) -> Result<(), Broken> {
+        let (last, readers) = self.published[(step % SLOTS) as usize];
+        match readers {
+            Readers::Nobody | Readers::Lenient => {}
+            Readers::One(reader) => self.finished(reader, last, pause)?,
+            Readers::All => {
+                let (size, me) = (self.members.len(), self.me);
+                for reader in (0..size).filter(|reader| *reader != me) {
+                    self.finished(reader, last, pause)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until a member has finished with a step.
+    #[inline]
+    fn finished(&mut self, member: usize, step: u64, pause: &mut impl Pause) -> Result<(), Broken> {
+        if self.done[member] > step {
+            return Ok(());
+        }
+        let at = self.members[member].block + DONE;
+        loop {
+            for _ in 0..self.spins {
+                let done = self.memory.load(at, Ordering::Acquire);
+                if done > step {
+                    self.done[member] = done;
+                    return Ok(());
+                }
+            }
+            pause.pause(member)?;
+        }
+    }
+
+    /// Says that our payload of a step is there.
+    #[inline]
+    pub(super) fn publish(&mut self, step: u64, len: usize, readers: Readers) {
+        self.published[(step % SLOTS) as usize] = (step, readers);
+        let at = self.members[self.me].block + head(step);
+        self.memory.store(at, stamp(step, len), Ordering::Release);
+    }
+
+    /// Waits for a member's payload of a step.
+    #[inline]
+    pub(super) fn expect(
+        &mut self,
+        member: usize,
+        step: u64,
+        len: usize,
+        pause: &mut impl Pause,
+    ) -> Result<(), Broken> {
+        let found = self.reached(member, step, pause)?;
+        if found != stamp(step, len) {
+            return Err(self.surprise(member, step, len, found));
+        }
+        Ok(())
+    }
+
+    /// Waits until a member has published a step or a later one, and returns its stamp.
+    #[inline]
+    pub(super) fn reached(
+        &mut self,
+        member: usize,
+        step: u64,
+        pause: &mut impl Pause,
+    ) -> Result<u64, Broken> {
+        let at = self.members[member].block + head(step);
+        let least = stamp(step, 0);
+        loop {
+            for _ in 0..self.spins {
+                let found = self.memory.load(at, Ordering::Acquire);
+                if found >= least {
+                    let known = &mut self.done[member];
+                    *known = (*known).max(step.saturating_sub(LAG));
+                    return Ok(found);
+                }
+            }
+            pause.pause(member)?;
+        }
+    }
+
+    #[cold]
+    fn surprise(&self, member: usize, step: u64, len: usize, found: u64) -> Broken {
+        let (found_step, found) = stamped(found);
+        if found_step != step {
+            return Broken::Step { member, expected: step, found: found_step };
+        }
+        Broken::Length { member, expected: len, found }
+    }
+
+    /// Says that we have finished with all steps before this one.
+    #[inline]
+    pub(super) fn finish(&mut self, step: u64) {
+        self.memory.store(self.members[self.me].block + DONE, step, Ordering::Release);
+    }
+
+    /// Ends an operation: the next one begins with this step.
+    #[inline]
+    pub(super) fn end(&mut self, step: u64) {
+        self.step = step;
+        self.finish(step);
+    }
+
+    /// Copies our payload of a step to its slot, and publishes it.
+    ///
+    /// # Safety
+    ///
+    /// `from` is valid for reads of `len` bytes.
+    #[inline]
+    pub(super) unsafe fn say(
+        &mut self,
+        step: u64,
+        from: *const u8,
+        len: usize,
+        readers: Readers,
+        pause: &mut impl Pause,
+    ) -> Result<(), Broken> {
+        self.vacate(step, pause)?;
+        // SAFETY: the caller vouches for it.
+        unsafe { self.memory.copy_in(self.place(self.me, step, len), from, len) };
+        self.publish(step, len, readers);
+        Ok(())
+    }
+
+    /// Waits for a member's payload of a step, and copies it.
+    ///
+    /// # Safety
+    ///
+    /// `to` is valid for writes of `len` bytes.
+    #[inline]
+    pub(super) unsafe fn hear(
+        &mut self,
+        member: usize,
+        step: u64,
+        to: *mut u8,
+        len: usize,
+        pause: &mut impl Pause,
+    ) -> Result<(), Broken> {
+        self.expect(member, step, len, pause)?;
+        // SAFETY: the caller vouches for it.
+        unsafe { self.memory.copy_out(self.place(member, step, len), to, len) };
+        Ok(())
+    }
+
+    /// Leaves the group. Our block and chunks must stay as they are until [`Farewell::is_over`].
+    pub fn leave(self) -> Farewell {
+        let (me, members) = (self.me, self.members);
+        let waits = |reader: usize| {
+            let last = self.published.iter().filter(|(_, readers)| match readers {
+                Readers::Nobody => false,
+                Readers::One(one) => *one == reader,
+                Readers::All | Readers::Lenient => reader != me,
+            });
+            let last = last.map(|(step, _)| *step).max()?;
+            (self.done[reader] <= last).then_some((members[reader], last))
+        };
+        let readers = (0..members.len()).filter_map(waits).collect();
+        Farewell { block: members[me].block, readers }
+    }
+}
+
+/// What a member that has left its group still owes: readers of what it published last may not have read it yet.
+#[derive(Debug)]
+pub struct Farewell {
+    block: u64,
+    readers: Vec<(Member, u64)>,
+}
+
+impl Farewell {
+    /// Whether all readers have finished. Then the block's memory may be used for something else, and peers see that it is.
+    pub fn is_over(&mut self, memory: &impl Memory) -> bool {
+        self.readers.retain(|(reader, last)| {
+            let done = memory.load(reader.block + DONE, Ordering::Acquire);
+            // Asked after the word was read: if it is not the reader's any more, the reader has left, having finished.
+            let is_there = memory.load(reader.block + TAG, Ordering::Acquire) == reader.tag;
+            is_there && done <= *last
+        });
+        let is_over = self.readers.is_empty();
+        if is_over {
+            memory.store(self.block + TAG, 0, Ordering::Release);
+            memory.fence(Ordering::Release);
+        }
+        is_over
+    }
+}

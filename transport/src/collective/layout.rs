@@ -1,0 +1,73 @@
+//! Where the parts of a member's block lie.
+
+use vmshm_abi::LINE_PAIR;
+
+/// Slots of a block. A power of two; more than [`LAG`] steps can be published before a slot comes round again.
+pub const SLOTS: u64 = 8;
+
+/// Who publishes a step has finished with all steps that lie more than this before it.
+pub const LAG: u64 = 2;
+
+/// The word that says whose block this is. It is zero once its owner has left the group.
+pub const TAG: u64 = 0;
+
+/// The word that says which step is the first that the owner has not finished with. A line of its own: it is written
+/// often, and read seldom.
+pub const DONE: u64 = LINE_PAIR;
+
+const HEADS: u64 = 2 * LINE_PAIR;
+
+/// Bytes of a head: the stamp, and a payload that travels with it.
+const HEAD: u64 = LINE_PAIR;
+
+/// Where the payload of a head begins: as aligned as any number that is computed with needs.
+const HEAD_PAYLOAD: u64 = 16;
+
+/// Longest payload of a head, bytes.
+pub const MAX_HEAD: u64 = HEAD - HEAD_PAYLOAD;
+
+const BODIES: u64 = HEADS + SLOTS * HEAD;
+
+/// Longest payload of a body, bytes.
+pub const MAX_BODY: u64 = 4096;
+
+/// Bytes of a block, without its chunks.
+pub const BLOCK: usize = (BODIES + SLOTS * MAX_BODY) as usize;
+
+/// Chunks are longer than a body, bytes.
+pub const MIN_CHUNK: usize = 2 * MAX_BODY as usize;
+
+/// Bytes of the chunks of one member, if one has `chunk` bytes.
+pub const fn chunks_len(chunk: usize) -> usize {
+    chunk * SLOTS as usize
+}
+
+/// Offset of the stamp of a step in a block.
+pub const fn head(step: u64) -> u64 {
+    HEADS + step % SLOTS * HEAD
+}
+
+/// Offset of a short payload in a block.
+pub const fn head_payload(step: u64) -> u64 {
+    head(step) + HEAD_PAYLOAD
+}
+
+/// Offset of a payload of medium length in a block.
+pub const fn body(step: u64) -> u64 {
+    BODIES + step % SLOTS * MAX_BODY
+}
+
+const LEN_BITS: u32 = 24;
+
+/// Longest payload of one step, bytes.
+pub const MAX_LEN: usize = (1 << LEN_BITS) - 1;
+
+/// The stamp of a step with `len` bytes of payload.
+pub const fn stamp(step: u64, len: usize) -> u64 {
+    step << LEN_BITS | len as u64
+}
+
+/// The step and the length in a stamp.
+pub const fn stamped(stamp: u64) -> (u64, usize) {
+    (stamp >> LEN_BITS, stamp as usize & MAX_LEN)
+}

@@ -1,0 +1,31 @@
+//! Collective operations of a group of processes over single-writer blocks.
+//!
+//! Each member of a [`Group`] has one block of its own section, which it alone writes and all others read. What a
+//! member has to say is *published*: the payload is written to a slot of its block, then the slot's stamp says which
+//! step of the group's history it belongs to. Whoever needs it waits for that stamp, and reads.
+//!
+//! ```text
+//! block   ┌─────┬──────┬──────────────────────┬─────────────────────┐   ┌──────────────────┐
+//!         │ tag │ done │ heads, one a slot:   │ bodies, one a slot: │   │ chunks, one a    │
+//!         │     │      │ stamp, short payload │ payload to 4 KiB    │   │ slot: long ones  │
+//!         └─────┴──────┴──────────────────────┴─────────────────────┘   └──────────────────┘
+//! ```
+//!
+//! All members go through the same *steps*, since they call the same operations in the same order. A step uses one slot,
+//! and a slot is used again only when its readers are known to have finished: a later stamp of theirs says so, or else
+//! their `done` word. So no operation waits for more than the data that it needs, and none ends with a barrier.
+//!
+//! Nothing here knows of MPI: payloads are bytes, and what joins two of them is the caller's ([`Combine`]). Waiting is the
+//! caller's too ([`Pause`]).
+
+mod barrier;
+mod exchange;
+mod group;
+mod layout;
+mod reduce;
+mod spread;
+
+pub use exchange::Part;
+pub use group::{Broken, Group, Member, Pause};
+pub use layout::{BLOCK, MIN_CHUNK, SLOTS, chunks_len};
+pub use reduce::Combine;

@@ -1,0 +1,290 @@
+//! Collective operations among threads, each with its own view of one region.
+
+mod common;
+
+use std::sync::Arc;
+use std::thread;
+
+use common::{Region, View, pattern};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use vmshm_transport::collective::{BLOCK, Broken, Combine, Group, MIN_CHUNK, Member, Pause, chunks_len};
+use vmshm_transport::{Fragment, Memory};
+
+/// Lets others run, and gives up where nothing ever comes.
+#[derive(Default)]
+struct Patience(u64);
+
+impl Pause for Patience {
+    fn pause(&mut self, member: usize) -> Result<(), Broken> {
+        self.0 += 1;
+        if self.0 > 5_000_000 {
+            return Err(Broken::Lost(member));
+        }
+        thread::yield_now();
+        Ok(())
+    }
+}
+
+/// Appends one history to another, element by element: neither commutative nor blind to any mix-up. The result of joining
+/// members 0..n in order is a polynomial of their values.
+struct Horner;
+
+const ELEMENT: usize = 8;
+const BASE: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// An element is (value, weight) in 32 bits each: (v1, w1) + (v2, w2) = (v1 * w2 + v2, w1 * w2).
+fn join(left: u64, right: u64) -> u64 {
+    let (v1, w1, v2, w2) = (left as u32, (left >> 32) as u32, right as u32, (right >> 32) as u32);
+    u64::from(v1.wrapping_mul(w2).wrapping_add(v2)) | u64::from(w1.wrapping_mul(w2)) << 32
+}
+
+impl Combine for Horner {
+    fn element(&self) -> usize {
+        ELEMENT
+    }
+    unsafe fn join(&mut self, left: *const u8, inout: *mut u8, len: usize) {
+        assert_eq!(len % ELEMENT, 0);
+        for at in (0..len).step_by(ELEMENT) {
+            // SAFETY: at + 8 <= len.
+            unsafe {
+                let result = join(
+                    left.add(at).cast::<u64>().read_unaligned(),
+                    inout.add(at).cast::<u64>().read_unaligned(),
+                );
+                inout.add(at).cast::<u64>().write_unaligned(result);
+            }
+        }
+    }
+    unsafe fn join_to(&mut self, left: *const u8, right: *const u8, out: *mut u8, len: usize) {
+        // SAFETY: the caller keeps the same contract.
+        unsafe {
+            right.copy_to_nonoverlapping(out, len);
+            self.join(left, out, len);
+        }
+    }
+}
+
+/// What a member with this number has at an operation.
+fn data_of(seed: u64, member: usize, len: usize) -> Vec<u8> {
+    pattern(seed.wrapping_mul(BASE) ^ member as u64, len)
+}
+
+fn joined(seed: u64, members: usize, len: usize) -> Vec<u8> {
+    let mut out = data_of(seed, members - 1, len);
+    for member in (0..members - 1).rev() {
+        // SAFETY: both have len bytes.
+        unsafe { Horner.join(data_of(seed, member, len).as_ptr(), out.as_mut_ptr(), len) };
+    }
+    out
+}
+
+/// Makes a group of so many members in two sections, and runs `work` in each.
+fn group(size: usize, chunk: usize, work: impl Fn(&mut Group<View>, &View) + Sync) {
+    let region = Arc::new(Region::new(64 << 20, 2, 16));
+    let mut endpoints: Vec<_> = (0..size).map(|member| region.endpoint(member as u32 % 2)).collect();
+    let mut members = Vec::new();
+    let mut chunks: Vec<Fragment> = Vec::new();
+    for (number, endpoint) in endpoints.iter_mut().enumerate() {
+        let (section, tag) = (*endpoint.section(), 100 + number as u64);
+        let block = endpoint.fragment(BLOCK).expect("memory");
+        // What was there before must not matter.
+        endpoint.memory().write(block.offset(), &pattern(7, BLOCK));
+        Group::prepare(endpoint.memory(), block.offset(), tag);
+        members.push(Member { section, block: block.offset(), tag });
+        chunks.push(endpoint.fragment(chunks_len(chunk)).expect("memory"));
+    }
+    thread::scope(|scope| {
+        for (me, endpoint) in endpoints.iter().enumerate() {
+            let (members, work, memory) = (members.clone(), &work, endpoint.memory().clone());
+            let mine = chunks[me].offset();
+            scope.spawn(move || {
+                let mut group = Group::new(memory.clone(), me, members, 20).expect("sound blocks");
+                assert!(group.add_chunks(mine, chunk, &mut Patience::default()).expect("chunks"));
+                work(&mut group, &memory);
+            });
+        }
+    });
+}
+
+/// One operation, chosen by the seed, with its result checked.
+fn operate(group: &mut Group<View>, seed: u64) {
+    let mut random = StdRng::seed_from_u64(seed);
+    let pause = &mut Patience::default();
+    let (size, me) = (group.size(), group.me());
+    let root = random.random_range(0..size);
+    let longest = [16, 300, 5000, 40_000, 200_000][random.random_range(0..5)];
+    let len = random.random_range(1..=longest) / ELEMENT * ELEMENT + ELEMENT;
+    let in_place = random.random_bool(0.5);
+    let mine = data_of(seed, me, len);
+    // SAFETY: in all operations the buffers have the length that is given.
+    unsafe {
+        match random.random_range(0..8u32) {
+            0 => group.barrier(pause).expect("barrier"),
+            1 => {
+                let mut data = if me == root { mine } else { vec![0; len] };
+                group.broadcast(root, data.as_mut_ptr(), len, pause).expect("broadcast");
+                assert!(data == data_of(seed, root, len), "broadcast of {len}, seed {seed}");
+            }
+            2 => {
+                let length = |member: usize| data_of(seed ^ 1, member, 2)[0] as usize * len / 255;
+                let mut out: Vec<Vec<u8>> = (0..size).map(|member| vec![0; length(member)]).collect();
+                let parts: Vec<_> = out.iter_mut().map(|part| (part.as_mut_ptr(), part.len())).collect();
+                let part = |member: usize| parts[member];
+                group.all_gather(mine.as_ptr(), length(me), part, pause).expect("all_gather");
+                for member in (0..size).filter(|member| *member != me) {
+                    let wanted = &data_of(seed, member, len)[..length(member)];
+                    assert!(out[member] == wanted, "all_gather of {len}, seed {seed}");
+                }
+            }
+            3 => {
+                let mut out = vec![0; len * size];
+                let to = out.as_mut_ptr();
+                let part = |member: usize| to.add(member * len);
+                group.gather(root, mine.as_ptr(), len, part, pause).expect("gather");
+                for member in (0..size).filter(|member| me == root && *member != me) {
+                    let found = &out[member * len..][..len];
+                    assert!(found == data_of(seed, member, len), "gather of {len}, seed {seed}");
+                }
+            }
+            4 => {
+                let all = if me == root { data_of(seed, 99, len * size) } else { vec![] };
+                let mut part = vec![0; len];
+                group.scatter(root, all.as_ptr(), part.as_mut_ptr(), len, pause).expect("scatter");
+                let wanted = &data_of(seed, 99, len * size)[me * len..][..len];
+                assert!(me == root || part == wanted, "scatter of {len}, seed {seed}");
+            }
+            5 => {
+                let all = data_of(seed, me, len * size);
+                let mut out = vec![0; len * size];
+                group.all_to_all(all.as_ptr(), out.as_mut_ptr(), len, pause).expect("all_to_all");
+                for member in (0..size).filter(|member| *member != me) {
+                    let wanted = &data_of(seed, member, len * size)[me * len..][..len];
+                    assert!(out[member * len..][..len] == *wanted, "all_to_all of {len}, seed {seed}");
+                }
+            }
+            kind @ 6.. => {
+                let mut out = if in_place { mine.clone() } else { vec![0; len] };
+                let from = if in_place { out.as_ptr() } else { mine.as_ptr() };
+                if kind == 6 {
+                    group.reduce(root, from, out.as_mut_ptr(), len, &mut Horner, pause).expect("reduce");
+                } else {
+                    group.all_reduce(from, out.as_mut_ptr(), len, &mut Horner, pause).expect("all_reduce");
+                }
+                if kind == 7 || me == root {
+                    assert!(out == joined(seed, size, len), "{kind}: {len} in place {in_place}, seed {seed}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn any_sequence_of_operations_gives_what_it_should() {
+    for size in [1, 2, 3, 5, 9, 13] {
+        for chunk in [MIN_CHUNK, 32 << 10] {
+            let seed = rand::random::<u64>() >> 20;
+            println!("{size} members, chunks of {chunk}, seed {seed}");
+            group(size, chunk, |group, _| {
+                for round in 0..60 {
+                    operate(group, seed + round);
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn a_member_that_runs_ahead_waits_for_its_readers() {
+    group(3, MIN_CHUNK, |group, _| {
+        for round in 0..2000u64 {
+            let mut value = if group.me() == 1 { round } else { 0 };
+            if group.me() == 2 && round % 64 == 0 {
+                thread::yield_now();
+            }
+            // SAFETY: a word has eight bytes.
+            unsafe {
+                let data = (&raw mut value).cast();
+                group.broadcast(1, data, 8, &mut Patience::default()).expect("broadcast");
+            }
+            assert_eq!(value, round);
+        }
+    });
+}
+
+#[test]
+fn who_takes_part_with_another_length_is_found_out() {
+    group(2, MIN_CHUNK, |group, _| {
+        let mut data = [0u8; 64];
+        let len = if group.me() == 0 { 64 } else { 32 };
+        // SAFETY: the data has 64 bytes.
+        let result = unsafe { group.broadcast(0, data.as_mut_ptr(), len, &mut Patience::default()) };
+        match group.me() {
+            0 => assert_eq!(result, Ok(())),
+            _ => assert_eq!(result, Err(Broken::Length { member: 0, expected: 32, found: 64 })),
+        }
+    });
+}
+
+#[test]
+fn who_is_lost_is_not_waited_for() {
+    struct Impatience;
+    impl Pause for Impatience {
+        fn pause(&mut self, member: usize) -> Result<(), Broken> {
+            Err(Broken::Lost(member))
+        }
+    }
+    group(3, MIN_CHUNK, |group, _| {
+        if group.me() == 0 {
+            assert_eq!(group.barrier(&mut Impatience), Err(Broken::Lost(1)));
+        }
+    });
+}
+
+#[test]
+fn blocks_outside_of_their_sections_are_refused() {
+    let region = Region::new(8 << 20, 2, 4);
+    let endpoint = region.endpoint(0);
+    let other = *region.endpoint(1).section();
+    let inside = endpoint.section().entry.offset + (1 << 20);
+    let with = |section, block| {
+        let member = Member { section, block, tag: 1 };
+        Group::new(endpoint.memory().clone(), 0, vec![member], 1).is_some()
+    };
+    assert!(with(*endpoint.section(), inside));
+    assert!(!with(other, inside));
+    assert!(!with(*endpoint.section(), inside + 8));
+    assert!(!with(*endpoint.section(), u64::MAX - 63));
+}
+
+#[test]
+fn what_was_said_last_stays_until_it_is_read() {
+    let gate = std::sync::Barrier::new(2);
+    group(2, MIN_CHUNK, |group, memory| {
+        let mut value = 5u64;
+        let data = (&raw mut value).cast();
+        let me = group.me();
+        if me == 0 {
+            // SAFETY: a word has eight bytes.
+            unsafe { group.broadcast(0, data, 8, &mut Patience::default()).expect("broadcast") };
+            let mut farewell = take(group).leave();
+            assert!(!farewell.is_over(memory), "nobody has read it");
+            gate.wait();
+            gate.wait();
+            assert!(farewell.is_over(memory), "the reader has finished");
+        } else {
+            gate.wait();
+            // SAFETY: a word has eight bytes.
+            unsafe { group.broadcast(0, data, 8, &mut Patience::default()).expect("broadcast") };
+            let mut farewell = take(group).leave();
+            assert!(farewell.is_over(memory), "nothing was said");
+            gate.wait();
+        }
+    });
+}
+
+/// Takes a group out of a place that is not used any more.
+fn take(group: &mut Group<View>) -> Group<View> {
+    let nobody = Group::new(View::clone(group.memory()), 0, vec![group.member(0)], 1).expect("sound");
+    std::mem::replace(group, nobody)
+}
