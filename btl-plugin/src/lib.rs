@@ -14,6 +14,7 @@
 //! - `heard`: messages that come by other transports.
 //! - `sleep`: sleeping on the doorbell.
 //! - `mpool`: memory of the section for `MPI_Alloc_mem`.
+//! - `heap`: memory of the section for the program's own large allocations.
 //! - `help`: how a problem is told to the user.
 //!
 //! No panic leaves this crate: every function that C calls is `extern "C"`, which aborts the process instead of
@@ -23,6 +24,7 @@ mod atomic;
 mod component;
 mod descriptor;
 mod fabric;
+mod heap;
 mod heard;
 mod help;
 mod idle;

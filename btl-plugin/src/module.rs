@@ -12,6 +12,7 @@ use vmshm_transport::{ConnectError, MAX_INLINE, Peer, copy_from_shared};
 use crate::component;
 use crate::descriptor::{Descriptor, from_endpoint, to_endpoint};
 use crate::fabric::{FABRIC, Fabric, Outgoing, Posted, Refused};
+use crate::heap;
 use crate::help::{self, Topic};
 use crate::mpool;
 use crate::ompi::{
@@ -133,8 +134,9 @@ unsafe extern "C" fn add_procs(
     endpoints: *mut *mut mca_btl_base_endpoint_t,
     reachable: *mut opal_bitmap_t,
 ) -> c_int {
-    if let Some(fabric) = FABRIC.lock().as_mut() {
-        fabric.has_started = true;
+    let has_started = FABRIC.lock().as_mut().map(|fabric| std::mem::replace(&mut fabric.has_started, true));
+    if has_started == Some(false) {
+        heap::open();
     }
     for i in 0..count {
         // SAFETY: Open MPI gives count processes and room for as many endpoints.
@@ -211,6 +213,11 @@ pub fn leave() {
     let fabric = FABRIC.lock().take();
     if let Some(mut fabric) = fabric {
         fabric.drain(PATIENCE);
+        if heap::close() {
+            // The program goes on to use memory of the section.
+            fabric.endpoint.withdraw();
+            return;
+        }
         // What the program still has becomes ordinary memory, so that the section and the device are free.
         let kept = fabric.given.keep(mpool::copy_limit());
         if kept.is_none() {

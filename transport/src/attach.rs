@@ -232,13 +232,13 @@ impl Attached {
     }
 
     /// Leaves, as dropping it does, but for memory of the section: what was taken stays mapped and stays this process's
-    /// until that ends.
-    pub fn withdraw(mut self) {
+    /// until that ends. To be dropped next; nothing may be sent any more.
+    pub fn withdraw(&mut self) {
         self.wait_until_drained();
         drop(self.keeper.take());
         self.endpoint.withdraw();
-        // The slot stays held by the open file, and by it the memory.
-        std::mem::forget(self);
+        // The open file holds the slot from now on, and so the memory: nothing is left for `drop`.
+        self.pid = 0;
     }
 
     fn wait_until_drained(&mut self) {
@@ -252,7 +252,7 @@ impl Attached {
 impl Drop for Attached {
     fn drop(&mut self) {
         if self.pid != std::process::id() {
-            // In a forked child: thread and slot are the parent's.
+            // In a forked child thread and slot are the parent's; who has withdrawn has no thread.
             std::mem::forget(self.keeper.take());
             return;
         }

@@ -1,0 +1,209 @@
+//! The program's large allocations, in our section: what `libvmshm_heap.so` asks when the user has preloaded it and set
+//! `VMSHM_HEAP`.
+//!
+//! Any thread may be here at any time, also one that holds the fabric: nothing here ever waits for the fabric.
+
+mod fork;
+mod lock;
+mod space;
+
+use std::ffi::{c_int, c_void};
+use std::mem;
+use std::ptr;
+use std::sync::Once;
+
+use vmshm_transport::Runs;
+use vmshm_transport::attach::Source;
+
+use crate::fabric::FABRIC;
+use crate::help::{self, Topic};
+use crate::ompi;
+use lock::Lock;
+use space::Space;
+
+#[path = "../../heap-shim/src/table.rs"]
+mod table;
+
+use table::Table;
+
+/// Bytes from which on an allocation is placed, unless `VMSHM_HEAP_MIN` says otherwise: about the length from which on
+/// one copy is faster than two.
+const DEFAULT_MIN: usize = 16 << 10;
+
+/// What is placed where. None before `open`.
+static HEAP: Lock<Option<Heap>> = Lock::new(None);
+
+struct Heap {
+    space: Space<vmshm_transport::Mapping>,
+    /// Print the counts at the end.
+    is_verbose: bool,
+    /// For fork: the content of all blocks.
+    copy: Option<fork::Snapshot>,
+}
+
+/// What a user has set.
+struct Wish {
+    is_verbose: bool,
+    min: usize,
+}
+
+impl Wish {
+    /// Reads `VMSHM_HEAP` and `VMSHM_HEAP_MIN`.
+    fn from_env() -> Result<Option<Self>, String> {
+        let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let is_verbose = match set("VMSHM_HEAP").as_deref() {
+            None | Some("0") => return Ok(None),
+            Some("1") => false,
+            Some("verbose") => true,
+            Some(other) => return Err(format!("VMSHM_HEAP is {other:?}: it must be 1, verbose or 0.")),
+        };
+        let min = match set("VMSHM_HEAP_MIN") {
+            None => DEFAULT_MIN,
+            Some(text) => match text.parse() {
+                Ok(min) if min >= space::PAGE => min,
+                _ => {
+                    return Err(format!(
+                        "VMSHM_HEAP_MIN is {text:?}: it must be a number of bytes, {} at least.",
+                        space::PAGE
+                    ));
+                }
+            },
+        };
+        Ok(Some(Self { is_verbose, min }))
+    }
+}
+
+/// Begins to place allocations, if the user wants that. Called when all transports are initialised.
+pub fn open() {
+    let wish = match Wish::from_env() {
+        Ok(Some(wish)) => wish,
+        Ok(None) => return,
+        Err(message) => return help::show(Topic::Parameter, &message),
+    };
+    let Some(register) = shim() else {
+        return help::show(
+            Topic::Advice,
+            "VMSHM_HEAP is set, but libvmshm_heap.so is not loaded, so that the program's memory stays where it is: \
+             `eval \"$(vmshm env --heap)\"` before mpirun sets both, and `mpirun -x LD_PRELOAD -x VMSHM_HEAP` takes \
+             them to other machines.",
+        );
+    };
+    let found = {
+        let fabric = FABRIC.lock();
+        fabric
+            .as_ref()
+            .map(|fabric| (Runs::of(&fabric.endpoint), matches!(fabric.endpoint.source(), Source::File(_))))
+    };
+    let Some((runs, is_file)) = found else { return };
+    if ompi::others_read(is_file) {
+        return help::show(
+            Topic::Advice,
+            "VMSHM_HEAP is set, but another transport beside vmshm has hardware or the kernel read the program's \
+             memory, which they cannot do where it is a device's: it stays where it is. `--mca btl vmshm,self` leaves \
+             vmshm alone; beside vader it takes `--mca btl_vader_single_copy_mechanism none`.",
+        );
+    }
+    let range = runs.addresses();
+    let Some(space) = Space::new(runs) else { return };
+    let heap = Heap { space, is_verbose: wish.is_verbose, copy: None };
+    let is_new = HEAP.enter().is_some_and(|mut held| {
+        // After an earlier life in this process there may be blocks of it.
+        let is_new = held.is_none();
+        if is_new {
+            *held = Some(heap);
+        }
+        is_new
+    });
+    if !is_new {
+        return;
+    }
+    static FORK: Once = Once::new();
+    FORK.call_once(fork::handle);
+    let table = Table {
+        version: table::VERSION,
+        min: wish.min,
+        start: range.start,
+        end: range.end,
+        allocate,
+        free,
+        usable,
+    };
+    // The shim keeps it for ever.
+    let table = Box::leak(Box::new(table));
+    // SAFETY: the table stays, and its functions do what the shim expects.
+    if unsafe { register(table) } != 0 {
+        help::verbose("libvmshm_heap.so is of another version than the plugin: the heap stays where it is");
+    }
+}
+
+/// Ends the placing of allocations. True if the program still uses some: then the section has to stay as it is.
+pub fn close() -> bool {
+    let Some(register) = shim() else { return false };
+    let ended = {
+        let Some(mut held) = HEAP.enter() else { return true };
+        let Some(heap) = held.as_mut() else { return false };
+        // SAFETY: NULL is allowed.
+        unsafe { register(ptr::null()) };
+        let line = heap.space.counts.to_string();
+        let told = (heap.is_verbose, line);
+        if heap.space.is_empty() {
+            let range = heap.space.addresses();
+            let none = Table {
+                version: table::VERSION,
+                min: usize::MAX,
+                start: range.start,
+                end: range.start,
+                allocate,
+                free,
+                usable,
+            };
+            // SAFETY: the table stays, and nothing of its memory is in use.
+            unsafe { register(Box::leak(Box::new(none))) };
+            (told, held.take())
+        } else {
+            (told, None)
+        }
+    };
+    let ((is_verbose, line), space) = ended;
+    let is_used = space.is_none();
+    // Outside of the lock: with it, the region may be unmapped.
+    drop(space);
+    help::verbose(&line);
+    if is_verbose {
+        eprintln!("[{}] {line}", std::process::id());
+    }
+    is_used
+}
+
+/// The shim's function, if it is loaded.
+fn shim() -> Option<table::Register> {
+    // SAFETY: dlsym takes any NUL-terminated name; the symbol of this name has this type.
+    unsafe {
+        let symbol = libc::dlsym(libc::RTLD_DEFAULT, table::REGISTER.as_ptr());
+        (!symbol.is_null()).then(|| mem::transmute::<*mut c_void, table::Register>(symbol))
+    }
+}
+
+/// Runs `work` on the heap, if there is one and this thread is not inside it already. Leaves `errno` as it was.
+fn with<T>(work: impl FnOnce(&mut Heap) -> T) -> Option<T> {
+    // SAFETY: the thread's own variable.
+    let errno: *mut c_int = unsafe { libc::__errno_location() };
+    // SAFETY: as above.
+    let before = unsafe { *errno };
+    let done = HEAP.enter().and_then(|mut held| held.as_mut().map(work));
+    // SAFETY: as above.
+    unsafe { *errno = before };
+    done
+}
+
+unsafe extern "C" fn allocate(len: usize, align: usize) -> *mut c_void {
+    with(|heap| heap.space.allocate(len, align)).flatten().map_or(ptr::null_mut(), |memory| memory.cast())
+}
+
+unsafe extern "C" fn free(memory: *mut c_void) {
+    with(|heap| heap.space.free(memory.addr()));
+}
+
+unsafe extern "C" fn usable(memory: *mut c_void) -> usize {
+    with(|heap| heap.space.usable(memory.addr())).flatten().unwrap_or(0)
+}

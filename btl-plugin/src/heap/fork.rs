@@ -1,0 +1,101 @@
+//! What a forked child sees: the program's memory as it was, and its own.
+//!
+//! The section is shared with all who map it. A child would write to its parent's memory, so its pages are replaced by
+//! copies, made before the fork and moved into place after it. `posix_spawn`, `vfork` and `system` know nothing of this,
+//! since their children share the parent's memory until they run another program.
+
+use std::mem;
+use std::ptr;
+
+use super::HEAP;
+use crate::mpool::copy_limit;
+
+/// Bytes that are copied without asking how much memory there is.
+const LITTLE: usize = 64 << 20;
+
+/// Copies of pages: where they belong, where they are, bytes.
+pub struct Snapshot(Vec<(*mut u8, *mut libc::c_void, usize)>);
+
+// SAFETY: the pointers are addresses of the process, which any thread may use.
+unsafe impl Send for Snapshot {}
+
+impl Snapshot {
+    /// Copies pages, all or none.
+    fn of(pages: Vec<(*mut u8, usize)>) -> Option<Self> {
+        let total: usize = pages.iter().map(|(_, len)| len).sum();
+        if total > LITTLE && total > copy_limit() {
+            return None;
+        }
+        let mut copies = Self(Vec::with_capacity(pages.len()));
+        for (from, len) in pages {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            // SAFETY: the kernel chooses an address where nothing is.
+            let to =
+                unsafe { libc::mmap(ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+            if to == libc::MAP_FAILED {
+                copies.discard();
+                return None;
+            }
+            // SAFETY: both have len bytes. Other threads may write meanwhile, as they may while any process forks.
+            unsafe { ptr::copy_nonoverlapping(from, to.cast(), len) };
+            copies.0.push((from, to, len));
+        }
+        Some(copies)
+    }
+
+    /// Moves the copies over what they are copies of; false where one could not be moved.
+    fn put_in_place(self) -> bool {
+        self.0.into_iter().all(|(place, from, len)| {
+            let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+            // SAFETY: the copy is ours; the pages at its new place are replaced by it, with the same content.
+            unsafe { libc::mremap(from, len, len, flags, place) != libc::MAP_FAILED }
+        })
+    }
+
+    fn discard(self) {
+        for (_, copy, len) in self.0 {
+            // SAFETY: the copy is ours, and nobody uses it.
+            unsafe { libc::munmap(copy, len) };
+        }
+    }
+}
+
+/// Has the three functions below called at each fork.
+pub fn handle() {
+    // SAFETY: they are made for it, and this library is never unmapped.
+    unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
+}
+
+extern "C" fn before() {
+    // A thread does not fork while it is inside, so that the lock can be had.
+    let Some(mut heap) = HEAP.enter() else { return };
+    if let Some(heap) = heap.as_mut() {
+        heap.copy = Snapshot::of(heap.space.in_use());
+    }
+    // Held until after the fork.
+    mem::forget(heap);
+}
+
+extern "C" fn in_parent() {
+    // SAFETY: `before` has left the lock with this thread.
+    let mut heap = unsafe { HEAP.resume() };
+    if let Some(copy) = heap.as_mut().and_then(|heap| heap.copy.take()) {
+        copy.discard();
+    }
+}
+
+extern "C" fn in_child() {
+    // SAFETY: `before` has left the lock with this thread.
+    let mut heap = unsafe { HEAP.renew() };
+    let Some(heap) = heap.as_mut() else { return };
+    let is_whole = heap.copy.take().is_some_and(Snapshot::put_in_place);
+    heap.space.make_private();
+    if !is_whole {
+        // Better to fail than to write to the parent's memory. Most children only run another program.
+        let range = heap.space.addresses();
+        // SAFETY: the range is mapped; nothing is written to it any more by code that may.
+        unsafe {
+            libc::mprotect(ptr::with_exposed_provenance_mut(range.start), range.len(), libc::PROT_READ)
+        };
+    }
+}

@@ -1,0 +1,447 @@
+//! `libvmshm_heap.so`, for `LD_PRELOAD`: places a program's large allocations in the shared section of its process, from
+//! where peers in other virtual machines read them without a copy by the sender.
+//!
+//! It stands before glibc's `malloc` and its relatives and does nothing but decide: allocations of at least so many bytes
+//! go to the plugin of Open MPI, once that has registered; what is freed goes where its address says. Whoever does not
+//! register a table, or has not set `VMSHM_HEAP`, gets glibc's memory and pays a comparison.
+//!
+//! No allocation, no lock and no look-up of symbols stands before the first `malloc` of a process.
+
+#[cfg(not(target_env = "gnu"))]
+compile_error!("the shim hands on to glibc's allocator, by the names that only glibc has");
+
+mod table;
+
+use std::ffi::{c_int, c_void};
+use std::mem;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+
+use table::{Table, VERSION};
+
+// glibc's own names for its allocator. They lead there also while the dynamic linker is at work.
+unsafe extern "C" {
+    fn __libc_malloc(len: usize) -> *mut c_void;
+    fn __libc_calloc(count: usize, len: usize) -> *mut c_void;
+    fn __libc_realloc(old: *mut c_void, len: usize) -> *mut c_void;
+    fn __libc_memalign(align: usize, len: usize) -> *mut c_void;
+    fn __libc_free(memory: *mut c_void);
+}
+
+/// What `malloc` aligns to.
+const ALIGNMENT: usize = 16;
+
+/// Bytes from which on an allocation is the plugin's.
+static MIN: AtomicUsize = AtomicUsize::new(usize::MAX);
+/// The plugin's memory.
+static START: AtomicUsize = AtomicUsize::new(0);
+static LEN: AtomicUsize = AtomicUsize::new(0);
+static TABLE: AtomicPtr<Table> = AtomicPtr::new(ptr::null_mut());
+
+/// See [`table::Register`].
+///
+/// # Safety
+/// `table` is NULL or a table that stays as it is for ever, with functions that do what they promise.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vmshm_heap_register(table: *const Table) -> c_int {
+    MIN.store(usize::MAX, Ordering::Relaxed);
+    if table.is_null() {
+        return 0;
+    }
+    // SAFETY: the caller vouches for it.
+    let Table { version, min, start, end, .. } = unsafe { *table };
+    let is_other = LEN.load(Ordering::Relaxed) != 0 && START.load(Ordering::Relaxed) != start;
+    if version != VERSION || end < start || is_other && start != end {
+        // With another range, what is freed at the same time could be taken for what it is not.
+        return -1;
+    }
+    TABLE.store(table.cast_mut(), Ordering::Release);
+    if start == end {
+        LEN.store(0, Ordering::Release);
+        return 0;
+    }
+    START.store(start, Ordering::Relaxed);
+    // Release: who sees the length sees the start, and the table.
+    LEN.store(end - start, Ordering::Release);
+    MIN.store(min, Ordering::Release);
+    0
+}
+
+/// The plugin's memory for an allocation, or NULL.
+#[inline]
+fn place(len: usize, align: usize) -> *mut c_void {
+    if len < MIN.load(Ordering::Acquire) {
+        return ptr::null_mut();
+    }
+    place_large(len, align)
+}
+
+#[cold]
+fn place_large(len: usize, align: usize) -> *mut c_void {
+    if !align.is_power_of_two() {
+        return ptr::null_mut();
+    }
+    // SAFETY: whoever has set MIN has set the table, which stays.
+    unsafe { ((*TABLE.load(Ordering::Acquire)).allocate)(len, align) }
+}
+
+/// The table, for an address that it has given.
+#[inline]
+fn placed(memory: *mut c_void) -> Option<&'static Table> {
+    let len = LEN.load(Ordering::Acquire);
+    if memory.addr().wrapping_sub(START.load(Ordering::Relaxed)) >= len {
+        return None;
+    }
+    // SAFETY: whoever has set LEN has set the table, which stays as it is.
+    unsafe { TABLE.load(Ordering::Relaxed).as_ref() }
+}
+
+fn set_errno(code: c_int) {
+    // SAFETY: the thread's own variable.
+    unsafe { *libc::__errno_location() = code };
+}
+
+/// C's `malloc`.
+///
+/// # Safety
+/// As in C.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn malloc(len: usize) -> *mut c_void {
+    let memory = place(len, ALIGNMENT);
+    // SAFETY: the caller's promises are the same.
+    if memory.is_null() { unsafe { __libc_malloc(len) } } else { memory }
+}
+
+/// C's `calloc`.
+///
+/// # Safety
+/// As in C.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn calloc(count: usize, len: usize) -> *mut c_void {
+    let memory = count.checked_mul(len).map_or(ptr::null_mut(), |bytes| place(bytes, ALIGNMENT));
+    if memory.is_null() {
+        // SAFETY: the caller's promises are the same.
+        return unsafe { __libc_calloc(count, len) };
+    }
+    // SAFETY: so many bytes were placed; the product did not overflow then.
+    unsafe { memory.write_bytes(0, count * len) };
+    memory
+}
+
+/// C's `realloc`.
+///
+/// # Safety
+/// As in C.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn realloc(old: *mut c_void, len: usize) -> *mut c_void {
+    let Some(table) = placed(old) else {
+        // SAFETY: the caller vouches for `old`.
+        return unsafe { realloc_ordinary(old, len) };
+    };
+    // SAFETY: the table has given `old`, and the caller gives it back; what is new is another piece, with room for
+    // what is copied.
+    unsafe {
+        if len == 0 {
+            (table.free)(old);
+            return ptr::null_mut();
+        }
+        let had = (table.usable)(old);
+        if len <= had && len >= had / 2 {
+            return old;
+        }
+        // What grows once grows again, and must not be copied whole each time.
+        let mut new = place(if len > had { len.saturating_add(len / 4) } else { len }, ALIGNMENT);
+        if new.is_null() {
+            new = __libc_malloc(len);
+        }
+        if !new.is_null() {
+            ptr::copy_nonoverlapping(old.cast::<u8>(), new.cast(), had.min(len));
+            (table.free)(old);
+        }
+        new
+    }
+}
+
+/// `realloc` for what glibc has given. What becomes large goes to the plugin.
+///
+/// # Safety
+/// `old` is NULL or glibc's.
+unsafe fn realloc_ordinary(old: *mut c_void, len: usize) -> *mut c_void {
+    let new = place(len, ALIGNMENT);
+    // SAFETY: the caller vouches for `old`; `new` has room for `len` bytes.
+    unsafe {
+        if new.is_null() {
+            return __libc_realloc(old, len);
+        }
+        if !old.is_null() {
+            ptr::copy_nonoverlapping(old.cast::<u8>(), new.cast(), malloc_usable_size(old).min(len));
+            __libc_free(old);
+        }
+    }
+    new
+}
+
+/// glibc's `reallocarray`.
+///
+/// # Safety
+/// As in C.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn reallocarray(old: *mut c_void, count: usize, len: usize) -> *mut c_void {
+    match count.checked_mul(len) {
+        // SAFETY: the caller's promises are the same.
+        Some(bytes) => unsafe { realloc(old, bytes) },
+        None => {
+            set_errno(libc::ENOMEM);
+            ptr::null_mut()
+        }
+    }
+}
+
+/// C's `free`.
+///
+/// # Safety
+/// As in C.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn free(memory: *mut c_void) {
+    match placed(memory) {
+        // SAFETY: the table has given it, and the caller gives it back.
+        Some(table) => unsafe { (table.free)(memory) },
+        // SAFETY: the caller vouches for it.
+        None => unsafe { __libc_free(memory) },
+    }
+}
+
+/// Memory with an alignment.
+///
+/// # Safety
+/// As C's `aligned_alloc`.
+unsafe fn aligned(align: usize, len: usize) -> *mut c_void {
+    let memory = place(len, align.max(ALIGNMENT));
+    // SAFETY: the caller's promises are the same.
+    if memory.is_null() { unsafe { __libc_memalign(align, len) } } else { memory }
+}
+
+/// POSIX's `posix_memalign`.
+///
+/// # Safety
+/// As in C.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn posix_memalign(to: *mut *mut c_void, align: usize, len: usize) -> c_int {
+    if !align.is_power_of_two() || !align.is_multiple_of(size_of::<*mut c_void>()) {
+        return libc::EINVAL;
+    }
+    // SAFETY: the caller gives room for a pointer.
+    unsafe {
+        let memory = aligned(align, len);
+        if memory.is_null() {
+            return libc::ENOMEM;
+        }
+        *to = memory;
+    }
+    0
+}
+
+/// C's `aligned_alloc`.
+///
+/// # Safety
+/// As in C.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aligned_alloc(align: usize, len: usize) -> *mut c_void {
+    // SAFETY: the caller's promises are the same.
+    unsafe { aligned(align, len) }
+}
+
+/// glibc's `memalign`.
+///
+/// # Safety
+/// As in C.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn memalign(align: usize, len: usize) -> *mut c_void {
+    // SAFETY: the caller's promises are the same.
+    unsafe { aligned(align, len) }
+}
+
+fn page() -> usize {
+    // SAFETY: a plain question.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
+
+/// glibc's `valloc`.
+///
+/// # Safety
+/// As in C.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn valloc(len: usize) -> *mut c_void {
+    // SAFETY: the caller's promises are the same.
+    unsafe { aligned(page(), len) }
+}
+
+/// glibc's `pvalloc`.
+///
+/// # Safety
+/// As in C.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pvalloc(len: usize) -> *mut c_void {
+    let Some(len) = len.checked_next_multiple_of(page()) else {
+        set_errno(libc::ENOMEM);
+        return ptr::null_mut();
+    };
+    // SAFETY: the caller's promises are the same.
+    unsafe { aligned(page(), len) }
+}
+
+/// glibc's `malloc_usable_size`.
+///
+/// # Safety
+/// As in C.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn malloc_usable_size(memory: *mut c_void) -> usize {
+    type Usable = unsafe extern "C" fn(*mut c_void) -> usize;
+    static NEXT: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
+    if let Some(table) = placed(memory) {
+        // SAFETY: the table has given it.
+        return unsafe { (table.usable)(memory) };
+    }
+    let mut next = NEXT.load(Ordering::Relaxed);
+    if next.is_null() {
+        // The only one of these functions without a second name. glibc allocates when it looks a name up, not more.
+        // SAFETY: the name is NUL-terminated.
+        next = unsafe { libc::dlsym(libc::RTLD_NEXT, c"malloc_usable_size".as_ptr()) };
+        NEXT.store(next, Ordering::Relaxed);
+    }
+    if next.is_null() {
+        return 0;
+    }
+    // SAFETY: glibc's function of this name has this type; the caller vouches for the memory.
+    unsafe { mem::transmute::<*mut c_void, Usable>(next)(memory) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    const LEN_OF_ARENA: usize = 1 << 20;
+    const LARGE: usize = 10_000;
+
+    /// A heap that never takes anything back: the addresses that it gave, and those that were freed.
+    #[repr(align(4096))]
+    #[allow(dead_code, reason = "only its address is used")]
+    struct Arena([u8; LEN_OF_ARENA]);
+    static mut ARENA: Arena = Arena([0xaa; LEN_OF_ARENA]);
+    static GIVEN: Mutex<Vec<(usize, usize)>> = Mutex::new(Vec::new());
+    static FREED: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+    static IS_FULL: AtomicBool = AtomicBool::new(false);
+
+    unsafe extern "C" fn allocate(len: usize, align: usize) -> *mut c_void {
+        let mut given = GIVEN.lock().unwrap();
+        let start = (&raw mut ARENA).cast::<c_void>();
+        let next = given.last().map_or(start.addr(), |(at, len)| at + len).next_multiple_of(align);
+        if IS_FULL.load(Ordering::Relaxed) || next + len > start.addr() + LEN_OF_ARENA {
+            return ptr::null_mut();
+        }
+        given.push((next, len));
+        start.with_addr(next)
+    }
+
+    unsafe extern "C" fn take_back(memory: *mut c_void) {
+        FREED.lock().unwrap().push(memory.addr());
+    }
+
+    unsafe extern "C" fn usable(memory: *mut c_void) -> usize {
+        GIVEN.lock().unwrap().iter().find(|(at, _)| *at == memory.addr()).unwrap().1
+    }
+
+    fn is_placed(memory: *mut c_void) -> bool {
+        let start = (&raw const ARENA).addr();
+        (start..start + LEN_OF_ARENA).contains(&memory.addr())
+    }
+
+    fn was_freed(memory: usize) -> bool {
+        FREED.lock().unwrap().contains(&memory)
+    }
+
+    /// All in one: the allocator is that of the whole process, this test's harness included.
+    #[test]
+    fn large_memory_goes_to_the_table_and_comes_back_to_it() {
+        // SAFETY: each piece is used within its length and freed once.
+        unsafe {
+            let early = malloc(LARGE);
+            assert!(!is_placed(early), "nobody has registered");
+            let start = (&raw const ARENA).addr();
+            let table = Box::leak(Box::new(Table {
+                version: VERSION,
+                min: LARGE,
+                start,
+                end: start + LEN_OF_ARENA,
+                allocate,
+                free: take_back,
+                usable,
+            }));
+            let wrong = Box::leak(Box::new(Table { version: VERSION + 1, ..*table }));
+            assert_eq!(vmshm_heap_register(wrong), -1);
+            assert_eq!(vmshm_heap_register(table), 0);
+
+            let small = malloc(LARGE - 1);
+            assert!(!is_placed(small));
+            let zeroed = calloc(LARGE / 10, 11);
+            assert!(is_placed(zeroed));
+            assert!((0..LARGE / 10 * 11).all(|i| *zeroed.cast::<u8>().add(i) == 0), "the arena was 0xaa");
+            assert!(calloc(usize::MAX, 2).is_null());
+
+            // Across the border and back.
+            small.write_bytes(7, LARGE - 1);
+            let grown = realloc(small, 2 * LARGE);
+            assert!(is_placed(grown));
+            assert!((0..LARGE - 1).all(|i| *grown.cast::<u8>().add(i) == 7));
+            assert_eq!(realloc(grown, 2 * LARGE - 10), grown, "a little less stays where it is");
+            let shrunk = realloc(grown, 100);
+            assert!(!is_placed(shrunk) && was_freed(grown.addr()));
+            assert!((0..100).all(|i| *shrunk.cast::<u8>().add(i) == 7));
+            free(shrunk);
+            let early = realloc(early, LARGE + 1);
+            assert!(is_placed(early));
+            assert!(realloc(early, 0).is_null() && was_freed(early.addr()));
+            assert!(reallocarray(ptr::null_mut(), usize::MAX, 2).is_null());
+
+            let mut memory = ptr::null_mut();
+            assert_eq!(posix_memalign(&mut memory, 24, LARGE), libc::EINVAL);
+            assert_eq!(posix_memalign(&mut memory, 1 << 14, LARGE), 0);
+            assert!(is_placed(memory) && memory.addr().is_multiple_of(1 << 14));
+            free(memory);
+            assert!(was_freed(memory.addr()));
+            for memory in [aligned_alloc(64, LARGE), memalign(8192, LARGE), valloc(LARGE), pvalloc(LARGE)] {
+                assert!(is_placed(memory) && memory.addr().is_multiple_of(64));
+                assert!(malloc_usable_size(memory) >= LARGE);
+                free(memory);
+            }
+            let plain = malloc(100);
+            assert!(malloc_usable_size(plain) >= 100);
+            free(plain);
+
+            // Full: ordinary memory.
+            IS_FULL.store(true, Ordering::Relaxed);
+            let ordinary = malloc(LARGE);
+            assert!(!ordinary.is_null() && !is_placed(ordinary));
+            let moved = realloc(zeroed, 4 * LARGE);
+            assert!(!moved.is_null() && !is_placed(moved) && was_freed(zeroed.addr()));
+            free(moved);
+            free(ordinary);
+            IS_FULL.store(false, Ordering::Relaxed);
+
+            // After the end nothing is placed, and what there is can be freed.
+            let last = malloc(LARGE);
+            assert!(is_placed(last));
+            assert_eq!(vmshm_heap_register(ptr::null()), 0);
+            let after = malloc(LARGE);
+            assert!(!is_placed(after));
+            free(after);
+            free(last);
+            assert!(was_freed(last.addr()));
+            let other = Box::leak(Box::new(Table { start: 4096, end: 8192, ..*table }));
+            assert_eq!(vmshm_heap_register(other), -1);
+        }
+    }
+}
