@@ -6,6 +6,7 @@ mod mpi;
 mod one_sided;
 mod options;
 mod report;
+mod shared;
 mod stream;
 
 pub use buffer::{Buffer, Origin, Wrong, seed};
@@ -14,4 +15,5 @@ pub use mpi::{Mpi, Pending};
 pub use one_sided::{OneSided, run as run_one_sided};
 pub use options::{Measure, Options, Plan};
 pub use report::Report;
+pub use shared::SharedCount;
 pub use stream::{End, Stream};
