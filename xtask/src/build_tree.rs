@@ -35,6 +35,8 @@ pub const MPI_PROGRAMS: &[&str] = &[
     "osu_put_latency",
     "osu_get_latency",
     "osu_acc_latency",
+    "message_steps",
+    "vmshm_raw",
 ];
 
 const LIMIT: Duration = Duration::from_secs(1800);
