@@ -11,8 +11,18 @@ const MARK: &str = "opal/mca/btl/btl.h";
 const SERIES: (u32, u32) = (4, 1);
 
 /// Types that the plugin only passes on by pointer: their insides are none of its business.
-const POINTED_TO: [&str; 4] =
-    ["opal_convertor_t", "opal_proc_t", "opal_bitmap_t", "mca_rcache_base_registration_t"];
+const POINTED_TO: [&str; 10] = [
+    "opal_convertor_t",
+    "opal_proc_t",
+    "opal_bitmap_t",
+    "mca_rcache_base_registration_t",
+    "ompi_communicator_t",
+    "ompi_datatype_t",
+    "ompi_op_t",
+    "ompi_request_t",
+    "ompi_info_t",
+    "mca_coll_base_comm_t",
+];
 
 struct OpenMpi {
     /// Where `opal_config.h` and `opal/` are.
@@ -27,7 +37,7 @@ fn main() {
     for name in ["OMPI_DIR", "MPICC", "PATH"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
-    for file in ["build.rs", "src/shim.c", "src/shim.h"] {
+    for file in ["build.rs", "src/shim.c", "src/shim.h", "src/coll/coll.c", "src/coll/coll.h"] {
         println!("cargo::rerun-if-changed={file}");
     }
     if let Err(message) = OpenMpi::find().and_then(|ompi| ompi.bind()) {
@@ -80,6 +90,7 @@ impl OpenMpi {
         }
         bindings
             .header("src/shim.h")
+            .header("src/coll/coll.h")
             .clang_args(includes.iter().map(|dir| format!("-I{}", dir.display())))
             .allowlist_type("mca_btl_base_(component|module|descriptor|segment)_t")
             .allowlist_type("mca_mpool_base_(component|module)_t")
@@ -87,7 +98,9 @@ impl OpenMpi {
             .allowlist_type(
                 "mca_btl_base_(error_cb_fn|module_error_cb_fn|rdma_completion_fn|completion_fn)_t",
             )
-            .allowlist_function("vmshm_ompi_.*")
+            .allowlist_type("mca_coll_base_component_t|vmshm_coll_.*")
+            .allowlist_function("vmshm_ompi_.*|vmshm_coll_.*|opal_progress")
+            .allowlist_var("MPI_ERR_TRUNCATE")
             .allowlist_function("mca_(btl_base_param_register|btl_base_dump)")
             .allowlist_function("mca_base_(component_var_register|var_group_component_register)")
             .allowlist_function("opal_(bitmap_set_bit|proc_local_get|show_help_add_dir)")
@@ -109,12 +122,18 @@ impl OpenMpi {
             .map_err(|error| format!("cannot write the bindings: {error}"))?;
 
         let mut shim = cc::Build::new();
-        shim.file("src/shim.c").includes(&includes).warnings(true).flag_if_supported("-Wno-unused-parameter");
+        shim.files(["src/shim.c", "src/coll/coll.c"])
+            .includes(&includes)
+            .include("src/coll/missing")
+            .warnings(true)
+            .flag_if_supported("-Wno-unused-parameter");
         shim.compile("vmshm_ompi_shim");
 
         for dir in self.libraries.iter().filter(|dir| dir.is_dir()) {
             println!("cargo::rustc-link-search=native={}", dir.display());
         }
+        // The collective component is part of this file, and the framework it belongs to part of libmpi.
+        println!("cargo::rustc-link-lib=dylib=mpi");
         println!("cargo::rustc-link-lib=dylib=open-pal");
         // A BTL that finds no device is closed and unmapped while its own code may still be on some stack (thread
         // exits, handlers); staying mapped costs a few pages.

@@ -15,12 +15,14 @@
 //! - `sleep`: sleeping on the doorbell.
 //! - `mpool`: memory of the section for `MPI_Alloc_mem`.
 //! - `heap`: memory of the section for the program's own large allocations.
+//! - `coll`: collective operations.
 //! - `help`: how a problem is told to the user.
 //!
 //! No panic leaves this crate: every function that C calls is `extern "C"`, which aborts the process instead of
 //! unwinding into Open MPI.
 
 mod atomic;
+mod coll;
 mod component;
 mod descriptor;
 mod fabric;

@@ -210,6 +210,7 @@ unsafe extern "C" fn finalize(_: *mut mca_btl_base_module_t) -> c_int {
 
 /// Leaves the region, once peers have read what was sent to them last.
 pub fn leave() {
+    crate::coll::close();
     let fabric = FABRIC.lock().take();
     if let Some(mut fabric) = fabric {
         fabric.drain(PATIENCE);

@@ -89,6 +89,21 @@ pub static mca_mpool_vmshm_component: Global<mca_mpool_base_component_t> =
         mpool_query: Some(crate::mpool::query),
     });
 
+/// The symbol that Open MPI looks for in `mca_coll_vmshm.so`, which is the same file too.
+#[unsafe(no_mangle)]
+#[allow(non_upper_case_globals)]
+pub static mca_coll_vmshm_component: Global<mca_coll_base_component_t> =
+    Global::new(mca_coll_base_component_2_0_0_t {
+        collm_version: mca_base_component_t {
+            mca_project_name: name("ompi"),
+            mca_register_component_params: Some(crate::coll::register),
+            ..component("coll", [2, 0, 0])
+        },
+        collm_data: mca_base_component_data_t { param_field: 0, reserved: [0; 32] },
+        collm_init_query: Some(crate::coll::init_query),
+        collm_comm_query: Some(crate::coll::comm_query),
+    });
+
 /// A component `vmshm` of a framework whose interface has the given version.
 const fn component(framework: &str, interface: [c_int; 3]) -> mca_base_component_t {
     mca_base_component_t {

@@ -90,8 +90,9 @@ pub fn product(workspace: &Workspace, built: &Path, prefix: &Path) -> Result<()>
     let tool = prefix.join("bin/vmshm");
     to.place(&built.join("vmshm"), "bin/vmshm", 0o755)?;
     to.place(&built.join("libmca_btl_vmshm.so"), "lib/openmpi/mca_btl_vmshm.so", 0o644)?;
-    // One file, two components: a copy would be loaded a second time, and would not know the first one's region.
+    // One file, three components: a copy would be loaded a second time, and would not know the first one's region.
     to.link("mca_btl_vmshm.so", "lib/openmpi/mca_mpool_vmshm.so")?;
+    to.link("mca_btl_vmshm.so", "lib/openmpi/mca_coll_vmshm.so")?;
     to.place(
         &workspace.root.join("btl-plugin/help-mpi-btl-vmshm.txt"),
         "share/openmpi/help-mpi-btl-vmshm.txt",

@@ -151,6 +151,11 @@ impl<M: Memory> Group<M> {
         if self.chunks.is_empty() { MAX_BODY as usize } else { self.chunk }
     }
 
+    /// Longest payload of one step that needs no chunks.
+    pub fn short(&self) -> usize {
+        MAX_BODY as usize
+    }
+
     /// Whether the members have chunks for long payloads.
     pub fn has_chunks(&self) -> bool {
         !self.chunks.is_empty()
@@ -183,10 +188,12 @@ impl<M: Memory> Group<M> {
     #[inline]
     pub(super) fn place(&self, member: usize, step: u64, len: usize) -> u64 {
         let block = self.members[member].block;
-        match len as u64 {
-            0..=MAX_HEAD => block + head_payload(step),
-            0..=MAX_BODY => block + body(step),
-            _ => self.chunks[member] + step % SLOTS * self.chunk as u64,
+        if len as u64 <= MAX_HEAD {
+            block + head_payload(step)
+        } else if len as u64 <= MAX_BODY {
+            block + body(step)
+        } else {
+            self.chunks[member] + step % SLOTS * self.chunk as u64
         }
     }
 

@@ -26,6 +26,6 @@ mod reduce;
 mod spread;
 
 pub use exchange::Part;
-pub use group::{Broken, Group, Member, Pause};
+pub use group::{Broken, Farewell, Group, Member, Pause};
 pub use layout::{BLOCK, MIN_CHUNK, SLOTS, chunks_len};
 pub use reduce::Combine;

@@ -45,6 +45,7 @@ impl<M: Memory> Group<M> {
     /// # Safety
     ///
     /// `out` is valid for writes of `len` bytes, and `mine`, our own operand, for reads; they do not overlap.
+    #[allow(clippy::too_many_arguments, reason = "where, what, whereto and how")]
     unsafe fn join_members(
         &self,
         step: u64,
@@ -230,6 +231,7 @@ impl<M: Memory> Group<M> {
     /// # Safety
     ///
     /// `data` and `out` have the bytes of the round.
+    #[allow(clippy::too_many_arguments, reason = "where, what, whereto and how")]
     unsafe fn join_share(
         &mut self,
         first: u64,

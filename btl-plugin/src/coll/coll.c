@@ -1,0 +1,167 @@
+/* What Open MPI's collective framework has only as macros and inline functions, as plain functions. */
+
+#include "coll.h"
+
+#include <string.h>
+
+#include "ompi/communicator/communicator.h"
+#include "ompi/datatype/ompi_datatype.h"
+#include "ompi/group/group.h"
+#include "ompi/op/op.h"
+#include "ompi/proc/proc.h"
+#include "opal/datatype/opal_convertor.h"
+#include "opal/runtime/opal_progress.h"
+
+/* All operations that we have functions for, or call below us. */
+#define FOR_ALL(do_with) \
+    do_with(allgather)   \
+    do_with(allgatherv)  \
+    do_with(allreduce)   \
+    do_with(alltoall)    \
+    do_with(barrier)     \
+    do_with(bcast)       \
+    do_with(gather)      \
+    do_with(reduce)      \
+    do_with(scatter)
+
+static void (*destruct_state)(void *state);
+
+static void construct(vmshm_coll_module_t *module)
+{
+    memset(&module->below, 0, sizeof module->below);
+    module->state = NULL;
+}
+
+static void destruct(vmshm_coll_module_t *module)
+{
+    if (NULL != module->state) {
+        destruct_state(module->state);
+        module->state = NULL;
+    }
+#define RELEASE(name)                                      \
+    if (NULL != module->below.coll_##name##_module) {      \
+        OBJ_RELEASE(module->below.coll_##name##_module);   \
+    }
+    FOR_ALL(RELEASE)
+}
+
+OBJ_CLASS_DECLARATION(vmshm_coll_module_t);
+OBJ_CLASS_INSTANCE(vmshm_coll_module_t, mca_coll_base_module_t, construct, destruct);
+
+vmshm_coll_module_t *vmshm_coll_new(void (*destruct)(void *state))
+{
+    destruct_state = destruct;
+    return OBJ_NEW(vmshm_coll_module_t);
+}
+
+bool vmshm_coll_save(vmshm_coll_module_t *module, struct ompi_communicator_t *comm)
+{
+#define MISSING(name) || NULL == comm->c_coll->coll_##name || NULL == comm->c_coll->coll_##name##_module
+    if (false FOR_ALL(MISSING)) {
+        return false;
+    }
+#define SAVE(name)                                                               \
+    module->below.coll_##name = comm->c_coll->coll_##name;                       \
+    module->below.coll_##name##_module = comm->c_coll->coll_##name##_module;     \
+    OBJ_RETAIN(module->below.coll_##name##_module);
+    FOR_ALL(SAVE)
+    return true;
+}
+
+bool vmshm_coll_is_inter(struct ompi_communicator_t *comm)
+{
+    return OMPI_COMM_IS_INTER(comm);
+}
+
+int vmshm_coll_rank(struct ompi_communicator_t *comm)
+{
+    return ompi_comm_rank(comm);
+}
+
+int vmshm_coll_size(struct ompi_communicator_t *comm)
+{
+    return ompi_comm_size(comm);
+}
+
+opal_proc_t *vmshm_coll_proc(struct ompi_communicator_t *comm, int rank)
+{
+    ompi_proc_t *proc = ompi_group_peer_lookup(comm->c_local_group, rank);
+
+    return NULL == proc ? NULL : &proc->super;
+}
+
+bool vmshm_coll_same_job(const opal_proc_t *one, const opal_proc_t *other)
+{
+    return one->proc_name.jobid == other->proc_name.jobid;
+}
+
+int vmshm_coll_exchange(vmshm_coll_module_t *module, struct ompi_communicator_t *comm, const void *mine, void *all,
+                        int len)
+{
+    return module->below.coll_allgather(mine, len, MPI_BYTE, all, len, MPI_BYTE, comm,
+                                        module->below.coll_allgather_module);
+}
+
+void vmshm_coll_layout(const struct ompi_datatype_t *type, int count, vmshm_coll_layout_t *layout)
+{
+    layout->size = type->super.size;
+    layout->extent = type->super.ub - type->super.lb;
+    layout->span = opal_datatype_span(&type->super, count, &layout->gap);
+    layout->contiguous = ompi_datatype_is_contiguous_memory_layout(type, count);
+}
+
+int vmshm_coll_pack(const struct ompi_datatype_t *type, int count, const void *from, void *to, size_t len)
+{
+    opal_convertor_t convertor;
+    struct iovec iov = {.iov_base = to, .iov_len = len};
+    uint32_t entries = 1;
+    size_t packed = len;
+
+    OBJ_CONSTRUCT(&convertor, opal_convertor_t);
+    opal_convertor_copy_and_prepare_for_send(ompi_mpi_local_convertor, &type->super, count, from, 0, &convertor);
+    opal_convertor_pack(&convertor, &iov, &entries, &packed);
+    OBJ_DESTRUCT(&convertor);
+    return packed == len ? MPI_SUCCESS : MPI_ERR_TRUNCATE;
+}
+
+int vmshm_coll_unpack(const struct ompi_datatype_t *type, int count, void *to, const void *from, size_t len)
+{
+    opal_convertor_t convertor;
+    struct iovec iov = {.iov_base = (void *) from, .iov_len = len};
+    uint32_t entries = 1;
+    size_t unpacked = len;
+
+    OBJ_CONSTRUCT(&convertor, opal_convertor_t);
+    opal_convertor_copy_and_prepare_for_recv(ompi_mpi_local_convertor, &type->super, count, to, 0, &convertor);
+    opal_convertor_unpack(&convertor, &iov, &entries, &unpacked);
+    OBJ_DESTRUCT(&convertor);
+    return unpacked == len ? MPI_SUCCESS : MPI_ERR_TRUNCATE;
+}
+
+int vmshm_coll_copy(const void *from, int from_count, const struct ompi_datatype_t *from_type, void *to, int to_count,
+                    const struct ompi_datatype_t *to_type)
+{
+    return ompi_datatype_sndrcv(from, from_count, from_type, to, to_count, to_type);
+}
+
+bool vmshm_coll_is_intrinsic(struct ompi_op_t *op, const struct ompi_datatype_t *type)
+{
+    return ompi_op_is_intrinsic(op) && ompi_datatype_is_predefined(type) && ompi_op_ddt_map[type->id] >= 0
+           && NULL != op->o_3buff_intrinsic.fns[ompi_op_ddt_map[type->id]];
+}
+
+void vmshm_coll_join(struct ompi_op_t *op, const void *left, void *inout, size_t count, struct ompi_datatype_t *type)
+{
+    ompi_op_reduce(op, (void *) left, inout, count, type);
+}
+
+void vmshm_coll_join_to(struct ompi_op_t *op, const void *left, const void *right, void *out, size_t count,
+                        struct ompi_datatype_t *type)
+{
+    ompi_3buff_op_reduce(op, (void *) left, (void *) right, out, (int) count, type);
+}
+
+bool vmshm_coll_yields(void)
+{
+    return opal_progress_yield_when_idle;
+}

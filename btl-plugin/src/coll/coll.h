@@ -1,0 +1,68 @@
+/* What the collective component needs of Open MPI's headers, with their macros and inline functions as functions. See
+   coll.c. */
+
+#ifndef VMSHM_COLL_H
+#define VMSHM_COLL_H
+
+#include "ompi_config.h"
+#include "mpi.h"
+#include "ompi/mca/coll/base/base.h"
+#include "ompi/mca/coll/coll.h"
+#include "opal/util/proc.h"
+
+/* A module for one communicator. */
+typedef struct vmshm_coll_module_t {
+    mca_coll_base_module_t super;
+    /* The functions of the components below us. */
+    mca_coll_base_comm_coll_t below;
+    /* Ours; NULL before the module is enabled. */
+    void *state;
+} vmshm_coll_module_t;
+
+/* How the elements of a datatype lie in memory. */
+typedef struct vmshm_coll_layout_t {
+    /* Bytes of data in an element. */
+    size_t size;
+    /* Bytes from one element to the next. */
+    ptrdiff_t extent;
+    /* Bytes that the elements span, and where the first of them lies. */
+    ptrdiff_t span;
+    ptrdiff_t gap;
+    /* The data lies in memory as it is packed. */
+    bool contiguous;
+} vmshm_coll_layout_t;
+
+/* A new module, with its functions still missing. The destructor calls destruct. */
+vmshm_coll_module_t *vmshm_coll_new(void (*destruct)(void *state));
+
+/* Remembers the functions below a module; false where one is missing that ours may call. */
+bool vmshm_coll_save(vmshm_coll_module_t *module, struct ompi_communicator_t *comm);
+
+/* The members of a communicator. */
+bool vmshm_coll_is_inter(struct ompi_communicator_t *comm);
+int vmshm_coll_rank(struct ompi_communicator_t *comm);
+int vmshm_coll_size(struct ompi_communicator_t *comm);
+opal_proc_t *vmshm_coll_proc(struct ompi_communicator_t *comm, int rank);
+bool vmshm_coll_same_job(const opal_proc_t *one, const opal_proc_t *other);
+
+/* Collects len bytes of each member, by the functions below. */
+int vmshm_coll_exchange(vmshm_coll_module_t *module, struct ompi_communicator_t *comm, const void *mine, void *all,
+                        int len);
+
+/* Datatypes. */
+void vmshm_coll_layout(const struct ompi_datatype_t *type, int count, vmshm_coll_layout_t *layout);
+int vmshm_coll_pack(const struct ompi_datatype_t *type, int count, const void *from, void *to, size_t len);
+int vmshm_coll_unpack(const struct ompi_datatype_t *type, int count, void *to, const void *from, size_t len);
+int vmshm_coll_copy(const void *from, int from_count, const struct ompi_datatype_t *from_type, void *to, int to_count,
+                    const struct ompi_datatype_t *to_type);
+
+/* Operations. An operation of MPI's own on a datatype of MPI's own looks at no operand twice. */
+bool vmshm_coll_is_intrinsic(struct ompi_op_t *op, const struct ompi_datatype_t *type);
+void vmshm_coll_join(struct ompi_op_t *op, const void *left, void *inout, size_t count, struct ompi_datatype_t *type);
+void vmshm_coll_join_to(struct ompi_op_t *op, const void *left, const void *right, void *out, size_t count,
+                        struct ompi_datatype_t *type);
+
+/* Whether processes that wait give way to others. */
+bool vmshm_coll_yields(void);
+
+#endif

@@ -1,0 +1,114 @@
+//! Open MPI's operations on bytes.
+
+use std::ffi::c_void;
+use std::ptr;
+
+use vmshm_transport::collective::Combine;
+use vmshm_transport::copy_from_shared;
+
+use super::data::Shape;
+use crate::ompi::{self, ompi_op_t};
+
+/// An operation on elements of a datatype.
+pub struct Operation {
+    op: *mut ompi_op_t,
+    shape: Shape,
+    is_intrinsic: bool,
+    /// Private copies of operands.
+    left: Vec<u128>,
+    right: Vec<u128>,
+}
+
+impl Operation {
+    /// # Safety
+    /// `op` is an operation of Open MPI that is defined for elements of this shape, and outlives this value.
+    #[inline]
+    pub unsafe fn new(op: *mut ompi_op_t, shape: &Shape) -> Self {
+        // SAFETY: the caller vouches for both.
+        let is_intrinsic =
+            shape.is_contiguous() && unsafe { ompi::vmshm_coll_is_intrinsic(op, shape.datatype()) };
+        Self { op, shape: *shape, is_intrinsic, left: Vec::new(), right: Vec::new() }
+    }
+
+    /// So many elements.
+    ///
+    /// # Safety
+    /// Always sound: the datatype is the shape's.
+    fn elements(&self, len: usize) -> (usize, Shape) {
+        let count = len / self.shape.element();
+        // SAFETY: the shape's datatype is one of Open MPI.
+        (count, unsafe { Shape::new(self.shape.datatype(), count as i32) })
+    }
+
+    /// Calls the operation on elements that lie in memory as the datatype says.
+    ///
+    /// # Safety
+    /// Both operands have `count` elements of the datatype.
+    unsafe fn call(&self, left: *const c_void, inout: *mut c_void, count: usize) {
+        // SAFETY: the caller vouches for the operands, `new` for the rest.
+        unsafe { ompi::vmshm_coll_join(self.op, left, inout, count, self.shape.datatype()) }
+    }
+}
+
+/// A buffer of at least so many bytes, aligned for any number.
+fn room(buffer: &mut Vec<u128>, bytes: usize) -> *mut u8 {
+    let words = bytes.div_ceil(size_of::<u128>());
+    if buffer.len() < words {
+        buffer.resize(words, 0);
+    }
+    buffer.as_mut_ptr().cast()
+}
+
+impl Combine for Operation {
+    #[inline]
+    fn element(&self) -> usize {
+        self.shape.element()
+    }
+
+    #[inline]
+    unsafe fn join(&mut self, left: *const u8, inout: *mut u8, len: usize) {
+        if self.is_intrinsic {
+            // SAFETY: the operands have whole elements that lie one after another.
+            return unsafe { self.call(left.cast(), inout.cast(), len / self.shape.element()) };
+        }
+        let (count, shape) = self.elements(len);
+        let gap = shape.layout().gap;
+        // SAFETY: the buffers have room for what is put there, and the operands have `len` bytes.
+        unsafe {
+            if shape.is_contiguous() {
+                // A user's function may look twice, and must see the same.
+                let copy = room(&mut self.left, len);
+                copy_from_shared(left, copy, len);
+                self.call(copy.wrapping_offset(-gap).cast(), inout.wrapping_offset(-gap).cast(), count);
+                return;
+            }
+            let span = shape.layout().span.unsigned_abs();
+            let one = room(&mut self.left, span).wrapping_offset(-gap).cast::<c_void>();
+            let other = room(&mut self.right, span).wrapping_offset(-gap).cast::<c_void>();
+            // These fail only where the lengths do not agree.
+            let _ = shape.unpack(one, left);
+            let _ = shape.unpack(other, inout);
+            self.call(one, other, count);
+            let _ = shape.pack(other, inout);
+        }
+    }
+
+    #[inline]
+    unsafe fn join_to(&mut self, left: *const u8, right: *const u8, out: *mut u8, len: usize) {
+        if self.is_intrinsic {
+            let count = len / self.shape.element();
+            // SAFETY: the operands have whole elements that lie one after another.
+            return unsafe {
+                let (left, right, out) = (left.cast(), right.cast(), out.cast());
+                ompi::vmshm_coll_join_to(self.op, left, right, out, count, self.shape.datatype());
+            };
+        }
+        // SAFETY: the caller vouches for the operands.
+        unsafe {
+            if !ptr::eq(right, out) {
+                copy_from_shared(right, out, len);
+            }
+            self.join(left, out, len);
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Buffers of any datatype as bytes one after another.
+
+use std::ffi::{c_int, c_void};
+use std::mem::MaybeUninit;
+
+use crate::ompi::{self, ompi_datatype_t, vmshm_coll_layout_t};
+
+/// So many elements of a datatype.
+#[derive(Clone, Copy)]
+pub struct Shape {
+    datatype: *mut ompi_datatype_t,
+    count: c_int,
+    layout: vmshm_coll_layout_t,
+}
+
+impl Shape {
+    /// # Safety
+    /// `datatype` is one of Open MPI, and `count` not negative.
+    #[inline]
+    pub unsafe fn new(datatype: *mut ompi_datatype_t, count: c_int) -> Self {
+        let mut layout = MaybeUninit::uninit();
+        // SAFETY: the caller vouches for the datatype; all of the layout is written.
+        unsafe {
+            ompi::vmshm_coll_layout(datatype, count, layout.as_mut_ptr());
+            Self { datatype, count, layout: layout.assume_init() }
+        }
+    }
+
+    /// Bytes of data.
+    #[inline]
+    pub fn bytes(&self) -> usize {
+        self.layout.size * self.count.max(0) as usize
+    }
+
+    /// Bytes of data in one element.
+    pub fn element(&self) -> usize {
+        self.layout.size
+    }
+
+    /// Whether the data lies in memory as it is.
+    pub fn is_contiguous(&self) -> bool {
+        self.layout.contiguous
+    }
+
+    /// How the elements lie in memory.
+    pub fn layout(&self) -> &vmshm_coll_layout_t {
+        &self.layout
+    }
+
+    /// The datatype.
+    pub fn datatype(&self) -> *mut ompi_datatype_t {
+        self.datatype
+    }
+
+    /// Where the first byte of data lies in a buffer.
+    #[inline]
+    fn first(&self, buffer: *mut u8) -> *mut u8 {
+        buffer.wrapping_offset(self.layout.gap)
+    }
+
+    /// The buffer that begins so many elements behind this one.
+    #[inline]
+    pub fn behind(&self, buffer: *mut c_void, elements: isize) -> *mut c_void {
+        buffer.wrapping_byte_offset(self.layout.extent.wrapping_mul(elements))
+    }
+
+    /// The bytes of a buffer to be sent.
+    ///
+    /// # Safety
+    /// The buffer has this shape, and stays as it is while the bytes are used.
+    #[inline]
+    pub unsafe fn source(&self, buffer: *const c_void) -> Result<Source, c_int> {
+        if self.layout.contiguous {
+            return Ok(Source { bytes: self.first(buffer.cast_mut().cast()), _packed: Vec::new() });
+        }
+        let mut packed: Vec<u8> = Vec::with_capacity(self.bytes());
+        // SAFETY: there is room for all bytes.
+        unsafe { self.pack(buffer, packed.as_mut_ptr())? };
+        Ok(Source { bytes: packed.as_ptr(), _packed: packed })
+    }
+
+    /// Copies the bytes of a buffer.
+    ///
+    /// # Safety
+    /// The buffer has this shape, and `to` has room for its bytes.
+    pub unsafe fn pack(&self, buffer: *const c_void, to: *mut u8) -> Result<(), c_int> {
+        // SAFETY: the caller vouches for both.
+        let rc = unsafe {
+            ompi::vmshm_coll_pack(self.datatype, self.count, buffer, to.cast::<c_void>(), self.bytes())
+        };
+        succeeded(rc)
+    }
+
+    /// Copies bytes to a buffer.
+    ///
+    /// # Safety
+    /// The buffer has this shape, and `from` has all its bytes.
+    pub unsafe fn unpack(&self, buffer: *mut c_void, from: *const u8) -> Result<(), c_int> {
+        // SAFETY: the caller vouches for both.
+        let rc = unsafe {
+            let from = from.cast::<c_void>();
+            ompi::vmshm_coll_unpack(self.datatype, self.count, buffer, from, self.bytes())
+        };
+        succeeded(rc)
+    }
+
+    /// Where bytes for a buffer are to be put.
+    #[inline]
+    pub fn sink(&self, buffer: *mut c_void) -> Sink {
+        if self.layout.contiguous {
+            return Sink { bytes: self.first(buffer.cast()), packed: None };
+        }
+        let mut packed = vec![0; self.bytes()];
+        Sink { bytes: packed.as_mut_ptr(), packed: Some((*self, buffer, packed)) }
+    }
+
+    /// Copies a buffer of this shape to one of another.
+    ///
+    /// # Safety
+    /// Both buffers have their shapes.
+    pub unsafe fn copy(&self, from: *const c_void, to_shape: &Self, to: *mut c_void) -> Result<(), c_int> {
+        if self.layout.contiguous && to_shape.layout.contiguous {
+            let bytes = self.bytes().min(to_shape.bytes());
+            // SAFETY: both lie in memory as they are; a program that gives overlapping buffers gets what memmove does.
+            unsafe {
+                let (from, to) = (self.first(from.cast_mut().cast()), to_shape.first(to.cast()));
+                from.cast_const().copy_to(to, bytes);
+            }
+            return Ok(());
+        }
+        // SAFETY: the caller vouches for both.
+        let rc = unsafe {
+            let to_type = to_shape.datatype;
+            ompi::vmshm_coll_copy(from, self.count, self.datatype, to, to_shape.count, to_type)
+        };
+        succeeded(rc)
+    }
+}
+
+fn succeeded(rc: c_int) -> Result<(), c_int> {
+    if rc == 0 { Ok(()) } else { Err(rc) }
+}
+
+/// Bytes to be sent.
+pub struct Source {
+    bytes: *const u8,
+    _packed: Vec<u8>,
+}
+
+impl Source {
+    /// Where they are.
+    #[inline]
+    pub fn bytes(&self) -> *const u8 {
+        self.bytes
+    }
+}
+
+/// A place for bytes that are received.
+pub struct Sink {
+    bytes: *mut u8,
+    packed: Option<(Shape, *mut c_void, Vec<u8>)>,
+}
+
+impl Sink {
+    /// Where it is.
+    #[inline]
+    pub fn bytes(&self) -> *mut u8 {
+        self.bytes
+    }
+
+    /// Brings the bytes to the buffer.
+    ///
+    /// # Safety
+    /// The buffer has the shape that it was made for.
+    #[inline]
+    pub unsafe fn deliver(self) -> Result<(), c_int> {
+        match &self.packed {
+            None => Ok(()),
+            // SAFETY: the caller vouches for the buffer.
+            Some((shape, buffer, packed)) => unsafe { shape.unpack(*buffer, packed.as_ptr()) },
+        }
+    }
+}

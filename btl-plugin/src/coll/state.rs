@@ -1,0 +1,374 @@
+//! What a communicator's module knows.
+
+use std::ffi::{c_int, c_void};
+use std::mem;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use vmshm_transport::abi::{EndpointId, EndpointName};
+use vmshm_transport::collective::{BLOCK, Broken, Farewell, Group, Member, Pause, chunks_len};
+use vmshm_transport::parts::lives;
+use vmshm_transport::{Fragment, Mapping};
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::component;
+use crate::fabric::FABRIC;
+use crate::help;
+use crate::module;
+use crate::ompi::{self, ompi_communicator_t, opal_proc_t, vmshm_coll_module_t};
+
+/// How often a member looks for another's step before it lets Open MPI make progress: some microseconds.
+const SPINS: u32 = 1000;
+
+/// The same where processes share processors: the one that is waited for may need ours.
+const SPINS_SHARED: u32 = 10;
+
+/// Calls of progress between two looks whether the member that is waited for lives.
+const PATIENCE: u32 = 4096;
+
+/// A communicator's module, on our side.
+pub struct State {
+    me: usize,
+    procs: Vec<*mut opal_proc_t>,
+    names: Vec<EndpointName>,
+    stage: Stage,
+}
+
+// SAFETY: the raw pointers in it are Open MPI's processes, which any thread may use; a communicator is used by one thread
+// at a time.
+unsafe impl Send for State {}
+
+enum Stage {
+    /// Nobody has called an operation yet.
+    New,
+    /// The members have met.
+    Met(Box<Met>),
+    /// They could not; the component below does it all.
+    Declined,
+    /// An operation has failed: the members are not at the same step any more.
+    Broken,
+}
+
+/// The members, and what is ours of their memory.
+pub struct Met {
+    /// The group.
+    pub group: Group<Arc<Mapping>>,
+    /// How to wait for its members.
+    pub waiting: Waiting,
+    fragments: Vec<Fragment>,
+    chunks: Chunks,
+    chunk: usize,
+}
+
+enum Chunks {
+    Unasked,
+    There,
+    Declined,
+}
+
+/// Waits for members, while Open MPI makes progress.
+pub struct Waiting {
+    memory: Arc<Mapping>,
+    /// Where each member's slot lies, and which of its lives is meant.
+    lives: Vec<(u64, u64)>,
+    turns: u32,
+    /// The member that was found gone when last looked at: what it wrote before is seen now.
+    suspect: Option<usize>,
+    yields: bool,
+}
+
+impl Pause for Waiting {
+    #[cold]
+    fn pause(&mut self, member: usize) -> Result<(), Broken> {
+        if self.suspect == Some(member) {
+            return Err(Broken::Lost(member));
+        }
+        // SAFETY: we hold no lock, and are called by Open MPI outside of its own.
+        unsafe { ompi::opal_progress() };
+        if self.yields {
+            std::thread::yield_now();
+        }
+        self.turns = self.turns.wrapping_add(1);
+        if self.turns.is_multiple_of(PATIENCE) {
+            let (slot, incarnation) = self.lives[member];
+            self.suspect = (!lives(&self.memory, slot, incarnation)).then_some(member);
+        }
+        Ok(())
+    }
+}
+
+/// What each member tells the others at first.
+#[derive(Clone, Copy, IntoBytes, FromZeros, zerocopy::KnownLayout, zerocopy::Immutable)]
+#[repr(C)]
+struct Hello {
+    /// Offset of its block, or 0 where it has none.
+    block: u64,
+    tag: u64,
+    chunk: u64,
+}
+
+/// All states that may have a group.
+static STATES: Mutex<Vec<Kept>> = Mutex::new(Vec::new());
+
+/// Memory of groups that we have left, which their other members may still read.
+static LEFT: Mutex<Vec<Left>> = Mutex::new(Vec::new());
+
+#[derive(PartialEq)]
+struct Kept(*mut State);
+
+// SAFETY: as State.
+unsafe impl Send for Kept {}
+
+struct Left {
+    farewell: Farewell,
+    fragments: Vec<Fragment>,
+}
+
+/// Gives back memory of groups that nobody reads any more.
+fn tidy() {
+    let mut left = LEFT.lock();
+    if left.is_empty() {
+        return;
+    }
+    let mut fabric = FABRIC.lock();
+    let Some(fabric) = fabric.as_mut() else { return };
+    let memory = Arc::clone(fabric.endpoint.memory());
+    for mut group in mem::take(&mut *left) {
+        if group.farewell.is_over(&memory) {
+            group.fragments.into_iter().for_each(|fragment| fabric.endpoint.free(fragment));
+        } else {
+            left.push(group);
+        }
+    }
+}
+
+/// Called before the region is left: nothing of ours uses it afterwards.
+pub fn close() {
+    for state in STATES.lock().iter() {
+        // SAFETY: kept states live until `destruct` takes them from the list; no operation runs while MPI is finalized.
+        unsafe { (*state.0).stage = Stage::Declined };
+    }
+    LEFT.lock().clear();
+    component::forget_names();
+}
+
+/// Called when Open MPI has no use for a module any more.
+pub unsafe extern "C" fn destruct(state: *mut c_void) {
+    let state = state.cast::<State>();
+    STATES.lock().retain(|kept| kept.0 != state);
+    // SAFETY: it came from `State::keep`, and the module that had it is going.
+    let state = unsafe { Box::from_raw(state) };
+    if let Stage::Met(met) = state.stage {
+        let Met { group, fragments, waiting, .. } = *met;
+        drop(waiting);
+        LEFT.lock().push(Left { farewell: group.leave(), fragments });
+    }
+    tidy();
+}
+
+impl State {
+    /// The state for a communicator with these members, of which we are number `me`.
+    pub fn new(me: usize, procs: Vec<*mut opal_proc_t>, names: Vec<EndpointName>) -> Self {
+        Self { me, procs, names, stage: Stage::New }
+    }
+
+    /// Gives it to a module.
+    pub fn keep(state: Self) -> *mut Self {
+        let state = Box::into_raw(Box::new(state));
+        STATES.lock().push(Kept(state));
+        state
+    }
+
+    /// The members, if they can work together; `Err` is Open MPI's code.
+    ///
+    /// # Safety
+    /// `module` is ours and enabled, `comm` its communicator, whose members all call the same operation.
+    #[inline]
+    pub unsafe fn met(
+        module: *mut vmshm_coll_module_t,
+        comm: *mut ompi_communicator_t,
+    ) -> Result<Option<&'static mut Met>, c_int> {
+        // SAFETY: the module has a state as long as it lives, and its communicator is used by one thread at a time.
+        let state = unsafe { &mut *(*module).state.cast::<State>() };
+        if let Stage::New = state.stage {
+            // SAFETY: the caller vouches for both.
+            state.stage = unsafe { state.meet(module, comm)? };
+        }
+        match &mut state.stage {
+            Stage::Met(met) => Ok(Some(met)),
+            Stage::Broken => Err(ompi::OPAL_ERROR),
+            _ => Ok(None),
+        }
+    }
+
+    /// Lets the members meet.
+    ///
+    /// # Safety
+    /// As [`State::met`].
+    unsafe fn meet(
+        &mut self,
+        module: *mut vmshm_coll_module_t,
+        comm: *mut ompi_communicator_t,
+    ) -> Result<Stage, c_int> {
+        tidy();
+        let prepared = self.prepare();
+        let mine = match &prepared {
+            Ok((fragment, tag)) => {
+                Hello { block: fragment.offset(), tag: *tag, chunk: component::chunk() as u64 }
+            }
+            Err(_) => Hello::new_zeroed(),
+        };
+        let mut hellos = vec![Hello::new_zeroed(); self.names.len()];
+        // SAFETY: the buffers have the lengths that are given.
+        let rc = unsafe {
+            let to = hellos.as_mut_ptr().cast();
+            ompi::vmshm_coll_exchange(module, comm, (&raw const mine).cast(), to, size_of::<Hello>() as c_int)
+        };
+        let met = match (&prepared, rc) {
+            (Ok((fragment, _)), 0) => self.group(&hellos, fragment),
+            (Err(why), 0) => Err(why.clone()),
+            (_, rc) => return Err(rc),
+        };
+        match (met, prepared) {
+            (Ok((group, waiting)), Ok((fragment, _))) => Ok(Stage::Met(Box::new(Met {
+                group,
+                waiting,
+                fragments: vec![fragment],
+                chunks: Chunks::Unasked,
+                chunk: hellos.iter().map(|hello| hello.chunk as usize).min().unwrap_or(0),
+            }))),
+            (met, prepared) => {
+                if let (Ok((fragment, _)), Some(fabric)) = (prepared, FABRIC.lock().as_mut()) {
+                    fabric.endpoint.free(fragment);
+                }
+                let why = met.err().unwrap_or_default();
+                help::verbose(&format!("collective operations of a communicator are left to others: {why}"));
+                Ok(Stage::Declined)
+            }
+        }
+    }
+
+    /// Meets the members' endpoints, and prepares our block.
+    fn prepare(&self) -> Result<(Fragment, u64), String> {
+        let mut fabric = FABRIC.lock();
+        let fabric = fabric.as_mut().ok_or("this process has left the region")?;
+        if fabric.sleep.is_some() {
+            return Err("processes sleep (btl_vmshm_sleep_after)".into());
+        }
+        for (member, (name, proc)) in self.names.iter().zip(&self.procs).enumerate() {
+            if member != self.me {
+                fabric.add(name, *proc).map_err(|error| format!("member {member}: {error}"))?;
+            }
+        }
+        let fragment = fabric.endpoint.fragment(BLOCK).ok_or("the section has no memory left")?;
+        let tag = random_tag();
+        Group::prepare(fabric.endpoint.memory(), fragment.offset(), tag);
+        Ok((fragment, tag))
+    }
+
+    /// The group of members that said this.
+    fn group(&self, hellos: &[Hello], mine: &Fragment) -> Result<(Group<Arc<Mapping>>, Waiting), String> {
+        let fabric = FABRIC.lock();
+        let fabric = fabric.as_ref().ok_or("this process has left the region")?;
+        let (endpoint, memory) = (&fabric.endpoint, Arc::clone(fabric.endpoint.memory()));
+        let mut members = Vec::new();
+        let mut lives = Vec::new();
+        for (member, (hello, name)) in hellos.iter().zip(&self.names).enumerate() {
+            let place = endpoint.region().place(EndpointId(name.id));
+            let (section, slot) = place.ok_or_else(|| format!("member {member} has no section"))?;
+            if hello.block == 0 || hello.tag == 0 {
+                return Err(format!("member {member} cannot take part"));
+            }
+            members.push(Member { section: *section, block: hello.block, tag: hello.tag });
+            lives.push((section.slot(slot), name.incarnation));
+        }
+        debug_assert_eq!(members[self.me].block, mine.offset());
+        // SAFETY: a plain question.
+        let processors = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+        let ours = endpoint.section().number;
+        let siblings = members.iter().filter(|member| member.section.number == ours).count();
+        // SAFETY: a plain question.
+        let yields = unsafe { ompi::vmshm_coll_yields() };
+        let shared = usize::try_from(processors).is_ok_and(|processors| siblings > processors);
+        let spins = if yields || shared { SPINS_SHARED } else { SPINS };
+        let waiting = Waiting {
+            memory: Arc::clone(&memory),
+            lives,
+            turns: 0,
+            suspect: None,
+            yields: shared && !yields,
+        };
+        let group = Group::new(memory, self.me, members, spins);
+        group
+            .map(|group| (group, waiting))
+            .ok_or_else(|| "a member's block lies outside of its section".into())
+    }
+
+    /// Notes that an operation has failed, tells the user, and returns Open MPI's code.
+    ///
+    /// # Safety
+    /// As [`State::met`].
+    #[cold]
+    pub unsafe fn fail(module: *mut vmshm_coll_module_t, broken: Broken) -> c_int {
+        // SAFETY: as in `met`.
+        let state = unsafe { &mut *(*module).state.cast::<State>() };
+        state.stage = Stage::Broken;
+        let member = match broken {
+            Broken::Lost(member) | Broken::Step { member, .. } | Broken::Length { member, .. } => member,
+        };
+        if let Broken::Length { .. } = broken {
+            help::verbose(&format!("a collective operation failed: {broken}"));
+            return ompi::MPI_ERR_TRUNCATE as c_int;
+        }
+        // SAFETY: Open MPI's processes live until MPI is finalized.
+        unsafe {
+            module::report(
+                state.procs.get(member).copied(),
+                &format!("a collective operation failed: {broken}"),
+            )
+        };
+        ompi::OPAL_ERR_UNREACH
+    }
+}
+
+/// A number that no other group has had; not zero.
+fn random_tag() -> u64 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    RandomState::new().build_hasher().finish() | 1
+}
+
+impl Met {
+    /// Whether payloads of `len` bytes a step can go through the group; asks for memory when that is first needed. All
+    /// members come to the same conclusion.
+    #[inline]
+    pub fn takes(&mut self, len: usize) -> Result<bool, Broken> {
+        if len <= self.group.short() {
+            return Ok(true);
+        }
+        if let Chunks::Unasked = self.chunks {
+            self.chunks = self.get_chunks()?;
+        }
+        Ok(matches!(self.chunks, Chunks::There))
+    }
+
+    #[cold]
+    fn get_chunks(&mut self) -> Result<Chunks, Broken> {
+        tidy();
+        let bytes = chunks_len(self.chunk);
+        let fragment = FABRIC.lock().as_mut().and_then(|fabric| fabric.endpoint.fragment(bytes));
+        let offset = fragment.as_ref().map_or(0, Fragment::offset);
+        let are_there = self.group.add_chunks(offset, self.chunk, &mut self.waiting);
+        if let Ok(true) = are_there {
+            self.fragments.extend(fragment);
+            return Ok(Chunks::There);
+        }
+        if let (Some(fragment), Some(fabric)) = (fragment, FABRIC.lock().as_mut()) {
+            fabric.endpoint.free(fragment);
+        }
+        are_there?;
+        help::verbose(
+            "long collective operations of a communicator are left to others: a section has no memory left",
+        );
+        Ok(Chunks::Declined)
+    }
+}
