@@ -1,12 +1,12 @@
 //! `vmshm env`.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use vmshm_host::Registry;
 
-use crate::installed::{component_path, own_prefix, plugin_dir};
+use crate::installed::{HEAP, component_path, own_prefix, plugin_dir};
 use crate::shell::quote;
 
 /// Options of `vmshm env`.
@@ -15,6 +15,7 @@ use crate::shell::quote;
 Examples:
   eval \"$(vmshm env)\" && mpirun -np 4 ./program
   eval \"$(vmshm env --region job)\"
+  eval \"$(vmshm env --heap)\" && mpirun -np 4 -x LD_PRELOAD -x VMSHM_HEAP ./program
 
 Open MPI then chooses by itself: shared memory inside a VM, vmshm between the VMs of a host, the network beyond. \
 `--mca btl vmshm,self` on mpirun's command line allows nothing but vmshm.
@@ -28,6 +29,11 @@ pub struct Args {
     /// The region for processes on this host: a name, or the path of its file. Not for processes in VMs
     #[arg(long, value_name = "NAME|PATH")]
     region: Option<String>,
+    /// Place the program's own large allocations in the shared memory too, from where they are sent without a copy by the
+    /// sender. Sets LD_PRELOAD and VMSHM_HEAP. VMSHM_HEAP=verbose says at the end what was placed, VMSHM_HEAP_MIN is the
+    /// smallest allocation that is (bytes)
+    #[arg(long)]
+    heap: bool,
     /// Where vmshm is installed. Default: where this program lies
     #[arg(long, value_name = "DIR")]
     prefix: Option<PathBuf>,
@@ -63,10 +69,48 @@ impl Args {
             lines.push(("OMPI_MCA_btl_vmshm_device", path.to_owned()));
             lines.push(("VMSHM_DEVICE", path.to_owned()));
         }
+        if self.heap {
+            let heap = Path::new(dir).with_file_name(HEAP);
+            if !heap.is_file() {
+                bail!("{} is not there: install vmshm anew", heap.display());
+            }
+            let before = std::env::var("LD_PRELOAD").ok();
+            lines.push(("LD_PRELOAD", preload(before.as_deref(), &heap.display().to_string())?));
+            lines.push(("VMSHM_HEAP", "1".to_owned()));
+        }
         let mut out = std::io::stdout().lock();
         for (name, value) in lines {
             writeln!(out, "export {name}={}", quote(&value))?;
         }
         Ok(())
+    }
+}
+
+/// The value of `LD_PRELOAD` that adds a library to those named already.
+fn preload(before: Option<&str>, library: &str) -> anyhow::Result<String> {
+    let ends = |c: char| c == ':' || c.is_whitespace();
+    if library.contains(ends) {
+        bail!(
+            "the path {library:?} contains a space or ':', at which LD_PRELOAD would be cut: install elsewhere"
+        );
+    }
+    Ok(match before.filter(|list| !list.is_empty()) {
+        None => library.to_owned(),
+        Some(list) if list.split(ends).any(|part| part == library) => list.to_owned(),
+        Some(list) => format!("{library}:{list}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::preload;
+
+    #[test]
+    fn a_library_is_preloaded_once_and_others_stay() {
+        assert_eq!(preload(None, "/a/b.so").unwrap(), "/a/b.so");
+        assert_eq!(preload(Some(""), "/a/b.so").unwrap(), "/a/b.so");
+        assert_eq!(preload(Some("/x.so y.so"), "/a/b.so").unwrap(), "/a/b.so:/x.so y.so");
+        assert_eq!(preload(Some("/x.so:/a/b.so"), "/a/b.so").unwrap(), "/x.so:/a/b.so");
+        assert!(preload(None, "/a b.so").is_err());
     }
 }

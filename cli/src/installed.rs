@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 /// The plugin's file.
 pub const PLUGIN: &str = "mca_btl_vmshm.so";
 
+/// The file that is preloaded for `vmshm env --heap`, beside the plugin's directory.
+pub const HEAP: &str = "libvmshm_heap.so";
+
 /// The prefix that this program lies in: `PREFIX/bin/vmshm`.
 pub fn own_prefix() -> Option<PathBuf> {
     let program = std::env::current_exe().ok()?;

@@ -10,7 +10,7 @@ use crate::progress;
 use crate::workspace::{Workspace, cargo};
 
 /// Packages of the workspace that are built for `demo`, `test`, `bench` and `install`.
-const PRODUCT: &[&str] = &["vmshm-btl", "vmshm"];
+const PRODUCT: &[&str] = &["vmshm-btl", "vmshm-heap", "vmshm"];
 const PROGRAMS: &[&str] = &["vmshm-tests", "vmshm-benches"];
 
 /// The MPI programs among the results, and the one that tries the guest driver.
@@ -18,6 +18,7 @@ pub const MPI_PROGRAMS: &[&str] = &[
     "vmshm-mpi-check",
     "vmshm-mpi-spawn",
     "vmshm-mpi-wait",
+    "vmshm-heap-check",
     "vmshm-driver-check",
     "osu_latency",
     "osu_bw",

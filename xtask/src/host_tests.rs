@@ -16,6 +16,8 @@ use crate::workspace::Workspace;
 
 /// Enough for every size that the checker sends, on a machine with little memory.
 const REGION: &str = "1G";
+/// Small, so that it is full now and then.
+const HEAP_REGION: &str = "256M";
 const LIMIT: Duration = Duration::from_secs(600);
 
 /// A place for MPI jobs with a region of its own, which goes away with it.
@@ -30,6 +32,12 @@ impl Bench {
     fn new(stage: &Path) -> Result<Self> {
         let region = Region::create(stage, REGION, 2, true)?;
         Ok(Self { mpi: HostMpi::new(region.environment()?)?, _region: region })
+    }
+
+    /// With the programs' large allocations in the region.
+    fn with_heap(stage: &Path) -> Result<Self> {
+        let region = Region::create(stage, HEAP_REGION, 2, true)?;
+        Ok(Self { mpi: HostMpi::new(region.environment_with(&["--heap"])?)?, _region: region })
     }
 }
 
@@ -67,6 +75,28 @@ pub fn steps(
         command.arg(stage()?.join("bin/vmshm-mpi-check")).args(["--quick", "--threads", "3"]);
         checked(bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?)
     })?;
+    for (name, layer) in [("host-heap", Layer::Vmshm), ("host-heap-and-vader", Layer::VmshmAndVader)] {
+        tally.step(name, |logs| {
+            let bench = Bench::with_heap(stage()?)?;
+            let mut command = bench.mpi.mpirun(2, layer);
+            command.arg(stage()?.join("bin/vmshm-heap-check"));
+            let done = bench.mpi.run(command, "vmshm-heap-check", &logs.join("heap.log"), LIMIT)?;
+            done.expect_success("vmshm-heap-check")?;
+            let mut command = bench.mpi.mpirun(2, layer);
+            command.arg(stage()?.join("bin/vmshm-mpi-check")).arg("--quick");
+            checked(bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?)
+        })?;
+    }
+    tally.step("host-heap-inert", |logs| {
+        let bench = Bench::with_heap(stage()?)?;
+        for (value, layer) in [("0", Layer::Vmshm), ("1", Layer::VaderCma)] {
+            let mut command = bench.mpi.mpirun(2, layer);
+            command.env("VMSHM_HEAP", value).arg(stage()?.join("bin/vmshm-heap-check")).arg("--ordinary");
+            let done = bench.mpi.run(command, "vmshm-heap-check", &logs.join("heap.log"), LIMIT)?;
+            done.expect_success("vmshm-heap-check")?;
+        }
+        Ok(Count::one())
+    })?;
     tally.step("host-spawn", |logs| {
         let bench = Bench::new(stage()?)?;
         let mut command = bench.mpi.mpirun(1, Layer::Vmshm);
@@ -82,18 +112,21 @@ pub fn steps(
         let done = bench.mpi.run(command, "NPopenmpi", &logs.join("netpipe.log"), LIMIT)?;
         netpipe(&done.expect_success("NPopenmpi")?.text)
     })?;
-    tally.step("host-hpcc", |logs| {
-        let bench = Bench::new(stage()?)?;
-        let dir = tempfile::tempdir()?;
-        fs::write(dir.path().join("hpccinf.txt"), hpcc::input(400, 1, 2))?;
-        let mut command = bench.mpi.mpirun(2, Layer::Vmshm);
-        command.arg("hpcc").current_dir(dir.path());
-        let done = bench.mpi.run(command, "hpcc", &logs.join("hpcc.log"), LIMIT)?;
-        done.expect_success("hpcc")?;
-        let output = fs::read_to_string(dir.path().join("hpccoutf.txt")).context("hpcc wrote no output")?;
-        fs::write(logs.join("hpccoutf.txt"), &output)?;
-        Ok(Count { passed: hpcc::verify(&output)?, ..Count::default() })
-    })?;
+    for (name, heap) in [("host-hpcc", false), ("host-heap-hpcc", true)] {
+        tally.step(name, |logs| {
+            let bench = if heap { Bench::with_heap(stage()?)? } else { Bench::new(stage()?)? };
+            let dir = tempfile::tempdir()?;
+            fs::write(dir.path().join("hpccinf.txt"), hpcc::input(400, 1, 2))?;
+            let mut command = bench.mpi.mpirun(2, Layer::Vmshm);
+            command.arg("hpcc").current_dir(dir.path());
+            let done = bench.mpi.run(command, "hpcc", &logs.join("hpcc.log"), LIMIT)?;
+            done.expect_success("hpcc")?;
+            let output =
+                fs::read_to_string(dir.path().join("hpccoutf.txt")).context("hpcc wrote no output")?;
+            fs::write(logs.join("hpccoutf.txt"), &output)?;
+            Ok(Count { passed: hpcc::verify(&output)?, ..Count::default() })
+        })?;
+    }
     for ranks in [2, 3, 5] {
         tally.step(&format!("host-mpi4py-{ranks}"), |logs| {
             let kit = match mpi4py::prepare(workspace, logs)? {

@@ -84,8 +84,13 @@ impl Region {
 
     /// What a process on this host needs to find plugin and region, as `vmshm env` says.
     pub fn environment(&self) -> Result<Vec<(String, String)>> {
+        self.environment_with(&[])
+    }
+
+    /// The same, with further arguments for `vmshm env`.
+    pub fn environment_with(&self, arguments: &[&str]) -> Result<Vec<(String, String)>> {
         let mut command = vmshm(&self.tool, self.dir.path());
-        let text = process::capture(command.args(["env", "--region", NAME]))?;
+        let text = process::capture(command.args(["env", "--region", NAME]).args(arguments))?;
         let mut settings = parse_exports(&text);
         settings.push(("VMSHM_DIR".into(), self.dir.path().display().to_string()));
         Ok(settings)
