@@ -53,6 +53,16 @@ impl Datatype {
         Datatype { raw, predefined: true, blocks: vec![(0, size)], extent: size }
     }
 
+    /// One of Open MPI's own types of a number and an index, which lie one behind the other, in a record of `extent` bytes.
+    ///
+    /// # Safety
+    /// `raw` is MPI's handle of such a type.
+    pub unsafe fn pair_of_open_mpi(raw: ffi::MPI_Datatype, size: usize, extent: usize) -> Datatype {
+        let datatype = Datatype { raw, predefined: true, blocks: vec![(0, size)], extent };
+        datatype.agrees_with_mpi();
+        datatype
+    }
+
     fn derived(
         blocks: Vec<(usize, usize)>,
         extent: usize,

@@ -1,5 +1,6 @@
 //! The named cases of `vmshm-mpi-check`, one file a group.
 
+mod any_collective;
 mod collectives;
 mod communicators;
 mod context;
@@ -79,6 +80,7 @@ pub fn cases() -> Vec<Case> {
         patterns::CASES,
         probing::CASES,
         collectives::CASES,
+        any_collective::CASES,
         one_sided::CASES,
         pressure::CASES,
         threads::CASES,

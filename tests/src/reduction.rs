@@ -1,0 +1,200 @@
+//! Reductions of all kinds, and what each must give: computed here by `MPI_Reduce_local`, operand by operand.
+
+use std::ffi::{CStr, c_int, c_void};
+use std::mem::{MaybeUninit, transmute_copy};
+
+use mpi::ffi;
+
+use crate::datatype::Datatype;
+use crate::payload::Random;
+use crate::universe::{int, succeed};
+
+/// Makes the packed bytes of one operand.
+type Operand = fn(&mut Random) -> Vec<u8>;
+
+/// An operation with a datatype that it is defined for, and operands on which the order of evaluation can't show.
+#[derive(Debug)]
+pub struct Reduction {
+    /// For messages about it.
+    pub name: String,
+    /// The datatype of its operands.
+    pub datatype: Datatype,
+    op: ffi::MPI_Op,
+    is_ours: bool,
+    operand: Operand,
+}
+
+/// An element of the operation that does not commute: a linear map, x -> a x + b, of 32-bit numbers.
+fn compose(left: u64, right: u64) -> u64 {
+    let (a1, b1, a2, b2) = (left as u32, (left >> 32) as u32, right as u32, (right >> 32) as u32);
+    u64::from(a1.wrapping_mul(a2)) | u64::from(a1.wrapping_mul(b2).wrapping_add(b1)) << 32
+}
+
+/// Applies `join` to 64-bit numbers, which lie at the datatype's first byte, and also 24 bytes behind that if it has two.
+///
+/// # Safety
+/// MPI gives `count` elements of one of the datatypes of [`Reduction::random`].
+unsafe fn each(
+    left: *mut c_void,
+    inout: *mut c_void,
+    count: *mut c_int,
+    datatype: *mut ffi::MPI_Datatype,
+    join: fn(u64, u64) -> u64,
+) {
+    let (mut size, mut lower, mut extent) = (0, 0, 0);
+    // SAFETY: MPI gives valid pointers, and elements as the datatype says.
+    unsafe {
+        succeed(ffi::MPI_Type_size(*datatype, &raw mut size));
+        succeed(ffi::MPI_Type_get_extent(*datatype, &raw mut lower, &raw mut extent));
+        for element in 0..*count as isize {
+            for number in 0..size as isize / 8 {
+                let at = element * extent + number * if extent == size as isize { 8 } else { 24 };
+                let (left, inout) = (left.byte_offset(at).cast::<u64>(), inout.byte_offset(at).cast::<u64>());
+                inout.write_unaligned(join(left.read_unaligned(), inout.read_unaligned()));
+            }
+        }
+    }
+}
+
+unsafe extern "C" fn composed(l: *mut c_void, io: *mut c_void, n: *mut c_int, t: *mut ffi::MPI_Datatype) {
+    // SAFETY: MPI keeps the contract.
+    unsafe { each(l, io, n, t, compose) }
+}
+
+unsafe extern "C" fn mixed(l: *mut c_void, io: *mut c_void, n: *mut c_int, t: *mut ffi::MPI_Datatype) {
+    // SAFETY: MPI keeps the contract.
+    unsafe { each(l, io, n, t, |a, b| a.wrapping_add(b) ^ 1) }
+}
+
+/// A constant of Open MPI's that this binding does not know, if this is Open MPI.
+fn symbol(name: &CStr) -> Option<*mut c_void> {
+    // SAFETY: any name may be asked for.
+    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+    (!found.is_null()).then_some(found)
+}
+
+/// `MPI_IN_PLACE`, which C has as a macro: it is 1 for Open MPI, and -1 for MPICH.
+pub fn in_place() -> *mut c_void {
+    let is_open_mpi = symbol(c"ompi_mpi_comm_world").is_some();
+    std::ptr::without_provenance_mut(if is_open_mpi { 1 } else { usize::MAX })
+}
+
+fn word(random: &mut Random) -> Vec<u8> {
+    random.next_u64().to_le_bytes().to_vec()
+}
+
+fn half_word(random: &mut Random) -> Vec<u8> {
+    random.next_u64().to_le_bytes()[..4].to_vec()
+}
+
+fn exact_double(random: &mut Random) -> Vec<u8> {
+    (random.below(4096) as f64 / 8.0 - 256.0).to_le_bytes().to_vec()
+}
+
+fn double_and_index(random: &mut Random) -> Vec<u8> {
+    // Few values, so that there are ties.
+    let mut bytes = (random.below(5) as f64).to_le_bytes().to_vec();
+    bytes.extend(int(random.below(1000)).to_le_bytes());
+    bytes
+}
+
+fn two_words(random: &mut Random) -> Vec<u8> {
+    [word(random), word(random)].concat()
+}
+
+impl Reduction {
+    /// One chosen at random.
+    pub fn random(random: &mut Random) -> Reduction {
+        let kind = random.below(16);
+        // SAFETY: constants of the MPI library.
+        let (name, op, datatype, operand): (&str, ffi::MPI_Op, Datatype, Operand) = unsafe {
+            match kind {
+                0 => ("sum of i32", ffi::RSMPI_SUM, Datatype::i32(), half_word),
+                1 => ("product of i64", ffi::RSMPI_PROD, Datatype::i64(), word),
+                2 => ("maximum of i32", ffi::RSMPI_MAX, Datatype::i32(), half_word),
+                3 => ("minimum of f64", ffi::RSMPI_MIN, Datatype::f64(), exact_double),
+                4 => ("sum of f64", ffi::RSMPI_SUM, Datatype::f64(), exact_double),
+                5 => {
+                    ("exclusive or of bytes", ffi::RSMPI_BXOR, Datatype::byte(), |r| vec![r.next_u64() as u8])
+                }
+                6 => ("or of i64", ffi::RSMPI_BOR, Datatype::i64(), word),
+                7 => ("logical and of i32", ffi::RSMPI_LAND, Datatype::i32(), |r| {
+                    int(r.below(2)).to_le_bytes().to_vec()
+                }),
+                8 | 9 => {
+                    let op = if kind == 8 { c"ompi_mpi_op_maxloc" } else { c"ompi_mpi_op_minloc" };
+                    let (Some(op), Some(pair)) = (symbol(op), symbol(c"ompi_mpi_double_int")) else {
+                        return Self::random(random);
+                    };
+                    // A handle of Open MPI is the address of such a constant.
+                    let (op, pair) = (transmute_copy(&op), transmute_copy(&pair));
+                    let datatype = Datatype::pair_of_open_mpi(pair, 12, 16);
+                    ("place of the largest or smallest", op, datatype, double_and_index)
+                }
+                _ => return Self::of_ours(random),
+            }
+        };
+        Reduction { name: name.into(), datatype, op, is_ours: false, operand }
+    }
+
+    /// A function of ours, on words that may have gaps between them.
+    fn of_ours(random: &mut Random) -> Reduction {
+        let commutes = random.below(3) == 0;
+        let word_type = Datatype::i64();
+        let (shape, datatype, operand): (&str, Datatype, Operand) = match random.below(5) {
+            0 => ("words", word_type, word),
+            1 => ("pairs of words", Datatype::contiguous(2, &word_type), two_words),
+            2 => ("words with gaps", Datatype::resized(24, &word_type), word),
+            3 => ("pairs with a gap within", Datatype::vector(2, 1, 3, &word_type), two_words),
+            _ => {
+                let fields = [(0, 1, &word_type), (24, 1, &word_type)];
+                ("records", Datatype::record(&fields, 40), two_words)
+            }
+        };
+        let function: ffi::MPI_User_function = Some(if commutes { mixed } else { composed });
+        let mut op = MaybeUninit::uninit();
+        // SAFETY: MPI writes the operation, or `succeed` does not return.
+        let op = unsafe {
+            succeed(ffi::MPI_Op_create(function, c_int::from(commutes), op.as_mut_ptr()));
+            op.assume_init()
+        };
+        let name = format!("{} {shape}", if commutes { "mix of" } else { "composition of" });
+        Reduction { name, datatype, op, is_ours: true, operand }
+    }
+
+    /// MPI's handle.
+    pub fn raw(&self) -> ffi::MPI_Op {
+        self.op
+    }
+
+    /// The packed bytes of so many operands.
+    pub fn operands(&self, random: &mut Random, count: usize) -> Vec<u8> {
+        (0..count).flat_map(|_| (self.operand)(random)).collect()
+    }
+
+    /// Joins packed operands of all ranks in their order; packed again.
+    pub fn joined(&self, operands: &[Vec<u8>], count: usize) -> Vec<u8> {
+        let memory = |packed: &[u8]| {
+            let mut memory = vec![0; self.datatype.span(count)];
+            self.datatype.unpack(count, packed, &mut memory);
+            memory
+        };
+        let mut result = memory(operands.last().expect("a rank"));
+        for left in operands.iter().rev().skip(1) {
+            let left = memory(left);
+            let (from, to) = (left.as_ptr().cast(), result.as_mut_ptr().cast());
+            // SAFETY: both have room for `count` elements.
+            succeed(unsafe { ffi::MPI_Reduce_local(from, to, int(count), self.datatype.raw(), self.op) });
+        }
+        self.datatype.pack(count, &result)
+    }
+}
+
+impl Drop for Reduction {
+    fn drop(&mut self) {
+        if self.is_ours {
+            // SAFETY: the operation was created here.
+            succeed(unsafe { ffi::MPI_Op_free(&raw mut self.op) });
+        }
+    }
+}
