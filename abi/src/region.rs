@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const MAGIC: u64 = u64::from_le_bytes(*b"VMSHMREG");
 
 /// Version of the layout in this crate. Another version is refused, never guessed at.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Region flag: every section may be written by every member, so that `put` and atomics work between VMs.
 pub const FLAG_OPEN: u64 = 1;

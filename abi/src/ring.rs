@@ -1,9 +1,10 @@
 //! Connections: the ring of one endpoint towards one peer, and its acknowledgement of the peer's ring.
 //!
-//! A ring is an array of 64-byte slots. The first word of each slot is its *stamp*: sequence number, kind, tag
-//! and length in one 64-bit word, stored last, so that one cache-line transfer carries a small message whole. A
-//! longer inline message runs on in the following slots, each with a stamp of kind [`KIND_CONTINUED`]; its first
-//! slot's stamp is stored last of all.
+//! A ring is an array of 32-byte slots. A message takes as many slots in a row as it needs, and goes on at the first
+//! slot behind the last. It begins with its *stamp*: sequence number, kind, tag and length in one 64-bit word, stored
+//! last, so that one cache-line transfer carries a small message whole. The payload follows the stamp without gaps.
+//! The word where the next message's stamp will be is zeroed before a message is published, so that no byte of an older
+//! payload is ever taken for a stamp.
 
 use core::mem::{offset_of, size_of};
 
@@ -24,7 +25,7 @@ pub struct Connection {
     pub incarnation: u64,
     /// Number of the peer, see [`super::region::EndpointId`].
     pub peer: u32,
-    /// Slots of the ring, a power of two.
+    /// Slots of the ring.
     pub slots: u32,
     /// [`POLLED`], [`CLOSED`] or 0.
     pub hot: u64,
@@ -56,11 +57,11 @@ const _: () = {
     assert!(offset_of!(Connection, reserved1) == 72);
 };
 
-/// Bytes of a slot.
-pub const SLOT: u64 = LINE;
+/// Bytes of a slot: two short messages share a cache line.
+pub const SLOT: u64 = LINE / 2;
 
-/// Bytes of payload in a slot.
-pub const SLOT_PAYLOAD: usize = (SLOT - 8) as usize;
+/// Bytes of a stamp.
+pub const STAMP: u64 = 8;
 
 /// Fewest slots of a ring.
 pub const MIN_SLOTS: u32 = 8;
@@ -68,7 +69,7 @@ pub const MIN_SLOTS: u32 = 8;
 /// Most slots of a ring.
 pub const MAX_SLOTS: u32 = 1 << 16;
 
-/// The payload lies in this slot and those that follow.
+/// The payload follows the stamp.
 pub const KIND_INLINE: u8 = 1;
 /// The slot holds a [`Descriptor`] of a payload in the sender's section, which is the sender's again when the
 /// slot is acknowledged (eager).
@@ -78,13 +79,11 @@ pub const KIND_FRAGMENT: u8 = 2;
 pub const KIND_OFFER: u8 = 3;
 /// The slot holds the [`Descriptor`] of an offer that its receiver has finished with.
 pub const KIND_DONE: u8 = 4;
-/// A further slot of an inline message.
-pub const KIND_CONTINUED: u8 = 5;
 
-/// The first word of a slot.
+/// The first word of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
-    /// Low 32 bits of the slot's position in the stream of slots, plus 1.
+    /// Low 32 bits of the message's position in the stream of slots, plus 1.
     pub sequence: u32,
     /// Bytes of payload of the whole message; for descriptors, 24.
     pub len: u16,
@@ -133,7 +132,7 @@ const _: () = {
     assert!(size_of::<Descriptor>() == 24);
     assert!(offset_of!(Descriptor, len) == 8);
     assert!(offset_of!(Descriptor, cookie) == 16);
-    assert!(size_of::<Descriptor>() <= SLOT_PAYLOAD);
+    assert!(size_of::<Descriptor>() as u64 + STAMP <= SLOT);
 };
 
 #[cfg(test)]

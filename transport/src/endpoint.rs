@@ -29,8 +29,11 @@ use crate::ring::Producer;
 use crate::slot;
 use crate::watch::Watch;
 
-/// Slots of the rings that we make: 4 KiB.
-const RING_SLOTS: u32 = 64;
+/// Bytes of a connection, with its ring.
+const CONNECTION: u64 = 4096;
+
+/// Slots of the rings that we make.
+const RING_SLOTS: u32 = ((CONNECTION - CONNECTION_LEN) / SLOT) as u32;
 
 /// A process in a section of a region.
 ///
@@ -248,15 +251,15 @@ impl<M: Memory> Endpoint<M> {
         if of_section >= (MAX_LIVES / self.region.sections().len()).max(4 * endpoints as usize) {
             return Err(ConnectError::Full);
         }
-        let bytes = CONNECTION_LEN + u64::from(RING_SLOTS) * SLOT;
         let earlier = core::mem::replace(&mut self.by_id[id.0 as usize], NO_LINK);
         if earlier != NO_LINK {
             self.fail(earlier, self.ending(earlier));
             let block = self.links[earlier as usize].connection;
-            self.arena.free(&self.memory, &self.section, block, bytes);
+            self.arena.free(&self.memory, &self.section, block, CONNECTION);
         }
-        let connection = self.arena.allocate(&self.memory, &self.section, bytes).ok_or(ConnectError::Full)?;
-        self.memory.zero(connection, bytes);
+        let connection =
+            self.arena.allocate(&self.memory, &self.section, CONNECTION).ok_or(ConnectError::Full)?;
+        self.memory.zero(connection, CONNECTION);
         let mut header = Connection::new_zeroed();
         header.peer = id.0;
         header.peer_incarnation = incarnation;

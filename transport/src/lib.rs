@@ -22,6 +22,7 @@ extern crate alloc;
 
 mod activity;
 mod arena;
+mod cache;
 pub mod collective;
 mod copy;
 mod endpoint;

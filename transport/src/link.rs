@@ -2,7 +2,7 @@
 
 use alloc::collections::VecDeque;
 
-use vmshm_abi::ring::{CLOSED, Connection, Descriptor, KIND_DONE, MAX_SLOTS, MIN_SLOTS, POLLED};
+use vmshm_abi::ring::{CLOSED, Connection, Descriptor, KIND_DONE, MAX_SLOTS, MIN_SLOTS, POLLED, SLOT};
 use vmshm_abi::section::EndpointSlot;
 use vmshm_abi::{EndpointId, LINE};
 
@@ -110,10 +110,10 @@ impl Link {
             // Left over from an earlier life of one of us; the peer replaces it when it connects again.
             return Ok(false);
         }
-        if !found.slots.is_power_of_two() || !(MIN_SLOTS..=MAX_SLOTS).contains(&found.slots) {
+        if !(MIN_SLOTS..=MAX_SLOTS).contains(&found.slots) {
             return Err(Fault { what: "ring slots", value: u64::from(found.slots) });
         }
-        let bytes = vmshm_abi::ring::CONNECTION_LEN + u64::from(found.slots) * LINE;
+        let bytes = vmshm_abi::ring::CONNECTION_LEN + u64::from(found.slots) * SLOT;
         let inside = region.place(self.id).is_some_and(|(section, _)| section.contains(connection, bytes));
         if !inside {
             return Err(Fault { what: "ring offset", value: connection });

@@ -53,6 +53,12 @@ pub trait Memory {
     /// `from` must be valid for reads of `len` bytes.
     unsafe fn copy_in(&self, offset: u64, from: *const u8, len: usize);
 
+    /// Says that these bytes, which the member may write, will be written soon: a hint to fetch their cache lines.
+    fn own(&self, _offset: u64, _len: u64) {}
+
+    /// Says that the line at this offset will be read soon: a hint to fetch it.
+    fn expect(&self, _offset: u64) {}
+
     /// Where the bytes lie in this process: for code that must be given an address, such as a packing routine. May be
     /// written to only where the member may write.
     fn address(&self, offset: u64, len: u64) -> *mut u8;
@@ -125,6 +131,14 @@ macro_rules! forward {
             unsafe fn copy_in(&self, offset: u64, from: *const u8, len: usize) {
                 // SAFETY: the caller keeps the same contract.
                 unsafe { (**self).copy_in(offset, from, len) }
+            }
+            #[inline]
+            fn own(&self, offset: u64, len: u64) {
+                (**self).own(offset, len);
+            }
+            #[inline]
+            fn expect(&self, offset: u64) {
+                (**self).expect(offset);
             }
             #[inline]
             fn address(&self, offset: u64, len: u64) -> *mut u8 {

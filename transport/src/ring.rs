@@ -1,20 +1,26 @@
 //! The ring of one endpoint towards one peer: a single producer, a single consumer, and no shared counter.
 //!
-//! The producer publishes a slot by storing its stamp last; the consumer knows the next slot is there when the stamp
-//! carries the next sequence number. How far the consumer is, it says in its own section, and the producer looks there
-//! only when it runs out of room.
+//! The producer publishes a message by storing its stamp last; the consumer knows that the next message is there when the
+//! stamp carries the next sequence number. How far the consumer is, it says in its own section, and the producer looks
+//! there only when it runs out of room.
 
 use core::sync::atomic::Ordering;
 
-use vmshm_abi::ring::{
-    Descriptor, KIND_CONTINUED, KIND_DONE, KIND_FRAGMENT, KIND_INLINE, KIND_OFFER, SLOT, SLOT_PAYLOAD, Stamp,
-};
+use vmshm_abi::LINE;
+use vmshm_abi::ring::{Descriptor, KIND_DONE, KIND_FRAGMENT, KIND_INLINE, KIND_OFFER, SLOT, STAMP, Stamp};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::memory::Memory;
 
-/// Most bytes of an inline message: 16 slots full.
-pub const MAX_INLINE: usize = 16 * SLOT_PAYLOAD;
+/// Most bytes of an inline message: half of a ring of ours.
+pub const MAX_INLINE: usize = 2000;
+
+/// So many slots behind the newest message the producer makes its own before it needs them, if they are free: their
+/// cache lines were last read by the consumer, and a store would wait for each.
+const AHEAD: u64 = 48;
+
+/// So many of them are zeroed, too: a short message waits for no other store than its own.
+const CLEARED: u64 = 4;
 
 /// What a peer wrote that the protocol does not allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,23 +32,30 @@ pub struct Fault {
 }
 
 /// Slots that a message of `len` bytes takes.
-fn slots_for(len: usize) -> u64 {
-    len.div_ceil(SLOT_PAYLOAD).max(1) as u64
+#[inline]
+const fn slots_for(len: usize) -> u64 {
+    (STAMP + len as u64).div_ceil(SLOT)
 }
 
 /// The sending end of a ring, in the section of the member that writes it.
 #[derive(Debug)]
 pub struct Producer {
     slots: u64,
-    mask: u64,
+    count: u64,
+    /// Slots sent so far, and where the next one lies in the ring, bytes.
     position: u64,
+    at: u64,
     acknowledged: u64,
+    /// The stamps from `position` to here are zero, and their lines were asked for.
+    cleared: u64,
+    owned: u64,
 }
 
 impl Producer {
-    /// The producer of a zeroed ring of `count` slots (a power of two) at offset `slots`.
+    /// The producer of a zeroed ring of `count` slots at offset `slots`.
     pub fn new(slots: u64, count: u32) -> Self {
-        Self { slots, mask: u64::from(count) - 1, position: 0, acknowledged: 0 }
+        let count = u64::from(count);
+        Self { slots, count, position: 0, at: 0, acknowledged: 0, cleared: count, owned: count }
     }
 
     /// Slots sent so far.
@@ -55,9 +68,10 @@ impl Producer {
         self.acknowledged
     }
 
-    /// Whether a message of `len` bytes fits now.
+    /// Whether a message of `len` bytes fits now, and the stamp behind it.
+    #[inline]
     pub fn has_room(&self, len: usize) -> bool {
-        self.position - self.acknowledged + slots_for(len) <= self.mask + 1
+        self.position - self.acknowledged + slots_for(len) < self.count
     }
 
     /// Looks at offset `consumed` how far the consumer is.
@@ -83,57 +97,143 @@ impl Producer {
     }
 
     /// Publishes one message, whose bytes are the `parts` in their order; there must be room for it.
+    #[inline]
     pub fn push(&mut self, memory: &impl Memory, kind: u8, tag: u8, parts: &[&[u8]]) {
         let len: usize = parts.iter().map(|part| part.len()).sum();
         assert!(len <= MAX_INLINE && self.has_room(len));
-        let mut bytes = Gather { parts, taken: 0 };
-        let mut slot = [0u8; SLOT_PAYLOAD];
-        let first = self.position;
-        let count = slots_for(len);
+        let slots = slots_for(len);
+        if self.cleared <= self.position + slots {
+            self.clear(memory, slots);
+            self.cleared = self.position + slots + 1;
+        }
+        self.write(memory, parts);
         // The length fits 16 bits because MAX_INLINE does.
-        let stamp = Stamp { sequence: Stamp::sequence_at(first), len: len as u16, kind, tag };
-        let filled = bytes.fill(&mut slot);
-        memory.write(self.at(first) + 8, &slot[..filled.next_multiple_of(8)]);
-        for position in first + 1..first + count {
-            let filled = bytes.fill(&mut slot);
-            memory.write(self.at(position) + 8, &slot[..filled.next_multiple_of(8)]);
-            // An inner slot is stamped too, so that none of its bytes is ever taken for a stamp on a later lap.
-            let inner = Stamp { sequence: Stamp::sequence_at(position), len: 0, kind: KIND_CONTINUED, tag };
-            memory.store(self.at(position), inner.pack(), Ordering::Relaxed);
+        let stamp = Stamp { sequence: Stamp::sequence_at(self.position), len: len as u16, kind, tag };
+        // Release: whoever sees this stamp sees all the bytes above, and the zero behind them.
+        memory.store(self.slots + self.at, stamp.pack(), Ordering::Release);
+        self.position += slots;
+        self.at = self.behind(slots);
+        self.prepare(memory);
+    }
+
+    /// Asks for the cache lines of the slots that will be written next, and zeroes the stamps of the first of them.
+    #[inline]
+    pub fn prepare(&mut self, memory: &impl Memory) {
+        let free = self.acknowledged + self.count;
+        let end = (self.position + AHEAD).min(free);
+        self.owned = self.owned.max(self.position);
+        while self.owned < end {
+            memory.own(self.slots + self.behind(self.owned - self.position), SLOT);
+            self.owned += LINE / SLOT;
         }
-        // Release: whoever sees this stamp sees all the bytes above.
-        memory.store(self.at(first), stamp.pack(), Ordering::Release);
-        self.position += count;
+        let end = (self.position + CLEARED).min(free);
+        while self.cleared < end {
+            self.clear(memory, self.cleared - self.position);
+            self.cleared += 1;
+        }
     }
 
-    fn at(&self, position: u64) -> u64 {
-        self.slots + (position & self.mask) * SLOT
+    /// Whether the consumer's acknowledgement is needed to prepare further.
+    #[inline]
+    pub fn is_short(&self) -> bool {
+        self.position + AHEAD > self.acknowledged + self.count
     }
-}
 
-/// Reads `parts` as one stream.
-struct Gather<'a> {
-    parts: &'a [&'a [u8]],
-    taken: usize,
-}
+    /// Where the slot lies that is `slots` behind the next one, at most a ring.
+    #[inline]
+    fn behind(&self, slots: u64) -> u64 {
+        let at = self.at + slots * SLOT;
+        if at >= self.count * SLOT { at - self.count * SLOT } else { at }
+    }
 
-impl Gather<'_> {
-    /// Fills `slot` as far as there are bytes, and says how far.
-    fn fill(&mut self, slot: &mut [u8]) -> usize {
-        let mut filled = 0;
-        while let [part, rest @ ..] = self.parts {
-            let rest_of_part = &part[self.taken..];
-            let n = rest_of_part.len().min(slot.len() - filled);
-            slot[filled..filled + n].copy_from_slice(&rest_of_part[..n]);
-            filled += n;
-            if n < rest_of_part.len() {
-                self.taken += n;
-                break;
+    /// Zeroes the stamp of the slot that is `slots` behind the next one.
+    #[inline]
+    fn clear(&self, memory: &impl Memory, slots: u64) {
+        memory.store(self.slots + self.behind(slots), 0, Ordering::Relaxed);
+    }
+
+    /// Writes the `parts` behind the next stamp, in whole words.
+    #[inline]
+    fn write(&self, memory: &impl Memory, parts: &[&[u8]]) {
+        let mut stage = [0u8; STAGE];
+        let (mut staged, mut at) = (0, STAMP);
+        for part in parts {
+            if part.len() <= STAGE - staged {
+                copy_short(&mut stage[staged..], part);
+                staged += part.len();
+            } else {
+                (staged, at) = self.write_long(memory, &mut stage, staged, at, part);
             }
-            self.parts = rest;
-            self.taken = 0;
         }
-        filled
+        if staged > 0 {
+            self.write_words(memory, at, &stage[..staged.next_multiple_of(8)]);
+        }
+    }
+
+    /// Writes a part for which there is no room on the stage.
+    #[inline(never)]
+    fn write_long(
+        &self,
+        memory: &impl Memory,
+        stage: &mut [u8; STAGE],
+        staged: usize,
+        mut at: u64,
+        part: &[u8],
+    ) -> (usize, u64) {
+        let mut rest = part;
+        if staged > 0 {
+            let (some, tail) = rest.split_at(STAGE - staged);
+            stage[staged..].copy_from_slice(some);
+            self.write_words(memory, at, stage);
+            at += STAGE as u64;
+            rest = tail;
+        }
+        let (words, tail) = rest.split_at(rest.len() & !7);
+        self.write_words(memory, at, words);
+        copy_short(stage, tail);
+        (tail.len(), at + words.len() as u64)
+    }
+
+    /// Writes whole words, `at` bytes behind the start of the next slot.
+    #[inline]
+    fn write_words(&self, memory: &impl Memory, at: u64, words: &[u8]) {
+        let (size, at) = (self.count * SLOT, self.at + at);
+        if at >= size {
+            return memory.write(self.slots + at - size, words);
+        }
+        let room = (size - at) as usize;
+        if words.len() <= room {
+            return memory.write(self.slots + at, words);
+        }
+        memory.write(self.slots + at, &words[..room]);
+        memory.write(self.slots, &words[room..]);
+    }
+}
+
+/// Bytes of short parts that are joined before they are written.
+const STAGE: usize = 64;
+
+/// Copies all of `from` to the start of `to`, without a call for the lengths of headers and small payloads.
+#[inline]
+fn copy_short(to: &mut [u8], from: &[u8]) {
+    let len = from.len();
+    // Two copies of a known length, which overlap.
+    macro_rules! ends {
+        ($n:literal) => {{
+            let (first, last): ([u8; $n], [u8; $n]) =
+                (from[..$n].try_into().unwrap_or([0; $n]), from[len - $n..].try_into().unwrap_or([0; $n]));
+            to[..$n].copy_from_slice(&first);
+            to[len - $n..len].copy_from_slice(&last);
+        }};
+    }
+    match len {
+        0 => (),
+        1 => to[0] = from[0],
+        2..4 => ends!(2),
+        4..8 => ends!(4),
+        8..=16 => ends!(8),
+        17..=32 => ends!(16),
+        _ => to[..len].copy_from_slice(from),
     }
 }
 
@@ -141,15 +241,17 @@ impl Gather<'_> {
 #[derive(Debug)]
 pub struct Consumer {
     slots: u64,
-    mask: u64,
+    count: u64,
+    /// Slots stepped over so far, and where the next one lies in the ring, bytes.
     position: u64,
+    at: u64,
     acknowledged: u64,
 }
 
 impl Consumer {
-    /// The consumer of the ring of `count` slots (a power of two) at offset `slots`, from its first slot on.
+    /// The consumer of the ring of `count` slots at offset `slots`, from its first slot on.
     pub fn new(slots: u64, count: u32) -> Self {
-        Self { slots, mask: u64::from(count) - 1, position: 0, acknowledged: 0 }
+        Self { slots, count: u64::from(count), position: 0, at: 0, acknowledged: 0 }
     }
 
     /// The stamp of the next message, if it is there.
@@ -159,38 +261,51 @@ impl Consumer {
     /// A stamp with the right number that says what no producer says.
     #[inline]
     pub fn peek(&self, memory: &impl Memory) -> Result<Option<Stamp>, Fault> {
-        let word = memory.load(self.at(self.position), Ordering::Acquire);
+        let word = memory.load(self.slots + self.at, Ordering::Acquire);
         let stamp = Stamp::unpack(word);
         if stamp.sequence != Stamp::sequence_at(self.position) || stamp.kind == 0 {
             return Ok(None);
         }
         let len = usize::from(stamp.len);
         let sound = match stamp.kind {
-            KIND_INLINE => len <= MAX_INLINE && slots_for(len) <= self.mask + 1,
+            KIND_INLINE => len <= MAX_INLINE && slots_for(len) < self.count,
             KIND_FRAGMENT | KIND_OFFER | KIND_DONE => len == size_of::<Descriptor>(),
             _ => false,
         };
         if sound { Ok(Some(stamp)) } else { Err(Fault { what: "stamp", value: word }) }
     }
 
-    /// Copies the bytes of the message that [`Consumer::peek`] showed.
+    /// Copies the bytes of the message that [`Consumer::peek`] showed; those behind them, up to a whole word, may become
+    /// anything. `to` has room for whole words.
+    #[inline]
     pub fn read(&self, memory: &impl Memory, stamp: Stamp, to: &mut [u8]) {
-        let to = &mut to[..usize::from(stamp.len)];
-        for (n, piece) in to.chunks_mut(SLOT_PAYLOAD).enumerate() {
-            memory.read(self.at(self.position + n as u64) + 8, piece);
+        let to = &mut to[..usize::from(stamp.len).next_multiple_of(8)];
+        let at = self.at + STAMP;
+        let (first, second) = to.split_at_mut(to.len().min((self.count * SLOT - at) as usize));
+        memory.read(self.slots + at, first);
+        if !second.is_empty() {
+            memory.read(self.slots, second);
         }
     }
 
     /// Copies the descriptor of the message that [`Consumer::peek`] showed.
+    #[inline]
     pub fn descriptor(&self, memory: &impl Memory) -> Descriptor {
         let mut descriptor = Descriptor::new_zeroed();
-        memory.read(self.at(self.position) + 8, descriptor.as_mut_bytes());
+        memory.read(self.slots + self.at + STAMP, descriptor.as_mut_bytes());
         descriptor
     }
 
     /// Steps behind the message that [`Consumer::peek`] showed. Its bytes still stand until it is acknowledged.
-    pub fn advance(&mut self, stamp: Stamp) {
-        self.position += slots_for(usize::from(stamp.len));
+    #[inline]
+    pub fn advance(&mut self, memory: &impl Memory, stamp: Stamp) {
+        let slots = slots_for(usize::from(stamp.len));
+        self.position += slots;
+        self.at += slots * SLOT;
+        if self.at >= self.count * SLOT {
+            self.at -= self.count * SLOT;
+        }
+        memory.expect(self.slots + self.at);
     }
 
     /// Slots that were stepped over but not yet acknowledged.
@@ -199,19 +314,16 @@ impl Consumer {
     }
 
     /// Whether so much is unacknowledged that the producer may soon want to know.
+    #[inline]
     pub fn is_acknowledgement_due(&self) -> bool {
-        self.unacknowledged() * 4 > self.mask
+        self.unacknowledged() * 4 >= self.count
     }
 
     /// Says at offset `consumed`, in the consumer's own section, that all stepped-over slots may be written again.
+    #[inline]
     pub fn acknowledge(&mut self, memory: &impl Memory, consumed: u64) {
         self.acknowledged = self.position;
         // Release: the copies above are done before the producer may overwrite.
         memory.store(consumed, self.position, Ordering::Release);
-    }
-
-    #[inline]
-    fn at(&self, position: u64) -> u64 {
-        self.slots + (position & self.mask) * SLOT
     }
 }

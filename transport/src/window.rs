@@ -3,6 +3,9 @@
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 
+use vmshm_abi::LINE;
+
+use crate::cache;
 use crate::copy;
 use crate::memory::Memory;
 
@@ -119,6 +122,19 @@ impl Memory for Window {
     unsafe fn copy_in(&self, offset: u64, from: *const u8, len: usize) {
         // SAFETY: `writable` checked the shared side, the caller vouches for the private one.
         unsafe { copy::to_shared(from, self.writable(offset, len as u64), len) }
+    }
+
+    #[inline]
+    fn own(&self, offset: u64, len: u64) {
+        let start = self.writable(offset, len);
+        for at in (0..len as usize).step_by(LINE as usize) {
+            cache::own(start.wrapping_add(at));
+        }
+    }
+
+    #[inline]
+    fn expect(&self, offset: u64) {
+        cache::expect(self.readable(offset, 1));
     }
 
     fn address(&self, offset: u64, len: u64) -> *mut u8 {

@@ -204,19 +204,19 @@ fn crafted_messages() {
         host.store(slot + 8, directory, Ordering::Relaxed);
         let connection = section.layout.chunk(1);
         for peer in 0..2u64 {
-            let block = connection + peer * (CONNECTION_LEN + 64 * 64);
+            let block = connection + peer * (CONNECTION_LEN + 124 * 32);
             host.store(section.entry.offset + directory + peer * 4 * 8, block, Ordering::Relaxed);
             let at = section.entry.offset + block;
-            let slots = [8, 16, 64, 1 << 16, 1 << 31, 7][rng.random_range(0..6)];
+            let slots = [8, 16, 124, 1 << 16, 1 << 31, 7][rng.random_range(0..6)];
             host.store(at, 1, Ordering::Relaxed);
             host.store(at + 8, life.incarnation, Ordering::Relaxed);
             host.store(at + 16, (peer * 4) | (slots << 32), Ordering::Relaxed);
             host.store(at + 64, rng.random_range(0..200), Ordering::Relaxed);
-            for position in 0..64u64 {
+            for position in 0..124u64 {
                 let kind = rng.random_range(1..5);
                 let len = if kind == 1 { rng.random_range(0..1000) } else { 24 };
                 let stamp = Stamp { sequence: position as u32 + 1, len, kind, tag: 0 };
-                let body = at + CONNECTION_LEN + position * 64;
+                let body = at + CONNECTION_LEN + position * 32;
                 let inside = section.entry.offset + rng.random_range(0..section.entry.len);
                 host.store(body + 8, if rng.random() { inside } else { rng.random() }, Ordering::Relaxed);
                 host.store(

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use common::{Region, View, pattern, send, wait};
 use proptest::prelude::*;
-use vmshm_transport::abi::ring::{CONNECTION_LEN, Connection};
+use vmshm_transport::abi::ring::{CONNECTION_LEN, Connection, KIND_INLINE, SLOT, STAMP, Stamp};
 use vmshm_transport::abi::section::EndpointSlot;
 use vmshm_transport::{Endpoint, Event, Fragment, Inbox, MAX_INLINE, Memory, Peer, PeerError, SendError};
 
@@ -40,12 +40,15 @@ fn every_size_around_the_edges_arrives_whole() {
     let (mut a, mut b, to_b, _) = pair(&region, (0, 1));
     let mut inbox = Inbox::new();
     let edges = [
+        23,
+        24,
+        25,
         55,
         56,
         57,
-        111,
-        112,
-        113,
+        119,
+        120,
+        121,
         MAX_INLINE - 1,
         MAX_INLINE,
         MAX_INLINE + 1,
@@ -78,6 +81,34 @@ fn parts_are_joined() {
         a.send(to_b, 1, &[&bytes[..first], &[], &bytes[first..second]]).expect("room");
         let event = wait(&mut b, &mut inbox);
         assert_eq!(take(&mut b, &mut inbox, event).expect("a message").2, bytes[..second]);
+    }
+}
+
+/// Payloads that are full of the stamps of messages to come, on their very places in the ring.
+#[test]
+fn no_payload_is_taken_for_a_message() {
+    let region = Region::new(8 << 20, 2, 4);
+    let (mut a, mut b, to_b, _) = pair(&region, (0, 1));
+    let mut inbox = Inbox::new();
+    let slots = (4096 - CONNECTION_LEN) / SLOT;
+    let mut position = 0;
+    let lengths = [0, 3, 24, 200, 25, 1000, 56, 1, 500, MAX_INLINE, 88, 90, 777];
+    for len in lengths.iter().copied().cycle().take(5000) {
+        let mut bytes = Vec::new();
+        for word in 0..len.div_ceil(8) as u64 {
+            let next = position + (STAMP + word * 8) / SLOT + slots;
+            let stamp = Stamp { sequence: Stamp::sequence_at(next), len: 5, kind: KIND_INLINE, tag: 9 };
+            bytes.extend(stamp.pack().to_le_bytes());
+        }
+        bytes.truncate(len);
+        a.send(to_b, 1, &[&bytes]).expect("there is room");
+        let event = wait(&mut b, &mut inbox);
+        let (_, tag, got) = take(&mut b, &mut inbox, event).expect("a message");
+        assert!(tag == 1 && got == bytes, "{} bytes came instead of {len}, tag {tag}", got.len());
+        for _ in 0..8 {
+            assert_eq!(b.poll(&mut inbox), None, "at position {position}");
+        }
+        position += (STAMP + len as u64).div_ceil(SLOT);
     }
 }
 
@@ -353,7 +384,7 @@ enum Step {
 fn step(endpoints: usize) -> impl Strategy<Value = Step> {
     let len = prop_oneof![
         4 => 0..200usize,
-        2 => prop::sample::select(vec![0, 55, 56, 57, 112, MAX_INLINE - 1, MAX_INLINE, MAX_INLINE + 1, 4096]),
+        2 => prop::sample::select(vec![0, 23, 24, 25, 56, 57, 112, MAX_INLINE - 1, MAX_INLINE, MAX_INLINE + 1, 4096]),
         1 => 0..70_000usize,
     ];
     prop_oneof![

@@ -18,22 +18,40 @@ use crate::slot;
 const MAX_HOT: usize = 8;
 
 /// One poll in so many looks at the silent peers first.
-const FAIR: u32 = 16;
+const FAIR: u32 = 32;
+
+/// One poll in so many looks at all else, where nothing is known to be due.
+const CALM: u32 = 4;
 
 impl<M: Memory> Endpoint<M> {
     /// The next thing that has happened, or `None`.
     ///
-    /// Each call does a bounded amount of work: it looks at a few rings that were busy lately, at one section's activity
-    /// line, and at one silent ring.
+    /// Each call does a bounded amount of work: it looks at a few rings that were busy lately, and every few calls at one
+    /// section's activity line and at one silent ring as well.
+    #[inline]
     pub fn poll(&mut self, inbox: &mut Inbox) -> Option<Event> {
         self.turn = self.turn.wrapping_add(1);
         // Busy peers first, but they never keep the others from their turn.
-        let fair = self.turn.is_multiple_of(FAIR);
-        if !fair {
+        if !self.turn.is_multiple_of(FAIR) {
             if let Some(event) = self.poll_hot(inbox) {
                 return Some(event);
             }
-        } else if self.turn.is_multiple_of(2 * FAIR) {
+            if !self.turn.is_multiple_of(CALM)
+                && self.backlog.is_empty()
+                && self.sending.is_empty()
+                && !self.hot.is_empty()
+            {
+                self.flush();
+                return None;
+            }
+        }
+        self.poll_rest(inbox)
+    }
+
+    #[inline(never)]
+    fn poll_rest(&mut self, inbox: &mut Inbox) -> Option<Event> {
+        let fair = self.turn.is_multiple_of(FAIR);
+        if fair && self.turn.is_multiple_of(2 * FAIR) {
             self.hear_news();
             self.check_one();
             self.flush();
@@ -54,6 +72,7 @@ impl<M: Memory> Endpoint<M> {
         }
         self.hear_news();
         self.sweep_one();
+        self.prepare();
         if fair && let Some(event) = self.poll_hot(inbox) {
             return Some(event);
         }
@@ -61,16 +80,30 @@ impl<M: Memory> Endpoint<M> {
         self.backlog.pop_front()
     }
 
+    /// Makes ready to answer the peer whose turn it was.
+    fn prepare(&mut self) {
+        let Some(&index) = self.hot.get(self.next_hot) else { return };
+        let link = &mut self.links[index as usize];
+        if link.failed.is_some() || !link.producer.is_short() {
+            return;
+        }
+        match link.catch_up(&self.memory, &self.region, self.id, self.incarnation) {
+            Ok(()) => link.producer.prepare(&self.memory),
+            Err(fault) => self.fail(index, fault.into()),
+        }
+    }
+
     /// The rings that were busy lately, each in its turn.
+    #[inline]
     fn poll_hot(&mut self, inbox: &mut Inbox) -> Option<Event> {
         for _ in 0..self.hot.len() {
-            self.next_hot = (self.next_hot + 1) % self.hot.len();
-            let event = self.pop(self.hot[self.next_hot], inbox);
+            self.next_hot += 1;
+            if self.next_hot >= self.hot.len() {
+                self.next_hot = 0;
+            }
+            let event = self.pop(*self.hot.get(self.next_hot)?, inbox);
             if event.is_some() {
                 return event;
-            }
-            if self.hot.is_empty() {
-                return None;
             }
         }
         None
@@ -253,7 +286,7 @@ impl<M: Memory> Endpoint<M> {
             check_descriptor(region, link.id, stamp.kind, descriptor)?;
         }
         if let Some(theirs) = &mut link.theirs {
-            theirs.consumer.advance(stamp);
+            theirs.consumer.advance(memory, stamp);
         }
         Ok(Some((stamp, descriptor)))
     }
