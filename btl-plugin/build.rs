@@ -11,7 +11,7 @@ const MARK: &str = "opal/mca/btl/btl.h";
 const SERIES: (u32, u32) = (4, 1);
 
 /// Types that the plugin only passes on by pointer: their insides are none of its business.
-const POINTED_TO: [&str; 10] = [
+const POINTED_TO: [&str; 13] = [
     "opal_convertor_t",
     "opal_proc_t",
     "opal_bitmap_t",
@@ -22,6 +22,9 @@ const POINTED_TO: [&str; 10] = [
     "ompi_request_t",
     "ompi_info_t",
     "mca_coll_base_comm_t",
+    "ompi_win_t",
+    "ompi_group_t",
+    "opal_info_t",
 ];
 
 struct OpenMpi {
@@ -37,7 +40,15 @@ fn main() {
     for name in ["OMPI_DIR", "MPICC", "PATH"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
-    for file in ["build.rs", "src/shim.c", "src/shim.h", "src/coll/coll.c", "src/coll/coll.h"] {
+    for file in [
+        "build.rs",
+        "src/shim.c",
+        "src/shim.h",
+        "src/coll/coll.c",
+        "src/coll/coll.h",
+        "src/osc/osc.c",
+        "src/osc/osc.h",
+    ] {
         println!("cargo::rerun-if-changed={file}");
     }
     if let Err(message) = OpenMpi::find().and_then(|ompi| ompi.bind()) {
@@ -91,6 +102,7 @@ impl OpenMpi {
         bindings
             .header("src/shim.h")
             .header("src/coll/coll.h")
+            .header("src/osc/osc.h")
             .clang_args(includes.iter().map(|dir| format!("-I{}", dir.display())))
             .allowlist_type("mca_btl_base_(component|module|descriptor|segment)_t")
             .allowlist_type("mca_mpool_base_(component|module)_t")
@@ -98,9 +110,9 @@ impl OpenMpi {
             .allowlist_type(
                 "mca_btl_base_(error_cb_fn|module_error_cb_fn|rdma_completion_fn|completion_fn)_t",
             )
-            .allowlist_type("mca_coll_base_component_t|vmshm_coll_.*")
-            .allowlist_function("vmshm_ompi_.*|vmshm_coll_.*|opal_progress")
-            .allowlist_var("MPI_ERR_TRUNCATE")
+            .allowlist_type("mca_coll_base_component_t|vmshm_coll_.*|ompi_osc_base_(component|module)_t")
+            .allowlist_function("vmshm_ompi_.*|vmshm_coll_.*|vmshm_osc_.*|opal_progress")
+            .allowlist_var("MPI_ERR_TRUNCATE|MPI_WIN_FLAVOR_.*|MPI_MODE_NOSUCCEED")
             .allowlist_function("mca_(btl_base_param_register|btl_base_dump)")
             .allowlist_function("mca_base_(component_var_register|var_group_component_register)")
             .allowlist_function("opal_(bitmap_set_bit|proc_local_get|show_help_add_dir)")
@@ -122,7 +134,7 @@ impl OpenMpi {
             .map_err(|error| format!("cannot write the bindings: {error}"))?;
 
         let mut shim = cc::Build::new();
-        shim.files(["src/shim.c", "src/coll/coll.c"])
+        shim.files(["src/shim.c", "src/coll/coll.c", "src/osc/osc.c"])
             .includes(&includes)
             .include("src/coll/missing")
             .warnings(true)

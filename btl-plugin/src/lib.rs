@@ -16,6 +16,7 @@
 //! - `mpool`: memory of the section for `MPI_Alloc_mem`.
 //! - `heap`: memory of the section for the program's own large allocations.
 //! - `coll`: collective operations.
+//! - `osc`: windows that are read in place.
 //! - `help`: how a problem is told to the user.
 //!
 //! No panic leaves this crate: every function that C calls is `extern "C"`, which aborts the process instead of
@@ -34,4 +35,5 @@ mod lock;
 mod module;
 mod mpool;
 pub mod ompi;
+mod osc;
 mod sleep;

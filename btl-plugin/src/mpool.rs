@@ -176,6 +176,27 @@ fn take(fabric: &mut Fabric, len: usize, align: usize) -> Option<*mut u8> {
     Some(address)
 }
 
+/// Takes memory for a window, aligned to a power of two, and copied like other memory of programs if the section is left
+/// before it is given back. None where there is no room, or where it is not wanted because others read it.
+pub fn take_aligned(len: usize, align: usize) -> Option<*mut u8> {
+    let mut fabric = FABRIC.lock();
+    let fabric = fabric.as_mut()?;
+    if ompi::others_read(matches!(fabric.endpoint.source(), Source::File(_))) {
+        return None;
+    }
+    // Whole chunks lie on pages.
+    take(fabric, len.checked_next_multiple_of(align)?, 16)
+}
+
+/// Gives back memory that the program has from us; nothing happens for other memory.
+pub fn give_back(address: *mut u8) {
+    if let Some(fabric) = FABRIC.lock().as_mut()
+        && let Some(fragment) = fabric.given.0.remove(&address.addr())
+    {
+        fabric.endpoint.free(fragment);
+    }
+}
+
 unsafe extern "C" fn alloc(_: *mut mca_mpool_base_module_t, len: usize, align: usize, _: u32) -> *mut c_void {
     let mut fabric = FABRIC.lock();
     let taken = fabric.as_mut().and_then(|fabric| take(fabric, len, align));
@@ -203,11 +224,7 @@ unsafe extern "C" fn realloc(_: *mut mca_mpool_base_module_t, old: *mut c_void, 
 }
 
 unsafe extern "C" fn free(_: *mut mca_mpool_base_module_t, address: *mut c_void) {
-    if let Some(fabric) = FABRIC.lock().as_mut()
-        && let Some(fragment) = fabric.given.0.remove(&address.addr())
-    {
-        fabric.endpoint.free(fragment);
-    }
+    give_back(address.cast());
 }
 
 #[cfg(test)]

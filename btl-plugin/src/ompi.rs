@@ -104,6 +104,23 @@ pub static mca_coll_vmshm_component: Global<mca_coll_base_component_t> =
         collm_comm_query: Some(crate::coll::comm_query),
     });
 
+/// The symbol that Open MPI looks for in `mca_osc_vmshm.so`, which is the same file too.
+#[unsafe(no_mangle)]
+#[allow(non_upper_case_globals)]
+pub static mca_osc_vmshm_component: Global<ompi_osc_base_component_t> =
+    Global::new(ompi_osc_base_component_2_0_0_t {
+        osc_version: mca_base_component_t {
+            mca_project_name: name("ompi"),
+            mca_register_component_params: Some(crate::osc::register),
+            ..component("osc", [3, 0, 0])
+        },
+        osc_data: mca_base_component_data_t { param_field: 0, reserved: [0; 32] },
+        osc_init: Some(crate::osc::init),
+        osc_query: Some(crate::osc::query),
+        osc_select: Some(crate::osc::select),
+        osc_finalize: Some(crate::osc::finalize),
+    });
+
 /// A component `vmshm` of a framework whose interface has the given version.
 const fn component(framework: &str, interface: [c_int; 3]) -> mca_base_component_t {
     mca_base_component_t {

@@ -93,6 +93,7 @@ pub fn product(workspace: &Workspace, built: &Path, prefix: &Path) -> Result<()>
     // One file, three components: a copy would be loaded a second time, and would not know the first one's region.
     to.link("mca_btl_vmshm.so", "lib/openmpi/mca_mpool_vmshm.so")?;
     to.link("mca_btl_vmshm.so", "lib/openmpi/mca_coll_vmshm.so")?;
+    to.link("mca_btl_vmshm.so", "lib/openmpi/mca_osc_vmshm.so")?;
     to.place(&built.join("libvmshm_heap.so"), "lib/libvmshm_heap.so", 0o644)?;
     to.place(
         &workspace.root.join("btl-plugin/help-mpi-btl-vmshm.txt"),

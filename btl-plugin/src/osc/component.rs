@@ -1,0 +1,229 @@
+//! What Open MPI calls once, and for each new window.
+
+use std::cell::UnsafeCell;
+use std::ffi::{c_int, c_void};
+use std::ptr;
+
+use vmshm_transport::abi::EndpointName;
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
+
+use super::operations;
+use super::window::{Remote, WINDOWS, Window};
+use crate::component::register_variable;
+use crate::fabric::FABRIC;
+use crate::mpool;
+use crate::ompi::{
+    self, mca_osc_vmshm_component, ompi_communicator_t, ompi_osc_base_component_t, ompi_win_t, opal_info_t,
+};
+
+const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
+
+/// Windows are aligned to pages.
+const ALIGNMENT: usize = 4096;
+
+struct Priority(UnsafeCell<c_int>);
+
+// SAFETY: written by Open MPI only while it registers the component, on one thread.
+unsafe impl Sync for Priority {}
+
+static PRIORITY: Priority = Priority(UnsafeCell::new(110));
+
+/// Registers the parameter.
+pub unsafe extern "C" fn register() -> c_int {
+    if ompi::running() != Ok(ompi::BUILT_FOR) {
+        // The BTL says so to the user.
+        return ompi::OPAL_ERR_NOT_AVAILABLE;
+    }
+    // SAFETY: the static has the type that is named.
+    unsafe {
+        register_variable(
+            &raw const (*mca_osc_vmshm_component.get()).osc_version,
+            c"priority",
+            c"Priority of windows read in place, for communicators whose processes all see one region and are not all on \
+              one host, where sm has 100 and shares the memory. Negative: never.",
+            ompi::MCA_BASE_VAR_TYPE_INT,
+            ompi::OPAL_INFO_LVL_5,
+            PRIORITY.0.get().cast(),
+        );
+    }
+    SUCCESS
+}
+
+/// Called once.
+pub unsafe extern "C" fn init(_: bool, _: bool) -> c_int {
+    SUCCESS
+}
+
+/// Called at the end; windows that were not freed keep what they have.
+pub unsafe extern "C" fn finalize() -> c_int {
+    WINDOWS.lock().clear();
+    SUCCESS
+}
+
+/// The component that does by messages what is not done in place.
+fn by_messages() -> Option<*mut ompi_osc_base_component_t> {
+    // SAFETY: the name is NUL-terminated.
+    let found = unsafe { ompi::vmshm_osc_component(c"pt2pt".as_ptr()) };
+    (!found.is_null()).then_some(found)
+}
+
+/// Offers to make a window, if all processes have published an endpoint of our region. All of them come to the same
+/// conclusion, since all know the same.
+pub unsafe extern "C" fn query(
+    _: *mut ompi_win_t,
+    _: *mut *mut c_void,
+    _: usize,
+    _: c_int,
+    comm: *mut ompi_communicator_t,
+    _: *mut opal_info_t,
+    flavor: c_int,
+) -> c_int {
+    // Shared windows are written by all: for processes that share more than a region, as sm makes them.
+    if flavor == ompi::MPI_WIN_FLAVOR_SHARED as c_int || by_messages().is_none() {
+        return -1;
+    }
+    // SAFETY: Open MPI gives a communicator, and has registered the parameter.
+    unsafe {
+        let priority = *PRIORITY.0.get();
+        if members(comm).is_none() {
+            -1
+        } else if ompi::vmshm_osc_spans_hosts(comm) {
+            priority
+        } else {
+            priority.min(20)
+        }
+    }
+}
+
+/// The endpoints of all processes of a communicator, if all are of our region.
+///
+/// # Safety
+/// `comm` is a communicator of Open MPI.
+unsafe fn members(comm: *mut ompi_communicator_t) -> Option<Vec<EndpointName>> {
+    let region = FABRIC.lock().as_ref().map(|fabric| fabric.endpoint.name().region_id)?;
+    // SAFETY: the caller vouches for the communicator, and the ranks are its.
+    unsafe {
+        if ompi::vmshm_coll_is_inter(comm) {
+            return None;
+        }
+        let me = ompi::vmshm_coll_proc(comm, ompi::vmshm_coll_rank(comm));
+        (0..ompi::vmshm_coll_size(comm))
+            .map(|rank| {
+                let proc = ompi::vmshm_coll_proc(comm, rank);
+                // Of another job's processes, not everyone need know the same.
+                if proc.is_null() || !ompi::vmshm_coll_same_job(proc, me) {
+                    return None;
+                }
+                ompi::lookup(proc).filter(|name| name.region_id == region)
+            })
+            .collect()
+    }
+}
+
+/// What a process tells the others of its window.
+#[repr(C)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+struct Exposed {
+    /// Bytes; 0 where others cannot read it.
+    len: u64,
+    /// Offset in the region of the first.
+    offset: u64,
+    /// What displacements count in, bytes.
+    unit: u64,
+}
+
+/// Makes a window. Its memory lies in our section, as far as there is room.
+#[allow(clippy::too_many_arguments, reason = "they are Open MPI's")]
+pub unsafe extern "C" fn select(
+    win: *mut ompi_win_t,
+    base: *mut *mut c_void,
+    size: usize,
+    unit: c_int,
+    comm: *mut ompi_communicator_t,
+    info: *mut opal_info_t,
+    flavor: c_int,
+    model: *mut c_int,
+) -> c_int {
+    let Some(below) = by_messages() else { return ompi::OPAL_ERR_NOT_SUPPORTED };
+    let is_ours = flavor == ompi::MPI_WIN_FLAVOR_ALLOCATE as c_int && size > 0;
+    let mut taken: *mut c_void = ptr::null_mut();
+    if is_ours {
+        taken = mpool::take_aligned(size, ALIGNMENT).unwrap_or(ptr::null_mut()).cast();
+    }
+    // SAFETY: Open MPI's arguments are handed on; it gives room for a base address and a model.
+    unsafe {
+        let Some(make) = (*below).osc_select else { return ompi::OPAL_ERR_NOT_SUPPORTED };
+        // With memory there is nothing for the other to allocate.
+        let flavor = if taken.is_null() { flavor } else { ompi::MPI_WIN_FLAVOR_CREATE as c_int };
+        if !taken.is_null() {
+            *base = taken;
+        }
+        let code = make(win, base, size, unit, comm, info, flavor, model);
+        if code != SUCCESS {
+            mpool::give_back(taken.cast());
+            return code;
+        }
+        let is_dynamic = flavor == ompi::MPI_WIN_FLAVOR_DYNAMIC as c_int;
+        let memory = if is_dynamic { ptr::null_mut() } else { (*base).cast() };
+        let remotes = match exchange(comm, memory, size, unit) {
+            Ok(remotes) => remotes,
+            Err(code) => {
+                mpool::give_back(taken.cast());
+                return code;
+            }
+        };
+        let module = ompi::vmshm_osc_module(win);
+        let window = Window::new(module, remotes, taken.cast());
+        operations::replace(module);
+        WINDOWS.lock().push(window);
+    }
+    SUCCESS
+}
+
+/// Learns what can be read of the others.
+///
+/// # Safety
+/// `comm` is a communicator of Open MPI.
+unsafe fn exchange(
+    comm: *mut ompi_communicator_t,
+    memory: *mut u8,
+    size: usize,
+    unit: c_int,
+) -> Result<Vec<Option<Remote>>, c_int> {
+    let offset = if memory.is_null() {
+        None
+    } else {
+        FABRIC.lock().as_ref().and_then(|fabric| fabric.endpoint.expose(memory, size as u64))
+    };
+    let mine = Exposed {
+        len: offset.map_or(0, |_| size as u64),
+        offset: offset.unwrap_or(0),
+        unit: unit.unsigned_abs().into(),
+    };
+    // SAFETY: the caller vouches for the communicator; there is room for what each process sends.
+    let (all, names, me) = unsafe {
+        let count = usize::try_from(ompi::vmshm_coll_size(comm)).unwrap_or(0);
+        let mut all = vec![Exposed::new_zeroed(); count];
+        let bytes = mine.as_bytes();
+        let code = ompi::vmshm_osc_exchange(
+            comm,
+            bytes.as_ptr().cast(),
+            all.as_mut_ptr().cast(),
+            bytes.len() as c_int,
+        );
+        if code != SUCCESS {
+            return Err(code);
+        }
+        (all, members(comm).unwrap_or_default(), ompi::vmshm_coll_rank(comm))
+    };
+    let mut fabric = FABRIC.lock();
+    let Some(fabric) = fabric.as_mut() else { return Ok(all.iter().map(|_| None).collect()) };
+    let remotes = all.iter().enumerate().map(|(rank, exposed)| {
+        if rank as c_int == me || exposed.len == 0 {
+            return None;
+        }
+        let peer = fabric.endpoint.connect(names.get(rank)?).ok()?;
+        Some(Remote { peer, offset: exposed.offset, len: exposed.len, unit: exposed.unit })
+    });
+    Ok(remotes.collect())
+}
