@@ -1,87 +1,107 @@
-//! `cargo xtask bench`: vmshm side by side with Open MPI's own layers, as processes on this host.
+//! `cargo xtask bench`: vmshm side by side with Open MPI's own layers and UCX, as processes on this host.
 //!
 //! The layers take turns within each round, so that what else the machine does meets them all alike.
 
-use std::collections::BTreeSet;
+mod case;
+mod measured;
+mod raw;
+mod target;
+mod way;
+
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use crate::host_mpi::{HostMpi, Layer};
+use crate::host_mpi::HostMpi;
 use crate::osu::{self, Points};
 use crate::packages;
 use crate::plot::{self, Panel, Series};
+use crate::process::last_lines;
 use crate::progress;
 use crate::region::Region;
 use crate::stage;
-use crate::statistics::{Spread, spread};
 use crate::table::{self, Table};
 use crate::workspace::Workspace;
+use case::{Case, Part};
+use measured::Measured;
+use raw::Raw;
+use way::{OSC_OURS, Way};
 
-/// The order of the columns; vmshm is compared with each of the others.
-const LAYERS: [Layer; 4] = [Layer::Vmshm, Layer::VaderTwoCopies, Layer::VaderCma, Layer::Tcp];
-const PROGRAMS: &[&str] = &["osu_latency", "osu_bw", "osu_bibw", "osu_multi_lat", "osu_mbw_mr"];
 const REGION: &str = "1G";
 const LIMIT: Duration = Duration::from_secs(300);
+const RAW: &str = "vmshm_raw";
 
-/// What vmshm must reach beside vader with two copies: program, size, bound of the ratio.
-const GOALS: &[(&str, u64, f64)] =
-    &[("osu_latency", 8, 1.5), ("osu_bw", 65_536, 0.7), ("osu_bw", 1_048_576, 0.7)];
+const PROGRAMS: &[&str] = &[
+    "osu_latency",
+    "osu_bw",
+    "osu_mbw_mr",
+    "osu_barrier",
+    "osu_bcast",
+    "osu_reduce",
+    "osu_allreduce",
+    "osu_allgather",
+    "osu_put_latency",
+    "osu_get_latency",
+    "osu_acc_latency",
+    RAW,
+    "osu_bibw",
+    "osu_multi_lat",
+    "osu_gather",
+    "osu_scatter",
+    "osu_alltoall",
+];
 
 /// What to measure.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// How often each layer is measured
-    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
-    rounds: u16,
-    /// Only this program, as osu_latency; may be given several times
+    /// How often each layer is measured [default: 7, or 3 with --quick]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    rounds: Option<u16>,
+    /// Only this program, as osu_latency; may be given several times. Without it: all that have a target
     #[arg(long = "program", value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(PROGRAMS))]
     programs: Vec<String>,
     /// Largest message, bytes
     #[arg(long, default_value_t = 1 << 22, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
     max_size: u64,
+    /// Few rounds and a quarter of the iterations: to see that all works, not for figures to show
+    #[arg(long)]
+    quick: bool,
+    /// Take what this run does not measure from the last run's results, so that all can be measured in pieces
+    #[arg(long)]
+    keep: bool,
 }
 
-/// All rounds of one program.
-#[derive(Debug, Serialize)]
-struct Measured {
-    program: String,
-    /// For each layer, for each round, size and figure.
-    layers: Vec<(String, Vec<Points>)>,
+impl Options {
+    fn rounds(&self) -> u16 {
+        self.rounds.unwrap_or(if self.quick { 3 } else { 7 })
+    }
+
+    fn wants(&self, program: &str) -> bool {
+        match self.programs.is_empty() {
+            true => !case::EXTRA.contains(&program),
+            false => self.programs.iter().any(|wanted| wanted == program),
+        }
+    }
 }
 
-impl Measured {
-    fn is_latency(&self) -> bool {
-        self.program.ends_with("lat") || self.program.ends_with("latency")
-    }
+/// What `bench.json` holds.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Results {
+    cases: Vec<Measured>,
+    raw: Option<Raw>,
+}
 
-    fn unit(&self) -> &'static str {
-        if self.is_latency() { "µs" } else { "MB/s" }
-    }
-
-    fn sizes(&self) -> BTreeSet<u64> {
-        self.layers.iter().flat_map(|l| l.1.iter().flatten()).map(|p| p.0).collect()
-    }
-
-    fn figures(&self, layer: usize, size: u64) -> Vec<f64> {
-        self.layers[layer].1.iter().filter_map(|points| osu::at(points, size)).collect()
-    }
-
-    fn median(&self, layer: usize, size: u64) -> Option<f64> {
-        spread(&self.figures(layer, size)).map(|s| s.median)
-    }
-
-    /// vmshm's figure divided by another layer's, round by round.
-    fn ratio(&self, layer: usize, size: u64) -> Option<Spread> {
-        let ours = self.figures(0, size);
-        let theirs = self.figures(layer, size);
-        let ratios: Vec<f64> = ours.iter().zip(&theirs).map(|(a, b)| a / b).collect();
-        spread(&ratios)
-    }
+/// Where jobs run.
+struct Ground<'a> {
+    mpi: HostMpi,
+    programs: PathBuf,
+    out: &'a Path,
+    cores: usize,
+    _region: Region,
 }
 
 /// Measures, prints tables and writes plots.
@@ -93,22 +113,52 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     if cores < 2 {
         bail!("this machine has one core; a comparison needs two, one for each process");
     }
-    let programs: Vec<&str> = PROGRAMS
-        .iter()
-        .copied()
-        .filter(|name| options.programs.is_empty() || options.programs.iter().any(|p| p == name))
-        .collect();
-    let mut all = Vec::new();
-    for program in programs {
-        // As many pairs as there are cores for; more would measure the scheduler.
-        let ranks = if matches!(program, "osu_multi_lat" | "osu_mbw_mr") { cores.min(16) / 2 * 2 } else { 2 };
-        all.push(measure(program, ranks, options, &stage, &out)?);
+    let region = Region::create(&stage, REGION, 2, false)?;
+    let ground = Ground {
+        mpi: HostMpi::new(region.environment()?)?,
+        programs: stage.join("bin"),
+        out: &out,
+        cores,
+        _region: region,
+    };
+    let file = out.join("bench.json");
+    let mut results = if options.keep { read(&file)? } else { Results::default() };
+    let osc = if options.programs.is_empty() || case::ONE_SIDED_PROGRAMS.iter().any(|p| options.wants(p)) {
+        Some(ground.choose_osc()?)
+    } else {
+        None
+    };
+    let mut missing: Vec<(Way, String)> = Vec::new();
+    for mut case in case::all(osc) {
+        if !options.wants(case.program) {
+            continue;
+        }
+        if !case.ours.is_empty() && std::env::var_os("OSU_DIR").is_some() {
+            println!("{} is not measured: only vmshm's own programs know these options", case.name);
+            continue;
+        }
+        ground.drop_missing(&mut case, &mut missing)?;
+        let measured = ground.measure(&case, options)?;
+        results.cases.retain(|earlier| earlier.case != measured.case);
+        results.cases.push(measured);
+        // After each, so that an interrupted run has not been for nothing.
+        fs::write(&file, serde_json::to_string_pretty(&results)?)?;
+    }
+    if options.wants(RAW) {
+        results.raw = Some(Raw::measure(&ground.programs.join(RAW), options.rounds(), &out)?);
+        fs::write(&file, serde_json::to_string_pretty(&results)?)?;
     }
     let mut text = String::new();
-    for measured in &all {
-        text += &format!("\n{}\n", report(measured, options.rounds));
+    for measured in &results.cases {
+        text += &format!("\n{}", report(measured));
     }
-    text += &goals(&all);
+    if let Some(raw) = &results.raw {
+        text += &format!("\n{}", raw.report());
+    }
+    text += &target::summary(&results.cases, results.raw.as_ref());
+    for (way, why) in &missing {
+        text += &format!("\n{} does not run here:\n{why}\n", way.name);
+    }
     text += &format!(
         "\nMeasured on {}, {cores} cores, load {} at the end.\n",
         processor(),
@@ -116,85 +166,156 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     );
     print!("{text}");
     fs::write(out.join("bench.txt"), &text)?;
-    fs::write(out.join("bench.json"), serde_json::to_string_pretty(&all)?)?;
-    for path in draw(&all, &out)? {
+    for path in draw(&results.cases, &out)? {
         println!("Plot: {}", path.display());
     }
-    println!("All rounds: {}", out.join("bench.json").display());
+    println!("All rounds: {}", file.display());
     Ok(true)
 }
 
-fn measure(program: &str, ranks: usize, options: &Options, stage: &Path, out: &Path) -> Result<Measured> {
-    let region = Region::create(stage, REGION, 2, false)?;
-    let mpi = HostMpi::new(region.environment()?)?;
-    let path = osu::find(program, &stage.join("bin"))?;
-    let mut rounds: Vec<Vec<Points>> = LAYERS.iter().map(|_| Vec::new()).collect();
-    progress::during(&format!("{program}, {} rounds of {} layers", options.rounds, LAYERS.len()), |bar| {
-        for round in 0..usize::from(options.rounds) {
-            for turn in 0..LAYERS.len() {
-                // Another layer begins each round.
-                let index = (round + turn) % LAYERS.len();
-                let layer = LAYERS[index];
-                bar.set_message(format!("round {}: {}", round + 1, layer.name()));
-                let what = format!("{program} over {}", layer.name());
-                let name = format!("{program}-{}-{}.log", layer.name().replace(' ', "-"), round + 1);
-                let mut command = mpi.mpirun(ranks, layer);
-                let smallest = u8::from(!program.contains("lat"));
-                command.arg(&path).arg("-m").arg(format!("{smallest}:{}", options.max_size));
-                let done = mpi.run(command, &what, &out.join(name), LIMIT)?.expect_success(&what)?;
-                rounds[index].push(osu::parse(&done.text).context(what)?);
-            }
-        }
-        Ok(())
+fn read(file: &Path) -> Result<Results> {
+    let text = fs::read_to_string(file).with_context(|| {
+        format!("--keep needs an earlier run's results, and cannot read {}", file.display())
     })?;
-    Ok(Measured {
-        program: program.to_owned(),
-        layers: LAYERS.iter().map(|l| l.name().to_owned()).zip(rounds).collect(),
+    serde_json::from_str(&text).with_context(|| {
+        format!("{} is not of this version of the command: run it without --keep", file.display())
     })
 }
 
-fn report(measured: &Measured, rounds: u16) -> String {
-    let mut table = Table::default();
-    let mut heading = vec!["size".to_owned()];
-    heading.extend(LAYERS.iter().map(|layer| layer.name().to_owned()));
-    heading.extend(LAYERS[1..].iter().map(|layer| format!("vmshm / {}", layer.name())));
-    table.row(heading);
-    for size in measured.sizes() {
-        let mut cells = vec![table::size(size)];
-        cells.extend((0..LAYERS.len()).map(|layer| table::figure(measured.median(layer, size))));
-        cells.extend((1..LAYERS.len()).map(|layer| match measured.ratio(layer, size) {
-            Some(r) => format!("{:.2} ({:.2}..{:.2})", r.median, r.min, r.max),
-            None => "-".into(),
-        }));
-        table.row(cells);
+impl Ground<'_> {
+    /// Runs a program once over a way; what it printed, or the end of that if it failed.
+    fn try_job(&self, case: &Case, way: Way, arguments: &[String]) -> Result<Result<String, String>> {
+        let what = format!("{} over {}", case.name, way.name);
+        let path = osu::find(case.program, &self.programs)?;
+        let mut command = self.mpi.mpirun(case.ranks(self.cores), way.layer);
+        if !way.is_ours() {
+            // A peer is what is there without vmshm.
+            command.env_remove("OMPI_MCA_mca_base_component_path");
+        }
+        command.args(way.args).arg(&path).args(arguments).args(case.ours);
+        let log = format!("{}-{}.log", case.name, way.name).replace([' ', '/'], "-");
+        let done = self.mpi.run(command, &what, &self.out.join(log), LIMIT)?;
+        Ok(if done.status.success() { Ok(done.text) } else { Err(last_lines(&done.text, 12)) })
     }
-    let better = if measured.is_latency() { "less" } else { "more" };
-    format!(
-        "{}, {}, medians of {rounds} rounds, and ratios with their smallest and largest ({better} is better)\n{}",
-        measured.program,
-        measured.unit(),
-        table.render()
-    )
+
+    /// Which component Open MPI has for windows of processes that are not on one host, over ours.
+    fn choose_osc(&self) -> Result<Way> {
+        let mut why = String::new();
+        for way in OSC_OURS {
+            let case = probe("osu_put_latency", way);
+            match self.try_job(&case, way, &short(case.program))? {
+                Ok(_) => return Ok(way),
+                Err(text) => why = text,
+            }
+        }
+        bail!("one-sided operations run over vmshm with neither osc/rdma nor osc/pt2pt:\n{why}")
+    }
+
+    /// Takes ways out of a case that do not run on this machine. Ours must.
+    fn drop_missing(&self, case: &mut Case, missing: &mut Vec<(Way, String)>) -> Result<()> {
+        for way in case.ways.clone() {
+            if way.is_ours() || missing.iter().any(|(known, _)| *known == way) {
+                continue;
+            }
+            if let Err(why) = self.try_job(&probe(case.program, way), way, &short(case.program))? {
+                println!("{} does not run {} here; it is left out", way.name, case.program);
+                missing.push((way, why));
+            }
+        }
+        case.ways.retain(|way| !missing.iter().any(|(known, _)| known == way));
+        Ok(())
+    }
+
+    fn measure(&self, case: &Case, options: &Options) -> Result<Measured> {
+        let count = usize::from(options.rounds());
+        let mut rounds: Vec<Vec<Points>> = case.ways.iter().map(|_| Vec::new()).collect();
+        let heading = format!("{}, {count} rounds of {} ways", case.name, case.ways.len());
+        progress::during(&heading, |bar| {
+            for round in 0..count {
+                for turn in 0..case.ways.len() {
+                    // Another way begins each round.
+                    let index = (round + turn) % case.ways.len();
+                    let way = case.ways[index];
+                    bar.set_message(format!("round {}: {}", round + 1, way.name));
+                    let mut points = Points::new();
+                    for part in case.parts {
+                        let Some(arguments) = arguments(case, part, way, options) else { continue };
+                        let what = || format!("{} over {}", case.name, way.name);
+                        match self.try_job(case, way, &arguments)? {
+                            Ok(text) => points.extend(osu::parse(&text).with_context(what)?),
+                            Err(why) => bail!("{} failed:\n{why}", what()),
+                        }
+                    }
+                    rounds[index].push(points);
+                }
+            }
+            Ok(())
+        })?;
+        Ok(Measured {
+            case: case.name.clone(),
+            unit: case.unit.to_owned(),
+            less_is_better: case.less_is_better(),
+            ways: case.ways.iter().map(|way| way.name.to_owned()).zip(rounds).collect(),
+        })
+    }
 }
 
-fn goals(all: &[Measured]) -> String {
-    let mut text = String::new();
-    for &(program, size, bound) in GOALS {
-        let Some(measured) = all.iter().find(|m| m.program == program) else { continue };
-        let Some(ratio) = measured.ratio(1, size) else { continue };
-        let (relation, met) = if measured.is_latency() {
-            ("at most", ratio.median <= bound)
-        } else {
-            ("at least", ratio.median >= bound)
-        };
-        text += &format!(
-            "Goal: {program} at {} {relation} {bound} of vader with two copies: {:.2}, {}\n",
-            table::size(size),
-            ratio.median,
-            if met { "met" } else { "MISSED" }
-        );
+/// A case that only shows whether a program runs over a way.
+fn probe(program: &'static str, way: Way) -> Case {
+    Case { name: format!("{program} probe"), program, ours: &[], parts: &[], ways: vec![way], unit: "" }
+}
+
+fn short(program: &str) -> Vec<String> {
+    let words: &[&str] = if program == "osu_barrier" { &[] } else { &["-m", "8:8"] };
+    [&["-i", "10", "-x", "1"], words].concat().into_iter().map(str::to_owned).collect()
+}
+
+/// What a program is told for a part; nothing if there is nothing to measure.
+fn arguments(case: &Case, part: &Part, way: Way, options: &Options) -> Option<Vec<String>> {
+    if part.least > options.max_size {
+        return None;
     }
-    text
+    let share = if options.quick { 4 } else { 1 } * if way == way::TCP { 5 } else { 1 };
+    let iterations = (part.iterations / share).max(2);
+    let mut arguments = vec!["-i".into(), iterations.to_string(), "-x".into(), part.warmup.to_string()];
+    if case.program != "osu_barrier" {
+        arguments.extend(["-m".into(), format!("{}:{}", part.least, part.most.min(options.max_size))]);
+    }
+    Some(arguments)
+}
+
+fn report(measured: &Measured) -> String {
+    let names: Vec<&str> = measured.ways.iter().map(|(name, _)| name.as_str()).collect();
+    let mut table = Table::default();
+    let mut heading = vec!["size".to_owned()];
+    heading.extend(names.iter().map(|&name| name.to_owned()));
+    heading.extend(names[1..].iter().map(|name| format!("vmshm / {name}")));
+    heading.push("vmshm / best".into());
+    table.row(heading);
+    for size in measured.sizes() {
+        let mut cells = vec![if measured.case == "osu_barrier" { "-".into() } else { table::size(size) }];
+        cells.extend((0..names.len()).map(|way| table::figure(measured.median(way, size))));
+        cells.extend((1..names.len()).map(|way| match measured.ratio(way, size) {
+            Some(ratio) => format!("{:.2}", ratio.spread.median),
+            None => "-".into(),
+        }));
+        cells.push(match measured.ratio_to_best(size, |_| true) {
+            Some(ratio) => {
+                let spread = ratio.spread;
+                format!("{:.2} ({:.2}..{:.2}) {}", spread.median, spread.min, spread.max, ratio.peer)
+            }
+            None => "-".into(),
+        });
+        table.row(cells);
+    }
+    let better = if measured.less_is_better { "less" } else { "more" };
+    let rounds = measured.ways.iter().map(|way| way.1.len()).max().unwrap_or(0);
+    format!(
+        "{}, {}: medians of {rounds} rounds and of their ratios, beside the best with smallest..largest ({better} is better)\n{}",
+        measured.case,
+        measured.unit,
+        table.render()
+    )
 }
 
 fn processor() -> String {
@@ -203,34 +324,61 @@ fn processor() -> String {
     name.map_or_else(|| "an unknown processor".into(), |(_, name)| name.trim().to_owned())
 }
 
-fn draw(all: &[Measured], out: &Path) -> Result<Vec<std::path::PathBuf>> {
-    let series: Vec<Vec<Series>> = all
+/// Draws what has several sizes, two cases beside one another, so that each stays readable.
+fn draw(all: &[Measured], out: &Path) -> Result<Vec<PathBuf>> {
+    let drawn: Vec<&Measured> = all.iter().filter(|measured| measured.sizes().len() > 1).collect();
+    let series: Vec<Vec<Series>> = drawn
         .iter()
         .map(|measured| {
-            (0..LAYERS.len())
-                .map(|layer| Series {
-                    name: LAYERS[layer].name().to_owned(),
-                    emulated: false,
-                    points: measured
-                        .sizes()
-                        .into_iter()
-                        .filter_map(|size| Some((size, measured.median(layer, size)?)))
-                        .collect(),
-                })
+            let points = |way| {
+                let sizes = measured.sizes();
+                sizes.into_iter().filter_map(|size| Some((size, measured.median(way, size)?))).collect()
+            };
+            let ways = measured.ways.iter().enumerate();
+            ways.map(|(way, (name, _))| Series { name: name.clone(), emulated: false, points: points(way) })
                 .collect()
         })
         .collect();
     let mut paths = Vec::new();
-    // Two beside one another, so that each stays readable.
-    for (number, pair) in all.iter().zip(&series).collect::<Vec<_>>().chunks(2).enumerate() {
-        let units: Vec<String> = pair.iter().map(|(m, _)| format!("{}, median", m.unit())).collect();
+    for (number, pair) in drawn.iter().zip(&series).collect::<Vec<_>>().chunks(2).enumerate() {
+        let units: Vec<String> = pair.iter().map(|(m, _)| format!("{}, median", m.unit)).collect();
         let panels: Vec<Panel<'_>> = pair
             .iter()
             .zip(&units)
-            .map(|((measured, series), unit)| Panel { title: &measured.program, unit, series })
+            .map(|((measured, series), unit)| Panel { title: &measured.case, unit, series })
             .collect();
         let stem = out.join(format!("bench-{}", number + 1));
-        paths.extend(plot::draw(&stem, "vmshm and Open MPI's layers, processes on one host", &panels)?);
+        paths.extend(plot::draw(
+            &stem,
+            "vmshm beside Open MPI's layers and UCX, processes on one host",
+            &panels,
+        )?);
     }
     Ok(paths)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::way::VMSHM;
+    use super::*;
+
+    #[test]
+    fn every_program_has_a_case_and_is_built() {
+        let cases = case::all(Some(VMSHM));
+        for program in PROGRAMS.iter().filter(|name| **name != RAW) {
+            assert!(cases.iter().any(|case| case.program == *program), "{program}");
+            assert!(crate::build_tree::MPI_PROGRAMS.contains(program), "{program}");
+        }
+        assert!(cases.iter().all(|case| PROGRAMS.contains(&case.program) && case.ways[0].is_ours()));
+    }
+
+    #[test]
+    fn sizes_end_where_they_are_told_to() {
+        let options =
+            Options { rounds: None, programs: Vec::new(), max_size: 8192, quick: true, keep: false };
+        let case = &case::all(None)[0];
+        let small = arguments(case, &case.parts[0], VMSHM, &options).unwrap();
+        assert_eq!(small[4..], ["-m", "0:8192"]);
+        assert!(arguments(case, &case.parts[1], VMSHM, &options).is_none());
+    }
 }

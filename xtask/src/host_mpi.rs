@@ -20,26 +20,40 @@ pub enum Layer {
     VaderTwoCopies,
     /// Open MPI's shared memory, the receiver reading the sender's memory (cross memory attach).
     VaderCma,
+    /// UCX's shared memory with a copy in and a copy out, instead of Open MPI's own message layer.
+    UcxPosix,
+    /// UCX's shared memory, the receiver reading the sender's memory.
+    UcxCma,
     /// TCP over the loopback device, or between guests over their network.
     Tcp,
 }
 
 impl Layer {
     /// A short name for tables and plots.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Layer::Vmshm => "vmshm",
             Layer::VmshmAndVader => "vmshm and vader",
             Layer::VaderTwoCopies => "vader 2-copy",
             Layer::VaderCma => "vader CMA",
+            Layer::UcxPosix => "ucx posix",
+            Layer::UcxCma => "ucx posix+cma",
             Layer::Tcp => "tcp",
         }
     }
 
     /// What mpirun needs to use this layer and no other.
     pub fn mpirun_args(self) -> Vec<&'static str> {
+        if let Layer::UcxPosix | Layer::UcxCma = self {
+            // Open MPI only takes UCX by itself where it finds a network card that it likes.
+            let mut args = vec!["--mca", "pml", "ucx", "--mca", "pml_ucx_tls", "any"];
+            args.extend(["--mca", "pml_ucx_devices", "any", "-x"]);
+            args.push(if self == Layer::UcxCma { "UCX_TLS=posix,cma,self" } else { "UCX_TLS=posix,self" });
+            return args;
+        }
         let mut args = vec!["--mca", "pml", "ob1", "--mca", "btl"];
         match self {
+            Layer::UcxPosix | Layer::UcxCma => {}
             Layer::Vmshm => args.push("vmshm,self"),
             Layer::VmshmAndVader => args.push("vmshm,vader,self"),
             Layer::Tcp => args.push("tcp,self"),

@@ -20,6 +20,36 @@ const REGION: &str = "1G";
 const HEAP_REGION: &str = "256M";
 const LIMIT: Duration = Duration::from_secs(600);
 
+/// Every size in short: inline, eager, rendezvous.
+const SIZES: &[&str] = &["-i", "3", "-x", "1"];
+const VARIED: &[&str] = &["-i", "3", "-x", "1", "--vary"];
+const ALLOCATED: &[&str] = &["-i", "3", "-x", "1", "--vary", "--alloc-mem"];
+
+/// The benchmarks, so briefly that only what arrives matters.
+const BENCHES: &[(&str, &[&str])] = &[
+    ("osu_latency", SIZES),
+    ("osu_latency", VARIED),
+    ("osu_latency", ALLOCATED),
+    ("osu_bw", VARIED),
+    ("osu_bw", ALLOCATED),
+    ("osu_bibw", VARIED),
+    ("osu_mbw_mr", VARIED),
+    ("osu_multi_lat", VARIED),
+    ("osu_barrier", SIZES),
+    ("osu_bcast", VARIED),
+    ("osu_reduce", VARIED),
+    ("osu_allreduce", VARIED),
+    ("osu_gather", VARIED),
+    ("osu_allgather", VARIED),
+    ("osu_scatter", VARIED),
+    ("osu_alltoall", VARIED),
+    ("osu_put_latency", VARIED),
+    ("osu_get_latency", VARIED),
+    ("osu_acc_latency", VARIED),
+    ("osu_acc_latency", &["-i", "3", "-x", "1", "--words"]),
+    ("message_steps", &["--messages", "5"]),
+];
+
 /// A place for MPI jobs with a region of its own, which goes away with it.
 #[derive(Debug)]
 struct Bench {
@@ -105,6 +135,23 @@ pub fn steps(
         done.expect_success("vmshm-mpi-spawn")?;
         Ok(Count::one())
     })?;
+    tally.step("host-benches", |logs| {
+        let bench = Bench::new(stage()?)?;
+        let mut count = Count::default();
+        for (program, arguments) in BENCHES {
+            let mut command = bench.mpi.mpirun(2, Layer::Vmshm);
+            command.arg(stage()?.join("bin").join(program)).args(*arguments);
+            let done = bench.mpi.run(command, program, &logs.join(format!("{program}.log")), LIMIT)?;
+            // They look at what arrives, and fail where it is wrong.
+            done.expect_success(&format!("{program} {}", arguments.join(" ")))?;
+            count.passed += 1;
+        }
+        let command = mortal(stage()?.join("bin/vmshm_raw"));
+        let raw = ["--rounds", "1", "--turns", "200", "--silent", "3", "--endpoints", "8"];
+        let text = run_if_two_cores(command, &raw, &logs.join("vmshm_raw.log"))?;
+        count.add(&text);
+        Ok(count)
+    })?;
     tally.step("host-netpipe", |logs| {
         let bench = Bench::new(stage()?)?;
         let mut command = bench.mpi.mpirun(2, Layer::Vmshm);
@@ -145,6 +192,16 @@ pub fn steps(
         })?;
     }
     Ok(())
+}
+
+/// The raw benchmark pins two threads to two cores.
+fn run_if_two_cores(mut command: std::process::Command, arguments: &[&str], log: &Path) -> Result<Count> {
+    if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
+        return Ok(Count::skip("vmshm_raw needs two cores"));
+    }
+    command.args(arguments);
+    process::run(command, "vmshm_raw", log, LIMIT)?;
+    Ok(Count::one())
 }
 
 /// Counts what the checker reported, which must agree with how it ended.

@@ -8,9 +8,10 @@ use anyhow::{Context, Result, bail};
 /// One figure for each message size in bytes.
 pub type Points = Vec<(u64, f64)>;
 
-/// Reads a table of OSU's: lines of a size and a figure, among comments and other text.
+/// Reads a table of OSU's: lines of a size and a figure, among comments and other text. The one figure of an operation
+/// without data counts as that of size 0.
 pub fn parse(text: &str) -> Result<Points> {
-    let points: Points = text
+    let mut points: Points = text
         .lines()
         .filter_map(|line| {
             let mut words = line.split_whitespace();
@@ -20,6 +21,10 @@ pub fn parse(text: &str) -> Result<Points> {
         })
         .filter(|(_, figure): &(u64, f64)| figure.is_finite() && *figure > 0.0)
         .collect();
+    if points.is_empty() {
+        let mut lines = text.lines().skip_while(|line| line.trim() != "# Avg Latency(us)");
+        points.extend(lines.nth(1).and_then(|line| line.trim().parse().ok()).map(|figure| (0, figure)));
+    }
     if points.is_empty() {
         bail!("no table of sizes and figures in this output:\n{}", crate::process::last_lines(text, 10));
     }
@@ -69,6 +74,13 @@ mod tests {
     fn a_table_is_read_among_other_text() -> Result<()> {
         let text = "[vm0] note\n# OSU MPI Latency Test\n# Size  Latency (us)\n0   1.5\n8 2.25\n1024\t3\n";
         assert_eq!(parse(text)?, vec![(0, 1.5), (8, 2.25), (1024, 3.0)]);
+        Ok(())
+    }
+
+    #[test]
+    fn an_operation_without_data_has_one_figure() -> Result<()> {
+        let text = "# OSU MPI Barrier Latency Test v7\n# Avg Latency(us)\n             1.25\n";
+        assert_eq!(parse(text)?, vec![(0, 1.25)]);
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! Tables in plain text: columns as wide as their longest cell, figures to the right.
+//! Tables in plain text: columns as wide as their longest cell.
 
 /// A table that grows line by line.
 #[derive(Debug, Default)]
@@ -12,8 +12,17 @@ impl Table {
         self.rows.push(cells.into_iter().map(Into::into).collect());
     }
 
-    /// The text of the table, one line each row; the first row is set off as heading.
+    /// The text of a table of figures, which stand to the right, one line each row; the first row is set off as heading.
     pub fn render(&self) -> String {
+        self.lay_out(|cell, width| format!("{cell:>width$}"))
+    }
+
+    /// The same for a table of words, which stand to the left.
+    pub fn render_left(&self) -> String {
+        self.lay_out(|cell, width| format!("{cell:<width$}"))
+    }
+
+    fn lay_out(&self, pad: impl Fn(&str, usize) -> String) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |column: usize| {
             self.rows
@@ -26,8 +35,7 @@ impl Table {
         let widths: Vec<usize> = (0..columns).map(width).collect();
         let mut text = String::new();
         for (number, row) in self.rows.iter().enumerate() {
-            let line: Vec<String> =
-                row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:>width$}")).collect();
+            let line: Vec<String> = row.iter().zip(&widths).map(|(cell, &width)| pad(cell, width)).collect();
             text += line.join("  ").trim_end();
             text.push('\n');
             if number == 0 {
@@ -69,6 +77,7 @@ mod tests {
         table.row(["size", "x"]);
         table.row(["8 B", "12.5"]);
         assert_eq!(table.render(), "size     x\n----------\n 8 B  12.5\n");
+        assert_eq!(table.render_left(), "size  x\n----------\n8 B   12.5\n");
     }
 
     #[test]

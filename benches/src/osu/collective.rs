@@ -219,7 +219,7 @@ pub fn run(what: Collective) -> ExitCode {
     if what == Collective::Barrier {
         let nothing = Buffer::new(1, options.origin());
         let bench = Bench { mpi: &mpi, what, size: 0, out: &nothing, landing: &nothing };
-        let plan = Plan { size: 0, ..plans[0] };
+        let plan = options.plan(measure, 0);
         mpi.barrier();
         let seconds = bench.measure(&plan, false);
         Report::single(mpi.rank(), what.title(), mean(seconds));

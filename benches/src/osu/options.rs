@@ -120,7 +120,8 @@ impl Options {
         plans
     }
 
-    fn plan(&self, measure: Measure, size: usize) -> Plan {
+    /// How to measure one size.
+    pub fn plan(&self, measure: Measure, size: usize) -> Plan {
         let (iterations, warmup) = match (measure, size > LARGE) {
             (Measure::Latency | Measure::OneSided, false) => (10_000, 100),
             (Measure::Latency | Measure::OneSided, true) => (1000, 10),

@@ -26,7 +26,7 @@ impl Report {
         let report = Report { loud: rank == 0 };
         report.line(&format!("# OSU {title} v{} (vmshm's own implementation)", env!("CARGO_PKG_VERSION")));
         report.line("# Avg Latency(us)");
-        report.line(&format!("{mean:>17.2}"));
+        report.line(&format!("{:>17}", figure(mean)));
     }
 
     /// Prints one row.
@@ -46,8 +46,13 @@ impl Report {
 const WIDTH: usize = 20;
 
 fn row(size: usize, values: &[f64]) -> String {
-    let values: String = values.iter().map(|value| format!("{value:>WIDTH$.2}")).collect();
+    let values: String = values.iter().map(|value| format!("{:>WIDTH$}", figure(*value))).collect();
     format!("{size:<10}{values}")
+}
+
+/// Two decimals, as OSU; three for small figures, whose ratios would else be steps of several per cent.
+fn figure(value: f64) -> String {
+    if value < 10.0 { format!("{value:.3}") } else { format!("{value:.2}") }
 }
 
 #[cfg(test)]
@@ -56,7 +61,7 @@ mod tests {
 
     #[test]
     fn rows_have_the_columns_of_osu() {
-        assert_eq!(row(8, &[0.3]), "8                         0.30");
-        assert_eq!(row(4096, &[1234.567, 1.0]), "4096                   1234.57                1.00");
+        assert_eq!(row(8, &[0.3]), "8                        0.300");
+        assert_eq!(row(4096, &[1234.567, 1.0]), "4096                   1234.57               1.000");
     }
 }

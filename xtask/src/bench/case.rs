@@ -1,0 +1,114 @@
+//! What is measured: programs with their options, sizes and ways.
+
+use super::way::{CMA, OSC_PEERS, TCP, TWO_COPIES, UCX, UCX_CMA, VMSHM, Way};
+
+/// How often, for the sizes from the first to the last.
+#[derive(Debug, Clone, Copy)]
+pub struct Part {
+    /// Smallest message, bytes.
+    pub least: u64,
+    /// Largest message, bytes.
+    pub most: u64,
+    /// Iterations that are timed.
+    pub iterations: u32,
+    /// Iterations before that.
+    pub warmup: u32,
+}
+
+/// One program with its options, over several ways.
+#[derive(Debug, Clone)]
+pub struct Case {
+    /// Its name in tables and files.
+    pub name: String,
+    /// The program.
+    pub program: &'static str,
+    /// Options of ours that OSU's programs do not have.
+    pub ours: &'static [&'static str],
+    /// Its sizes; none for a program without.
+    pub parts: &'static [Part],
+    /// The columns; the first is ours.
+    pub ways: Vec<Way>,
+    /// What the figures are.
+    pub unit: &'static str,
+}
+
+/// Programs that are measured only when they are asked for.
+pub const EXTRA: &[&str] = &["osu_bibw", "osu_multi_lat", "osu_gather", "osu_scatter", "osu_alltoall"];
+
+const POINT_TO_POINT: [Way; 6] = [VMSHM, TWO_COPIES, CMA, UCX, UCX_CMA, TCP];
+const COPYING: [Way; 3] = [VMSHM, TWO_COPIES, CMA];
+const ALLOCATED: [Way; 3] = [VMSHM, CMA, UCX_CMA];
+
+const VARY: &[&str] = &["--vary"];
+const ALLOC: &[&str] = &["--alloc-mem"];
+const ALLOC_VARY: &[&str] = &["--alloc-mem", "--vary"];
+const WORDS: &[&str] = &["--words"];
+
+const fn part(least: u64, most: u64, iterations: u32, warmup: u32) -> Part {
+    Part { least, most, iterations, warmup }
+}
+
+const LATENCY: &[Part] = &[part(0, 8192, 5000, 200), part(16_384, 4 << 20, 150, 10)];
+const LATENCY_LARGE: &[Part] = &[part(16_384, 4 << 20, 150, 10)];
+const BANDWIDTH: &[Part] = &[part(1, 8192, 500, 20), part(16_384, 4 << 20, 10, 2)];
+const BANDWIDTH_LARGE: &[Part] = &[part(16_384, 4 << 20, 10, 2)];
+const RATE: &[Part] = &[part(1, 64, 1000, 50)];
+const COLLECTIVE: &[Part] = &[part(4, 4096, 3000, 200), part(65_536, 1 << 20, 100, 10)];
+const ONCE: &[Part] = &[part(0, 0, 10_000, 500)];
+const ONE_SIDED: &[Part] = &[part(8, 4096, 5000, 200)];
+
+/// All cases, of which `osc` is ours for one-sided operations.
+pub fn all(osc: Option<Way>) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut add = |program, ours: &'static [&str], parts, ways: &[Way], unit| {
+        let name = [&[program], ours].concat().join(" ");
+        cases.push(Case { name, program, ours, parts, ways: ways.to_vec(), unit });
+    };
+    add("osu_latency", &[], LATENCY, &POINT_TO_POINT, MICROSECONDS);
+    add("osu_latency", VARY, LATENCY, &COPYING, MICROSECONDS);
+    add("osu_latency", ALLOC, LATENCY_LARGE, &ALLOCATED, MICROSECONDS);
+    add("osu_latency", ALLOC_VARY, LATENCY_LARGE, &ALLOCATED, MICROSECONDS);
+    add("osu_bw", &[], BANDWIDTH, &POINT_TO_POINT, MEGABYTES);
+    add("osu_bw", VARY, BANDWIDTH, &COPYING, MEGABYTES);
+    add("osu_bw", ALLOC, BANDWIDTH_LARGE, &ALLOCATED, MEGABYTES);
+    add("osu_bw", ALLOC_VARY, BANDWIDTH_LARGE, &ALLOCATED, MEGABYTES);
+    add("osu_mbw_mr", &[], RATE, &POINT_TO_POINT, MEGABYTES);
+    add("osu_mbw_mr", VARY, RATE, &COPYING, MEGABYTES);
+    add("osu_bibw", &[], BANDWIDTH, &POINT_TO_POINT, MEGABYTES);
+    add("osu_multi_lat", &[], LATENCY, &POINT_TO_POINT, MICROSECONDS);
+    add("osu_barrier", &[], ONCE, &COPYING, MICROSECONDS);
+    for program in COLLECTIVES.iter().chain(&["osu_gather", "osu_scatter", "osu_alltoall"]) {
+        add(program, &[], COLLECTIVE, &COPYING, MICROSECONDS);
+        add(program, VARY, COLLECTIVE, &COPYING, MICROSECONDS);
+    }
+    if let Some(osc) = osc {
+        let ways = [&[osc], &OSC_PEERS[..]].concat();
+        for program in ONE_SIDED_PROGRAMS {
+            add(program, &[], ONE_SIDED, &ways, MICROSECONDS);
+        }
+        add("osu_acc_latency", WORDS, ONE_SIDED, &ways, MICROSECONDS);
+    }
+    cases
+}
+
+/// Collective operations with data that have a target.
+pub const COLLECTIVES: &[&str] = &["osu_bcast", "osu_reduce", "osu_allreduce", "osu_allgather"];
+
+/// Operations on another process's memory.
+pub const ONE_SIDED_PROGRAMS: &[&str] = &["osu_put_latency", "osu_get_latency", "osu_acc_latency"];
+
+const MICROSECONDS: &str = "µs";
+const MEGABYTES: &str = "MB/s";
+
+impl Case {
+    /// Whether smaller figures are better.
+    pub fn less_is_better(&self) -> bool {
+        self.unit == MICROSECONDS
+    }
+
+    /// How many processes it has where there are so many cores.
+    pub fn ranks(&self, cores: usize) -> usize {
+        // As many pairs as there are cores for; more would measure the scheduler.
+        if matches!(self.program, "osu_multi_lat" | "osu_mbw_mr") { cores.min(16) / 2 * 2 } else { 2 }
+    }
+}

@@ -1,0 +1,116 @@
+//! The rounds of one case, and the ratios that follow from them.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use crate::osu::{self, Points};
+use crate::statistics::{Spread, spread};
+
+/// All rounds of one case.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Measured {
+    /// The case's name.
+    pub case: String,
+    /// What the figures are.
+    pub unit: String,
+    /// Whether smaller figures are better.
+    pub less_is_better: bool,
+    /// For each way, for each round, size and figure; the first way is ours.
+    pub ways: Vec<(String, Vec<Points>)>,
+}
+
+/// Ours divided by a peer's.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ratio {
+    /// Round by round.
+    pub spread: Spread,
+    /// The peer.
+    pub peer: String,
+    /// Bytes of a message.
+    pub size: u64,
+}
+
+impl Measured {
+    /// All sizes that some way was measured with.
+    pub fn sizes(&self) -> BTreeSet<u64> {
+        self.ways.iter().flat_map(|way| way.1.iter().flatten()).map(|point| point.0).collect()
+    }
+
+    fn figures(&self, way: usize, size: u64) -> Vec<f64> {
+        self.ways[way].1.iter().filter_map(|points| osu::at(points, size)).collect()
+    }
+
+    /// The median of a way's rounds.
+    pub fn median(&self, way: usize, size: u64) -> Option<f64> {
+        spread(&self.figures(way, size)).map(|spread| spread.median)
+    }
+
+    /// Our figure divided by that of way `peer`, round by round.
+    pub fn ratio(&self, peer: usize, size: u64) -> Option<Ratio> {
+        let rounds = self.ways[0].1.iter().zip(&self.ways[peer].1);
+        let ratios: Vec<f64> =
+            rounds.filter_map(|(ours, theirs)| Some(osu::at(ours, size)? / osu::at(theirs, size)?)).collect();
+        Some(Ratio { spread: spread(&ratios)?, peer: self.ways[peer].0.clone(), size })
+    }
+
+    /// The ratio to the best of the peers whose names `is_named` likes.
+    pub fn ratio_to_best(&self, size: u64, is_named: impl Fn(&str) -> bool) -> Option<Ratio> {
+        let named = (1..self.ways.len()).filter(|way| is_named(&self.ways[*way].0));
+        let with_median = named.filter_map(|way| Some((way, self.median(way, size)?)));
+        let (best, _) = with_median.min_by(|one, other| match self.less_is_better {
+            true => one.1.total_cmp(&other.1),
+            false => other.1.total_cmp(&one.1),
+        })?;
+        self.ratio(best, size)
+    }
+
+    /// The ratio to the best of the named peers at that size of a range where we stand worst.
+    pub fn worst(
+        &self,
+        range: std::ops::RangeInclusive<u64>,
+        is_named: impl Fn(&str) -> bool,
+    ) -> Option<Ratio> {
+        let sizes = self.sizes().into_iter().filter(|size| range.contains(size));
+        let ratios = sizes.filter_map(|size| self.ratio_to_best(size, &is_named));
+        ratios.max_by(|one, other| match self.less_is_better {
+            true => one.spread.median.total_cmp(&other.spread.median),
+            false => other.spread.median.total_cmp(&one.spread.median),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured(less_is_better: bool) -> Measured {
+        let way = |name: &str, figures: [f64; 2]| {
+            let rounds = figures.map(|figure| vec![(8, figure), (64, 2.0 * figure)]);
+            (name.to_owned(), rounds.to_vec())
+        };
+        let ways = vec![way("vmshm", [1.0, 1.0]), way("one", [2.0, 2.0]), way("two", [4.0, 5.0])];
+        Measured { case: "x".into(), unit: "y".into(), less_is_better, ways }
+    }
+
+    #[test]
+    fn the_best_peer_is_the_fastest() {
+        let less = measured(true).ratio_to_best(8, |_| true).unwrap();
+        assert_eq!((less.peer.as_str(), less.spread.median), ("one", 0.5));
+        let more = measured(false).ratio_to_best(8, |_| true).unwrap();
+        assert_eq!((more.peer.as_str(), more.spread.max), ("two", 0.25));
+        let named = measured(true).ratio_to_best(8, |name| name == "two").unwrap();
+        assert_eq!(named.peer, "two");
+        assert!(measured(true).ratio_to_best(8, |_| false).is_none());
+    }
+
+    #[test]
+    fn the_worst_size_decides() {
+        let mut measured = measured(true);
+        measured.ways[0].1[0][1].1 = 8.0;
+        measured.ways[0].1[1][1].1 = 8.0;
+        let worst = measured.worst(0..=64, |name| name == "one").unwrap();
+        assert_eq!((worst.size, worst.spread.median), (64, 2.0));
+        assert!(measured.worst(100..=200, |_| true).is_none());
+    }
+}

@@ -1,0 +1,261 @@
+//! What vmshm must reach beside its peers, and whether it does.
+
+use std::ops::RangeInclusive;
+
+use super::case::COLLECTIVES;
+use super::measured::{Measured, Ratio};
+use super::raw::Raw;
+use crate::statistics::Spread;
+use crate::table::{self, Table};
+
+/// Which peers a target speaks of.
+#[derive(Debug, Clone, Copy)]
+enum Peers {
+    /// Open MPI's shared memory, with two copies or with CMA.
+    Vader,
+    TwoCopies,
+    Cma,
+    /// One-sided operations over Open MPI's shared memory by the same component as ours.
+    SameOsc,
+    /// One-sided operations as Open MPI does them within a host.
+    OscSm,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Bound {
+    AtMost(f64),
+    Below(f64),
+    AtLeast(f64),
+    Above(f64),
+}
+
+#[derive(Debug)]
+struct Target {
+    what: String,
+    program: &'static str,
+    /// Options that it is measured with besides `--vary`.
+    ours: &'static str,
+    sizes: RangeInclusive<u64>,
+    peers: Peers,
+    bound: Bound,
+}
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+impl Bound {
+    fn is_met(self, ratio: f64) -> bool {
+        match self {
+            Bound::AtMost(bound) => ratio <= bound,
+            Bound::Below(bound) => ratio < bound,
+            Bound::AtLeast(bound) => ratio >= bound,
+            Bound::Above(bound) => ratio > bound,
+        }
+    }
+
+    fn text(self) -> String {
+        match self {
+            Bound::AtMost(bound) => format!("≤ {bound}"),
+            Bound::Below(bound) => format!("< {bound}"),
+            Bound::AtLeast(bound) => format!("≥ {bound}"),
+            Bound::Above(bound) => format!("> {bound}"),
+        }
+    }
+}
+
+impl Peers {
+    fn text(self) -> &'static str {
+        match self {
+            Peers::Vader => "vader",
+            Peers::TwoCopies => "vader 2-copy",
+            Peers::Cma => "vader CMA",
+            Peers::SameOsc => "vader, same osc",
+            Peers::OscSm => "osc/sm",
+        }
+    }
+
+    fn has(self, name: &str, ours: &str) -> bool {
+        let osc = ours.split(' ').next_back().unwrap_or_default();
+        match self {
+            Peers::Vader => name.starts_with("vader"),
+            Peers::TwoCopies => name == "vader 2-copy",
+            Peers::Cma => name == "vader CMA",
+            Peers::SameOsc => name.starts_with("vader") && name.ends_with(osc),
+            Peers::OscSm => name == "osc/sm",
+        }
+    }
+}
+
+fn targets() -> Vec<Target> {
+    let target = |what: &str, program, ours, sizes, peers, bound| Target {
+        what: what.to_owned(),
+        program,
+        ours,
+        sizes,
+        peers,
+        bound,
+    };
+    let (latency, bandwidth) = ("osu_latency", "osu_bw");
+    let large = 64 * KIB..=4 * MIB;
+    let allocated = 16 * KIB..=4 * MIB;
+    let mut all = vec![
+        target("latency, 0-64 B", latency, "", 0..=64, Peers::Vader, Bound::AtMost(0.75)),
+        target("latency, 1-4 KiB", latency, "", KIB..=4 * KIB, Peers::Vader, Bound::AtMost(0.75)),
+        target("latency, 64 KiB-4 MiB", latency, "", large.clone(), Peers::TwoCopies, Bound::AtMost(0.8)),
+        target(
+            "bandwidth, 64 KiB-4 MiB",
+            bandwidth,
+            "",
+            large.clone(),
+            Peers::TwoCopies,
+            Bound::AtLeast(1.3),
+        ),
+        target("bandwidth, 64 KiB-4 MiB", bandwidth, "", large, Peers::Cma, Bound::AtLeast(0.9)),
+        target(
+            "latency, MPI_Alloc_mem",
+            latency,
+            "--alloc-mem",
+            allocated.clone(),
+            Peers::Cma,
+            Bound::Below(1.0),
+        ),
+        target(
+            "bandwidth, MPI_Alloc_mem",
+            bandwidth,
+            "--alloc-mem",
+            allocated,
+            Peers::Cma,
+            Bound::Above(1.0),
+        ),
+        target("message rate, osu_mbw_mr 8 B", "osu_mbw_mr", "", 8..=8, Peers::Vader, Bound::AtLeast(1.5)),
+        target("message rate, osu_bw 8 B", bandwidth, "", 8..=8, Peers::Vader, Bound::AtLeast(1.5)),
+        target("barrier", "osu_barrier", "", 0..=0, Peers::Vader, Bound::AtMost(0.5)),
+    ];
+    for program in COLLECTIVES {
+        let name = program.trim_start_matches("osu_");
+        let (small, large) = (format!("{name}, to 4 KiB"), format!("{name}, 64 KiB-1 MiB"));
+        all.push(target(&small, program, "", 0..=4 * KIB, Peers::Vader, Bound::AtMost(0.5)));
+        all.push(target(&large, program, "", 64 * KIB..=MIB, Peers::Vader, Bound::AtMost(0.7)));
+    }
+    for (what, program, ours) in [
+        ("MPI_Put", "osu_put_latency", ""),
+        ("MPI_Get", "osu_get_latency", ""),
+        ("MPI_Accumulate", "osu_acc_latency", ""),
+        ("MPI_Accumulate, a word", "osu_acc_latency", "--words"),
+    ] {
+        for peers in [Peers::SameOsc, Peers::OscSm] {
+            all.push(target(&format!("{what}, 8 B"), program, ours, 8..=8, peers, Bound::AtMost(1.0)));
+        }
+    }
+    all
+}
+
+fn cell(ratio: &Ratio, bound: Bound, ranged: bool) -> [String; 2] {
+    let Ratio { spread, peer, size } = ratio;
+    let place = if ranged { format!(", {}", table::size(*size)) } else { String::new() };
+    let text = format!("{} {peer}{place}", spread_text(spread));
+    [text, if bound.is_met(spread.median) { "met".into() } else { "MISSED".into() }]
+}
+
+fn spread_text(spread: &Spread) -> String {
+    let Spread { min, median, max } = spread;
+    format!("{median:.2} ({min:.2}..{max:.2})")
+}
+
+/// The table of all targets that were measured.
+pub fn summary(all: &[Measured], raw: Option<&Raw>) -> String {
+    let mut table = Table::default();
+    table.row([
+        "what",
+        "target",
+        "of",
+        "unchanged buffers: ratio, best peer, worst size",
+        "",
+        "varied data: ratio, best peer, worst size",
+        "",
+    ]);
+    let mut rows = 0;
+    for target in targets() {
+        let found = |vary: bool| {
+            let words = [target.program, target.ours, if vary { "--vary" } else { "" }];
+            let name = words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
+            let measured = all.iter().find(|measured| measured.case == name)?;
+            let ours = &measured.ways[0].0;
+            let ratio = measured.worst(target.sizes.clone(), |peer| target.peers.has(peer, ours))?;
+            Some(cell(&ratio, target.bound, target.sizes.start() != target.sizes.end()))
+        };
+        let (unchanged, varied) = (found(false), found(true));
+        if unchanged.is_none() && varied.is_none() {
+            continue;
+        }
+        let none = || ["-".to_owned(), String::new()];
+        let mut cells = vec![target.what, target.bound.text(), target.peers.text().to_owned()];
+        cells.extend(unchanged.unwrap_or_else(none));
+        cells.extend(varied.unwrap_or_else(none));
+        table.row(cells);
+        rows += 1;
+    }
+    if let Some(raw) = raw {
+        for (what, text, of, figure, met) in raw_rows(raw) {
+            let verdict = if met { "met" } else { "MISSED" };
+            table.row([what, text, of, figure, verdict.into(), "-".into(), String::new()]);
+            rows += 1;
+        }
+    }
+    if rows == 0 {
+        return String::new();
+    }
+    format!(
+        "\nTargets: vmshm divided by the best of the peers named, median of the rounds' ratios (smallest..largest), at the size \
+         where it stands worst\n{}",
+        table.render_left()
+    )
+}
+
+type Row = (String, String, String, String, bool);
+
+fn raw_rows(raw: &Raw) -> Vec<Row> {
+    let ratio = |what: &str, of: &str, ours, theirs, bound: f64| {
+        let spread = raw.ratio(ours, theirs)?;
+        let text = format!("≤ {bound}");
+        Some((what.to_owned(), text, of.to_owned(), spread_text(&spread), spread.median <= bound))
+    };
+    let once = |what: &str, prefix: &str, unit: &str, bound: f64| {
+        let (name, value) = raw.once.iter().find(|(name, _)| name.starts_with(prefix))?;
+        let text = if unit == "B" { format!("≤ {bound} {unit}") } else { format!("< {bound} {unit}") };
+        Some((what.to_owned(), text, name.clone(), format!("{value} {unit}"), *value <= bound))
+    };
+    [
+        ratio("raw transport, 8 B one way", "bare cache line", "transport", "line", 1.25),
+        ratio("63 silent peers of one VM, 8 B", "none silent", "silent-one-vm", "transport", 1.05),
+        ratio("63 silent peers, a VM each, 8 B", "none silent", "silent-vm-each", "transport", 1.05),
+        once("attach of 256 endpoints", "attach-", "s", 1.0),
+        once("memory of a pair, both ways", "pair-bytes", "B", 8192.0),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missed_target_says_so_and_names_the_size() {
+        let way = |name: &str, figure: f64| (name.to_owned(), vec![vec![(8, 1.0), (16, figure)]]);
+        let ways = vec![way("vmshm", 0.9), way("vader 2-copy", 1.0), way("vader CMA", 3.0), way("tcp", 0.1)];
+        let one = Measured { case: "osu_latency".into(), unit: "µs".into(), less_is_better: true, ways };
+        let text = summary(&[one], None);
+        assert!(text.contains(" 1.00 (1.00..1.00) vader 2-copy, 8 B  "), "{text}");
+        assert!(text.contains("MISSED") && !text.contains("met"), "{text}");
+        assert_eq!(summary(&[], None), "");
+    }
+
+    #[test]
+    fn one_sided_peers_have_the_same_component() {
+        assert!(Peers::SameOsc.has("vader CMA osc/rdma", "vmshm osc/rdma"));
+        assert!(!Peers::SameOsc.has("vader CMA osc/pt2pt", "vmshm osc/rdma"));
+        assert!(!Peers::SameOsc.has("osc/sm", "vmshm osc/rdma"));
+    }
+}

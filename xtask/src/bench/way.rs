@@ -1,0 +1,54 @@
+//! The ways that messages can go, which are compared with one another.
+
+use crate::host_mpi::Layer;
+
+/// A layer with the settings of its column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Way {
+    /// The heading of its column.
+    pub name: &'static str,
+    /// What carries the messages.
+    pub layer: Layer,
+    /// What mpirun is told besides.
+    pub args: &'static [&'static str],
+}
+
+const fn plain(layer: Layer) -> Way {
+    Way { name: layer.name(), layer, args: &[] }
+}
+
+/// Ours.
+pub const VMSHM: Way = plain(Layer::Vmshm);
+/// Open MPI's shared memory with a copy in and a copy out.
+pub const TWO_COPIES: Way = plain(Layer::VaderTwoCopies);
+/// Open MPI's shared memory, the receiver reading the sender's memory.
+pub const CMA: Way = plain(Layer::VaderCma);
+/// UCX with a copy in and a copy out.
+pub const UCX: Way = plain(Layer::UcxPosix);
+/// UCX, the receiver reading the sender's memory.
+pub const UCX_CMA: Way = plain(Layer::UcxCma);
+/// The loopback device.
+pub const TCP: Way = plain(Layer::Tcp);
+
+const RDMA: &[&str] = &["--mca", "osc", "rdma"];
+const PT2PT: &[&str] = &["--mca", "osc", "pt2pt"];
+
+/// One-sided operations over ours: between virtual machines, the first of these that runs is what Open MPI takes.
+pub const OSC_OURS: [Way; 2] = [
+    Way { name: "vmshm osc/rdma", layer: Layer::Vmshm, args: RDMA },
+    Way { name: "vmshm osc/pt2pt", layer: Layer::Vmshm, args: PT2PT },
+];
+/// One-sided operations over Open MPI's shared memory, `osc/sm` being what it takes by itself within a host.
+pub const OSC_PEERS: [Way; 4] = [
+    Way { name: "vader CMA osc/rdma", layer: Layer::VaderCma, args: RDMA },
+    Way { name: "vader 2-copy osc/pt2pt", layer: Layer::VaderTwoCopies, args: PT2PT },
+    Way { name: "vader CMA osc/pt2pt", layer: Layer::VaderCma, args: PT2PT },
+    Way { name: "osc/sm", layer: Layer::VaderTwoCopies, args: &["--mca", "osc", "sm"] },
+];
+
+impl Way {
+    /// Whether this is ours.
+    pub fn is_ours(&self) -> bool {
+        self.layer == Layer::Vmshm
+    }
+}
