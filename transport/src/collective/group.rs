@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
+use super::hint::will_write;
 use super::layout::{
     BLOCK, DONE, LAG, MAX_BODY, MAX_HEAD, SLOTS, TAG, body, chunks_len, head, head_payload, stamp, stamped,
 };
@@ -70,6 +71,10 @@ pub(super) enum Readers {
     /// All members.
     All,
 }
+
+/// So many steps before a slot is written again, the caches are told: readers of its last use have finished, and those of
+/// the next one do not look yet.
+const AHEAD: u64 = 2;
 
 /// The members' blocks as one member sees them.
 #[derive(Debug)]
@@ -326,6 +331,10 @@ impl<M: Memory> Group<M> {
         // SAFETY: the caller vouches for it.
         unsafe { self.memory.copy_in(self.place(self.me, step, len), from, len) };
         self.publish(step, len, readers);
+        if len as u64 > MAX_HEAD && len as u64 <= MAX_BODY {
+            // The next payload is likely to be as long.
+            will_write(self.address(self.me, step + AHEAD, len), len);
+        }
         Ok(())
     }
 

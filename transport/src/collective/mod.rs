@@ -21,6 +21,7 @@
 mod barrier;
 mod exchange;
 mod group;
+mod hint;
 mod layout;
 mod reduce;
 mod spread;
