@@ -208,7 +208,7 @@ impl Ground<'_> {
                 Err(text) => why = text,
             }
         }
-        bail!("one-sided operations run over vmshm with neither osc/rdma nor osc/pt2pt:\n{why}")
+        bail!("one-sided operations run over vmshm with none of osc/vmshm, osc/rdma and osc/pt2pt:\n{why}")
     }
 
     /// Takes ways out of a case that do not run on this machine. Ours must.

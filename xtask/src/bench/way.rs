@@ -33,8 +33,10 @@ pub const TCP: Way = plain(Layer::Tcp);
 const RDMA: &[&str] = &["--mca", "osc", "rdma"];
 const PT2PT: &[&str] = &["--mca", "osc", "pt2pt"];
 
-/// One-sided operations over ours: between virtual machines, the first of these that runs is what Open MPI takes.
-pub const OSC_OURS: [Way; 2] = [
+/// One-sided operations over ours: the first of these that runs is what there is between virtual machines.
+pub const OSC_OURS: [Way; 3] = [
+    // Built upon pt2pt, which it must be able to find.
+    Way { name: "vmshm osc/vmshm", layer: Layer::Vmshm, args: &["--mca", "osc", "vmshm,pt2pt"] },
     Way { name: "vmshm osc/rdma", layer: Layer::Vmshm, args: RDMA },
     Way { name: "vmshm osc/pt2pt", layer: Layer::Vmshm, args: PT2PT },
 ];
