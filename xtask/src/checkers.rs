@@ -43,7 +43,7 @@ pub fn steps(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
         let mut command = in_checkout(workspace);
         command
             .args(["test", "--package", "vmshm-transport", "--no-default-features"])
-            .args(["--release", "--test", "loom"])
+            .args(["--release", "--test", "loom", "--test", "loom_collective"])
             .env("RUSTFLAGS", "--cfg loom")
             .env("CARGO_TARGET_DIR", workspace.target.join("loom"));
         cargo_test(command, &logs.join("loom.log"))

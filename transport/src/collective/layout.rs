@@ -3,7 +3,7 @@
 use vmshm_abi::LINE_PAIR;
 
 /// Slots of a block. A power of two; more than [`LAG`] steps can be published before a slot comes round again.
-pub const SLOTS: u64 = 8;
+pub const SLOTS: u64 = if cfg!(loom) { 4 } else { 8 };
 
 /// Who publishes a step has finished with all steps that lie more than this before it.
 pub const LAG: u64 = 2;
