@@ -7,7 +7,7 @@ use std::ptr;
 use std::time::Duration;
 
 use vmshm_transport::attach::{self, Options};
-use vmshm_transport::{Event, Inbox, MAX_INLINE, Memory, Peer};
+use vmshm_transport::{Event, Inbox, MAX_INLINE, Memory, Peer, copy_from_shared};
 
 use crate::descriptor::Descriptor;
 use crate::fabric::{FABRIC, Fabric, Held};
@@ -16,6 +16,7 @@ use crate::idle::Rest;
 use crate::module;
 use crate::ompi::{self, MODULE, mca_base_component_t, mca_btl_base_module_t, mca_btl_vmshm_component};
 use crate::sleep::{self, Sleep};
+use crate::stage::{self, Cut};
 
 /// Longest message that goes through the ring by itself, bytes: all that can. In interleaved runs on a quiet machine 512
 /// bytes took 0.70 µs that way and 0.80 µs in a fragment; around 900 the two are even.
@@ -27,11 +28,16 @@ const BATCH: usize = 32;
 /// A larger fragment than this would not fit the transport's smaller sections more than a few times.
 const MAX_SEND_SIZE: usize = 1 << 20;
 
+/// All chunks of a process together are at most this part of its section.
+const CHUNKS_PART: u64 = 128;
+
 /// What the user can set, beside what all BTLs have. Open MPI writes it while the component registers.
 struct Parameters {
     device: UnsafeCell<*mut c_char>,
     section: UnsafeCell<c_int>,
     max_inline: UnsafeCell<usize>,
+    chunk_size: UnsafeCell<usize>,
+    chunks: UnsafeCell<c_uint>,
     patience: UnsafeCell<c_uint>,
     sleep_after: UnsafeCell<c_uint>,
 }
@@ -43,6 +49,8 @@ static PARAMETERS: Parameters = Parameters {
     device: UnsafeCell::new(ptr::null_mut()),
     section: UnsafeCell::new(-1),
     max_inline: UnsafeCell::new(DEFAULT_INLINE),
+    chunk_size: UnsafeCell::new(0),
+    chunks: UnsafeCell::new(0),
     patience: UnsafeCell::new(30),
     sleep_after: UnsafeCell::new(0),
 };
@@ -91,6 +99,23 @@ pub unsafe extern "C" fn register() -> c_int {
             ompi::MCA_BASE_VAR_TYPE_SIZE_T,
             ompi::OPAL_INFO_LVL_5,
             PARAMETERS.max_inline.get().cast(),
+        );
+        register_variable(
+            version(),
+            c"chunk_size",
+            c"Bytes that a long message from ordinary memory is cut into, so that the receiver copies one piece while the \
+              sender copies the next. 0: what suits this machine, as shown by `vmshm tune`.",
+            ompi::MCA_BASE_VAR_TYPE_SIZE_T,
+            ompi::OPAL_INFO_LVL_5,
+            PARAMETERS.chunk_size.get().cast(),
+        );
+        register_variable(
+            version(),
+            c"chunks",
+            c"How many such pieces are under way to one peer. 0: what suits this machine, as shown by `vmshm tune`.",
+            ompi::MCA_BASE_VAR_TYPE_UNSIGNED_INT,
+            ompi::OPAL_INFO_LVL_5,
+            PARAMETERS.chunks.get().cast(),
         );
         register_variable(
             version(),
@@ -227,7 +252,7 @@ fn options() -> Result<Options, attach::AttachError> {
 
 fn attach(module: *mut mca_btl_base_module_t) -> Result<Fabric, (Topic, String)> {
     // SAFETY: Open MPI does not change the parameters nor the module meanwhile.
-    let (section, max_inline, patience, sleep_after, max_send) = unsafe {
+    let (section, max_inline, patience, sleep_after, max_send, chunk_size, chunks) = unsafe {
         module::check(module).map_err(|message| (Topic::Parameter, message))?;
         let parameters = &PARAMETERS;
         (
@@ -236,6 +261,8 @@ fn attach(module: *mut mca_btl_base_module_t) -> Result<Fabric, (Topic, String)>
             *parameters.patience.get(),
             *parameters.sleep_after.get(),
             (*module).btl_max_send_size,
+            *parameters.chunk_size.get(),
+            *parameters.chunks.get(),
         )
     };
     let wrong = |name, value: &dyn Display, range: &str| {
@@ -250,6 +277,9 @@ fn attach(module: *mut mca_btl_base_module_t) -> Result<Fabric, (Topic, String)>
     if patience == 0 {
         return wrong("patience", &patience, "1 second or more");
     }
+    if chunk_size > MAX_SEND_SIZE {
+        return wrong("chunk_size", &chunk_size, &format!("at most {MAX_SEND_SIZE} bytes"));
+    }
     let unavailable = |message: String| (Topic::Unavailable, message);
     let endpoint = options()
         .and_then(|options| attach::open_endpoint(&options))
@@ -260,6 +290,7 @@ fn attach(module: *mut mca_btl_base_module_t) -> Result<Fabric, (Topic, String)>
     let is_open = endpoint.region().is_open();
     let name = endpoint.name();
     let mut fabric = Fabric::new(endpoint);
+    fabric.cut = cut(chunk_size, chunks, fabric.endpoint.section().entry.len);
     if sleep_after > 0 {
         let sleep = Sleep::new(&fabric.endpoint, Duration::from_micros(sleep_after.into()));
         if !sleep.has_doorbell() {
@@ -284,6 +315,15 @@ fn attach(module: *mut mca_btl_base_module_t) -> Result<Fabric, (Topic, String)>
     Ok(fabric)
 }
 
+/// How long messages are cut, with defaults for zeros. The chunks of one process are a small part of its section, which it
+/// shares with others.
+fn cut(size: usize, count: c_uint, section: u64) -> Cut {
+    let size = if size == 0 { 32 << 10 } else { size };
+    let count = if count == 0 { (4 << 20) / size } else { count as usize };
+    let most = usize::try_from(section / CHUNKS_PART).unwrap_or(usize::MAX) / size;
+    Cut { size, count: count.min(most).max(2) }
+}
+
 /// Largest message that travels inline.
 pub fn max_inline() -> usize {
     // SAFETY: not changed after init.
@@ -303,6 +343,9 @@ pub unsafe extern "C" fn progress() -> c_int {
     let mut count = 0;
     if fabric.as_ref().is_some_and(Fabric::has_queued) {
         count += send_queued(&mut fabric);
+    }
+    if let Some(fabric) = fabric.as_mut().filter(|fabric| fabric.hungry) {
+        fabric.feed_hungry();
     }
     for _ in 0..BATCH {
         let Some(event) = fabric.as_mut().and_then(|fabric| fabric.endpoint.poll(&mut inbox)) else { break };
@@ -330,11 +373,35 @@ pub unsafe extern "C" fn progress() -> c_int {
 
 fn handle(fabric: &mut Held, inbox: &mut Inbox, event: Event) {
     match event {
+        Event::Message { peer, tag: stage::PULL, len } => {
+            if !fabric.as_mut().is_none_or(|fabric| fabric.serve(peer, inbox.bytes(len))) {
+                reject(fabric, peer, stage::PULL);
+            }
+        }
         Event::Message { peer, tag, len } => {
             let bytes = inbox.bytes_mut(len);
             let heard = Held::unlocked(fabric, || module::deliver(tag, bytes.as_mut_ptr(), len, None));
             if !heard {
                 reject(fabric, peer, tag);
+            }
+        }
+        Event::Fragment { peer, tag, offset, len } if stage::is_chunk(tag) => {
+            let Some(open) = fabric.as_mut() else { return };
+            let from = open.endpoint.address(offset, len as u64);
+            let Some(to) = open.place(peer, tag, len) else {
+                let _ = open.endpoint.consume(peer);
+                return reject(fabric, peer, tag);
+            };
+            // SAFETY: the transport has checked that len bytes lie there, and Open MPI keeps room for them until it is
+            // called back. Only the thread that makes progress places chunks.
+            Held::unlocked(fabric, || unsafe { copy_from_shared(from, to, len) });
+            let Some(open) = fabric.as_mut() else { return };
+            // An error here is followed by Event::Gone.
+            if open.endpoint.consume(peer).is_ok()
+                && let Some(pull) = open.placed(peer, tag, len)
+            {
+                // SAFETY: Open MPI gave all of it for this.
+                Held::unlocked(fabric, || unsafe { pull.call_back(ompi::OPAL_SUCCESS as c_int) });
             }
         }
         Event::Fragment { peer, tag, offset, len } => {
@@ -350,7 +417,12 @@ fn handle(fabric: &mut Held, inbox: &mut Inbox, event: Event) {
             }
         }
         Event::Sent { token, .. } => {
-            if let Some(descriptor) = fabric.as_mut().and_then(|fabric| fabric.landed(token)) {
+            let Some(open) = fabric.as_mut() else { return };
+            let landed = open.landed(token);
+            if open.hungry {
+                open.feed_hungry();
+            }
+            if let Some(descriptor) = landed {
                 complete(fabric, descriptor, ompi::OPAL_SUCCESS as c_int);
             }
         }
@@ -368,6 +440,11 @@ fn handle(fabric: &mut Held, inbox: &mut Inbox, event: Event) {
             let unsent = fabric.as_mut().map(|fabric| fabric.take_unsent(peer)).unwrap_or_default();
             for descriptor in unsent {
                 complete(fabric, descriptor, ompi::OPAL_ERR_UNREACH as c_int);
+            }
+            let pulls = fabric.as_mut().map(|fabric| fabric.take_pulls(peer)).unwrap_or_default();
+            for pull in pulls {
+                // SAFETY: Open MPI gave all of it for this.
+                Held::unlocked(fabric, || unsafe { pull.call_back(ompi::OPAL_ERR_UNREACH as c_int) });
             }
         }
         // This plugin makes no offers, so nobody has reason to send either.

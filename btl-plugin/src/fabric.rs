@@ -14,6 +14,7 @@ use crate::mpool::Given;
 use crate::ompi::opal_proc_t;
 use crate::sleep;
 use crate::sleep::Sleep;
+use crate::stage::{Chunks, Cut, Pull, Staged, Stages};
 
 /// The fabric of this process, from `init` to `finalize`.
 ///
@@ -52,6 +53,16 @@ pub struct Fabric {
     pub inbox: Option<Box<Inbox>>,
     /// How the process waits; absent where it only spins.
     pub sleep: Option<Sleep>,
+    /// Memory of this process that peers may pull.
+    pub stages: Stages,
+    /// Some peer waits for what could not be sent to it.
+    pub hungry: bool,
+    /// The number of the peer that was fed first, and more.
+    pub first_fed: usize,
+    /// The memory of long messages under way.
+    pub chunks: Chunks,
+    /// How long messages are cut.
+    pub cut: Cut,
 }
 
 // SAFETY: the raw pointers in it are Open MPI's processes and descriptors, which any thread may use; the lock around the
@@ -75,6 +86,8 @@ struct Known {
     missed: bool,
     /// The loss was reported.
     reported: bool,
+    /// Long messages to and from it.
+    staged: Staged,
 }
 
 /// A message of ours.
@@ -83,13 +96,15 @@ pub enum Outgoing {
     Descriptor(*mut Descriptor),
     /// A fragment that nobody waits for: its tag and its length.
     Fragment(Fragment, u8, usize),
+    /// A piece of what a peer has pulled: its tag and its length.
+    Chunk(Fragment, u8, usize),
 }
 
 impl Outgoing {
     fn descriptor(&self) -> Option<*mut Descriptor> {
         match self {
             Self::Descriptor(descriptor) => Some(*descriptor),
-            Self::Fragment(..) => None,
+            Self::Fragment(..) | Self::Chunk(..) => None,
         }
     }
 }
@@ -136,6 +151,11 @@ impl Fabric {
             given: Given::default(),
             inbox: Some(Box::default()),
             sleep: None,
+            stages: Stages::default(),
+            hungry: false,
+            first_fed: 0,
+            chunks: Chunks::default(),
+            cut: Cut { size: MIN_FRAGMENT, count: 2 },
         }
     }
 
@@ -183,6 +203,16 @@ impl Fabric {
         self.peers.get(number)?.peer
     }
 
+    /// Number of peers that have a place here, whether they live or not.
+    pub fn peers(&self) -> usize {
+        self.peers.len()
+    }
+
+    /// Long messages to and from a peer.
+    pub fn staged(&mut self, peer: usize) -> &mut Staged {
+        &mut self.known(peer).staged
+    }
+
     fn known(&mut self, peer: usize) -> &mut Known {
         if peer >= self.peers.len() {
             self.peers.resize_with(peer + 1, Known::default);
@@ -202,7 +232,13 @@ impl Fabric {
 
     /// A fragment for `len` bytes, or None when the section is full.
     pub fn fragment(&mut self, len: usize) -> Option<Fragment> {
-        self.endpoint.fragment(MIN_FRAGMENT.max(len.checked_next_power_of_two()?))
+        let len = MIN_FRAGMENT.max(len.checked_next_power_of_two()?);
+        self.endpoint.fragment(len).or_else(|| {
+            for chunk in self.chunks.take_free() {
+                self.endpoint.free(chunk);
+            }
+            self.endpoint.fragment(len)
+        })
     }
 
     /// Hands out a descriptor for a message with `len` bytes. Those that fit inline never fail.
@@ -269,7 +305,7 @@ impl Fabric {
         } else {
             self.queue(peer, message)
         };
-        if posted == Posted::Later {
+        if posted == Posted::Later && self.sleep.is_some() {
             // A thread that sleeps does not wait for this message's acknowledgement: it has to look anew.
             sleep::rouse();
         }
@@ -309,7 +345,7 @@ impl Fabric {
                     }
                 }
             }
-            Outgoing::Fragment(fragment, tag, len) => {
+            Outgoing::Fragment(fragment, tag, len) | Outgoing::Chunk(fragment, tag, len) => {
                 let sent = self.endpoint.send_fragment(peer, *tag, fragment, *len, self.flights.next());
                 sent.map(|()| Posted::Later)
             }
@@ -323,8 +359,10 @@ impl Fabric {
             Err(SendError::Full) => Err(message),
             Err(SendError::Gone | SendError::TooLong(_)) => {
                 self.known(peer.index()).missed = true;
-                if let Outgoing::Fragment(fragment, ..) = message {
-                    self.endpoint.free(fragment);
+                match message {
+                    Outgoing::Descriptor(_) => {}
+                    Outgoing::Fragment(fragment, ..) => self.endpoint.free(fragment),
+                    Outgoing::Chunk(chunk, ..) => self.chunks.put(chunk),
                 }
                 Ok(Posted::Lost)
             }
@@ -367,6 +405,10 @@ impl Fabric {
                 self.endpoint.free(fragment);
                 None
             }
+            Outgoing::Chunk(chunk, ..) => {
+                self.chunks.put(chunk);
+                None
+            }
         }
     }
 
@@ -380,18 +422,26 @@ impl Fabric {
 
     /// Notes that a peer is gone; the transport says so once.
     pub fn lose(&mut self, peer: Peer, why: PeerError) {
+        let is_awaited = self.is_awaited(peer.index());
         let known = self.known(peer.index());
         known.lost = Some(why);
         // A peer that has finished and left is no loss, unless there was more to say to it.
-        known.missed |= why != PeerError::Left || !known.queue.is_empty();
+        known.missed |=
+            why != PeerError::Left || !known.queue.is_empty() || !known.staged.is_idle() || is_awaited;
         let queue = std::mem::take(&mut known.queue);
         self.queued -= queue.len();
         for message in queue {
             match message {
                 Outgoing::Descriptor(descriptor) => self.known(peer.index()).unsent.push(descriptor),
                 Outgoing::Fragment(fragment, ..) => self.endpoint.free(fragment),
+                Outgoing::Chunk(chunk, ..) => self.chunks.put(chunk),
             }
         }
+    }
+
+    /// What will not come from a lost peer.
+    pub fn take_pulls(&mut self, peer: Peer) -> Vec<Pull> {
+        self.known(peer.index()).staged.give_up()
     }
 
     /// The descriptors of messages that did not reach a lost peer.

@@ -13,6 +13,7 @@
 //! - `idle`: when to stop looking for messages.
 //! - `heard`: messages that come by other transports.
 //! - `sleep`: sleeping on the doorbell.
+//! - `stage`: long messages from memory that peers cannot read.
 //! - `mpool`: memory of the section for `MPI_Alloc_mem`.
 //! - `heap`: memory of the section for the program's own large allocations.
 //! - `coll`: collective operations.
@@ -37,3 +38,4 @@ mod mpool;
 pub mod ompi;
 mod osc;
 mod sleep;
+mod stage;

@@ -20,6 +20,7 @@ use crate::ompi::{
     mca_btl_base_module_t, mca_btl_base_rdma_completion_fn_t, mca_btl_base_registration_handle_t,
     mca_btl_base_segment_t, opal_bitmap_t, opal_convertor_t, opal_proc_t,
 };
+use crate::stage::Pull;
 
 const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
 
@@ -590,25 +591,42 @@ pub struct Handle {
 /// The memory can only be used by the process that registered it.
 const LOCAL: u64 = u64::MAX;
 
+/// Added to the id of a stage. No region is so large that these could be offsets.
+const STAGED: u64 = 1 << 63;
+
 impl Handle {
+    /// Which stage `len` bytes at the owner's `address` belong to, and where in it they begin.
+    fn staged(&self, address: u64, len: u64) -> Option<(u64, u64)> {
+        let skip = address.checked_sub(self.base)?;
+        let fits = skip.checked_add(len)? <= self.len;
+        (self.offset != LOCAL && fits).then_some((self.offset.checked_sub(STAGED)?, skip))
+    }
+
     /// Offset in the region of `len` bytes at the owner's `address`, if they are registered for others.
     pub fn resolve(&self, address: u64, len: u64) -> Option<u64> {
         let skip = address.checked_sub(self.base)?;
         let fits = skip.checked_add(len)? <= self.len;
-        if self.offset == LOCAL || !fits { None } else { self.offset.checked_add(skip) }
+        if self.offset >= STAGED || !fits { None } else { self.offset.checked_add(skip) }
     }
 }
 
-/// Registers memory. Others can only reach what lies in our section; for ourselves all memory will do.
+/// Registers memory. Others can only reach what lies in our section; for ourselves all memory will do. One peer that will
+/// only read it can also have it staged, see [`crate::stage`]: that is how ob1 asks for a long message.
 unsafe extern "C" fn register_mem(
     _: *mut mca_btl_base_module_t,
-    _: *mut mca_btl_base_endpoint_t,
+    endpoint: *mut mca_btl_base_endpoint_t,
     base: *mut c_void,
     size: usize,
     flags: u32,
 ) -> *mut mca_btl_base_registration_handle_t {
-    let offset =
-        FABRIC.lock().as_ref().and_then(|fabric| fabric.endpoint.expose(base.cast::<u8>(), size as u64));
+    let offset = FABRIC.lock().as_mut().and_then(|fabric| {
+        let offset = fabric.endpoint.expose(base.cast::<u8>(), size as u64);
+        if offset.is_some() || flags != ompi::MCA_BTL_REG_FLAG_REMOTE_READ {
+            return offset;
+        }
+        let peer = fabric.peer(from_endpoint(endpoint))?;
+        Some(STAGED | fabric.stage(peer, base.cast::<u8>(), size))
+    });
     let for_others = ompi::MCA_BTL_REG_FLAG_REMOTE_READ | ompi::MCA_BTL_REG_FLAG_REMOTE_ATOMIC;
     if offset.is_none() && flags & for_others != 0 {
         return ptr::null_mut();
@@ -623,7 +641,12 @@ unsafe extern "C" fn deregister_mem(
 ) -> c_int {
     if !handle.is_null() {
         // SAFETY: Open MPI gives back what register_mem gave it.
-        drop(unsafe { Box::from_raw(handle.cast::<Handle>()) });
+        let handle = unsafe { Box::from_raw(handle.cast::<Handle>()) };
+        if let Some((id, _)) = handle.staged(handle.base, 0)
+            && let Some(fabric) = FABRIC.lock().as_mut()
+        {
+            fabric.unstage(id);
+        }
     }
     SUCCESS
 }
@@ -661,6 +684,22 @@ unsafe extern "C" fn get(
     context: *mut c_void,
     data: *mut c_void,
 ) -> c_int {
+    // SAFETY: Open MPI gives the handle that the peer sent, which may lie anywhere, or NULL.
+    let handle =
+        (!remote_handle.is_null()).then(|| unsafe { remote_handle.cast::<Handle>().read_unaligned() });
+    if let Some((stage, skip)) = handle.and_then(|handle| handle.staged(address, size as u64)) {
+        return pull_staged(Pull {
+            stage,
+            offset: skip,
+            endpoint,
+            local: local.cast(),
+            len: size,
+            local_handle,
+            callback,
+            context,
+            data,
+        });
+    }
     let work = |fabric: &mut Fabric, peer, offset| {
         // SAFETY: Open MPI gives room for size bytes.
         unsafe { fabric.endpoint.get(peer, offset, local.cast(), size) }
@@ -672,6 +711,23 @@ unsafe extern "C" fn get(
     };
     // SAFETY: the operation is over; the callback gets what was given for it.
     unsafe { rdma_done(module, endpoint, local, local_handle, callback, context, data, done.is_ok()) }
+}
+
+/// Asks for what a peer has staged for us; the callback comes when it is there.
+fn pull_staged(pull: Pull) -> c_int {
+    let mut guard = FABRIC.lock();
+    let Some(fabric) = guard.as_mut() else { return ompi::OPAL_ERR_UNREACH as c_int };
+    let Some(peer) = fabric.peer(from_endpoint(pull.endpoint)) else {
+        return ompi::OPAL_ERR_UNREACH as c_int;
+    };
+    match fabric.pull(peer, pull) {
+        Ok(()) => SUCCESS,
+        Err(Refused::Busy) => ompi::OPAL_ERR_OUT_OF_RESOURCE as c_int,
+        Err(Refused::Lost) => {
+            component::report(&mut guard, peer);
+            ompi::OPAL_ERR_UNREACH as c_int
+        }
+    }
 }
 
 unsafe extern "C" fn put(

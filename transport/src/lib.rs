@@ -57,7 +57,7 @@ mod pages;
 #[cfg(feature = "std")]
 mod sleeper;
 
-pub use copy::from_shared as copy_from_shared;
+pub use copy::{from_shared as copy_from_shared, to_shared as copy_to_shared};
 pub use endpoint::{Endpoint, Process};
 pub use error::{AttachError, ConnectError, SendError};
 pub use event::{Event, Fragment, Inbox, Peer};

@@ -1,0 +1,544 @@
+//! Long messages from ordinary memory, which peers cannot read.
+//!
+//! For Open MPI they are read by the receiver, as memory of our section is:
+//!
+//! ```text
+//!     sender                                            receiver
+//!     register_mem: a stage ──── Open MPI's header ───► get: a pull
+//!     serve ◄─────────────────────────────── PULL ───── (which stage, from where, how much)
+//!     feed ───── CHUNK, CHUNK, CHUNK ─────────────────► place, placed: copied to where it belongs
+//! ```
+//!
+//! Both copies run at the same time, each in one call of ours and not in many of Open MPI's. Some pulls from one peer are
+//! served in turn, a chunk each, so that a short message does not wait for a long one; the others wait at the receiver.
+//! The chunks of a pull come in order, and their tag says which pull it is: they need no header.
+//!
+//! The memory of the chunks is used in turn, never the one that came back last: it lies in the caches of the process that
+//! has just read it, from where the next copy would have to fetch it back line by line. In turn over a part of the second
+//! level cache, both copies are half as fast again.
+
+use std::collections::VecDeque;
+use std::ffi::{c_int, c_void};
+
+use vmshm_transport::{Fragment, Peer, copy_to_shared};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::descriptor::Descriptor;
+use crate::fabric::{Fabric, Outgoing, Posted, Refused};
+use crate::ompi::{
+    self, MODULE, mca_btl_base_endpoint_t, mca_btl_base_rdma_completion_fn_t,
+    mca_btl_base_registration_handle_t,
+};
+
+/// The tag of a request for memory that is staged.
+pub const PULL: u8 = ompi::MCA_BTL_TAG_BTL as u8;
+
+/// The tag of the next piece of the first pull; the others follow.
+const CHUNK: u8 = PULL + 1;
+
+/// The last pull's.
+const LAST_CHUNK: u8 = CHUNK + ACTIVE as u8 - 1;
+
+/// Pulls from one peer that are under way at a time.
+const ACTIVE: usize = 16;
+
+/// A message that is alone on its way goes in pieces of so many bytes, less than a chunk, since the receiver begins when the
+/// first is there. Many messages overlap anyhow, and then each piece costs as much time as some kilobytes.
+const PIECE: usize = 16 << 10;
+
+/// Whether a tag is that of a chunk.
+pub fn is_chunk(tag: u8) -> bool {
+    (CHUNK..=LAST_CHUNK).contains(&tag)
+}
+
+/// How long messages are cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cut {
+    /// Bytes of a chunk.
+    pub size: usize,
+    /// Chunks in all.
+    pub count: usize,
+}
+
+/// The memory of the chunks.
+#[derive(Default)]
+pub struct Chunks {
+    /// Those that are not under way; the one that came back first is the next.
+    free: VecDeque<Fragment>,
+    /// Those that are.
+    flying: usize,
+}
+
+impl Chunks {
+    /// A chunk comes back.
+    pub fn put(&mut self, chunk: Fragment) {
+        self.flying -= 1;
+        self.free.push_back(chunk);
+    }
+
+    /// All that is not under way.
+    pub fn take_free(&mut self) -> impl Iterator<Item = Fragment> + use<> {
+        std::mem::take(&mut self.free).into_iter()
+    }
+}
+
+/// Memory of this process that one peer may pull.
+struct Stage {
+    peer: Peer,
+    base: *const u8,
+    len: usize,
+}
+
+/// All memory of this process that peers may pull, by its id.
+#[derive(Default)]
+pub struct Stages {
+    /// A slot's number of uses, and what it is used for.
+    slots: Vec<(u32, Option<Stage>)>,
+    free: Vec<u32>,
+}
+
+impl Stages {
+    fn add(&mut self, stage: Stage) -> u64 {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push((0, None));
+            self.slots.len() as u32 - 1
+        });
+        let (uses, held) = &mut self.slots[slot as usize];
+        *uses = (*uses + 1) & (u32::MAX >> 1);
+        *held = Some(stage);
+        u64::from(*uses) << 32 | u64::from(slot)
+    }
+
+    fn get(&self, id: u64) -> Option<&Stage> {
+        let (uses, stage) = self.slots.get(id as u32 as usize)?;
+        stage.as_ref().filter(|_| u64::from(*uses) == id >> 32)
+    }
+
+    fn remove(&mut self, id: u64) {
+        if self.get(id).is_some() {
+            self.slots[id as u32 as usize].1 = None;
+            self.free.push(id as u32);
+        }
+    }
+}
+
+/// What a receiver asks for, as it travels.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Request {
+    stage: u64,
+    /// From where on, bytes.
+    offset: u64,
+    /// Bytes.
+    len: u64,
+    /// The tag that its chunks are to have.
+    tag: u64,
+}
+
+/// What Open MPI's `get` wants, and how to tell that it is there.
+pub struct Pull {
+    /// Where it lies: which stage of the peer, and from where on, bytes.
+    pub stage: u64,
+    pub offset: u64,
+    pub endpoint: *mut mca_btl_base_endpoint_t,
+    pub local: *mut u8,
+    pub len: usize,
+    pub local_handle: *mut mca_btl_base_registration_handle_t,
+    pub callback: mca_btl_base_rdma_completion_fn_t,
+    pub context: *mut c_void,
+    pub data: *mut c_void,
+}
+
+impl Pull {
+    /// Tells Open MPI that the memory is there, or that it will never be.
+    ///
+    /// # Safety
+    /// The fields are those that Open MPI gave for one `get`. No lock may be held.
+    pub unsafe fn call_back(self, status: c_int) {
+        let Some(callback) = self.callback else { return };
+        // SAFETY: the caller vouches for all of them.
+        unsafe {
+            callback(
+                MODULE.get(),
+                self.endpoint,
+                self.local.cast(),
+                self.local_handle,
+                self.context,
+                self.data,
+                status,
+            );
+        }
+    }
+}
+
+/// Staged memory on its way to and from one peer.
+#[derive(Default)]
+pub struct Staged {
+    /// What the peer has asked for, in order.
+    serving: VecDeque<Request>,
+    /// What we have asked for, and how much of it is there.
+    active: [Option<(Pull, usize)>; ACTIVE],
+    /// What we shall ask for, in order.
+    waiting: VecDeque<Pull>,
+}
+
+impl Staged {
+    /// Whether nothing is asked for.
+    pub fn is_idle(&self) -> bool {
+        self.serving.is_empty() && self.waiting.is_empty() && self.active.iter().all(Option::is_none)
+    }
+
+    /// Takes what will not come from a lost peer, and forgets what it wanted.
+    pub fn give_up(&mut self) -> Vec<Pull> {
+        self.serving.clear();
+        let active = self.active.iter_mut().filter_map(Option::take).map(|(pull, _)| pull);
+        active.chain(self.waiting.drain(..)).collect()
+    }
+}
+
+impl Fabric {
+    /// Lets a peer pull memory of this process; returns the stage's id, which is less than 2^63.
+    pub fn stage(&mut self, peer: Peer, base: *const u8, len: usize) -> u64 {
+        self.stages.add(Stage { peer, base, len })
+    }
+
+    /// Ends a stage: its memory is not touched any more.
+    pub fn unstage(&mut self, id: u64) {
+        self.stages.remove(id);
+    }
+
+    /// Whether a peer may still pull what we have staged for it.
+    pub fn is_awaited(&self, peer: usize) -> bool {
+        self.stages.slots.iter().any(|(_, stage)| stage.as_ref().is_some_and(|s| s.peer.index() == peer))
+    }
+
+    /// Asks a peer for memory that it has staged for us, or remembers to.
+    ///
+    /// # Errors
+    /// The peer is gone.
+    pub fn pull(&mut self, peer: Peer, pull: Pull) -> Result<(), Refused> {
+        let staged = self.staged(peer.index());
+        match staged.active.iter().position(Option::is_none) {
+            Some(place) => self.ask(peer, place, pull),
+            None => {
+                staged.waiting.push_back(pull);
+                Ok(())
+            }
+        }
+    }
+
+    fn ask(&mut self, peer: Peer, place: usize, pull: Pull) -> Result<(), Refused> {
+        let tag = u64::from(CHUNK) + place as u64;
+        let request = Request { stage: pull.stage, offset: pull.offset, len: pull.len as u64, tag };
+        let bytes = request.as_bytes();
+        let flags = ompi::MCA_BTL_DES_FLAGS_BTL_OWNERSHIP;
+        let descriptor = self.descriptor(peer, bytes.len(), 0, flags).ok_or(Refused::Busy)?;
+        self.staged(peer.index()).active[place] = Some((pull, 0));
+        // SAFETY: the descriptor was just handed out with room for these bytes, and belongs to us.
+        let posted = unsafe {
+            let (data, _) = Descriptor::payload(descriptor);
+            data.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+            Descriptor::set_tag(descriptor, PULL);
+            let posted = self.post(peer, Outgoing::Descriptor(descriptor));
+            if posted != Posted::Later {
+                self.free(descriptor);
+            }
+            posted
+        };
+        if posted == Posted::Lost { Err(Refused::Lost) } else { Ok(()) }
+    }
+
+    /// Takes a peer's request; false if there is no such memory for it.
+    pub fn serve(&mut self, peer: Peer, bytes: &[u8]) -> bool {
+        let Ok(request) = Request::read_from_bytes(bytes) else { return false };
+        let is_ours = self.stages.get(request.stage).is_some_and(|stage| {
+            let end = request.offset.checked_add(request.len);
+            let is_asked = request.len > 0 && u8::try_from(request.tag).is_ok_and(is_chunk);
+            stage.peer == peer && is_asked && end.is_some_and(|end| end <= stage.len as u64)
+        });
+        if is_ours {
+            self.staged(peer.index()).serving.push_back(request);
+            self.feed(peer);
+        }
+        is_ours
+    }
+
+    /// The chunk that was used least lately, or a new one as long as there are not so many.
+    fn chunk(&mut self) -> Option<Fragment> {
+        let Cut { size, count } = self.cut;
+        let Chunks { free, flying } = &self.chunks;
+        let chunk = match free.len() + flying < count {
+            true => self.endpoint.fragment(size).or_else(|| self.chunks.free.pop_front()),
+            false => self.chunks.free.pop_front(),
+        };
+        self.chunks.flying += usize::from(chunk.is_some());
+        chunk
+    }
+
+    /// Copies and sends what a peer has asked for, as long as there are chunks.
+    pub fn feed(&mut self, peer: Peer) {
+        while let Some(request) = self.staged(peer.index()).serving.front().copied() {
+            let Some(from) = self.stages.get(request.stage).map(|stage| stage.base) else {
+                // It has said that it has enough: what it would pull is not ours to read any more.
+                self.staged(peer.index()).serving.pop_front();
+                continue;
+            };
+            let chunk = if self.is_free(peer) { self.chunk() } else { None };
+            let Some(chunk) = chunk else {
+                self.hungry = true;
+                return;
+            };
+            let piece = if self.staged(peer.index()).serving.len() == 1 { PIECE } else { chunk.capacity() };
+            let len = piece.min(chunk.capacity()).min(request.len as usize);
+            // SAFETY: the request was checked against the stage, whose memory Open MPI keeps until it is unstaged. The
+            // chunk has room for len bytes.
+            unsafe { copy_to_shared(from.add(request.offset as usize), chunk.ptr(), len) };
+            let serving = &mut self.staged(peer.index()).serving;
+            serving.pop_front();
+            if len < request.len as usize {
+                let (offset, rest) = (request.offset + len as u64, request.len - len as u64);
+                serving.push_back(Request { offset, len: rest, ..request });
+            }
+            // SAFETY: there is no descriptor.
+            let posted = unsafe { self.post(peer, Outgoing::Chunk(chunk, request.tag as u8, len)) };
+            if posted == Posted::Lost {
+                // The event that follows says so.
+                return;
+            }
+        }
+    }
+
+    /// Goes on where chunks or room was lacking. Each time another peer is the first to be fed.
+    pub fn feed_hungry(&mut self) {
+        self.hungry = false;
+        self.first_fed += 1;
+        let peers = self.peers();
+        for number in 0..peers {
+            let number = (number + self.first_fed) % peers;
+            if let Some(peer) = self.peer(number)
+                && !self.staged(number).serving.is_empty()
+            {
+                self.feed(peer);
+            }
+        }
+    }
+
+    /// Where the next chunk of a peer belongs; None if we have not asked for it.
+    pub fn place(&mut self, peer: Peer, tag: u8, len: usize) -> Option<*mut u8> {
+        let (pull, done) = self.staged(peer.index()).active[usize::from(tag - CHUNK)].as_ref()?;
+        // The chunk lies in the pull, so that this is inside of what Open MPI gave.
+        (len > 0 && len <= pull.len - done).then(|| pull.local.wrapping_add(*done))
+    }
+
+    /// A chunk was copied to its place; returns the pull that is now complete. Another one takes its turn.
+    pub fn placed(&mut self, peer: Peer, tag: u8, len: usize) -> Option<Pull> {
+        let place = usize::from(tag - CHUNK);
+        let staged = self.staged(peer.index());
+        let (pull, done) = staged.active[place].as_mut()?;
+        *done += len;
+        if *done < pull.len {
+            return None;
+        }
+        let pull = staged.active[place].take().map(|(pull, _)| pull);
+        if let Some(next) = staged.waiting.pop_front() {
+            // An error means that the peer is gone: then an event says so, and all of this comes back.
+            let _ = self.ask(peer, place, next);
+        }
+        pull
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ptr;
+
+    use tempfile::TempDir;
+    use vmshm_host::{CreateOptions, RegionName, Registry};
+    use vmshm_transport::attach::{Options, open_endpoint};
+    use vmshm_transport::{Event, Inbox, copy_from_shared};
+
+    use super::*;
+
+    /// A process in a region of its own.
+    struct Side {
+        fabric: Fabric,
+        peer: Peer,
+        inbox: Box<Inbox>,
+        /// What it has pulled whole, by the address.
+        done: Vec<*mut u8>,
+        /// Requests and chunks that were refused.
+        refused: usize,
+    }
+
+    impl Side {
+        /// Two that know each other, with `count` chunks of `size` bytes.
+        fn pair(size: usize, count: usize) -> (Self, Self, TempDir) {
+            let directory = TempDir::new().unwrap();
+            let registry = Registry::at(directory.path());
+            let region =
+                registry.create(&RegionName::new("test").unwrap(), &CreateOptions::new(16 << 20)).unwrap();
+            let open = |section| {
+                let device = Some(region.path().display().to_string());
+                let options = Options { device, section: Some(section), ..Options::default() };
+                let mut fabric = Fabric::new(open_endpoint(&options).unwrap());
+                fabric.cut = Cut { size, count };
+                fabric
+            };
+            let (mut a, mut b) = (open(0), open(1));
+            let to_b = a.add(&b.endpoint.name(), ptr::null_mut()).unwrap();
+            let to_a = b.add(&a.endpoint.name(), ptr::null_mut()).unwrap();
+            let side =
+                |fabric, peer| Self { fabric, peer, inbox: Box::default(), done: Vec::new(), refused: 0 };
+            (side(a, to_b), side(b, to_a), directory)
+        }
+
+        /// What `get` does.
+        fn pull(&mut self, stage: u64, offset: u64, to: &mut [u8]) {
+            let pull = Pull {
+                stage,
+                offset,
+                endpoint: ptr::null_mut(),
+                local: to.as_mut_ptr(),
+                len: to.len(),
+                local_handle: ptr::null_mut(),
+                callback: None,
+                context: ptr::null_mut(),
+                data: ptr::null_mut(),
+            };
+            self.fabric.pull(self.peer, pull).unwrap();
+        }
+
+        /// What progress does, once.
+        fn progress(&mut self) {
+            let mut sent = Vec::new();
+            // SAFETY: the descriptors in the queue come from `pull`.
+            unsafe { self.fabric.send_queued(&mut sent) };
+            for descriptor in sent {
+                // SAFETY: it is in the ring, and nobody else knows it.
+                unsafe { self.fabric.free(descriptor) };
+            }
+            if self.fabric.hungry {
+                self.fabric.feed_hungry();
+            }
+            match self.fabric.endpoint.poll(&mut self.inbox) {
+                Some(Event::Message { peer, tag: PULL, len }) => {
+                    self.refused += usize::from(!self.fabric.serve(peer, self.inbox.bytes(len)));
+                }
+                Some(Event::Fragment { peer, tag, offset, len }) if is_chunk(tag) => {
+                    let from = self.fabric.endpoint.address(offset, len as u64);
+                    let place = self.fabric.place(peer, tag, len);
+                    if let Some(to) = place {
+                        // SAFETY: the transport checked the payload, and the test's memory has room for all of the pull.
+                        unsafe { copy_from_shared(from, to, len) };
+                    }
+                    self.fabric.endpoint.consume(peer).unwrap();
+                    match place {
+                        Some(_) => {
+                            self.done.extend(self.fabric.placed(peer, tag, len).map(|pull| pull.local))
+                        }
+                        None => self.refused += 1,
+                    }
+                }
+                Some(Event::Sent { token, .. }) => assert!(self.fabric.landed(token).is_none()),
+                Some(other) => panic!("{other:?}"),
+                None => {}
+            }
+        }
+    }
+
+    fn bytes(len: usize, seed: usize) -> Vec<u8> {
+        (0..len).map(|i| ((i * 31 + i / 251 + seed * 7) % 256) as u8).collect()
+    }
+
+    #[test]
+    fn many_pulls_of_all_lengths_arrive_whole_with_few_chunks() {
+        let (mut a, mut b, _directory) = Side::pair(4096, 3);
+        let lengths = [1, 4095, 4096, 4097, 40_000, 100_000];
+        // More than are under way at a time, and more than the ring holds.
+        let sources: Vec<_> = (0..100).map(|i| bytes(lengths[i % lengths.len()], i)).collect();
+        let mut targets: Vec<_> = sources.iter().map(|source| vec![0; source.len()]).collect();
+        let stages: Vec<_> =
+            sources.iter().map(|source| a.fabric.stage(a.peer, source.as_ptr(), source.len())).collect();
+        for (stage, target) in stages.iter().zip(&mut targets) {
+            b.pull(*stage, 0, target);
+        }
+        while b.done.len() < targets.len() {
+            a.progress();
+            b.progress();
+        }
+        assert!(sources == targets);
+        assert_eq!((a.refused, b.refused), (0, 0));
+        assert!(b.fabric.staged(b.peer.index()).is_idle());
+        // The first three lengths fill their one chunk or less: they were not held up by the long ones.
+        let first_long = b.done.iter().position(|done| *done == targets[5].as_mut_ptr()).unwrap();
+        let last_short = b.done.iter().position(|done| *done == targets[14].as_mut_ptr()).unwrap();
+        assert!(last_short < first_long);
+        assert!(a.fabric.is_awaited(a.peer.index()));
+        for stage in stages {
+            a.fabric.unstage(stage);
+        }
+        assert!(!a.fabric.is_awaited(a.peer.index()));
+    }
+
+    #[test]
+    fn a_part_of_a_stage_can_be_pulled() {
+        let (mut a, mut b, _directory) = Side::pair(4096, 2);
+        let source = bytes(50_000, 3);
+        let mut target = vec![0; 20_000];
+        let stage = a.fabric.stage(a.peer, source.as_ptr(), source.len());
+        b.pull(stage, 12_345, &mut target);
+        while b.done.is_empty() {
+            a.progress();
+            b.progress();
+        }
+        assert_eq!(target, source[12_345..32_345]);
+    }
+
+    #[test]
+    fn nothing_but_what_is_staged_for_the_peer_can_be_pulled() {
+        let (mut a, _, _directory) = Side::pair(4096, 2);
+        let source = bytes(1000, 1);
+        let ended = a.fabric.stage(a.peer, source.as_ptr(), source.len());
+        a.fabric.unstage(ended);
+        let stage = a.fabric.stage(a.peer, source.as_ptr(), source.len());
+        assert_ne!(stage, ended, "a slot's next use has another id");
+        let tag = u64::from(CHUNK);
+        let good = Request { stage, offset: 0, len: 1000, tag };
+        let wrong = [
+            Request { stage: ended, ..good },
+            Request { stage: stage + 1, ..good },
+            Request { stage: u64::MAX, ..good },
+            Request { len: 1001, ..good },
+            Request { len: 0, ..good },
+            Request { offset: 1, ..good },
+            Request { offset: u64::MAX, ..good },
+            Request { offset: u64::MAX, len: u64::MAX, ..good },
+            Request { tag: u64::from(PULL), ..good },
+            Request { tag: u64::from(LAST_CHUNK) + 1, ..good },
+            Request { tag: tag + 256, ..good },
+        ];
+        for request in wrong {
+            assert!(!a.fabric.serve(a.peer, request.as_bytes()), "{request:?}");
+        }
+        assert!(!a.fabric.serve(a.peer, &good.as_bytes()[1..]));
+        assert!(a.fabric.staged(a.peer.index()).is_idle());
+        assert!(a.fabric.serve(a.peer, good.as_bytes()));
+    }
+
+    #[test]
+    fn chunks_that_nobody_has_asked_for_have_no_place() {
+        let (mut a, mut b, _directory) = Side::pair(4096, 2);
+        let mut target = vec![0; 100];
+        assert!(b.fabric.place(b.peer, CHUNK, 10).is_none());
+        let source = bytes(100, 1);
+        let stage = a.fabric.stage(a.peer, source.as_ptr(), source.len());
+        b.pull(stage, 0, &mut target);
+        assert!(b.fabric.place(b.peer, CHUNK, 101).is_none());
+        assert!(b.fabric.place(b.peer, CHUNK, 0).is_none());
+        assert!(b.fabric.place(b.peer, CHUNK + 1, 10).is_none());
+        assert!(b.fabric.placed(b.peer, CHUNK, 60).is_none());
+        assert!(b.fabric.place(b.peer, CHUNK, 41).is_none());
+        assert_eq!(b.fabric.place(b.peer, CHUNK, 40), Some(target[60..].as_mut_ptr()));
+        assert_eq!(b.fabric.staged(b.peer.index()).give_up().len(), 1);
+    }
+}
