@@ -64,6 +64,21 @@ impl Bench {
         Ok(Self { mpi: HostMpi::new(region.environment()?)?, _region: region })
     }
 
+    /// With windows of our component; in an open region they are written in place too.
+    fn with_windows(stage: &Path, open: bool) -> Result<Self> {
+        let region = if open {
+            Region::create_open(stage, REGION, 2)?
+        } else {
+            Region::create(stage, REGION, 2, true)?
+        };
+        let mut environment = region.environment()?;
+        // By itself Open MPI takes another component for processes that are all on one host.
+        environment.push(("OMPI_MCA_osc".into(), "vmshm,pt2pt".into()));
+        // The most that pt2pt serves.
+        environment.push(("MPI4PY_RC_THREAD_LEVEL".into(), "serialized".into()));
+        Ok(Self { mpi: HostMpi::new(environment)?, _region: region })
+    }
+
     /// With the programs' large allocations in the region.
     fn with_heap(stage: &Path) -> Result<Self> {
         let region = Region::create(stage, HEAP_REGION, 2, true)?;
@@ -127,6 +142,24 @@ pub fn steps(
         }
         Ok(Count::one())
     })?;
+    for (ranks, open) in [(2, false), (3, false), (2, true), (3, true)] {
+        let name = format!("host-windows-{ranks}{}", if open { "-open" } else { "" });
+        tally.step(&name, |logs| {
+            let bench = Bench::with_windows(stage()?, open)?;
+            let mut command = bench.mpi.mpirun(ranks, Layer::Vmshm);
+            command.arg(stage()?.join("bin/vmshm-mpi-check")).arg("--quick");
+            let mut count =
+                checked(bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?)?;
+            if let Suite::Ready(kit) = mpi4py::prepare(workspace, logs)? {
+                let got = mpi4py::run_windows(&kit, &bench.mpi, ranks, logs, LIMIT)?;
+                if let Some((_, verdict)) = got.iter().find(|(_, verdict)| !verdict.starts_with("OK")) {
+                    bail!("mpi4py's tests of windows: {verdict}");
+                }
+                count.passed += got.iter().map(|report| report.0).min().unwrap_or(0);
+            }
+            Ok(count)
+        })?;
+    }
     tally.step("host-spawn", |logs| {
         let bench = Bench::new(stage()?)?;
         let mut command = bench.mpi.mpirun(1, Layer::Vmshm);

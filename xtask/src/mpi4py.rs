@@ -17,6 +17,16 @@ const VERSION: &str = "4.1.2";
 const PYTHON: &str = "/usr/bin/python3";
 const BUILD_LIMIT: Duration = Duration::from_secs(600);
 
+/// The suite without two things.
+const EXCEPT: &[&str] = &[
+    // These do not end under Open MPI's own transports either.
+    "-e",
+    "spawn",
+    // Python threads that sleep against the clock: no call of MPI in it, and on a busy machine it fails at random.
+    "-x",
+    "test_util_pool.TestThreadPool.test_terminate",
+];
+
 /// Why the suite cannot be had, as opposed to a failure of ours.
 #[derive(Debug)]
 pub enum Suite {
@@ -96,6 +106,29 @@ pub fn run(
     logs: &Path,
     limit: Duration,
 ) -> Result<Vec<(usize, String)>> {
+    run_part(kit, mpi, ranks, layer, EXCEPT, logs, limit)
+}
+
+/// Runs the tests of one-sided communication alone, over ours.
+pub fn run_windows(
+    kit: &Kit,
+    mpi: &HostMpi,
+    ranks: usize,
+    logs: &Path,
+    limit: Duration,
+) -> Result<Vec<(usize, String)>> {
+    run_part(kit, mpi, ranks, Layer::Vmshm, &["-i", "rma", "-i", "win"], logs, limit)
+}
+
+fn run_part(
+    kit: &Kit,
+    mpi: &HostMpi,
+    ranks: usize,
+    layer: Layer,
+    which: &[&str],
+    logs: &Path,
+    limit: Duration,
+) -> Result<Vec<(usize, String)>> {
     let what = format!("mpi4py's tests over {} with {ranks} ranks", layer.name());
     let stem = format!("{}-{ranks}", layer.name().replace(' ', "-"));
     let output = logs.join(&stem);
@@ -110,10 +143,7 @@ pub fn run(
         .arg(format!("{}:nocopy", output.display()))
         .arg(&kit.python)
         .arg(&kit.main)
-        // These do not end under Open MPI's own transports either.
-        .args(["-e", "spawn"])
-        // Python threads that sleep against the clock: no call of MPI in it, and on a busy machine it fails at random.
-        .args(["-x", "test_util_pool.TestThreadPool.test_terminate"]);
+        .args(which);
     let done = mpi.run(command, &what, &logs.join(format!("{stem}.log")), limit)?;
     let mut reports = Vec::new();
     for rank in 0..ranks {

@@ -23,6 +23,15 @@ const NAME: &str = "lab";
 impl Region {
     /// Creates a region of `size` (as `8G`) with so many sections. `sparse` takes memory only as it is used.
     pub fn create(prefix: &Path, size: &str, sections: usize, sparse: bool) -> Result<Self> {
+        Self::create_with(prefix, size, sections, if sparse { &["--sparse"] } else { &[] })
+    }
+
+    /// Creates a sparse one in which every member may write everywhere.
+    pub fn create_open(prefix: &Path, size: &str, sections: usize) -> Result<Self> {
+        Self::create_with(prefix, size, sections, &["--sparse", "--open"])
+    }
+
+    fn create_with(prefix: &Path, size: &str, sections: usize, flags: &[&str]) -> Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("vmshm-region-")
             .tempdir_in("/dev/shm")
@@ -30,10 +39,7 @@ impl Region {
         let tool = prefix.join("bin/vmshm");
         let mut command = vmshm(&tool, dir.path());
         command.args(["region", "create", NAME, "--size", size]);
-        command.args(["--sections", &sections.to_string()]);
-        if sparse {
-            command.arg("--sparse");
-        }
+        command.args(["--sections", &sections.to_string()]).args(flags);
         process::capture(&mut command).context("cannot create a region")?;
         Ok(Self { tool, dir })
     }

@@ -95,6 +95,11 @@ impl Pause for Waiting {
         }
         Ok(())
     }
+
+    fn spins(&self, usual: u32) -> u32 {
+        // Others may wait for what only our progress does to a window.
+        if crate::osc::is_used() { usual.min(SPINS_SHARED) } else { usual }
+    }
 }
 
 /// What each member tells the others at first.

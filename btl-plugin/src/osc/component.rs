@@ -175,7 +175,7 @@ pub unsafe extern "C" fn select(
         let module = ompi::vmshm_osc_module(win);
         let window = Window::new(module, remotes, taken.cast());
         operations::replace(module);
-        WINDOWS.lock().push(window);
+        WINDOWS.lock().push(Box::new(window));
     }
     SUCCESS
 }

@@ -9,3 +9,4 @@ mod operations;
 mod window;
 
 pub use component::{finalize, init, query, register, select};
+pub use window::is_used;

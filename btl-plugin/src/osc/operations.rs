@@ -1,19 +1,17 @@
 //! The functions of a window that we stand before.
 
 use std::ffi::{c_int, c_void};
-use std::mem::MaybeUninit;
 
-use super::window::{WINDOWS, Way, Window};
+use super::window::{Below, WINDOWS, Way, Window};
 use crate::fabric::FABRIC;
 use crate::ompi::{
     self, ompi_datatype_t, ompi_group_t, ompi_op_t, ompi_osc_base_module_t, ompi_request_t, ompi_win_t,
-    vmshm_coll_layout_t,
 };
 
 const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
 
 /// After so many flushes that found nothing to do, messages are looked for all the same: others may wait for them.
-const IDLE: u32 = 8;
+const IDLE: u32 = 32;
 
 /// Puts our functions in place of a module's; the window knows what was there.
 ///
@@ -46,16 +44,17 @@ pub unsafe fn replace(module: *mut ompi_osc_base_module_t) {
 }
 
 /// Looks a window up, changes what we know of it, and returns the functions below.
-fn on<T>(win: *mut ompi_win_t, work: impl FnOnce(&mut Window) -> T) -> Option<(T, ompi_osc_base_module_t)> {
+#[inline]
+fn on<T>(win: *mut ompi_win_t, work: impl FnOnce(&mut Window) -> T) -> Option<(T, Below)> {
     // SAFETY: Open MPI gives one of its windows.
     let module = unsafe { ompi::vmshm_osc_module(win) };
     let mut windows = WINDOWS.lock();
     let window = Window::of(&mut windows, module)?;
-    Some((work(window), window.below))
+    Some((work(window), window.below()))
 }
 
 /// Notes that something is under way to a target, and returns the functions below.
-fn busy(win: *mut ompi_win_t, target: c_int) -> Option<ompi_osc_base_module_t> {
+fn busy(win: *mut ompi_win_t, target: c_int) -> Option<Below> {
     let mark = |window: &mut Window| {
         if let Some(target) = usize::try_from(target).ok().and_then(|target| window.targets.get_mut(target)) {
             target.is_busy = true;
@@ -67,7 +66,8 @@ fn busy(win: *mut ompi_win_t, target: c_int) -> Option<ompi_osc_base_module_t> {
 /// Calls a function below.
 macro_rules! below {
     ($below:expr, $function:ident($($argument:expr),* $(,)?)) => {
-        match $below.and_then(|below| below.$function) {
+        // SAFETY: the functions stay until the window is freed, which nobody does while it is used.
+        match $below.and_then(|below| unsafe { (*below).$function }) {
             // SAFETY: Open MPI's arguments are handed on to where they would have gone without us.
             Some(function) => unsafe { function($($argument),*) },
             None => ompi::OPAL_ERR_NOT_SUPPORTED,
@@ -75,19 +75,20 @@ macro_rules! below {
     };
 }
 
-/// How many bytes a buffer has, if they lie there as they are.
+/// How many bytes are accessed, if they lie as they are on both sides, from the first on.
 ///
 /// # Safety
-/// `datatype` is a datatype of Open MPI.
+/// The datatypes are Open MPI's.
 #[inline]
-unsafe fn plain(count: c_int, datatype: *mut ompi_datatype_t) -> Option<usize> {
-    let mut layout = MaybeUninit::<vmshm_coll_layout_t>::uninit();
-    // SAFETY: the caller vouches for the datatype; the layout is filled.
-    let layout = unsafe {
-        ompi::vmshm_coll_layout(datatype, count, layout.as_mut_ptr());
-        layout.assume_init()
-    };
-    (layout.contiguous && layout.gap == 0).then(|| layout.size.checked_mul(usize::try_from(count).ok()?))?
+unsafe fn plain(
+    count: c_int,
+    datatype: *mut ompi_datatype_t,
+    target_count: c_int,
+    target_type: *mut ompi_datatype_t,
+) -> Option<usize> {
+    // SAFETY: the caller vouches for them.
+    let bytes = unsafe { ompi::vmshm_osc_plain(count, datatype, target_count, target_type) };
+    usize::try_from(bytes).ok()
 }
 
 unsafe extern "C" fn get(
@@ -101,8 +102,7 @@ unsafe extern "C" fn get(
     win: *mut ompi_win_t,
 ) -> c_int {
     // SAFETY: Open MPI gives datatypes.
-    let (from, to) = unsafe { (plain(target_count, target_type), plain(origin_count, origin_type)) };
-    let len = if from == to { from } else { None };
+    let len = unsafe { plain(origin_count, origin_type, target_count, target_type) };
     let Some((way, below)) = on(win, |window| way(window, target, displacement, len)) else {
         return ompi::OPAL_ERR_NOT_SUPPORTED;
     };
@@ -133,8 +133,7 @@ unsafe extern "C" fn put(
     let mut len = None;
     if is_open {
         // SAFETY: Open MPI gives datatypes.
-        let (from, to) = unsafe { (plain(origin_count, origin_type), plain(target_count, target_type)) };
-        len = if from == to { from } else { None };
+        len = unsafe { plain(origin_count, origin_type, target_count, target_type) };
     }
     let Some((way, below)) = on(win, |window| way(window, target, displacement, len)) else {
         return ompi::OPAL_ERR_NOT_SUPPORTED;
@@ -171,13 +170,7 @@ fn way(window: &mut Window, target: c_int, displacement: isize, len: Option<usiz
 
 /// After the first access under a lock, which went by messages: waits until it is over. Then the lock is had, and later
 /// accesses go in place.
-fn granted(
-    code: c_int,
-    way: Way,
-    below: ompi_osc_base_module_t,
-    target: c_int,
-    win: *mut ompi_win_t,
-) -> c_int {
+fn granted(code: c_int, way: Way, below: Below, target: c_int, win: *mut ompi_win_t) -> c_int {
     if code != SUCCESS || !matches!(way, Way::Lock) {
         return code;
     }

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "ompi/communicator/communicator.h"
+#include "ompi/datatype/ompi_datatype.h"
 #include "ompi/group/group.h"
 #include "ompi/mca/osc/base/base.h"
 #include "ompi/win/win.h"
@@ -35,4 +36,20 @@ int vmshm_osc_exchange(struct ompi_communicator_t *comm, const void *mine, void 
 {
     return comm->c_coll->coll_allgather((void *) mine, len, MPI_BYTE, all, len, MPI_BYTE, comm,
                                         comm->c_coll->coll_allgather_module);
+}
+
+static ptrdiff_t bytes_of(int count, const struct ompi_datatype_t *type)
+{
+    if (0 != type->super.true_lb || !ompi_datatype_is_contiguous_memory_layout(type, count)) {
+        return -1;
+    }
+    return (ptrdiff_t) (type->super.size * (size_t) count);
+}
+
+ptrdiff_t vmshm_osc_plain(int count, const struct ompi_datatype_t *type, int target_count,
+                          const struct ompi_datatype_t *target_type)
+{
+    ptrdiff_t bytes = bytes_of(count, type);
+
+    return bytes == bytes_of(target_count, target_type) ? bytes : -1;
 }

@@ -19,4 +19,9 @@ bool vmshm_osc_spans_hosts(struct ompi_communicator_t *comm);
 /* Collects len bytes of each process of a communicator. */
 int vmshm_osc_exchange(struct ompi_communicator_t *comm, const void *mine, void *all, int len);
 
+/* How many bytes so many elements of a datatype are, if they lie in memory from the first on without gaps, and are as many
+   as those of the target; else -1. */
+ptrdiff_t vmshm_osc_plain(int count, const struct ompi_datatype_t *type, int target_count,
+                          const struct ompi_datatype_t *target_type);
+
 #endif

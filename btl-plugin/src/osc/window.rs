@@ -1,5 +1,7 @@
 //! What we know of a window, beside what Open MPI's own component does.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use vmshm_transport::Peer;
 
 use crate::lock::Lock;
@@ -7,14 +9,26 @@ use crate::mpool;
 use crate::ompi::ompi_osc_base_module_t;
 
 /// All windows. The lock is never held while anything of Open MPI's is called.
-pub static WINDOWS: Lock<Vec<Window>> = Lock::new(Vec::new());
+#[allow(clippy::vec_box, reason = "the functions below have to stay where they are")]
+pub static WINDOWS: Lock<Vec<Box<Window>>> = Lock::new(Vec::new());
+
+/// How many there are.
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether there are windows, whose accesses may wait for this process.
+pub fn is_used() -> bool {
+    COUNT.load(Ordering::Relaxed) > 0
+}
+
+/// The functions that a window had.
+pub type Below = *const ompi_osc_base_module_t;
 
 /// A window.
 pub struct Window {
     /// Open MPI's module, by which the window is known.
     module: *mut ompi_osc_base_module_t,
     /// The functions that it had.
-    pub below: ompi_osc_base_module_t,
+    below: ompi_osc_base_module_t,
     /// Memory of the section, given back in the end; or NULL.
     memory: *mut u8,
     /// Each process.
@@ -79,13 +93,21 @@ impl Window {
     ) -> Self {
         // SAFETY: the caller vouches for it; the struct holds functions only.
         let below = unsafe { module.read() };
+        COUNT.fetch_add(1, Ordering::Relaxed);
         let targets = remotes.into_iter().map(|remote| Target { remote, ..Target::default() }).collect();
         Self { module, below, memory, targets, is_fenced: false, is_locked: false, idle: 0 }
     }
 
     /// The window behind a module.
-    pub fn of(windows: &mut [Self], module: *mut ompi_osc_base_module_t) -> Option<&mut Self> {
-        windows.iter_mut().find(|window| window.module == module)
+    #[inline]
+    pub fn of(windows: &mut [Box<Self>], module: *mut ompi_osc_base_module_t) -> Option<&mut Self> {
+        windows.iter_mut().find(|window| window.module == module).map(|window| &mut **window)
+    }
+
+    /// The functions that it had, which stay until it is freed.
+    #[inline]
+    pub fn below(&self) -> Below {
+        &raw const self.below
     }
 
     /// Whether the window is the module's.
@@ -121,6 +143,7 @@ impl Window {
 
 impl Drop for Window {
     fn drop(&mut self) {
+        COUNT.fetch_sub(1, Ordering::Relaxed);
         mpool::give_back(self.memory);
     }
 }

@@ -29,6 +29,11 @@ pub trait Pause {
     ///
     /// What ends the waiting, usually [`Broken::Lost`].
     fn pause(&mut self, member: usize) -> Result<(), Broken>;
+
+    /// How often to look before each pause, where `usual` is what the group was made with.
+    fn spins(&self, usual: u32) -> u32 {
+        usual
+    }
 }
 
 /// Why an operation did not come to its end. The group is of no use any more.
@@ -232,8 +237,9 @@ impl<M: Memory> Group<M> {
             return Ok(());
         }
         let at = self.members[member].block + DONE;
+        let spins = pause.spins(self.spins).max(1);
         loop {
-            for _ in 0..self.spins {
+            for _ in 0..spins {
                 let done = self.memory.load(at, Ordering::Acquire);
                 if done > step {
                     self.done[member] = done;
@@ -278,8 +284,9 @@ impl<M: Memory> Group<M> {
     ) -> Result<u64, Broken> {
         let at = self.members[member].block + head(step);
         let least = stamp(step, 0);
+        let spins = pause.spins(self.spins).max(1);
         loop {
-            for _ in 0..self.spins {
+            for _ in 0..spins {
                 let found = self.memory.load(at, Ordering::Acquire);
                 if found >= least {
                     let known = &mut self.done[member];
