@@ -407,8 +407,10 @@ fn handle(fabric: &mut Held, inbox: &mut Inbox, event: Event) {
         Event::Fragment { peer, tag, offset, len } => {
             let Some(open) = fabric.as_mut() else { return };
             let payload = open.endpoint.address(offset, len as u64);
-            let heard = Held::unlocked(fabric, || module::deliver_shared(tag, payload, len));
+            let mut landing = std::mem::take(&mut open.landing);
+            let heard = Held::unlocked(fabric, || module::deliver_shared(tag, payload, len, &mut landing));
             if let Some(fabric) = fabric.as_mut() {
+                fabric.landing = landing;
                 // An error here is followed by Event::Gone.
                 let _ = fabric.endpoint.consume(peer);
             }

@@ -51,6 +51,8 @@ pub struct Fabric {
     pub given: Given,
     /// Where messages arrive. Absent while some thread makes progress.
     pub inbox: Option<Box<Inbox>>,
+    /// Where whole messages are copied to from fragments; empty while one is handled.
+    pub landing: Vec<u64>,
     /// How the process waits; absent where it only spins.
     pub sleep: Option<Sleep>,
     /// Memory of this process that peers may pull.
@@ -150,6 +152,7 @@ impl Fabric {
             has_started: false,
             given: Given::default(),
             inbox: Some(Box::default()),
+            landing: Vec::new(),
             sleep: None,
             stages: Stages::default(),
             hungry: false,
@@ -270,7 +273,7 @@ impl Fabric {
     }
 
     /// Sends an inline message at once or not at all.
-    #[inline]
+    #[inline(always)]
     pub fn send_now(&mut self, peer: Peer, tag: u8, parts: &[&[u8]]) -> Result<(), Refused> {
         if !self.is_free(peer) {
             return Err(Refused::Busy);

@@ -30,6 +30,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Bytes at the start of a fragment that are copied before anyone looks at them: no header is longer.
 const HEADER: usize = 256;
 
+/// Longest message that always goes through the ring, bytes with their header.
+const SHORT: usize = 640;
+
 /// The tag of ob1's messages that need no rendezvous: `MCA_PML_OB1_HDR_TYPE_MATCH` of its `pml_ob1_hdr.h`.
 const OB1_MATCH: u32 = ompi::MCA_BTL_TAG_PML + 1;
 
@@ -416,7 +419,7 @@ unsafe extern "C" fn sendi(
     // SAFETY: Open MPI gives header_size bytes, and a convertor with payload_size bytes.
     let sent = unsafe {
         let header = std::slice::from_raw_parts(header.cast::<u8>(), header_size);
-        if len <= component::max_inline() {
+        if len <= component::max_inline() && fits(number, len) {
             send_inline(number, tag, header, convertor, payload_size)
         } else {
             send_packed(number, tag, header, convertor, payload_size)
@@ -443,6 +446,16 @@ unsafe extern "C" fn sendi(
             ompi::OPAL_ERR_UNREACH as c_int
         }
     }
+}
+
+/// Whether a message should go through the ring itself: a short one always, a longer one while the ring is nearly empty.
+/// In a stream of them, fragments let the sender run further ahead.
+#[inline]
+fn fits(number: usize, len: usize) -> bool {
+    len <= SHORT
+        || FABRIC.lock().as_ref().is_some_and(|fabric| {
+            fabric.peer(number).is_none_or(|peer| fabric.endpoint.is_spacious(peer, len))
+        })
 }
 
 /// Sends a message in the ring itself, without any allocation.
@@ -552,8 +565,9 @@ pub fn deliver(tag: u8, first: *mut u8, len: usize, rest: Option<(*mut u8, usize
 
 /// Hands on a message whose bytes lie in the sender's section, where the sender can still change them: its header is
 /// copied first, its payload is read in place. For tags whose headers we do not know, all of it is copied; so are whole
-/// messages of ob1, which takes a second segment for a single byte when it looks whether a message is too long.
-pub fn deliver_shared(tag: u8, payload: *mut u8, len: usize) -> bool {
+/// messages of ob1, which takes a second segment for a single byte when it looks whether a message is too long. The copy
+/// is made in `landing`, which grows as needed.
+pub fn deliver_shared(tag: u8, payload: *mut u8, len: usize, landing: &mut Vec<u64>) -> bool {
     // Nobody may send more, see `check`; only a hostile peer does.
     if len > component::max_send_size() {
         return false;
@@ -569,10 +583,13 @@ pub fn deliver_shared(tag: u8, payload: *mut u8, len: usize) -> bool {
         deliver(tag, first, copied, rest)
     } else {
         // Never shorter than a header, so that nobody reads one beyond its end.
-        let mut all = vec![0u64; len.max(HEADER).div_ceil(8)];
+        let words = len.max(HEADER).div_ceil(8);
+        if landing.len() < words {
+            landing.resize(words, 0);
+        }
         // SAFETY: as above.
-        unsafe { copy_from_shared(payload, all.as_mut_ptr().cast(), len) };
-        deliver(tag, all.as_mut_ptr().cast(), len, None)
+        unsafe { copy_from_shared(payload, landing.as_mut_ptr().cast(), len) };
+        deliver(tag, landing.as_mut_ptr().cast(), len, None)
     }
 }
 

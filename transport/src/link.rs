@@ -162,6 +162,7 @@ impl Link {
     }
 
     /// Whether the peer says that it polls our ring anyway.
+    #[inline]
     pub fn is_polled(&self, memory: &impl Memory) -> bool {
         self.theirs
             .as_ref()
@@ -189,6 +190,7 @@ impl Link {
     }
 
     /// Tells the peer how far we have consumed its ring.
+    #[inline]
     pub fn acknowledge(&mut self, memory: &impl Memory) {
         if let Some(theirs) = &mut self.theirs {
             theirs.consumer.acknowledge(memory, self.connection + CONSUMED);

@@ -12,12 +12,12 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::memory::Memory;
 
-/// Most bytes of an inline message: half of a ring of ours.
-pub const MAX_INLINE: usize = 2000;
+/// Most bytes of an inline message: a little more than half of a ring of ours.
+pub const MAX_INLINE: usize = 2080;
 
 /// So many slots behind the newest message the producer makes its own before it needs them, if they are free: their
 /// cache lines were last read by the consumer, and a store would wait for each.
-const AHEAD: u64 = 48;
+const AHEAD: u64 = 24;
 
 /// So many of them are zeroed, too: a short message waits for no other store than its own.
 const CLEARED: u64 = 4;
@@ -74,6 +74,12 @@ impl Producer {
         self.position - self.acknowledged + slots_for(len) < self.count
     }
 
+    /// Whether most of the ring is still free behind a message of `len` bytes, as far as this end knows.
+    #[inline]
+    pub fn is_spacious(&self, len: usize) -> bool {
+        (self.position - self.acknowledged) * 4 + slots_for(len) <= self.count
+    }
+
     /// Looks at offset `consumed` how far the consumer is.
     ///
     /// # Errors
@@ -97,10 +103,10 @@ impl Producer {
     }
 
     /// Publishes one message, whose bytes are the `parts` in their order; there must be room for it.
-    #[inline]
+    #[inline(always)]
     pub fn push(&mut self, memory: &impl Memory, kind: u8, tag: u8, parts: &[&[u8]]) {
         let len: usize = parts.iter().map(|part| part.len()).sum();
-        assert!(len <= MAX_INLINE && self.has_room(len));
+        debug_assert!(len <= MAX_INLINE && self.has_room(len));
         let slots = slots_for(len);
         if self.cleared <= self.position + slots {
             self.clear(memory, slots);
@@ -133,10 +139,10 @@ impl Producer {
         }
     }
 
-    /// Whether the consumer's acknowledgement is needed to prepare further.
+    /// Whether so much was not acknowledged when this end last looked that it should look again.
     #[inline]
     pub fn is_short(&self) -> bool {
-        self.position + AHEAD > self.acknowledged + self.count
+        self.position + 48 > self.acknowledged + self.count
     }
 
     /// Where the slot lies that is `slots` behind the next one, at most a ring.
@@ -153,7 +159,7 @@ impl Producer {
     }
 
     /// Writes the `parts` behind the next stamp, in whole words.
-    #[inline]
+    #[inline(always)]
     fn write(&self, memory: &impl Memory, parts: &[&[u8]]) {
         let mut stage = [0u8; STAGE];
         let (mut staged, mut at) = (0, STAMP);
@@ -195,7 +201,7 @@ impl Producer {
     }
 
     /// Writes whole words, `at` bytes behind the start of the next slot.
-    #[inline]
+    #[inline(always)]
     fn write_words(&self, memory: &impl Memory, at: u64, words: &[u8]) {
         let (size, at) = (self.count * SLOT, self.at + at);
         if at >= size {
@@ -214,7 +220,7 @@ impl Producer {
 const STAGE: usize = 64;
 
 /// Copies all of `from` to the start of `to`, without a call for the lengths of headers and small payloads.
-#[inline]
+#[inline(always)]
 fn copy_short(to: &mut [u8], from: &[u8]) {
     let len = from.len();
     // Two copies of a known length, which overlap.
@@ -259,7 +265,7 @@ impl Consumer {
     /// # Errors
     ///
     /// A stamp with the right number that says what no producer says.
-    #[inline]
+    #[inline(always)]
     pub fn peek(&self, memory: &impl Memory) -> Result<Option<Stamp>, Fault> {
         let word = memory.load(self.slots + self.at, Ordering::Acquire);
         let stamp = Stamp::unpack(word);
@@ -277,7 +283,7 @@ impl Consumer {
 
     /// Copies the bytes of the message that [`Consumer::peek`] showed; those behind them, up to a whole word, may become
     /// anything. `to` has room for whole words.
-    #[inline]
+    #[inline(always)]
     pub fn read(&self, memory: &impl Memory, stamp: Stamp, to: &mut [u8]) {
         let to = &mut to[..usize::from(stamp.len).next_multiple_of(8)];
         let at = self.at + STAMP;
@@ -297,7 +303,7 @@ impl Consumer {
     }
 
     /// Steps behind the message that [`Consumer::peek`] showed. Its bytes still stand until it is acknowledged.
-    #[inline]
+    #[inline(always)]
     pub fn advance(&mut self, memory: &impl Memory, stamp: Stamp) {
         let slots = slots_for(usize::from(stamp.len));
         self.position += slots;

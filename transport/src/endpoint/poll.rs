@@ -3,15 +3,14 @@
 use core::sync::atomic::Ordering;
 
 use vmshm_abi::EndpointId;
-use vmshm_abi::ring::{Descriptor, KIND_FRAGMENT, KIND_INLINE, KIND_OFFER, POLLED, Stamp};
+use vmshm_abi::ring::{KIND_FRAGMENT, KIND_INLINE, KIND_OFFER, POLLED, Stamp};
 use vmshm_abi::section::{ACTIVITY_WORDS, STATE_LIVE};
 
 use super::Endpoint;
 use crate::activity::Activity;
 use crate::event::{Event, Inbox, Peer};
-use crate::link::{HOT, Link, PeerError, check_descriptor, find_connection, read_claim};
+use crate::link::{HOT, PeerError, check_descriptor, find_connection, read_claim};
 use crate::memory::Memory;
-use crate::region::Region;
 use crate::slot;
 
 /// Rings that are looked at in each poll; the others are found by their activity lines.
@@ -19,6 +18,9 @@ const MAX_HOT: usize = 8;
 
 /// One poll in so many looks at the silent peers first.
 const FAIR: u32 = 32;
+
+/// So many bytes of the next fragment are made our own while there is nothing else to do.
+const OWNED: usize = 4096 + 128;
 
 /// One poll in so many looks at all else, where nothing is known to be due.
 const CALM: u32 = 4;
@@ -28,7 +30,7 @@ impl<M: Memory> Endpoint<M> {
     ///
     /// Each call does a bounded amount of work: it looks at a few rings that were busy lately, and every few calls at one
     /// section's activity line and at one silent ring as well.
-    #[inline]
+    #[inline(always)]
     pub fn poll(&mut self, inbox: &mut Inbox) -> Option<Event> {
         self.turn = self.turn.wrapping_add(1);
         // Busy peers first, but they never keep the others from their turn.
@@ -41,7 +43,9 @@ impl<M: Memory> Endpoint<M> {
                 && self.sending.is_empty()
                 && !self.hot.is_empty()
             {
-                self.flush();
+                if !self.dirty.is_empty() {
+                    self.flush();
+                }
                 return None;
             }
         }
@@ -82,6 +86,9 @@ impl<M: Memory> Endpoint<M> {
 
     /// Makes ready to answer the peer whose turn it was.
     fn prepare(&mut self) {
+        if let Some((offset, len)) = self.freed.take() {
+            self.memory.own(offset, len.min(OWNED) as u64);
+        }
         let Some(&index) = self.hot.get(self.next_hot) else { return };
         let link = &mut self.links[index as usize];
         if link.failed.is_some() || !link.producer.is_short() {
@@ -94,7 +101,7 @@ impl<M: Memory> Endpoint<M> {
     }
 
     /// The rings that were busy lately, each in its turn.
-    #[inline]
+    #[inline(always)]
     fn poll_hot(&mut self, inbox: &mut Inbox) -> Option<Event> {
         for _ in 0..self.hot.len() {
             self.next_hot += 1;
@@ -193,7 +200,7 @@ impl<M: Memory> Endpoint<M> {
         for _ in 0..self.queue.len().min(MAX_HOT) {
             let index = self.queue.pop_front()?;
             self.links[index as usize].queued = false;
-            if let Some(event) = self.pop(index, inbox) {
+            if let Some(event) = self.pop_first(index, inbox) {
                 self.heat(index);
                 return Some(event);
             }
@@ -231,70 +238,80 @@ impl<M: Memory> Endpoint<M> {
     }
 
     /// The next message of one link.
+    #[inline(always)]
     fn pop(&mut self, index: u32, inbox: &mut Inbox) -> Option<Event> {
         let link = &mut self.links[index as usize];
         if link.held || link.failed.is_some() {
             return None;
         }
-        let popped = Self::pop_link(link, &self.memory, &self.region, self.id, self.incarnation, inbox);
-        let (stamp, descriptor) = match popped {
-            Ok(popped) => popped?,
-            Err(why) => {
-                self.fail(index, why);
-                return None;
-            }
+        let Some(theirs) = &mut link.theirs else { return self.pop_first(index, inbox) };
+        let stamp = match theirs.consumer.peek(&self.memory) {
+            Ok(stamp) => stamp?,
+            Err(fault) => return self.give_up(index, fault.into()),
         };
-        let peer = Peer(index);
-        let tag = stamp.tag;
-        let event = match (stamp.kind, descriptor) {
-            (KIND_FRAGMENT, Some(found)) => {
-                link.held = true;
-                return Some(Event::Fragment { peer, tag, offset: found.offset, len: found.len as usize });
-            }
-            (KIND_OFFER, Some(offer)) => Event::Offer { peer, tag, offer },
-            (_, Some(done)) => Event::Done { peer, tag, cookie: done.cookie },
-            (_, None) => Event::Message { peer, tag, len: usize::from(stamp.len) },
+        if stamp.kind != KIND_INLINE {
+            return self.pop_descriptor(index, stamp);
+        }
+        theirs.consumer.read(&self.memory, stamp, &mut inbox.0);
+        if !link.lives(&self.memory) {
+            return self.give_up(index, self.ending(index));
+        }
+        self.step(index, stamp);
+        Some(Event::Message { peer: Peer(index), tag: stamp.tag, len: usize::from(stamp.len) })
+    }
+
+    /// The first message of a link, if the peer has connected by now.
+    #[inline(never)]
+    fn pop_first(&mut self, index: u32, inbox: &mut Inbox) -> Option<Event> {
+        let link = &mut self.links[index as usize];
+        match link.resolve(&self.memory, &self.region, self.id, self.incarnation) {
+            Ok(true) => self.pop(index, inbox),
+            Ok(false) => None,
+            Err(fault) => self.give_up(index, fault.into()),
+        }
+    }
+
+    /// What the message with this `stamp` points to, copied and checked.
+    #[inline(never)]
+    fn pop_descriptor(&mut self, index: u32, stamp: Stamp) -> Option<Event> {
+        let link = &mut self.links[index as usize];
+        let found = link.theirs.as_ref()?.consumer.descriptor(&self.memory);
+        if !link.lives(&self.memory) {
+            return self.give_up(index, self.ending(index));
+        }
+        if let Err(fault) = check_descriptor(&self.region, link.id, stamp.kind, &found) {
+            return self.give_up(index, fault.into());
+        }
+        let (peer, tag) = (Peer(index), stamp.tag);
+        let event = match stamp.kind {
+            KIND_FRAGMENT => Event::Fragment { peer, tag, offset: found.offset, len: found.len as usize },
+            KIND_OFFER => Event::Offer { peer, tag, offer: found },
+            _ => Event::Done { peer, tag, cookie: found.cookie },
         };
-        self.step(index);
+        if stamp.kind == KIND_FRAGMENT {
+            link.held = true;
+            if let Some(theirs) = &mut link.theirs {
+                theirs.consumer.advance(&self.memory, stamp);
+            }
+        } else {
+            self.step(index, stamp);
+        }
         Some(event)
     }
 
-    /// Copies and checks a link's next message, and steps behind it.
-    fn pop_link(
-        link: &mut Link,
-        memory: &M,
-        region: &Region,
-        me: EndpointId,
-        life: u64,
-        inbox: &mut Inbox,
-    ) -> Result<Option<(Stamp, Option<Descriptor>)>, PeerError> {
-        if link.theirs.is_none() && !link.resolve(memory, region, me, life)? {
-            return Ok(None);
-        }
-        let Some(theirs) = &mut link.theirs else { return Ok(None) };
-        let Some(stamp) = theirs.consumer.peek(memory)? else { return Ok(None) };
-        let descriptor = if stamp.kind == KIND_INLINE {
-            theirs.consumer.read(memory, stamp, &mut inbox.0);
-            None
-        } else {
-            Some(theirs.consumer.descriptor(memory))
-        };
-        if !link.lives(memory) {
-            return Err(link.ending(memory));
-        }
-        if let Some(descriptor) = &descriptor {
-            check_descriptor(region, link.id, stamp.kind, descriptor)?;
-        }
-        if let Some(theirs) = &mut link.theirs {
-            theirs.consumer.advance(memory, stamp);
-        }
-        Ok(Some((stamp, descriptor)))
+    #[cold]
+    fn give_up(&mut self, index: u32, why: PeerError) -> Option<Event> {
+        self.fail(index, why);
+        None
     }
 
-    /// Acknowledges what was stepped over, if it is due, or remembers to.
-    fn step(&mut self, index: u32) {
+    /// Steps behind a message, and acknowledges it if that is due, or remembers to.
+    #[inline(always)]
+    fn step(&mut self, index: u32, stamp: Stamp) {
         let link = &mut self.links[index as usize];
-        if link.theirs.as_ref().is_some_and(|theirs| theirs.consumer.is_acknowledgement_due()) {
+        let Some(theirs) = &mut link.theirs else { return };
+        theirs.consumer.advance(&self.memory, stamp);
+        if theirs.consumer.is_acknowledgement_due() {
             link.acknowledge(&self.memory);
         } else if !link.dirty {
             link.dirty = true;

@@ -19,12 +19,21 @@ impl<M: Memory> Endpoint<M> {
     /// # Errors
     ///
     /// A full ring, a peer that is gone, more than [`MAX_INLINE`] bytes.
+    #[inline(always)]
     pub fn send(&mut self, peer: Peer, tag: u8, parts: &[&[u8]]) -> Result<(), SendError> {
         let len = parts.iter().map(|part| part.len()).sum();
         if len > MAX_INLINE {
             return Err(SendError::TooLong(len));
         }
         self.push(peer, KIND_INLINE, tag, parts, len)
+    }
+
+    /// Whether an inline message of `len` bytes would leave room in the ring for more, and no fragment is under way. Where
+    /// not, a long one is better sent as a fragment: the sender can run further ahead.
+    #[inline]
+    pub fn is_spacious(&self, peer: Peer, len: usize) -> bool {
+        let link = &self.links[peer.index()];
+        link.in_flight.is_empty() && link.producer.is_spacious(len)
     }
 
     /// A piece of our section of at least `len` bytes, or `None` when the section is full.
@@ -35,6 +44,7 @@ impl<M: Memory> Endpoint<M> {
 
     /// Gives a fragment back; it must not be under way.
     pub fn free(&mut self, fragment: Fragment) {
+        self.freed = Some((fragment.offset, fragment.len));
         self.arena.free(&self.memory, &self.section, fragment.offset, fragment.len as u64);
     }
 
@@ -90,29 +100,16 @@ impl<M: Memory> Endpoint<M> {
         self.push_descriptor(peer, KIND_DONE, tag, offer)
     }
 
+    #[inline(never)]
     fn push_descriptor(&mut self, peer: Peer, kind: u8, tag: u8, body: &Descriptor) -> Result<(), SendError> {
         self.push(peer, kind, tag, &[body.as_bytes()], size_of::<Descriptor>())
     }
 
+    #[inline(always)]
     fn push(&mut self, peer: Peer, kind: u8, tag: u8, parts: &[&[u8]], len: usize) -> Result<(), SendError> {
         let link = &mut self.links[peer.index()];
-        if link.failed.is_some() {
-            return Err(SendError::Gone);
-        }
-        if !link.producer.has_room(len) {
-            let learned = link.catch_up(&self.memory, &self.region, self.id, self.incarnation);
-            if let Err(fault) = learned {
-                return Err(self.fail_send(peer, fault.into()));
-            }
-            let link = &self.links[peer.index()];
-            if !link.producer.has_room(len) {
-                // A dead peer's ring stays full for ever; the slot's state says so before any watcher does.
-                if link.lives(&self.memory) {
-                    self.links[peer.index()].starved = Some(len);
-                    return Err(SendError::Full);
-                }
-                return Err(self.fail_send(peer, self.ending(peer.0)));
-            }
+        if link.failed.is_some() || !link.producer.has_room(len) {
+            self.make_room(peer, len)?;
         }
         let link = &mut self.links[peer.index()];
         link.producer.push(&self.memory, kind, tag, parts);
@@ -121,6 +118,29 @@ impl<M: Memory> Endpoint<M> {
         }
         link.wake(&self.memory, false);
         Ok(())
+    }
+
+    /// Looks whether there is room for a message of `len` bytes by now.
+    #[inline(never)]
+    fn make_room(&mut self, peer: Peer, len: usize) -> Result<(), SendError> {
+        let link = &mut self.links[peer.index()];
+        if link.failed.is_some() {
+            return Err(SendError::Gone);
+        }
+        let learned = link.catch_up(&self.memory, &self.region, self.id, self.incarnation);
+        if let Err(fault) = learned {
+            return Err(self.fail_send(peer, fault.into()));
+        }
+        let link = &mut self.links[peer.index()];
+        if link.producer.has_room(len) {
+            return Ok(());
+        }
+        // A dead peer's ring stays full for ever; the slot's state says so before any watcher does.
+        if link.lives(&self.memory) {
+            link.starved = Some(len);
+            return Err(SendError::Full);
+        }
+        Err(self.fail_send(peer, self.ending(peer.0)))
     }
 
     fn fail_send(&mut self, peer: Peer, why: PeerError) -> SendError {
