@@ -28,7 +28,7 @@ struct Parameters {
 unsafe impl Sync for Parameters {}
 
 static PARAMETERS: Parameters =
-    Parameters { priority: UnsafeCell::new(60), chunk: UnsafeCell::new(32 << 10) };
+    Parameters { priority: UnsafeCell::new(60), chunk: UnsafeCell::new(64 << 10) };
 
 /// Largest chunk: eight of them are a member's.
 const MAX_CHUNK: usize = 1 << 20;

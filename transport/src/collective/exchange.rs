@@ -1,25 +1,16 @@
 //! From all members to one or to all.
 
 use super::group::{Broken, Group, Pause, Readers};
-use super::layout::MAX_BODY;
 use crate::memory::Memory;
 
 /// Where a member's bytes go, and how many they are.
 pub type Part = (*mut u8, usize);
 
-/// Shortest piece of a payload that is cut in pieces: each costs a cache line's way from member to member.
-const MIN_PIECE: usize = 8 << 10;
-
-/// A payload is cut in about so many pieces, so that one member copies in while another copies out.
-const PIECES: usize = 8;
-
 impl<M: Memory> Group<M> {
-    /// How long the pieces are in which `len` bytes go through the slots: the same for all members.
+    /// How long the pieces are in which `len` bytes go through the slots: the same for all members. As long as they may be:
+    /// who copies in and who copies out of neighbouring lines at the same time hold each other up.
     pub(super) fn piece(&self, len: usize) -> usize {
-        if len <= MAX_BODY as usize {
-            return len.max(1);
-        }
-        (len / PIECES).next_multiple_of(4096).max(MIN_PIECE).min(self.chunk())
+        len.clamp(1, self.chunk())
     }
 
     /// How long the pieces are in which `len` bytes for each member go through the slots.

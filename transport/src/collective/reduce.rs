@@ -1,7 +1,6 @@
 //! Joining what all members have.
 
 use super::group::{Broken, Group, Pause, Readers};
-use super::layout::MAX_BODY;
 use crate::memory::Memory;
 
 /// What joins two operands of the same length.
@@ -26,8 +25,8 @@ pub trait Combine {
     unsafe fn join_to(&mut self, left: *const u8, right: *const u8, out: *mut u8, len: usize);
 }
 
-/// Up to so many bytes, each member joins everything by itself, which costs the fewest steps.
-const JOIN_ALL: usize = MAX_BODY as usize;
+/// Up to so many bytes of others' operands, each member joins everything by itself, which costs the fewest steps.
+const JOIN_ALL: usize = 64 << 10;
 
 impl<M: Memory> Group<M> {
     /// Whether elements of this many bytes fit into the slots.
@@ -141,7 +140,7 @@ impl<M: Memory> Group<M> {
         combine: &mut impl Combine,
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
-        if len > JOIN_ALL {
+        if len > self.chunk() || len.saturating_mul(self.size() - 1) > JOIN_ALL.max(self.short()) {
             // SAFETY: the caller keeps the contract.
             return unsafe { self.all_reduce_by_shares(data, out, len, combine, pause) };
         }
