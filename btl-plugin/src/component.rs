@@ -29,7 +29,7 @@ const BATCH: usize = 32;
 const MAX_SEND_SIZE: usize = 1 << 20;
 
 /// All chunks of a process together are at most this part of its section.
-const CHUNKS_PART: u64 = 128;
+const CHUNKS_PART: u64 = 64;
 
 /// What the user can set, beside what all BTLs have. Open MPI writes it while the component registers.
 struct Parameters {
@@ -318,10 +318,11 @@ fn attach(module: *mut mca_btl_base_module_t) -> Result<Fabric, (Topic, String)>
 /// How long messages are cut, with defaults for zeros. The chunks of one process are a small part of its section, which it
 /// shares with others.
 fn cut(size: usize, count: c_uint, section: u64) -> Cut {
-    let size = if size == 0 { 32 << 10 } else { size };
-    let count = if count == 0 { (4 << 20) / size } else { count as usize };
+    let size = if size == 0 { 64 << 10 } else { size };
+    let count = if count == 0 { (8 << 20) / size } else { count as usize };
     let most = usize::try_from(section / CHUNKS_PART).unwrap_or(usize::MAX) / size;
-    Cut { size, count: count.min(most).max(2) }
+    let count = count.min(most).max(2);
+    Cut { size, piece: size.min(16 << 10), count, few: count.div_ceil(4).max(2) }
 }
 
 /// Largest message that travels inline.

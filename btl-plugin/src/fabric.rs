@@ -158,7 +158,7 @@ impl Fabric {
             hungry: false,
             first_fed: 0,
             chunks: Chunks::default(),
-            cut: Cut { size: MIN_FRAGMENT, count: 2 },
+            cut: Cut { size: MIN_FRAGMENT, piece: MIN_FRAGMENT, count: 2, few: 2 },
         }
     }
 

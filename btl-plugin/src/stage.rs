@@ -9,9 +9,9 @@
 //!     feed ───── CHUNK, CHUNK, CHUNK ─────────────────► place, placed: copied to where it belongs
 //! ```
 //!
-//! Both copies run at the same time, each in one call of ours and not in many of Open MPI's. Some pulls from one peer are
-//! served in turn, a chunk each, so that a short message does not wait for a long one; the others wait at the receiver.
-//! The chunks of a pull come in order, and their tag says which pull it is: they need no header.
+//! Both copies run at the same time, each in one call of ours and not in many of Open MPI's. The oldest pulls are served in
+//! turn, a chunk each, so that a short message does not wait for a long one. Their chunks come in order, and the tag of a
+//! chunk says which of them it belongs to: it needs no header.
 //!
 //! The memory of the chunks is used in turn, never the one that came back last: it lies in the caches of the process that
 //! has just read it, from where the next copy would have to fetch it back line by line. In turn over a part of the second
@@ -36,19 +36,18 @@ pub const PULL: u8 = ompi::MCA_BTL_TAG_BTL as u8;
 /// The tag of the next piece of the first pull; the others follow.
 const CHUNK: u8 = PULL + 1;
 
-/// The last pull's.
-const LAST_CHUNK: u8 = CHUNK + ACTIVE as u8 - 1;
+/// Pulls that are served in turn: those of them that a peer has asked for last have to wait. It is also the number of tags
+/// for chunks.
+const ACTIVE: u64 = 30;
 
-/// Pulls from one peer that are under way at a time.
-const ACTIVE: usize = 16;
-
-/// A message that is alone on its way goes in pieces of so many bytes, less than a chunk, since the receiver begins when the
-/// first is there. Many messages overlap anyhow, and then each piece costs as much time as some kilobytes.
-const PIECE: usize = 16 << 10;
+/// The tag of the chunks of a peer's pull with this number.
+fn tag_of(number: u64) -> u8 {
+    CHUNK + (number % ACTIVE) as u8
+}
 
 /// Whether a tag is that of a chunk.
 pub fn is_chunk(tag: u8) -> bool {
-    (CHUNK..=LAST_CHUNK).contains(&tag)
+    (CHUNK..CHUNK + ACTIVE as u8).contains(&tag)
 }
 
 /// How long messages are cut.
@@ -56,8 +55,13 @@ pub fn is_chunk(tag: u8) -> bool {
 pub struct Cut {
     /// Bytes of a chunk.
     pub size: usize,
-    /// Chunks in all.
+    /// Bytes in a chunk of a message that is alone on its way: less, since the receiver begins when the first is there. Many
+    /// messages overlap anyhow, and then each chunk costs as much time as some kilobytes.
+    pub piece: usize,
+    /// Chunks for many messages.
     pub count: usize,
+    /// Chunks for one.
+    pub few: usize,
 }
 
 /// The memory of the chunks.
@@ -131,8 +135,6 @@ struct Request {
     offset: u64,
     /// Bytes.
     len: u64,
-    /// The tag that its chunks are to have.
-    tag: u64,
 }
 
 /// What Open MPI's `get` wants, and how to tell that it is there.
@@ -174,25 +176,55 @@ impl Pull {
 /// Staged memory on its way to and from one peer.
 #[derive(Default)]
 pub struct Staged {
-    /// What the peer has asked for, in order.
-    serving: VecDeque<Request>,
-    /// What we have asked for, and how much of it is there.
-    active: [Option<(Pull, usize)>; ACTIVE],
-    /// What we shall ask for, in order.
-    waiting: VecDeque<Pull>,
+    /// What the peer has asked for and when, in order.
+    serving: VecDeque<(u64, Request)>,
+    /// Requests that have come from it.
+    heard: u64,
+    /// Which of the active ones comes next.
+    turn: usize,
+    /// What we have asked for, in order, and how much of it is there; none where all of it is.
+    pulls: VecDeque<Option<(Pull, usize)>>,
+    /// The number of the first of these.
+    first: u64,
 }
 
 impl Staged {
     /// Whether nothing is asked for.
     pub fn is_idle(&self) -> bool {
-        self.serving.is_empty() && self.waiting.is_empty() && self.active.iter().all(Option::is_none)
+        self.serving.is_empty() && self.pulls.is_empty()
     }
 
     /// Takes what will not come from a lost peer, and forgets what it wanted.
     pub fn give_up(&mut self) -> Vec<Pull> {
         self.serving.clear();
-        let active = self.active.iter_mut().filter_map(Option::take).map(|(pull, _)| pull);
-        active.chain(self.waiting.drain(..)).collect()
+        self.pulls.drain(..).flatten().map(|(pull, _)| pull).collect()
+    }
+
+    /// Which request is to be served next. Two that share a tag are never active at a time.
+    fn next(&mut self) -> Option<usize> {
+        let (oldest, _) = self.serving.front()?;
+        if self.serving.get(self.turn).is_none_or(|(number, _)| number - oldest >= ACTIVE) {
+            self.turn = 0;
+        }
+        Some(self.turn)
+    }
+
+    /// So many bytes of a request were served.
+    fn served(&mut self, index: usize, len: u64) {
+        let (_, request) = &mut self.serving[index];
+        request.offset += len;
+        request.len -= len;
+        if request.len == 0 {
+            self.serving.remove(index);
+        } else {
+            self.turn += 1;
+        }
+    }
+
+    /// The pull that a chunk belongs to: all chunks of one come before any of the next with that tag.
+    fn pull(&mut self, tag: u8) -> Option<&mut Option<(Pull, usize)>> {
+        let skip = (u64::from(tag - CHUNK) + ACTIVE - self.first % ACTIVE) % ACTIVE;
+        self.pulls.iter_mut().skip(skip as usize).step_by(ACTIVE as usize).find(|pull| pull.is_some())
     }
 }
 
@@ -212,28 +244,16 @@ impl Fabric {
         self.stages.slots.iter().any(|(_, stage)| stage.as_ref().is_some_and(|s| s.peer.index() == peer))
     }
 
-    /// Asks a peer for memory that it has staged for us, or remembers to.
+    /// Asks a peer for memory that it has staged for us.
     ///
     /// # Errors
     /// The peer is gone.
     pub fn pull(&mut self, peer: Peer, pull: Pull) -> Result<(), Refused> {
-        let staged = self.staged(peer.index());
-        match staged.active.iter().position(Option::is_none) {
-            Some(place) => self.ask(peer, place, pull),
-            None => {
-                staged.waiting.push_back(pull);
-                Ok(())
-            }
-        }
-    }
-
-    fn ask(&mut self, peer: Peer, place: usize, pull: Pull) -> Result<(), Refused> {
-        let tag = u64::from(CHUNK) + place as u64;
-        let request = Request { stage: pull.stage, offset: pull.offset, len: pull.len as u64, tag };
+        let request = Request { stage: pull.stage, offset: pull.offset, len: pull.len as u64 };
         let bytes = request.as_bytes();
         let flags = ompi::MCA_BTL_DES_FLAGS_BTL_OWNERSHIP;
         let descriptor = self.descriptor(peer, bytes.len(), 0, flags).ok_or(Refused::Busy)?;
-        self.staged(peer.index()).active[place] = Some((pull, 0));
+        self.staged(peer.index()).pulls.push_back(Some((pull, 0)));
         // SAFETY: the descriptor was just handed out with room for these bytes, and belongs to us.
         let posted = unsafe {
             let (data, _) = Descriptor::payload(descriptor);
@@ -253,54 +273,57 @@ impl Fabric {
         let Ok(request) = Request::read_from_bytes(bytes) else { return false };
         let is_ours = self.stages.get(request.stage).is_some_and(|stage| {
             let end = request.offset.checked_add(request.len);
-            let is_asked = request.len > 0 && u8::try_from(request.tag).is_ok_and(is_chunk);
-            stage.peer == peer && is_asked && end.is_some_and(|end| end <= stage.len as u64)
+            stage.peer == peer && request.len > 0 && end.is_some_and(|end| end <= stage.len as u64)
         });
         if is_ours {
-            self.staged(peer.index()).serving.push_back(request);
+            let staged = self.staged(peer.index());
+            staged.serving.push_back((staged.heard, request));
+            staged.heard += 1;
             self.feed(peer);
         }
         is_ours
     }
 
-    /// The chunk that was used least lately, or a new one as long as there are not so many.
-    fn chunk(&mut self) -> Option<Fragment> {
-        let Cut { size, count } = self.cut;
-        let Chunks { free, flying } = &self.chunks;
-        let chunk = match free.len() + flying < count {
-            true => self.endpoint.fragment(size).or_else(|| self.chunks.free.pop_front()),
-            false => self.chunks.free.pop_front(),
-        };
+    /// The chunk that was used least lately, or a new one as long as there are fewer than wanted.
+    fn chunk(&mut self, wanted: usize) -> Option<Fragment> {
+        let Chunks { free, flying } = &mut self.chunks;
+        let count = free.len() + *flying;
+        if count > wanted && free.len() > 1 {
+            // One at a time: many messages may soon be under way again.
+            let surplus = free.pop_front()?;
+            self.endpoint.free(surplus);
+        }
+        let new = if count < wanted { self.endpoint.fragment(self.cut.size) } else { None };
+        let chunk = new.or_else(|| self.chunks.free.pop_front());
         self.chunks.flying += usize::from(chunk.is_some());
         chunk
     }
 
     /// Copies and sends what a peer has asked for, as long as there are chunks.
     pub fn feed(&mut self, peer: Peer) {
-        while let Some(request) = self.staged(peer.index()).serving.front().copied() {
+        let cut = self.cut;
+        while let Some(index) = self.staged(peer.index()).next() {
+            let serving = &mut self.staged(peer.index()).serving;
+            let (number, request) = serving[index];
+            let (piece, wanted) =
+                if serving.len() == 1 { (cut.piece, cut.few) } else { (cut.size, cut.count) };
             let Some(from) = self.stages.get(request.stage).map(|stage| stage.base) else {
-                // It has said that it has enough: what it would pull is not ours to read any more.
-                self.staged(peer.index()).serving.pop_front();
+                // The peer has said that it has enough: what it would pull is not ours to read any more.
+                self.staged(peer.index()).served(index, request.len);
                 continue;
             };
-            let chunk = if self.is_free(peer) { self.chunk() } else { None };
+            let chunk = if self.is_free(peer) { self.chunk(wanted) } else { None };
             let Some(chunk) = chunk else {
                 self.hungry = true;
                 return;
             };
-            let piece = if self.staged(peer.index()).serving.len() == 1 { PIECE } else { chunk.capacity() };
             let len = piece.min(chunk.capacity()).min(request.len as usize);
             // SAFETY: the request was checked against the stage, whose memory Open MPI keeps until it is unstaged. The
             // chunk has room for len bytes.
             unsafe { copy_to_shared(from.add(request.offset as usize), chunk.ptr(), len) };
-            let serving = &mut self.staged(peer.index()).serving;
-            serving.pop_front();
-            if len < request.len as usize {
-                let (offset, rest) = (request.offset + len as u64, request.len - len as u64);
-                serving.push_back(Request { offset, len: rest, ..request });
-            }
+            self.staged(peer.index()).served(index, len as u64);
             // SAFETY: there is no descriptor.
-            let posted = unsafe { self.post(peer, Outgoing::Chunk(chunk, request.tag as u8, len)) };
+            let posted = unsafe { self.post(peer, Outgoing::Chunk(chunk, tag_of(number), len)) };
             if posted == Posted::Lost {
                 // The event that follows says so.
                 return;
@@ -325,26 +348,26 @@ impl Fabric {
 
     /// Where the next chunk of a peer belongs; None if we have not asked for it.
     pub fn place(&mut self, peer: Peer, tag: u8, len: usize) -> Option<*mut u8> {
-        let (pull, done) = self.staged(peer.index()).active[usize::from(tag - CHUNK)].as_ref()?;
+        let (pull, done) = self.staged(peer.index()).pull(tag)?.as_ref()?;
         // The chunk lies in the pull, so that this is inside of what Open MPI gave.
         (len > 0 && len <= pull.len - done).then(|| pull.local.wrapping_add(*done))
     }
 
-    /// A chunk was copied to its place; returns the pull that is now complete. Another one takes its turn.
+    /// A chunk was copied to its place; returns the pull that is now complete.
     pub fn placed(&mut self, peer: Peer, tag: u8, len: usize) -> Option<Pull> {
-        let place = usize::from(tag - CHUNK);
         let staged = self.staged(peer.index());
-        let (pull, done) = staged.active[place].as_mut()?;
+        let found = staged.pull(tag)?;
+        let (pull, done) = found.as_mut()?;
         *done += len;
         if *done < pull.len {
             return None;
         }
-        let pull = staged.active[place].take().map(|(pull, _)| pull);
-        if let Some(next) = staged.waiting.pop_front() {
-            // An error means that the peer is gone: then an event says so, and all of this comes back.
-            let _ = self.ask(peer, place, next);
+        let complete = found.take().map(|(pull, _)| pull);
+        while let Some(None) = staged.pulls.front() {
+            staged.pulls.pop_front();
+            staged.first += 1;
         }
-        pull
+        complete
     }
 }
 
@@ -381,7 +404,7 @@ mod tests {
                 let device = Some(region.path().display().to_string());
                 let options = Options { device, section: Some(section), ..Options::default() };
                 let mut fabric = Fabric::new(open_endpoint(&options).unwrap());
-                fabric.cut = Cut { size, count };
+                fabric.cut = Cut { size, piece: size / 2, count, few: 2 };
                 fabric
             };
             let (mut a, mut b) = (open(0), open(1));
@@ -502,8 +525,7 @@ mod tests {
         a.fabric.unstage(ended);
         let stage = a.fabric.stage(a.peer, source.as_ptr(), source.len());
         assert_ne!(stage, ended, "a slot's next use has another id");
-        let tag = u64::from(CHUNK);
-        let good = Request { stage, offset: 0, len: 1000, tag };
+        let good = Request { stage, offset: 0, len: 1000 };
         let wrong = [
             Request { stage: ended, ..good },
             Request { stage: stage + 1, ..good },
@@ -513,9 +535,6 @@ mod tests {
             Request { offset: 1, ..good },
             Request { offset: u64::MAX, ..good },
             Request { offset: u64::MAX, len: u64::MAX, ..good },
-            Request { tag: u64::from(PULL), ..good },
-            Request { tag: u64::from(LAST_CHUNK) + 1, ..good },
-            Request { tag: tag + 256, ..good },
         ];
         for request in wrong {
             assert!(!a.fabric.serve(a.peer, request.as_bytes()), "{request:?}");
