@@ -88,13 +88,18 @@ pub fn open() {
              them to other machines.",
         );
     };
-    let found = {
-        let fabric = FABRIC.lock();
-        fabric
-            .as_ref()
-            .map(|fabric| (Runs::of(&fabric.endpoint), matches!(fabric.endpoint.source(), Source::File(_))))
-    };
-    let Some((runs, is_file)) = found else { return };
+    let found = FABRIC.lock().as_ref().map(|fabric| {
+        let endpoint = &fabric.endpoint;
+        (Runs::of(endpoint), matches!(endpoint.source(), Source::File(_)), endpoint.advice().is_some())
+    });
+    let Some((runs, is_file, is_slow)) = found else { return };
+    if is_slow {
+        return help::show(
+            Topic::Advice,
+            "VMSHM_HEAP is set, but the shared memory is not mapped cached, so that the program would compute in slow \
+             memory: it stays where it is. With the guest driver, and a region of 4 GiB or more, it can be placed.",
+        );
+    }
     if ompi::others_read(is_file) {
         return help::show(
             Topic::Advice,

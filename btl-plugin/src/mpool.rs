@@ -177,11 +177,13 @@ fn take(fabric: &mut Fabric, len: usize, align: usize) -> Option<*mut u8> {
 }
 
 /// Takes memory for a window, aligned to a power of two, and copied like other memory of programs if the section is left
-/// before it is given back. None where there is no room, or where it is not wanted because others read it.
+/// before it is given back. None where there is no room, or where it is not wanted: others read it, or it is slow.
 pub fn take_aligned(len: usize, align: usize) -> Option<*mut u8> {
     let mut fabric = FABRIC.lock();
     let fabric = fabric.as_mut()?;
-    if ompi::others_read(matches!(fabric.endpoint.source(), Source::File(_))) {
+    if fabric.endpoint.advice().is_some()
+        || ompi::others_read(matches!(fabric.endpoint.source(), Source::File(_)))
+    {
         return None;
     }
     // Whole chunks lie on pages.

@@ -128,6 +128,7 @@ pub fn steps(ground: &Ground, tally: &mut Tally) -> Result<usize> {
         checked(pair.lab(logs)?, logs, |lab| doorbell(lab, RINGS, logs))
     })?;
     tally.step("guests-driver-mpi", |logs| checked(pair.lab(logs)?, logs, |lab| mpi(lab, logs)))?;
+    tally.step("guests-driver-heap", |logs| checked(pair.lab(logs)?, logs, |lab| heap(lab, logs)))?;
     tally.step("guests-driver-sleep", |logs| checked(pair.lab(logs)?, logs, |lab| sleep(lab, logs)))?;
     tally.step("guests-driver-death", |logs| checked(pair.lab(logs)?, logs, |lab| death(lab, logs)))?;
     tally.step("guests-driver-suspend", |logs| checked(pair.lab(logs)?, logs, |lab| suspend(lab, logs)))?;
@@ -437,6 +438,22 @@ fn mpi(lab: &mut Lab, logs: &Path) -> Result<Count> {
     }
     sum.note = format!("by the user {} through /dev/vmshm0", guest_mpi::USER);
     Ok(sum)
+}
+
+/// The same with the programs' large allocations in the region, and windows that are read in place.
+fn heap(lab: &mut Lab, logs: &Path) -> Result<Count> {
+    let arguments = format!(
+        "-x LD_PRELOAD={PAYLOAD}/lib/libvmshm_heap.so -x VMSHM_HEAP=1 --mca osc vmshm,pt2pt -x OMPI_MCA_osc=vmshm,pt2pt"
+    );
+    let program = format!("{PAYLOAD}/bin/vmshm-heap-check --rounds 200");
+    let job = Job { as_user: true, arguments: &arguments, ..Job::new(2, &program) };
+    guest_mpi::run_job(lab, &job, &logs.join("heap.log"), LIMIT * 2)?;
+    let program = format!("{PAYLOAD}/bin/vmshm-mpi-check --quick");
+    let job = Job { as_user: true, arguments: &arguments, ..Job::new(2, &program) };
+    let log = logs.join("check.log");
+    let text = guest_mpi::run_job(lab, &job, &log, LIMIT * 2)?;
+    Count::of_checker(&text)
+        .with_context(|| format!("vmshm-mpi-check printed no closing line; log: {}", log.display()))
 }
 
 /// What the waiting rank of `vmshm-mpi-wait` says: seconds that it waited, and of its processor time.

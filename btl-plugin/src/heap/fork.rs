@@ -5,6 +5,7 @@
 //! since their children share the parent's memory until they run another program.
 
 use std::mem;
+use std::ops::Range;
 use std::ptr;
 
 use super::HEAP;
@@ -43,13 +44,37 @@ impl Snapshot {
         Some(copies)
     }
 
-    /// Moves the copies over what they are copies of; false where one could not be moved.
-    fn put_in_place(self) -> bool {
-        self.0.into_iter().all(|(place, from, len)| {
+    /// Moves the copies over what they are copies of; else, where pages are huge and cannot be replaced in part, replaces all
+    /// of the section that lies at `section`. False where neither can be done.
+    fn put_in_place(self, section: Range<usize>) -> bool {
+        let moved = self.0.iter().all(|(place, from, len)| {
             let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
             // SAFETY: the copy is ours; the pages at its new place are replaced by it, with the same content.
-            unsafe { libc::mremap(from, len, len, flags, place) != libc::MAP_FAILED }
-        })
+            unsafe { libc::mremap(*from, *len, *len, flags, *place) != libc::MAP_FAILED }
+        });
+        moved || self.replace(section)
+    }
+
+    /// Puts memory of the child's own in place of the section.
+    fn replace(self, section: Range<usize>) -> bool {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let rights = libc::PROT_READ | libc::PROT_WRITE;
+        // A copy that was moved before another could not be is gone from where it was.
+        if self.0.iter().any(|(_, from, _)| !is_mapped(*from)) {
+            return false;
+        }
+        let start = ptr::with_exposed_provenance_mut(section.start);
+        // SAFETY: the section's pages are replaced; the copies of those that the program uses lie elsewhere.
+        let own = unsafe { libc::mmap(start, section.len(), rights, flags | libc::MAP_FIXED, -1, 0) };
+        if own == libc::MAP_FAILED {
+            return false;
+        }
+        for (place, from, len) in &self.0 {
+            // SAFETY: both have len bytes and are the child's own.
+            unsafe { ptr::copy_nonoverlapping(from.cast::<u8>().cast_const(), *place, *len) };
+        }
+        self.discard();
+        true
     }
 
     fn discard(self) {
@@ -58,6 +83,13 @@ impl Snapshot {
             unsafe { libc::munmap(copy, len) };
         }
     }
+}
+
+/// Whether there is memory at the start of a page.
+fn is_mapped(page: *mut libc::c_void) -> bool {
+    let mut resident = 0;
+    // SAFETY: the kernel writes one byte for one page.
+    unsafe { libc::mincore(page, 1, &raw mut resident) == 0 }
 }
 
 /// Has the three functions below called at each fork.
@@ -88,7 +120,8 @@ extern "C" fn in_child() {
     // SAFETY: `before` has left the lock with this thread.
     let mut heap = unsafe { HEAP.renew() };
     let Some(heap) = heap.as_mut() else { return };
-    let is_whole = heap.copy.take().is_some_and(Snapshot::put_in_place);
+    let section = heap.space.addresses();
+    let is_whole = heap.copy.take().is_some_and(|copy| copy.put_in_place(section));
     heap.space.make_private();
     if !is_whole {
         // Better to fail than to write to the parent's memory. Most children only run another program.
