@@ -86,7 +86,7 @@ impl Raw {
             table.row([name.to_owned(), format!("{median:.0}"), format!("{min:.0}..{max:.0}")]);
         }
         let mut text = format!(
-            "Raw transport, {} rounds: two pinned threads, each with a mapping of its own; a bare cache line beside it\n{}",
+            "Raw transport, {} rounds: two pinned processes; a bare cache line beside it\n{}",
             self.rounds.len(),
             table.render()
         );
