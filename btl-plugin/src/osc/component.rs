@@ -78,8 +78,9 @@ pub unsafe extern "C" fn query(
     _: *mut opal_info_t,
     flavor: c_int,
 ) -> c_int {
-    // Shared windows are written by all: for processes that share more than a region, as sm makes them.
-    if flavor == ompi::MPI_WIN_FLAVOR_SHARED as c_int || by_messages().is_none() {
+    // Shared windows are written by all: for processes that share more than a region, as sm makes them. Several threads
+    // are not served by pt2pt.
+    if flavor == ompi::MPI_WIN_FLAVOR_SHARED as c_int || ompi::has_threads() || by_messages().is_none() {
         return -1;
     }
     // SAFETY: Open MPI gives a communicator, and has registered the parameter.
