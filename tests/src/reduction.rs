@@ -63,7 +63,7 @@ unsafe extern "C" fn composed(l: *mut c_void, io: *mut c_void, n: *mut c_int, t:
 
 unsafe extern "C" fn mixed(l: *mut c_void, io: *mut c_void, n: *mut c_int, t: *mut ffi::MPI_Datatype) {
     // SAFETY: MPI keeps the contract.
-    unsafe { each(l, io, n, t, |a, b| a.wrapping_add(b) ^ 1) }
+    unsafe { each(l, io, n, t, |a, b| a.wrapping_add(b).wrapping_add(1)) }
 }
 
 /// A constant of Open MPI's that this binding does not know, if this is Open MPI.

@@ -161,6 +161,47 @@ void vmshm_coll_join_to(struct ompi_op_t *op, const void *left, const void *righ
     ompi_3buff_op_reduce(op, (void *) left, (void *) right, out, (int) count, type);
 }
 
+bool vmshm_coll_commutes(struct ompi_op_t *op)
+{
+    return ompi_op_is_commute(op);
+}
+
+int vmshm_coll_split(struct ompi_communicator_t *comm, int part, int key, struct ompi_communicator_t **split)
+{
+    ompi_communicator_t *made = NULL;
+    int rc = ompi_comm_split(comm, part < 0 ? MPI_UNDEFINED : part, key, &made, false);
+
+    *split = MPI_COMM_NULL == made ? NULL : made;
+    return rc;
+}
+
+void vmshm_coll_free(struct ompi_communicator_t *comm)
+{
+    ompi_comm_free(&comm);
+}
+
+int vmshm_coll_barrier(struct ompi_communicator_t *comm)
+{
+    return comm->c_coll->coll_barrier(comm, comm->c_coll->coll_barrier_module);
+}
+
+int vmshm_coll_bcast(void *buffer, int count, struct ompi_datatype_t *type, int root, struct ompi_communicator_t *comm)
+{
+    return comm->c_coll->coll_bcast(buffer, count, type, root, comm, comm->c_coll->coll_bcast_module);
+}
+
+int vmshm_coll_reduce(const void *from, void *to, int count, struct ompi_datatype_t *type, struct ompi_op_t *op, int root,
+                      struct ompi_communicator_t *comm)
+{
+    return comm->c_coll->coll_reduce(from, to, count, type, op, root, comm, comm->c_coll->coll_reduce_module);
+}
+
+int vmshm_coll_allreduce(const void *from, void *to, int count, struct ompi_datatype_t *type, struct ompi_op_t *op,
+                         struct ompi_communicator_t *comm)
+{
+    return comm->c_coll->coll_allreduce(from, to, count, type, op, comm, comm->c_coll->coll_allreduce_module);
+}
+
 bool vmshm_coll_yields(void)
 {
     return opal_progress_yield_when_idle;

@@ -62,6 +62,18 @@ void vmshm_coll_join(struct ompi_op_t *op, const void *left, void *inout, size_t
 void vmshm_coll_join_to(struct ompi_op_t *op, const void *left, const void *right, void *out, size_t count,
                         struct ompi_datatype_t *type);
 
+bool vmshm_coll_commutes(struct ompi_op_t *op);
+
+/* Communicators of some members. Those who give a negative part get NULL. */
+int vmshm_coll_split(struct ompi_communicator_t *comm, int part, int key, struct ompi_communicator_t **split);
+void vmshm_coll_free(struct ompi_communicator_t *comm);
+int vmshm_coll_barrier(struct ompi_communicator_t *comm);
+int vmshm_coll_bcast(void *buffer, int count, struct ompi_datatype_t *type, int root, struct ompi_communicator_t *comm);
+int vmshm_coll_reduce(const void *from, void *to, int count, struct ompi_datatype_t *type, struct ompi_op_t *op, int root,
+                      struct ompi_communicator_t *comm);
+int vmshm_coll_allreduce(const void *from, void *to, int count, struct ompi_datatype_t *type, struct ompi_op_t *op,
+                         struct ompi_communicator_t *comm);
+
 /* Whether processes that wait give way to others. */
 bool vmshm_coll_yields(void);
 

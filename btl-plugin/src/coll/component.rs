@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use vmshm_transport::abi::EndpointName;
 use vmshm_transport::collective::MIN_CHUNK;
 
+use super::levels::{has_neighbours, is_one_region};
 use super::operations;
 use super::state::{self, State};
 use crate::component::register_variable;
@@ -94,8 +95,8 @@ pub fn forget_names() {
     *NAMES.lock() = None;
 }
 
-/// Offers a module for a communicator, if all of its processes have published an endpoint of our region. All of them come to
-/// the same conclusion, since all know the same; whether it works they find out together when it is first used.
+/// Offers a module for a communicator, if all of its processes have published an endpoint, and not each in a region of its
+/// own. All of them come to the same conclusion, since all know the same; whether it works they find out together when it is first used.
 pub unsafe extern "C" fn comm_query(
     comm: *mut ompi_communicator_t,
     priority: *mut c_int,
@@ -121,7 +122,7 @@ pub unsafe extern "C" fn comm_query(
 /// # Safety
 /// `comm` is a communicator of Open MPI.
 unsafe fn offer(comm: *mut ompi_communicator_t) -> Option<State> {
-    let region = FABRIC.lock().as_ref().map(|fabric| fabric.endpoint.name().region_id)?;
+    let endpoints = FABRIC.lock().as_ref().map(|fabric| fabric.endpoint.region().header().endpoints)?;
     // SAFETY: the caller vouches for the communicator, and the ranks are its.
     unsafe {
         let size = usize::try_from(ompi::vmshm_coll_size(comm)).ok()?;
@@ -134,9 +135,11 @@ unsafe fn offer(comm: *mut ompi_communicator_t) -> Option<State> {
             // Of another job's processes, not everyone need know the same.
             return None;
         }
-        let names: Option<Vec<_>> =
-            procs.iter().map(|proc| name_of(*proc).filter(|name| name.region_id == region)).collect();
-        Some(State::new(me, procs, names?))
+        let names = procs.iter().map(|proc| name_of(*proc)).collect::<Option<Vec<_>>>()?;
+        if !is_one_region(&names) && !has_neighbours(&names) {
+            return None;
+        }
+        Some(State::new(me, procs, names, endpoints))
     }
 }
 

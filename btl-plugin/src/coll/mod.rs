@@ -8,6 +8,7 @@
 //! - `state`: what a communicator's module knows: its group, made when it is first used.
 //! - `operations`: the functions that Open MPI calls.
 //! - `data`: buffers of any datatype as bytes.
+//! - `levels`: the same in two levels, for many members, and for those of several regions.
 //! - `combine`: Open MPI's operations on those bytes.
 //!
 //! What we do not gain at is handed to the component below us.
@@ -15,6 +16,7 @@
 mod combine;
 mod component;
 mod data;
+mod levels;
 mod operations;
 mod state;
 

@@ -10,6 +10,7 @@ use vmshm_transport::collective::Broken;
 
 use super::combine::Operation;
 use super::data::Shape;
+use super::levels::Levels;
 use super::state::{Met, State};
 use crate::ompi::{
     self, mca_coll_base_module_t, ompi_communicator_t, ompi_datatype_t, ompi_op_t, vmshm_coll_module_t,
@@ -18,7 +19,7 @@ use crate::ompi::{
 const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
 
 /// `MPI_IN_PLACE`.
-fn is_in_place(buffer: *const c_void) -> bool {
+pub fn is_in_place(buffer: *const c_void) -> bool {
     buffer.addr() == 1
 }
 
@@ -90,6 +91,28 @@ unsafe fn with(
     }
 }
 
+/// Says that an operation is not for the levels: no code of Open MPI's.
+const ELSEWHERE: c_int = c_int::MIN;
+
+/// Does an operation in levels, if there are some; returns Open MPI's code.
+///
+/// # Safety
+/// As [`State::met`].
+#[inline]
+unsafe fn in_levels(
+    module: *mut mca_coll_base_module_t,
+    comm: *mut ompi_communicator_t,
+    len: usize,
+    work: impl FnOnce(&Levels) -> Result<(), c_int>,
+) -> Option<c_int> {
+    // SAFETY: the caller vouches for both.
+    match unsafe { State::levels(module.cast::<vmshm_coll_module_t>(), comm, len) } {
+        Ok(None) => None,
+        Ok(Some(levels)) => Some(work(levels).err().unwrap_or(SUCCESS)),
+        Err(rc) => Some(rc),
+    }
+}
+
 /// Fails where payloads of `len` bytes a step are not for us.
 #[inline]
 fn must_take(met: &mut Met, len: usize) -> Result<(), Not> {
@@ -99,6 +122,9 @@ fn must_take(met: &mut Met, len: usize) -> Result<(), Not> {
 unsafe extern "C" fn barrier(comm: *mut ompi_communicator_t, module: *mut mca_coll_base_module_t) -> c_int {
     // SAFETY: Open MPI calls this for all members of a communicator that the module was made for.
     unsafe {
+        if let Some(rc) = in_levels(module, comm, 0, |levels| levels.barrier()) {
+            return rc;
+        }
         with(
             module,
             comm,
@@ -121,6 +147,10 @@ unsafe extern "C" fn bcast(
         let shape = Shape::new(datatype, count);
         if shape.bytes() == 0 {
             return SUCCESS;
+        }
+        let levels = |levels: &Levels| levels.bcast(buffer, count, datatype, root as usize);
+        if let Some(rc) = in_levels(module, comm, shape.bytes(), levels) {
+            return rc;
         }
         with(
             module,
@@ -156,6 +186,12 @@ unsafe extern "C" fn allreduce(
         let shape = Shape::new(datatype, count);
         if shape.bytes() == 0 {
             return SUCCESS;
+        }
+        let levels = |levels: &Levels| levels.allreduce(from, to, count, datatype, op);
+        if ompi::vmshm_coll_commutes(op)
+            && let Some(rc) = in_levels(module, comm, shape.bytes(), levels)
+        {
+            return rc;
         }
         with(
             module,
@@ -195,6 +231,16 @@ unsafe extern "C" fn reduce(
         let shape = Shape::new(datatype, count);
         if shape.bytes() == 0 {
             return SUCCESS;
+        }
+        let levels = |levels: &Levels| match levels.is_led_by(root as usize) {
+            true => levels.reduce(from, to, count, datatype, op, root as usize),
+            false => Err(ELSEWHERE),
+        };
+        if ompi::vmshm_coll_commutes(op)
+            && let Some(rc) = in_levels(module, comm, shape.bytes(), levels)
+            && rc != ELSEWHERE
+        {
+            return rc;
         }
         with(
             module,

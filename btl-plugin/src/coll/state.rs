@@ -12,6 +12,7 @@ use vmshm_transport::{Fragment, Mapping};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::component;
+use super::levels::{FEW, Levels, is_one_region};
 use crate::fabric::FABRIC;
 use crate::help;
 use crate::module;
@@ -26,12 +27,30 @@ const SPINS_SHARED: u32 = 10;
 /// Calls of progress between two looks whether the member that is waited for lives.
 const PATIENCE: u32 = 4096;
 
+/// Operations of a communicator after which two levels are worth their making.
+const WORTHWHILE: u32 = 16;
+
+/// Longest payload that gains by two levels within one region, bytes.
+const SHORT: usize = 4096;
+
 /// A communicator's module, on our side.
 pub struct State {
     me: usize,
     procs: Vec<*mut opal_proc_t>,
     names: Vec<EndpointName>,
+    /// Of a section of our region.
+    endpoints: u32,
     stage: Stage,
+    hierarchy: Hierarchy,
+}
+
+enum Hierarchy {
+    /// There is one level.
+    Flat,
+    /// There will be two after so many operations: a communicator that is used but seldom is not worth them.
+    Due(u32),
+    /// There are two.
+    There(Box<Levels>),
 }
 
 // SAFETY: the raw pointers in it are Open MPI's processes, which any thread may use; a communicator is used by one thread
@@ -162,7 +181,9 @@ pub unsafe extern "C" fn destruct(state: *mut c_void) {
     let state = state.cast::<State>();
     STATES.lock().retain(|kept| kept.0 != state);
     // SAFETY: it came from `State::keep`, and the module that had it is going.
-    let state = unsafe { Box::from_raw(state) };
+    let mut state = unsafe { Box::from_raw(state) };
+    // Its communicators' modules come here too.
+    state.hierarchy = Hierarchy::Flat;
     if let Stage::Met(met) = state.stage {
         let Met { group, fragments, waiting, .. } = *met;
         drop(waiting);
@@ -173,8 +194,57 @@ pub unsafe extern "C" fn destruct(state: *mut c_void) {
 
 impl State {
     /// The state for a communicator with these members, of which we are number `me`.
-    pub fn new(me: usize, procs: Vec<*mut opal_proc_t>, names: Vec<EndpointName>) -> Self {
-        Self { me, procs, names, stage: Stage::New }
+    pub fn new(me: usize, procs: Vec<*mut opal_proc_t>, names: Vec<EndpointName>, endpoints: u32) -> Self {
+        let (stage, hierarchy) = match is_one_region(&names) {
+            true if names.len() <= FEW => (Stage::New, Hierarchy::Flat),
+            true => (Stage::New, Hierarchy::Due(WORTHWHILE)),
+            false => (Stage::Declined, Hierarchy::Due(0)),
+        };
+        Self { me, procs, names, endpoints, stage, hierarchy }
+    }
+
+    /// The levels in which to do an operation of `len` bytes, if there are some; `Err` is Open MPI's code. Within one
+    /// region only short payloads gain by them: of long ones, all members copy and join their shares.
+    ///
+    /// # Safety
+    /// As [`State::met`].
+    #[inline]
+    pub unsafe fn levels(
+        module: *mut vmshm_coll_module_t,
+        comm: *mut ompi_communicator_t,
+        len: usize,
+    ) -> Result<Option<&'static Levels>, c_int> {
+        // SAFETY: as in `met`.
+        let state = unsafe { &mut *(*module).state.cast::<State>() };
+        if let Hierarchy::Flat = state.hierarchy {
+            return Ok(None);
+        }
+        let is_one_region = !matches!(state.stage, Stage::Declined) || is_one_region(&state.names);
+        if is_one_region && len > SHORT {
+            return Ok(None);
+        }
+        if let Hierarchy::Due(after) = &mut state.hierarchy {
+            if *after > 0 {
+                *after -= 1;
+                return Ok(None);
+            }
+            // Making them takes operations on this communicator, which are to be done without.
+            let (names, endpoints, me) = (state.names.clone(), state.endpoints, state.me);
+            state.hierarchy = Hierarchy::Flat;
+            // SAFETY: the caller vouches for the communicator; the state is not used meanwhile.
+            let levels = unsafe { Levels::new(comm, &names, endpoints, me)? };
+            help::verbose(&format!(
+                "a communicator of {} has two levels for collective operations",
+                names.len()
+            ));
+            // SAFETY: as in `met`.
+            unsafe { (*(*module).state.cast::<State>()).hierarchy = Hierarchy::There(Box::new(levels)) };
+        }
+        // SAFETY: as in `met`.
+        match unsafe { &(*(*module).state.cast::<State>()).hierarchy } {
+            Hierarchy::There(levels) => Ok(Some(levels)),
+            _ => Ok(None),
+        }
     }
 
     /// Gives it to a module.

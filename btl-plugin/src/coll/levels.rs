@@ -1,0 +1,234 @@
+//! Operations in two levels: within a part of the members, then between the parts' leaders, then within again.
+//!
+//! Members of one region are parted by section, eight at most in a part; members of several regions by region. Each part
+//! is a communicator of its own, and so are the leaders. So whatever component is the best for these does the work: ours
+//! among the processes of one region, and between regions the one that stands below us.
+
+use std::collections::HashMap;
+use std::ffi::{c_int, c_void};
+use std::ptr;
+
+use vmshm_transport::abi::EndpointName;
+
+use super::data::Shape;
+use super::operations::is_in_place;
+use crate::ompi::{self, ompi_communicator_t, ompi_datatype_t, ompi_op_t};
+
+/// Members of one region, up to so many, look at each other's words themselves.
+pub const FEW: usize = 8;
+
+/// Who is in which part: for each member the part's number, and its number in the part. Parts are numbered in the order of
+/// their first members, which lead them.
+#[derive(Debug, PartialEq, Eq)]
+struct Parts(Vec<(usize, usize)>);
+
+impl Parts {
+    /// Parts the members with these names; `endpoints` are in a section.
+    fn new(names: &[EndpointName], endpoints: u32) -> Self {
+        let is_one_region = is_one_region(names);
+        let mut open: HashMap<_, (usize, usize)> = HashMap::new();
+        let mut count = 0;
+        let place = |name: &EndpointName| {
+            let key = if is_one_region { Ok(name.id / endpoints.max(1)) } else { Err(name.region_id) };
+            let part = open.entry(key).or_insert((usize::MAX, 0));
+            if part.0 == usize::MAX || is_one_region && part.1 == FEW {
+                *part = (count, 0);
+                count += 1;
+            }
+            part.1 += 1;
+            (part.0, part.1 - 1)
+        };
+        Self(names.iter().map(place).collect())
+    }
+}
+
+/// Whether all members see one region.
+pub fn is_one_region(names: &[EndpointName]) -> bool {
+    names.iter().all(|name| name.region_id == names[0].region_id)
+}
+
+/// Whether there are several regions, and some member is not alone in its own.
+pub fn has_neighbours(names: &[EndpointName]) -> bool {
+    let parts = Parts::new(names, 1);
+    !is_one_region(names) && parts.0.iter().any(|(_, number)| *number > 0)
+}
+
+/// The communicators of the levels.
+pub struct Levels {
+    parts: Parts,
+    me: usize,
+    low: *mut ompi_communicator_t,
+    /// NULL for those who do not lead.
+    up: *mut ompi_communicator_t,
+}
+
+type Done = Result<(), c_int>;
+
+fn done(rc: c_int) -> Done {
+    if rc == 0 { Ok(()) } else { Err(rc) }
+}
+
+impl Levels {
+    /// Makes the communicators; all members call this at the same time.
+    ///
+    /// # Safety
+    /// `comm` is a communicator of Open MPI with these members, of which we are number `me`.
+    pub unsafe fn new(
+        comm: *mut ompi_communicator_t,
+        names: &[EndpointName],
+        endpoints: u32,
+        me: usize,
+    ) -> Result<Self, c_int> {
+        let parts = Parts::new(names, endpoints);
+        let (part, number) = parts.0[me];
+        let (mut low, mut up) = (ptr::null_mut(), ptr::null_mut());
+        let leads = if number == 0 { 0 } else { -1 };
+        // SAFETY: the caller vouches for the communicator; both pointers are written.
+        unsafe {
+            done(ompi::vmshm_coll_split(comm, part as c_int, me as c_int, &raw mut low))?;
+            done(ompi::vmshm_coll_split(comm, leads, me as c_int, &raw mut up))?;
+        }
+        Ok(Self { parts, me, low, up })
+    }
+
+    fn leads(&self) -> bool {
+        !self.up.is_null()
+    }
+
+    /// Whether a reduction to this root ends at a leader.
+    pub fn is_led_by(&self, root: usize) -> bool {
+        self.parts.0[root].1 == 0
+    }
+
+    /// # Safety
+    /// All members call this.
+    pub unsafe fn barrier(&self) -> Done {
+        // SAFETY: the communicators live as long as this value.
+        unsafe {
+            done(ompi::vmshm_coll_barrier(self.low))?;
+            if self.leads() {
+                done(ompi::vmshm_coll_barrier(self.up))?;
+            }
+            done(ompi::vmshm_coll_barrier(self.low))
+        }
+    }
+
+    /// # Safety
+    /// All members call this, with what they gave to `MPI_Bcast`.
+    pub unsafe fn bcast(
+        &self,
+        buffer: *mut c_void,
+        count: c_int,
+        datatype: *mut ompi_datatype_t,
+        root: usize,
+    ) -> Done {
+        let (from, number) = self.parts.0[root];
+        let is_first = self.parts.0[self.me].0 == from;
+        // SAFETY: as in `barrier`; the caller vouches for the rest.
+        unsafe {
+            let low =
+                |root: usize| done(ompi::vmshm_coll_bcast(buffer, count, datatype, root as c_int, self.low));
+            if is_first {
+                low(number)?;
+            }
+            if self.leads() {
+                done(ompi::vmshm_coll_bcast(buffer, count, datatype, from as c_int, self.up))?;
+            }
+            if is_first { Ok(()) } else { low(0) }
+        }
+    }
+
+    /// # Safety
+    /// All members call this, with what they gave to `MPI_Allreduce`; the operation commutes.
+    pub unsafe fn allreduce(
+        &self,
+        from: *const c_void,
+        to: *mut c_void,
+        count: c_int,
+        datatype: *mut ompi_datatype_t,
+        op: *mut ompi_op_t,
+    ) -> Done {
+        let mine = if is_in_place(from) && !self.leads() { to.cast_const() } else { from };
+        // SAFETY: as in `bcast`.
+        unsafe {
+            done(ompi::vmshm_coll_reduce(mine, to, count, datatype, op, 0, self.low))?;
+            if self.leads() {
+                done(ompi::vmshm_coll_allreduce(in_place(), to, count, datatype, op, self.up))?;
+            }
+            done(ompi::vmshm_coll_bcast(to, count, datatype, 0, self.low))
+        }
+    }
+
+    /// # Safety
+    /// All members call this, with what they gave to `MPI_Reduce`; the operation commutes, and the root leads a part.
+    pub unsafe fn reduce(
+        &self,
+        from: *const c_void,
+        to: *mut c_void,
+        count: c_int,
+        datatype: *mut ompi_datatype_t,
+        op: *mut ompi_op_t,
+        root: usize,
+    ) -> Done {
+        let is_root = self.me == root;
+        // SAFETY: as in `bcast`; what leaders keep of their parts has room for all elements.
+        unsafe {
+            if !self.leads() {
+                return done(ompi::vmshm_coll_reduce(from, to, count, datatype, op, 0, self.low));
+            }
+            let layout = *Shape::new(datatype, count).layout();
+            let room: usize = if is_root { 0 } else { layout.span.unsigned_abs().div_ceil(16) };
+            let mut room = vec![0u128; room];
+            let part = match is_root {
+                true => to,
+                false => room.as_mut_ptr().cast::<c_void>().wrapping_byte_offset(-layout.gap),
+            };
+            done(ompi::vmshm_coll_reduce(from, part, count, datatype, op, 0, self.low))?;
+            let mine = if is_root { in_place() } else { part.cast_const() };
+            let leader = self.parts.0[root].0 as c_int;
+            done(ompi::vmshm_coll_reduce(mine, to, count, datatype, op, leader, self.up))
+        }
+    }
+}
+
+/// `MPI_IN_PLACE`.
+fn in_place() -> *const c_void {
+    ptr::without_provenance(1)
+}
+
+impl Drop for Levels {
+    fn drop(&mut self) {
+        for comm in [self.low, self.up] {
+            if !comm.is_null() {
+                // SAFETY: it was made for this value, and nobody else knows it.
+                unsafe { ompi::vmshm_coll_free(comm) };
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(region: u8, id: u32) -> EndpointName {
+        EndpointName { region_id: [region; 16], id, version: 1, incarnation: 1 }
+    }
+
+    #[test]
+    fn members_of_one_region_are_parted_by_section_and_in_eights() {
+        let names: Vec<_> = (0..20).map(|rank| name(1, rank % 2 * 256 + rank / 2)).collect();
+        let Parts(parts) = Parts::new(&names, 256);
+        assert_eq!(parts[..4], [(0, 0), (1, 0), (0, 1), (1, 1)]);
+        assert_eq!(parts[14..], [(0, 7), (1, 7), (2, 0), (3, 0), (2, 1), (3, 1)]);
+    }
+
+    #[test]
+    fn members_of_several_regions_are_parted_by_region() {
+        let names: Vec<_> = [1, 2, 2, 1, 3].into_iter().zip(0..).map(|(r, id)| name(r, id)).collect();
+        assert_eq!(Parts::new(&names, 1), Parts(vec![(0, 0), (1, 0), (1, 1), (0, 1), (2, 0)]));
+        assert!(has_neighbours(&names));
+        assert!(!has_neighbours(&[name(1, 0), name(2, 0)]));
+        assert!(!has_neighbours(&[name(1, 0), name(1, 1)]));
+    }
+}
