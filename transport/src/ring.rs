@@ -12,12 +12,12 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::memory::Memory;
 
-/// Most bytes of an inline message: a little more than half of a ring of ours.
-pub const MAX_INLINE: usize = 2080;
+/// Most bytes of an inline message: 1 KiB with a header, a good quarter of a ring of ours.
+pub const MAX_INLINE: usize = 1080;
 
 /// So many slots behind the newest message the producer makes its own before it needs them, if they are free: their
 /// cache lines were last read by the consumer, and a store would wait for each.
-const AHEAD: u64 = 24;
+const AHEAD: u64 = 40;
 
 /// So many of them are zeroed, too: a short message waits for no other store than its own.
 const CLEARED: u64 = 4;
