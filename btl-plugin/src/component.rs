@@ -7,6 +7,7 @@ use std::ptr;
 use std::time::Duration;
 
 use vmshm_transport::attach::{self, Options};
+use vmshm_transport::tune::Tuning;
 use vmshm_transport::{Event, Inbox, MAX_INLINE, Memory, Peer, copy_from_shared};
 
 use crate::descriptor::Descriptor;
@@ -318,11 +319,13 @@ fn attach(module: *mut mca_btl_base_module_t) -> Result<Fabric, (Topic, String)>
 /// How long messages are cut, with defaults for zeros. The chunks of one process are a small part of its section, which it
 /// shares with others.
 fn cut(size: usize, count: c_uint, section: u64) -> Cut {
-    let size = if size == 0 { 64 << 10 } else { size };
-    let count = if count == 0 { (8 << 20) / size } else { count as usize };
+    let tuning = Tuning::of_this_machine();
+    let size = if size == 0 { tuning.chunk } else { size };
+    let count = if count == 0 { tuning.ahead / size } else { count as usize };
     let most = usize::try_from(section / CHUNKS_PART).unwrap_or(usize::MAX) / size;
     let count = count.min(most).max(2);
-    Cut { size, piece: size.min(16 << 10), count, few: count.div_ceil(4).max(2) }
+    let piece = size.min(tuning.piece);
+    Cut { size, piece, count, few: (tuning.turn / piece).clamp(2, count) }
 }
 
 /// Largest message that travels inline.

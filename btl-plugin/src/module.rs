@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::time::Duration;
 
+use vmshm_transport::tune::Tuning;
 use vmshm_transport::{ConnectError, MAX_INLINE, Peer, copy_from_shared};
 
 use crate::component;
@@ -51,8 +52,8 @@ pub unsafe fn fill(module: *mut mca_btl_base_module_t) {
     module.btl_exclusivity = ompi::MCA_BTL_EXCLUSIVITY_HIGH / 2;
     module.btl_latency = 1;
     module.btl_bandwidth = 40_000;
-    // 8 KiB with ob1's header.
-    module.btl_eager_limit = (8 << 10) + HEADER;
+    // Longer ones are pulled, which costs a round trip. The limit counts ob1's header too.
+    module.btl_eager_limit = Tuning::of_this_machine().eager + HEADER;
     module.btl_rndv_eager_limit = 4 << 10;
     module.btl_max_send_size = 32 << 10;
     // Memory outside of the section cannot be put to, and ob1 cannot be told so in time: hence never.

@@ -11,6 +11,7 @@ mod region;
 mod serve;
 mod shell;
 mod size;
+mod tune;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -54,6 +55,8 @@ enum Command {
     Env(env::Args),
     /// Check this host or VM, and say how to mend what is missing
     Doctor(doctor::Args),
+    /// Show how messages are cut on this machine, and how fast it copies
+    Tune(tune::Args),
     /// Print a completion script for a shell
     Completions(completions::Args),
     /// Write the man pages into a directory
@@ -68,6 +71,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Serve(args) => args.run()?,
         Command::Env(args) => args.run()?,
         Command::Doctor(args) => return args.run(),
+        Command::Tune(args) => args.run()?,
         Command::Completions(args) => args.run::<Cli>()?,
         Command::Man(args) => args.run::<Cli>()?,
     }

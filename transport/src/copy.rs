@@ -4,6 +4,11 @@
 //! not do: short copies are volatile words, long ones `rep movsb`, which the compiler can't look into and the
 //! processor runs at the speed of its caches (Intel's "Enhanced REP MOVSB", 2013; AMD since Zen 3). Sanitizers and
 //! Miri can't look into it either, so they get the volatile loop for every length.
+//!
+//! There are no other kernels, since none was faster between two processes on a Sapphire Rapids: AVX2 and AVX-512 (also with
+//! prefetching of either side, in several streams, or non-temporal) took as long or longer in a pipeline of two copies, and
+//! writing back or demoting the lines for the reader (`clwb`, `cldemote`) costs the writer more than the reader gains.
+//! `vmshm tune` shows the speed of the two that there are.
 
 /// From this many bytes on, the start-up of `rep movsb` is repaid.
 const STRING_COPY: usize = 512;
@@ -19,6 +24,17 @@ pub unsafe fn from_shared(from: *const u8, to: *mut u8, len: usize) {
         // SAFETY: the caller vouches for both pointers.
         return unsafe { string_copy(from, to, len) };
     }
+    // SAFETY: as above.
+    unsafe { words(from, to, len) }
+}
+
+/// Copies word by word.
+///
+/// # Safety
+///
+/// As [`from_shared`].
+#[inline]
+pub unsafe fn words(from: *const u8, to: *mut u8, len: usize) {
     let mut at = 0;
     // SAFETY: at + 8 <= len (or at + 1 <= len) in each access; the shared side of word accesses is aligned.
     unsafe {
@@ -66,15 +82,18 @@ pub unsafe fn to_shared(from: *const u8, to: *mut u8, len: usize) {
     }
 }
 
-const fn string_copy_wanted() -> bool {
+/// Whether there is a [`string_copy`].
+pub const fn string_copy_wanted() -> bool {
     cfg!(all(target_arch = "x86_64", not(miri), not(vmshm_sanitize)))
 }
 
+/// Copies by `rep movsb`.
+///
 /// # Safety
 ///
 /// `from` must be valid for reads and `to` for writes of `len` bytes, and they must not overlap.
 #[cfg(target_arch = "x86_64")]
-unsafe fn string_copy(from: *const u8, to: *mut u8, len: usize) {
+pub unsafe fn string_copy(from: *const u8, to: *mut u8, len: usize) {
     // SAFETY: the caller vouches for the pointers; the ABI has the direction flag clear on entry.
     unsafe {
         core::arch::asm!(
@@ -91,7 +110,7 @@ unsafe fn string_copy(from: *const u8, to: *mut u8, len: usize) {
 ///
 /// Never called: [`string_copy_wanted`] is false here.
 #[cfg(not(target_arch = "x86_64"))]
-unsafe fn string_copy(_: *const u8, _: *mut u8, _: usize) {}
+pub unsafe fn string_copy(_: *const u8, _: *mut u8, _: usize) {}
 
 #[cfg(test)]
 mod tests {

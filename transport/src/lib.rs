@@ -56,6 +56,8 @@ mod mapping;
 mod pages;
 #[cfg(feature = "std")]
 mod sleeper;
+#[cfg(feature = "std")]
+pub mod tune;
 
 pub use copy::{from_shared as copy_from_shared, to_shared as copy_to_shared};
 pub use endpoint::{Endpoint, Process};

@@ -1,0 +1,223 @@
+//! What suits this machine: how long messages are cut, from the sizes of its caches.
+//!
+//! Nothing is measured when a program starts: the sizes come from the kernel, which knows them from the processor, and the
+//! rules from measurements (`vmshm tune` repeats the one of the copies).
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::copy;
+
+/// Sizes of a first and second level cache where nobody tells them, bytes: nearly every server has these or more.
+const LEVEL1: u64 = 32 << 10;
+const LEVEL2: u64 = 1 << 20;
+
+/// Where Linux describes the first CPU.
+const CPU: &str = "/sys/devices/system/cpu/cpu0";
+
+/// What is known of the processor that this runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Machine {
+    /// First level data cache of a core, bytes; 0 where nobody tells.
+    pub level1: u64,
+    /// Second level cache, bytes; 0 where nobody tells.
+    pub level2: u64,
+    /// Third level cache, bytes; 0 where there is none.
+    pub level3: u64,
+    /// Clock now, MHz; 0 where nobody tells.
+    pub clock: u64,
+    /// `rep movsb` is fast: ERMS of the processor's flags.
+    pub fast_strings: bool,
+}
+
+impl Machine {
+    /// Asks the kernel.
+    pub fn read() -> Self {
+        let [level1, level2, level3] = caches(&Path::new(CPU).join("cache"));
+        let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        Self { level1, level2, level3, clock: clock(&info), fast_strings: has_flag(&info, "erms") }
+    }
+}
+
+/// The sizes of the data caches of levels 1 to 3, bytes.
+fn caches(directory: &Path) -> [u64; 3] {
+    let mut sizes = [0; 3];
+    for index in 0..8 {
+        let read = |name: &str| fs::read_to_string(directory.join(format!("index{index}/{name}"))).ok();
+        let (Some(level), Some(kind), Some(size)) = (read("level"), read("type"), read("size")) else {
+            continue;
+        };
+        if let (Ok(level @ 1..=3), Some(size)) = (level.trim().parse::<usize>(), size_of_cache(size.trim()))
+            && kind.trim() != "Instruction"
+        {
+            sizes[level - 1] = size;
+        }
+    }
+    sizes
+}
+
+/// `48K` or `2M`, as bytes.
+fn size_of_cache(text: &str) -> Option<u64> {
+    let (number, unit) = match text.split_at_checked(text.len().checked_sub(1)?)? {
+        (number, "K") => (number, 1 << 10),
+        (number, "M") => (number, 1 << 20),
+        _ => (text, 1),
+    };
+    number.parse::<u64>().ok()?.checked_mul(unit)
+}
+
+fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines()
+        .filter_map(|line| line.split_once(':'))
+        .find(|(key, _)| key.trim() == name)
+        .map(|(_, value)| value)
+}
+
+fn clock(info: &str) -> u64 {
+    field(info, "cpu MHz").and_then(|value| value.trim().split('.').next()?.parse().ok()).unwrap_or(0)
+}
+
+fn has_flag(info: &str, flag: &str) -> bool {
+    field(info, "flags").is_some_and(|flags| flags.split_whitespace().any(|found| found == flag))
+}
+
+/// How messages are cut. All sizes are bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tuning {
+    /// Messages up to here go at once; longer ones when their receiver asks for them.
+    pub eager: usize,
+    /// A chunk of a longer message in ordinary memory, where many are under way.
+    pub chunk: usize,
+    /// A chunk of one that is alone: the receiver begins when the first is there.
+    pub piece: usize,
+    /// How far the sender of many runs ahead of the receivers.
+    pub ahead: usize,
+    /// The memory that the chunks of a single one take in turn.
+    pub turn: usize,
+}
+
+impl Tuning {
+    /// What suits a machine.
+    ///
+    /// Measured with 48 KiB, 2 MiB and 260 MiB of cache: beyond four second level caches the sender's lead gains nothing;
+    /// chunks of more than the first level cost latency, and smaller ones more for themselves than they gain. Memory that
+    /// is used again at once lies in the receiver's cache and is slow to get back, so that even a single message takes
+    /// chunks from a good part of the second level cache in turn.
+    pub fn of(machine: &Machine) -> Self {
+        let or = |size: u64, default| if size == 0 { default } else { size };
+        let (level1, level2) = (or(machine.level1, LEVEL1), or(machine.level2, LEVEL2));
+        let chunk = level1.next_power_of_two().clamp(32 << 10, 128 << 10);
+        // The third level cache is for all cores.
+        let most = if machine.level3 == 0 { 2 * level2 } else { (machine.level3 / 8).max(level2) };
+        let ahead = (4 * level2).min(most).clamp(1 << 20, 16 << 20);
+        // Within these bounds the casts lose nothing.
+        Self {
+            eager: (chunk / 8) as usize,
+            chunk: chunk as usize,
+            piece: (chunk / 4) as usize,
+            ahead: ahead as usize,
+            turn: (ahead / 16).max(chunk) as usize,
+        }
+    }
+
+    /// What suits this machine.
+    pub fn of_this_machine() -> Self {
+        Self::of(&Machine::read())
+    }
+}
+
+/// How fast a way of copying is.
+#[derive(Debug, Clone, Copy)]
+pub struct Speed {
+    /// Bytes of each copy.
+    pub len: usize,
+    /// `rep movsb`, bytes per second; none where the processor has no such instruction or a sanitizer could not see it.
+    pub string: Option<f64>,
+    /// Word by word, bytes per second.
+    pub words: f64,
+}
+
+/// Measures both ways of copying `len` bytes between the caches of this core, a few milliseconds each.
+pub fn measure(len: usize) -> Speed {
+    let from = vec![1u8; len];
+    let mut to = vec![0u8; len];
+    let mut run = |work: &mut dyn FnMut(*const u8, *mut u8, usize)| {
+        let mut best = 0f64;
+        for _ in 0..5 {
+            let (begin, mut bytes) = (Instant::now(), 0);
+            while begin.elapsed() < Duration::from_micros(500) {
+                for _ in 0..(64 << 10) / len.max(1) + 1 {
+                    work(from.as_ptr(), to.as_mut_ptr(), len);
+                    bytes += len;
+                }
+            }
+            best = best.max(bytes as f64 / begin.elapsed().as_secs_f64());
+        }
+        best
+    };
+    // SAFETY: both vectors have len bytes.
+    let words = run(&mut |from, to, len| unsafe { copy::words(from, to, len) });
+    let string = copy::string_copy_wanted().then(|| {
+        // SAFETY: as above.
+        run(&mut |from, to, len| unsafe { copy::string_copy(from, to, len) })
+    });
+    Speed { len, string, words }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_the_kernel_writes_them() {
+        assert_eq!(size_of_cache("48K"), Some(48 << 10));
+        assert_eq!(size_of_cache("2M"), Some(2 << 20));
+        assert_eq!(size_of_cache("512"), Some(512));
+        assert_eq!(size_of_cache("K"), None);
+        assert_eq!(size_of_cache(""), None);
+        let directory = tempfile::tempdir().unwrap();
+        for (index, level, kind, size) in
+            [(0, 1, "Data", "48K"), (1, 1, "Instruction", "64K"), (2, 2, "Unified", "2048K")]
+        {
+            let path = directory.path().join(format!("index{index}"));
+            fs::create_dir(&path).unwrap();
+            fs::write(path.join("level"), format!("{level}\n")).unwrap();
+            fs::write(path.join("type"), format!("{kind}\n")).unwrap();
+            fs::write(path.join("size"), format!("{size}\n")).unwrap();
+        }
+        assert_eq!(caches(directory.path()), [48 << 10, 2 << 20, 0]);
+    }
+
+    #[test]
+    fn clock_and_flags_are_read() {
+        let info = "processor\t: 0\ncpu MHz\t\t: 2100.123\nflags\t\t: fpu erms\n";
+        assert_eq!(clock(info), 2100);
+        assert!(has_flag(info, "erms") && !has_flag(info, "erm"));
+        assert_eq!(clock(""), 0);
+    }
+
+    #[test]
+    fn every_machine_gets_sizes_that_fit_each_other() {
+        for level1 in [0, 16 << 10, 32 << 10, 48 << 10, 128 << 10, u64::MAX >> 1] {
+            for level2 in [0, 256 << 10, 2 << 20, 1 << 40] {
+                for level3 in [0, 4 << 20, 260 << 20, u64::MAX] {
+                    let machine = Machine { level1, level2, level3, clock: 0, fast_strings: true };
+                    let tuning = Tuning::of(&machine);
+                    assert!(tuning.piece >= 4096 && tuning.piece <= tuning.chunk && tuning.eager <= 32 << 10);
+                    assert!(
+                        tuning.chunk <= tuning.turn && tuning.turn <= tuning.ahead,
+                        "{machine:?} {tuning:?}"
+                    );
+                    assert!(tuning.ahead <= 16 << 20);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn copies_take_time() {
+        let speed = measure(4096);
+        assert!(speed.words > 0.0 && speed.string.is_none_or(|speed| speed > 0.0));
+    }
+}
