@@ -77,6 +77,8 @@ pub struct Met {
     fragments: Vec<Fragment>,
     chunks: Chunks,
     chunk: usize,
+    /// Some members share processors. All members say the same.
+    pub is_crowded: bool,
 }
 
 enum Chunks {
@@ -129,6 +131,8 @@ struct Hello {
     block: u64,
     tag: u64,
     chunk: u64,
+    /// Its processor is shared with other members, or may be.
+    crowded: u64,
 }
 
 /// All states that may have a group.
@@ -289,7 +293,8 @@ impl State {
         let prepared = self.prepare();
         let mine = match &prepared {
             Ok((fragment, tag)) => {
-                Hello { block: fragment.offset(), tag: *tag, chunk: component::chunk() as u64 }
+                let (chunk, crowded) = (component::chunk() as u64, u64::from(self.is_crowded()));
+                Hello { block: fragment.offset(), tag: *tag, chunk, crowded }
             }
             Err(_) => Hello::new_zeroed(),
         };
@@ -310,6 +315,7 @@ impl State {
                 waiting,
                 fragments: vec![fragment],
                 chunks: Chunks::Unasked,
+                is_crowded: hellos.iter().any(|hello| hello.crowded != 0),
                 chunk: hellos.iter().map(|hello| hello.chunk as usize).min().unwrap_or(0),
             }))),
             (met, prepared) => {
@@ -341,6 +347,18 @@ impl State {
         Ok((fragment, tag))
     }
 
+    /// Whether this process shares its processor with other members: Open MPI knows that there are more processes than
+    /// processors, or there are more members in our section.
+    fn is_crowded(&self) -> bool {
+        // SAFETY: plain questions.
+        let (processors, yields) =
+            unsafe { (libc::sysconf(libc::_SC_NPROCESSORS_ONLN), ompi::vmshm_coll_yields()) };
+        let section = |name: &EndpointName| name.id / self.endpoints.max(1);
+        let siblings =
+            self.names.iter().filter(|name| section(name) == section(&self.names[self.me])).count();
+        yields || usize::try_from(processors).is_ok_and(|processors| siblings > processors)
+    }
+
     /// The group of members that said this.
     fn group(&self, hellos: &[Hello], mine: &Fragment) -> Result<(Group<Arc<Mapping>>, Waiting), String> {
         let fabric = FABRIC.lock();
@@ -359,13 +377,9 @@ impl State {
         }
         debug_assert_eq!(members[self.me].block, mine.offset());
         // SAFETY: a plain question.
-        let processors = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
-        let ours = endpoint.section().number;
-        let siblings = members.iter().filter(|member| member.section.number == ours).count();
-        // SAFETY: a plain question.
         let yields = unsafe { ompi::vmshm_coll_yields() };
-        let shared = usize::try_from(processors).is_ok_and(|processors| siblings > processors);
-        let spins = if yields || shared { SPINS_SHARED } else { SPINS };
+        let shared = self.is_crowded();
+        let spins = if shared { SPINS_SHARED } else { SPINS };
         let waiting = Waiting {
             memory: Arc::clone(&memory),
             lives,

@@ -16,7 +16,7 @@ impl<M: Memory> Group<M> {
         let (size, me, mut step) = (self.size(), self.me, self.step);
         // A stamp of a later step says as well that its member was here, so nobody misses one that is overwritten.
         if size <= FEW {
-            self.vacate(step, pause)?;
+            self.vacate(step, 0, pause)?;
             self.publish(step, 0, Readers::Lenient);
             for member in (0..size).filter(|member| *member != me) {
                 self.reached(member, step, pause)?;
@@ -25,7 +25,7 @@ impl<M: Memory> Group<M> {
         } else {
             let mut distance = 1;
             while distance < size {
-                self.vacate(step, pause)?;
+                self.vacate(step, 0, pause)?;
                 self.publish(step, 0, Readers::Lenient);
                 self.reached((me + size - distance) % size, step, pause)?;
                 distance *= 2;

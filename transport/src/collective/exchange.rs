@@ -129,7 +129,7 @@ impl<M: Memory> Group<M> {
         while at < len {
             let (step, now) = (self.step, piece.min(len - at));
             let all = now * size;
-            self.vacate(step, pause)?;
+            self.vacate(step, all, pause)?;
             let place = self.place(me, step, all);
             for member in (0..size).filter(|member| *member != me) {
                 // SAFETY: at + now <= len, and the slot has room for `all` bytes.

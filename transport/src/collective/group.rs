@@ -5,7 +5,8 @@ use core::sync::atomic::Ordering;
 
 use super::hint::will_write;
 use super::layout::{
-    BLOCK, DONE, LAG, MAX_BODY, MAX_HEAD, SLOTS, TAG, body, chunks_len, head, head_payload, stamp, stamped,
+    BLOCK, DONE, HEAD_SLOTS, LAG, MAX_BODY, MAX_HEAD, SLOTS, TAG, body, chunks_len, head, head_payload,
+    stamp, stamped,
 };
 use crate::memory::Memory;
 use crate::region::Section;
@@ -92,8 +93,10 @@ pub struct Group<M> {
     chunk: usize,
     /// The next step.
     pub(super) step: u64,
-    /// The last step that was published in each slot, and for whom.
-    published: [(u64, Readers); SLOTS as usize],
+    /// The last step that was published in each slot for stamps, and for whom.
+    published: [(u64, Readers); HEAD_SLOTS as usize],
+    /// The same of the slots for longer payloads, be they bodies or chunks.
+    long: [(u64, Readers); SLOTS as usize],
     /// The first step that each member may not have finished with, as far as known.
     done: Vec<u64>,
     spins: u32,
@@ -103,7 +106,7 @@ impl<M: Memory> Group<M> {
     /// Empties the block at offset `block` of our own section, which is to be a member's with this tag. To be called
     /// before anyone else learns of it.
     pub fn prepare(memory: &M, block: u64, tag: u64) {
-        for step in 0..SLOTS {
+        for step in 0..HEAD_SLOTS {
             memory.store(block + head(step), 0, Ordering::Relaxed);
         }
         memory.store(block + DONE, 1, Ordering::Relaxed);
@@ -127,7 +130,8 @@ impl<M: Memory> Group<M> {
             chunks: Vec::new(),
             chunk: 0,
             step: 1,
-            published: [(0, Readers::Nobody); SLOTS as usize],
+            published: [(0, Readers::Nobody); HEAD_SLOTS as usize],
+            long: [(0, Readers::Nobody); SLOTS as usize],
             spins: spins.max(1),
         })
     }
@@ -213,17 +217,31 @@ impl<M: Memory> Group<M> {
         self.memory.address(self.place(member, step, len), len as u64)
     }
 
-    /// Waits until what our slot for this step held before has been read. Then it may be written.
+    /// Waits until what our slots for this step and a payload of `len` bytes held before has been read. Then they may be
+    /// written.
     #[inline]
-    pub(super) fn vacate(&mut self, step: u64, pause: &mut impl Pause) -> Result<(), Broken> {
-        let (last, readers) = self.published[(step % SLOTS) as usize];
+    pub(super) fn vacate(&mut self, step: u64, len: usize, pause: &mut impl Pause) -> Result<(), Broken> {
+        self.all_finished(self.published[(step % HEAD_SLOTS) as usize], pause)?;
+        if len as u64 > MAX_HEAD {
+            self.all_finished(self.long[(step % SLOTS) as usize], pause)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the readers of a step have finished with it.
+    #[inline]
+    fn all_finished(
+        &mut self,
+        (step, readers): (u64, Readers),
+        pause: &mut impl Pause,
+    ) -> Result<(), Broken> {
         match readers {
             Readers::Nobody | Readers::Lenient => {}
-            Readers::One(reader) => self.finished(reader, last, pause)?,
+            Readers::One(reader) => self.finished(reader, step, pause)?,
             Readers::All => {
                 let (size, me) = (self.members.len(), self.me);
                 for reader in (0..size).filter(|reader| *reader != me) {
-                    self.finished(reader, last, pause)?;
+                    self.finished(reader, step, pause)?;
                 }
             }
         }
@@ -253,7 +271,10 @@ impl<M: Memory> Group<M> {
     /// Says that our payload of a step is there.
     #[inline]
     pub(super) fn publish(&mut self, step: u64, len: usize, readers: Readers) {
-        self.published[(step % SLOTS) as usize] = (step, readers);
+        self.published[(step % HEAD_SLOTS) as usize] = (step, readers);
+        if len as u64 > MAX_HEAD {
+            self.long[(step % SLOTS) as usize] = (step, readers);
+        }
         let at = self.members[self.me].block + head(step);
         self.memory.store(at, stamp(step, len), Ordering::Release);
     }
@@ -334,7 +355,7 @@ impl<M: Memory> Group<M> {
         readers: Readers,
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
-        self.vacate(step, pause)?;
+        self.vacate(step, len, pause)?;
         // SAFETY: the caller vouches for it.
         unsafe { self.memory.copy_in(self.place(self.me, step, len), from, len) };
         self.publish(step, len, readers);

@@ -2,8 +2,12 @@
 
 use vmshm_abi::LINE_PAIR;
 
-/// Slots of a block. A power of two; more than [`LAG`] steps can be published before a slot comes round again.
+/// Slots for payloads that do not travel with their stamp. More than [`LAG`] steps can be published before a slot comes
+/// round again.
 pub const SLOTS: u64 = if cfg!(loom) { 4 } else { 8 };
+
+/// Slots for stamps, and for payloads that travel with them: so many short messages can be said before anyone has listened.
+pub const HEAD_SLOTS: u64 = if cfg!(loom) { 4 } else { 64 };
 
 /// Who publishes a step has finished with all steps that lie more than this before it.
 pub const LAG: u64 = 2;
@@ -26,7 +30,7 @@ const HEAD_PAYLOAD: u64 = 16;
 /// Longest payload of a head, bytes.
 pub const MAX_HEAD: u64 = HEAD - HEAD_PAYLOAD;
 
-const BODIES: u64 = HEADS + SLOTS * HEAD;
+const BODIES: u64 = HEADS + HEAD_SLOTS * HEAD;
 
 /// Longest payload of a body, bytes.
 pub const MAX_BODY: u64 = 4096;
@@ -44,7 +48,7 @@ pub const fn chunks_len(chunk: usize) -> usize {
 
 /// Offset of the stamp of a step in a block.
 pub const fn head(step: u64) -> u64 {
-    HEADS + step % SLOTS * HEAD
+    HEADS + step % HEAD_SLOTS * HEAD
 }
 
 /// Offset of a short payload in a block.

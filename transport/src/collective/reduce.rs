@@ -106,7 +106,7 @@ impl<M: Memory> Group<M> {
                 } else {
                     if core::ptr::eq(data, out) {
                         // The result must not overwrite what is still to be joined.
-                        self.vacate(step, pause)?;
+                        self.vacate(step, now, pause)?;
                         self.memory.copy_in(self.place(me, step, now), mine, now);
                         mine = self.address(me, step, now);
                     }
@@ -209,7 +209,7 @@ impl<M: Memory> Group<M> {
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
         let (step, (at, len)) = (Rounds::input(first, round), rounds.piece(round));
-        self.vacate(step, pause)?;
+        self.vacate(step, len, pause)?;
         let place = self.place(self.me, step, len);
         let (mine, mine_len) = rounds.share(round, self.me);
         // SAFETY: all parts lie in the round, and the slot has room for it.

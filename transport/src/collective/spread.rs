@@ -66,7 +66,7 @@ impl<M: Memory> Group<M> {
             // SAFETY: at + now <= len, and the slot has room for `all` bytes.
             unsafe {
                 if root == me {
-                    self.vacate(step, pause)?;
+                    self.vacate(step, all, pause)?;
                     let place = self.place(me, step, all);
                     for member in (0..size).filter(|member| *member != me) {
                         let from = data.add(member * len + at);
