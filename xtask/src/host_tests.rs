@@ -19,6 +19,8 @@ const REGION: &str = "1G";
 /// Small, so that it is full now and then.
 const HEAP_REGION: &str = "256M";
 const LIMIT: Duration = Duration::from_secs(600);
+/// What makes the checker run its collective operations only.
+const COLLECTIVES: [&str; 5] = ["--quick", "--only", "collectives", "--only", "any-collective"];
 
 /// Every size in short: inline, eager, rendezvous.
 const SIZES: &[&str] = &["-i", "3", "-x", "1"];
@@ -101,6 +103,12 @@ pub fn steps(
         if !text.contains("btl_vmshm_device") {
             bail!("ompi_info does not know btl_vmshm_device:\n{}", last_lines(&text, 10));
         }
+        let mut command = mortal("ompi_info");
+        command.args(["--param", "coll", "vmshm", "--level", "9"]).envs(bench.mpi.environment());
+        let text = process::run(command, "ompi_info", &logs.join("ompi_info-coll.log"), LIMIT)?.text;
+        if !text.contains("coll_vmshm_priority") {
+            bail!("ompi_info does not know coll_vmshm_priority:\n{}", last_lines(&text, 10));
+        }
         Ok(Count::one())
     })?;
     for ranks in [2, 3, 5] {
@@ -114,6 +122,25 @@ pub fn steps(
             checked(bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?)
         })?;
     }
+    tally.step("host-collectives-many", |logs| {
+        // So many that collective operations take two levels.
+        let bench = Bench::new(stage()?)?;
+        let mut command = bench.mpi.mpirun(12, Layer::Vmshm);
+        command.arg(stage()?.join("bin/vmshm-mpi-check")).args(COLLECTIVES);
+        checked(bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?)
+    })?;
+    tally.step("host-collectives-two-regions", |logs| {
+        // As on two hosts: a region on each, and TCP between them.
+        let (bench, other) = (Bench::new(stage()?)?, Region::create(stage()?, REGION, 2, true)?);
+        let script = format!(
+            "export OMPI_MCA_btl=vmshm,tcp,self OMPI_MCA_btl_tcp_if_include=lo; \
+             if [ \"$OMPI_COMM_WORLD_RANK\" -ge 2 ]; then export VMSHM_DEVICE={}; fi; exec \"$0\" \"$@\"",
+            other.file().display()
+        );
+        let mut command = bench.mpi.mpirun(4, Layer::Vmshm);
+        command.args(["sh", "-c", &script]).arg(stage()?.join("bin/vmshm-mpi-check")).args(COLLECTIVES);
+        checked(bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?)
+    })?;
     tally.step("host-check-threads", |logs| {
         let bench = Bench::new(stage()?)?;
         let mut command = bench.mpi.mpirun(2, Layer::Vmshm);
