@@ -351,8 +351,14 @@ pub unsafe extern "C" fn progress() -> c_int {
     if let Some(fabric) = fabric.as_mut().filter(|fabric| fabric.hungry) {
         fabric.feed_hungry();
     }
+    let mut is_message = false;
     for _ in 0..BATCH {
-        let Some(event) = fabric.as_mut().and_then(|fabric| fabric.endpoint.poll(&mut inbox)) else { break };
+        let found = fabric.as_mut().and_then(|fabric| match is_message {
+            true => fabric.endpoint.poll_more(&mut inbox),
+            false => fabric.endpoint.poll(&mut inbox),
+        });
+        let Some(event) = found else { break };
+        is_message = matches!(event, Event::Message { .. });
         count += 1;
         handle(&mut fabric, &mut inbox, event);
     }

@@ -171,8 +171,11 @@ impl Producer {
                 (staged, at) = self.write_long(memory, &mut stage, staged, at, part);
             }
         }
-        if staged > 0 {
-            self.write_words(memory, at, &stage[..staged.next_multiple_of(8)]);
+        // What fits one slot is written as all of it: a length that is known here costs no loop.
+        match staged {
+            0 => (),
+            1..=24 if at == STAMP => memory.write(self.slots + self.at + STAMP, &stage[..24]),
+            _ => self.write_words(memory, at, &stage[..staged.next_multiple_of(8)]),
         }
     }
 

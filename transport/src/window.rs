@@ -43,7 +43,10 @@ impl Window {
 
     #[inline]
     fn writes(&self, offset: u64, len: u64) -> bool {
-        offset >= self.writable.start && offset <= self.writable.end && len <= self.writable.end - offset
+        // Below the range this wraps around, and is more than any length.
+        let at = offset.wrapping_sub(self.writable.start);
+        let size = self.writable.end - self.writable.start;
+        at <= size && len <= size - at
     }
 
     /// Own memory is read where it is written: one address, one entry in the translation buffer.

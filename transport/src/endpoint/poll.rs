@@ -52,6 +52,13 @@ impl<M: Memory> Endpoint<M> {
         self.poll_rest(inbox)
     }
 
+    /// As [`Endpoint::poll`], but looks only at the rings that were busy lately: for more of what poll has just found.
+    #[inline(always)]
+    pub fn poll_more(&mut self, inbox: &mut Inbox) -> Option<Event> {
+        self.turn = self.turn.wrapping_add(1);
+        if self.turn.is_multiple_of(FAIR) { self.poll_rest(inbox) } else { self.poll_hot(inbox) }
+    }
+
     #[inline(never)]
     fn poll_rest(&mut self, inbox: &mut Inbox) -> Option<Event> {
         let fair = self.turn.is_multiple_of(FAIR);
