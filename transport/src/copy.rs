@@ -5,9 +5,10 @@
 //! processor runs at the speed of its caches (Intel's "Enhanced REP MOVSB", 2013; AMD since Zen 3). Sanitizers and
 //! Miri can't look into it either, so they get the volatile loop for every length.
 //!
-//! There are no other kernels, since none was faster between two processes on a Sapphire Rapids: AVX2 and AVX-512 (also with
-//! prefetching of either side, in several streams, or non-temporal) took as long or longer in a pipeline of two copies, and
-//! writing back or demoting the lines for the reader (`clwb`, `cldemote`) costs the writer more than the reader gains.
+//! There are no other kernels, since none was clearly faster between two processes on a Sapphire Rapids. In a pipeline of two
+//! copies AVX-512, also with prefetching of either side or in two streams, came out up to a tenth faster or slower from size
+//! to size, in single runs that differ by as much; AVX2 was slower into the section, non-temporal stores slower for most
+//! sizes. Writing back or demoting the lines for the reader (`clwb`, `cldemote`) cost the writer more than the reader gained.
 //! `vmshm tune` shows the speed of the two that there are.
 
 /// From this many bytes on, the start-up of `rep movsb` is repaid.
