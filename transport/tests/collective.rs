@@ -2,7 +2,6 @@
 
 mod common;
 
-use std::sync::Arc;
 use std::thread;
 
 use common::{Region, View, pattern};
@@ -81,7 +80,7 @@ fn joined(seed: u64, members: usize, len: usize) -> Vec<u8> {
 
 /// Makes a group of so many members in two sections, and runs `work` in each.
 fn group(size: usize, chunk: usize, work: impl Fn(&mut Group<View>, &View) + Sync) {
-    let region = Arc::new(Region::new(64 << 20, 2, 16));
+    let region = Region::new(64 << 20, 2, 16);
     let mut endpoints: Vec<_> = (0..size).map(|member| region.endpoint(member as u32 % 2)).collect();
     let mut members = Vec::new();
     let mut chunks: Vec<Fragment> = Vec::new();

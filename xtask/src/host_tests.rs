@@ -19,6 +19,8 @@ const REGION: &str = "1G";
 /// Small, so that it is full now and then.
 const HEAP_REGION: &str = "256M";
 const LIMIT: Duration = Duration::from_secs(600);
+/// What makes the plugin say what it does.
+const VERBOSE: [&str; 3] = ["--mca", "btl_base_verbose", "10"];
 /// What makes the checker run its collective operations only.
 const COLLECTIVES: [&str; 5] = ["--quick", "--only", "collectives", "--only", "any-collective"];
 
@@ -126,20 +128,21 @@ pub fn steps(
         // So many that collective operations take two levels.
         let bench = Bench::new(stage()?)?;
         let mut command = bench.mpi.mpirun(12, Layer::Vmshm);
-        command.arg(stage()?.join("bin/vmshm-mpi-check")).args(COLLECTIVES);
-        checked(bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?)
+        command.args(VERBOSE).arg(stage()?.join("bin/vmshm-mpi-check")).args(COLLECTIVES);
+        in_two_levels(bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?)
     })?;
     tally.step("host-collectives-two-regions", |logs| {
         // As on two hosts: a region on each, and TCP between them.
         let (bench, other) = (Bench::new(stage()?)?, Region::create(stage()?, REGION, 2, true)?);
         let script = format!(
             "export OMPI_MCA_btl=vmshm,tcp,self OMPI_MCA_btl_tcp_if_include=lo; \
-             if [ \"$OMPI_COMM_WORLD_RANK\" -ge 2 ]; then export VMSHM_DEVICE={}; fi; exec \"$0\" \"$@\"",
+             if [ \"$OMPI_COMM_WORLD_RANK\" -ge 2 ]; then export OMPI_MCA_btl_vmshm_device={}; fi; exec \"$0\" \"$@\"",
             other.file().display()
         );
         let mut command = bench.mpi.mpirun(4, Layer::Vmshm);
-        command.args(["sh", "-c", &script]).arg(stage()?.join("bin/vmshm-mpi-check")).args(COLLECTIVES);
-        checked(bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?)
+        command.args(VERBOSE).args(["sh", "-c", &script]);
+        command.arg(stage()?.join("bin/vmshm-mpi-check")).args(COLLECTIVES);
+        in_two_levels(bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?)
     })?;
     tally.step("host-check-threads", |logs| {
         let bench = Bench::new(stage()?)?;
@@ -262,6 +265,14 @@ fn run_if_two_cores(mut command: std::process::Command, arguments: &[&str], log:
     command.args(arguments);
     process::run(command, "vmshm_raw", log, LIMIT)?;
     Ok(Count::one())
+}
+
+/// As [`checked`]; collective operations must have taken two levels.
+fn in_two_levels(done: Finished) -> Result<Count> {
+    if !done.text.contains("has two levels for collective operations") {
+        bail!("no collective operation took two levels:\n{}", last_lines(&done.text, 10));
+    }
+    checked(done)
 }
 
 /// Counts what the checker reported, which must agree with how it ended.
