@@ -25,7 +25,9 @@ impl<T> Lock<T> {
     /// Waits for the value; None where this thread holds it already.
     pub fn enter(&self) -> Option<Held<'_, T>> {
         // SAFETY: the mutex is initialised and never moves, being in a static.
-        (unsafe { libc::pthread_mutex_lock(self.mutex.get()) } == 0).then_some(Held(self))
+        let is_ours = unsafe { libc::pthread_mutex_lock(self.mutex.get()) } == 0;
+        // Not `then_some`: a guard made in vain would be dropped, and unlock what this thread holds.
+        is_ours.then(|| Held(self))
     }
 
     /// In a forked child, for its one thread: makes the lock anew that this thread held in the parent. There the mutex has
