@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use common::{Host, state};
 use uuid::Uuid;
 use vmshm_abi::RegionHeader;
+use vmshm_abi::region::VERSION;
 use vmshm_host::{
     CreateOptions, Error, Lock, PageSize, Region, RegionName, State, create_memfd, inspect, nodes,
 };
@@ -229,15 +230,16 @@ fn what_is_no_region_is_named_and_stays_unless_forced() {
         fs::write(dir.join(name), spoiled).unwrap();
     };
     spoil("foreign", 0, b"\x7fELF", 1 << 20);
-    spoil("future", 8, &3u32.to_le_bytes(), 4 << 20);
+    spoil("future", 8, &(VERSION + 1).to_le_bytes(), 4 << 20);
     spoil("short", 0, b"V", 1 << 20);
     spoil("tiny", 0, b"V", 100);
     spoil("many", 48, &u32::MAX.to_le_bytes(), 4 << 20);
     spoil("overlap", 256 + 128, &4096u64.to_le_bytes(), 4 << 20);
     fs::create_dir(dir.join("dir")).unwrap();
+    let newer = format!("version {}", VERSION + 1);
     let expected = [
         ("foreign", "no vmshm region"),
-        ("future", "version 3"),
+        ("future", &newer),
         ("short", "truncated"),
         ("tiny", "header"),
         ("many", "sections = 4294967295"),
