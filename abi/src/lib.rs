@@ -17,7 +17,7 @@
 //!
 //! connection, in the section of endpoint E, about its peer P
 //!          ┌────────────┬──────────────────┬──────────────────────────────────────────┐
-//!          │ header     │ acknowledgement  │ ring of 64-byte slots                    │
+//!          │ header     │ acknowledgement  │ ring of 32-byte slots                    │
 //!          └────────────┴──────────────────┴──────────────────────────────────────────┘
 //! says       for whom     how much of P→E    the messages E→P
 //!                         E has consumed

@@ -113,7 +113,7 @@ pub unsafe extern "C" fn register() -> c_int {
         register_variable(
             version(),
             c"chunks",
-            c"How many such pieces are under way to one peer. 0: what suits this machine, as shown by `vmshm tune`.",
+            c"How many such pieces are under way at most; a peer that has none may always get two. 0: what suits this machine, as shown by `vmshm tune`.",
             ompi::MCA_BASE_VAR_TYPE_UNSIGNED_INT,
             ompi::OPAL_INFO_LVL_5,
             PARAMETERS.chunks.get().cast(),

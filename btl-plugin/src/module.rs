@@ -53,7 +53,7 @@ pub unsafe fn fill(module: *mut mca_btl_base_module_t) {
     module.btl_latency = 1;
     module.btl_bandwidth = 40_000;
     // Longer ones are pulled, which costs a round trip. The limit counts ob1's header too.
-    module.btl_eager_limit = Tuning::of_this_machine().eager + HEADER;
+    module.btl_eager_limit = default_eager_limit();
     module.btl_rndv_eager_limit = 4 << 10;
     module.btl_max_send_size = 32 << 10;
     // Memory outside of the section cannot be put to, and ob1 cannot be told so in time: hence never.
@@ -86,13 +86,20 @@ pub unsafe fn fill(module: *mut mca_btl_base_module_t) {
     module.btl_flush = Some(flush);
 }
 
-/// Checks what the user has set.
+fn default_eager_limit() -> usize {
+    Tuning::of_this_machine().eager + HEADER
+}
+
+/// Checks what the user has set, and lets what was not set follow it.
 ///
 /// # Safety
 /// As [`fill`].
-pub unsafe fn check(module: *const mca_btl_base_module_t) -> Result<(), String> {
+pub unsafe fn check(module: *mut mca_btl_base_module_t) -> Result<(), String> {
     // SAFETY: the caller vouches for it.
-    let module = unsafe { &*module };
+    let module = unsafe { &mut *module };
+    if module.btl_eager_limit == default_eager_limit() {
+        module.btl_eager_limit = module.btl_eager_limit.min(module.btl_max_send_size);
+    }
     let sizes = [
         ("eager_limit", module.btl_eager_limit),
         ("rndv_eager_limit", module.btl_rndv_eager_limit),

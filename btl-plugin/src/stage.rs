@@ -40,6 +40,12 @@ const CHUNK: u8 = PULL + 1;
 /// for chunks.
 const ACTIVE: u64 = 30;
 
+/// A peer with so many fragments under way can do without chunks of ours.
+const ENOUGH: usize = 2;
+
+/// A piece of a long message where the section has no room for a whole chunk, bytes.
+const SMALLEST: usize = 8 << 10;
+
 /// The tag of the chunks of a peer's pull with this number.
 fn tag_of(number: u64) -> u8 {
     CHUNK + (number % ACTIVE) as u8
@@ -265,7 +271,12 @@ impl Fabric {
             }
             posted
         };
-        if posted == Posted::Lost { Err(Refused::Lost) } else { Ok(()) }
+        if posted == Posted::Lost {
+            // Its caller hears of it from us, and must not from the event that follows.
+            self.staged(peer.index()).pulls.pop_back();
+            return Err(Refused::Lost);
+        }
+        Ok(())
     }
 
     /// Takes a peer's request; false if there is no such memory for it.
@@ -284,8 +295,10 @@ impl Fabric {
         is_ours
     }
 
-    /// The chunk that was used least lately, or a new one as long as there are fewer than wanted.
-    fn chunk(&mut self, wanted: usize) -> Option<Fragment> {
+    /// The chunk that was used least lately, or a new one as long as there are fewer than wanted. A peer to which hardly
+    /// anything is under way gets one in any case: others may keep theirs for as long as they like.
+    fn chunk(&mut self, peer: Peer, wanted: usize) -> Option<Fragment> {
+        let is_starved = self.chunks.free.is_empty() && self.endpoint.in_flight(peer) < ENOUGH;
         let Chunks { free, flying } = &mut self.chunks;
         let count = free.len() + *flying;
         if count > wanted && free.len() > 1 {
@@ -293,8 +306,13 @@ impl Fabric {
             let surplus = free.pop_front()?;
             self.endpoint.free(surplus);
         }
-        let new = if count < wanted { self.endpoint.fragment(self.cut.size) } else { None };
-        let chunk = new.or_else(|| self.chunks.free.pop_front());
+        let size = self.cut.size;
+        let new = if count < wanted || is_starved { self.endpoint.fragment(size) } else { None };
+        let mut chunk = new.or_else(|| self.chunks.free.pop_front());
+        if chunk.is_none() && is_starved && size > SMALLEST {
+            // The section is nearly full: a smaller piece will do.
+            chunk = self.endpoint.fragment(SMALLEST);
+        }
         self.chunks.flying += usize::from(chunk.is_some());
         chunk
     }
@@ -312,7 +330,7 @@ impl Fabric {
                 self.staged(peer.index()).served(index, request.len);
                 continue;
             };
-            let chunk = if self.is_free(peer) { self.chunk(wanted) } else { None };
+            let chunk = if self.is_free(peer) { self.chunk(peer, wanted) } else { None };
             let Some(chunk) = chunk else {
                 self.hungry = true;
                 return;
@@ -501,6 +519,33 @@ mod tests {
             a.fabric.unstage(stage);
         }
         assert!(!a.fabric.is_awaited(a.peer.index()));
+    }
+
+    #[test]
+    fn one_that_does_not_read_starves_nobody() {
+        let (mut a, mut b, _directory) = Side::pair(4096, 4);
+        let device = Some(a.fabric.endpoint.source().path().display().to_string());
+        let options = Options { device, section: Some(1), ..Options::default() };
+        let mut fabric = Fabric::new(open_endpoint(&options).unwrap());
+        fabric.cut = a.fabric.cut;
+        let to_c = a.fabric.add(&fabric.endpoint.name(), ptr::null_mut()).unwrap();
+        let peer = fabric.add(&a.fabric.endpoint.name(), ptr::null_mut()).unwrap();
+        let mut c = Side { fabric, peer, inbox: Box::default(), done: Vec::new(), refused: 0 };
+        let source = bytes(100_000, 5);
+        let (mut unread, mut target) = (vec![0; source.len()], vec![0; source.len()]);
+        let for_b = a.fabric.stage(a.peer, source.as_ptr(), source.len());
+        let for_c = a.fabric.stage(to_c, source.as_ptr(), source.len());
+        // It asks, and looks at nothing any more.
+        b.pull(for_b, 0, &mut unread);
+        (0..1000).for_each(|_| a.progress());
+        assert!(a.fabric.hungry, "all chunks are with b");
+        c.pull(for_c, 0, &mut target);
+        for _ in 0..100_000 {
+            a.progress();
+            c.progress();
+        }
+        assert_eq!(c.done.len(), 1);
+        assert!(source == target);
     }
 
     #[test]

@@ -36,6 +36,11 @@ impl<M: Memory> Endpoint<M> {
         link.in_flight.is_empty() && link.producer.is_spacious(len)
     }
 
+    /// Fragments under way to a peer.
+    pub fn in_flight(&self, peer: Peer) -> usize {
+        self.links[peer.index()].in_flight.len()
+    }
+
     /// A piece of our section of at least `len` bytes, or `None` when the section is full.
     pub fn fragment(&mut self, len: usize) -> Option<Fragment> {
         let offset = self.arena.allocate(&self.memory, &self.section, len as u64)?;
