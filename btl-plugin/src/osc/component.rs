@@ -3,6 +3,7 @@
 use std::cell::UnsafeCell;
 use std::ffi::{c_int, c_void};
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use vmshm_transport::abi::EndpointName;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
@@ -28,6 +29,9 @@ unsafe impl Sync for Priority {}
 
 static PRIORITY: Priority = Priority(UnsafeCell::new(110));
 
+/// Whether several threads may call MPI at the same time, as Open MPI tells its one-sided components.
+static IS_THREADED: AtomicBool = AtomicBool::new(false);
+
 /// Registers the parameter.
 pub unsafe extern "C" fn register() -> c_int {
     if ompi::running() != Ok(ompi::BUILT_FOR) {
@@ -50,7 +54,8 @@ pub unsafe extern "C" fn register() -> c_int {
 }
 
 /// Called once.
-pub unsafe extern "C" fn init(_: bool, _: bool) -> c_int {
+pub unsafe extern "C" fn init(_: bool, is_threaded: bool) -> c_int {
+    IS_THREADED.store(is_threaded, Ordering::Relaxed);
     SUCCESS
 }
 
@@ -78,9 +83,10 @@ pub unsafe extern "C" fn query(
     _: *mut opal_info_t,
     flavor: c_int,
 ) -> c_int {
-    // Shared windows are written by all: for processes that share more than a region, as sm makes them. Several threads
-    // are not served by pt2pt.
-    if flavor == ompi::MPI_WIN_FLAVOR_SHARED as c_int || ompi::has_threads() || by_messages().is_none() {
+    // Shared windows are written by all: for processes that share more than a region, as sm makes them. pt2pt does not
+    // serve threads that call at the same time, and takes all lesser levels for one, as do we: a job may mix them.
+    let is_threaded = IS_THREADED.load(Ordering::Relaxed);
+    if flavor == ompi::MPI_WIN_FLAVOR_SHARED as c_int || is_threaded || by_messages().is_none() {
         return -1;
     }
     // SAFETY: Open MPI gives a communicator, and has registered the parameter.
