@@ -12,18 +12,29 @@ use crate::endpoint::Endpoint;
 use crate::memory::Memory;
 use crate::region::Section;
 
-/// Part of a section that stays for messages, whatever else is taken.
+/// Part of a section, its last chunks, that stays for messages, whatever else is taken.
 const HEADROOM: u64 = 16;
 
 /// Takes `count` free chunks in a row for `owner`, looking from chunk `hint` on, and returns the first.
 pub fn claim_run(memory: &impl Memory, section: &Section, owner: u64, count: u64, hint: u64) -> Option<u64> {
-    let chunks = section.layout.chunks;
-    if count == 0 || count > chunks {
+    claim_below(memory, section, owner, count, hint, section.layout.chunks)
+}
+
+/// As [`claim_run`], among the chunks below `end`.
+fn claim_below(
+    memory: &impl Memory,
+    section: &Section,
+    owner: u64,
+    count: u64,
+    hint: u64,
+    end: u64,
+) -> Option<u64> {
+    if count == 0 || count > end {
         return None;
     }
-    let hint = hint % chunks;
-    claim_between(memory, section, owner, count, hint, chunks)
-        .or_else(|| claim_between(memory, section, owner, count, 0, chunks.min(hint + count - 1)))
+    let hint = hint % end;
+    claim_between(memory, section, owner, count, hint, end)
+        .or_else(|| claim_between(memory, section, owner, count, 0, end.min(hint + count - 1)))
 }
 
 fn claim_between(
@@ -86,8 +97,9 @@ pub struct Runs<M: Memory> {
     owner: u64,
     /// The chunk to look at first.
     hint: u64,
-    /// Chunks that may be taken before the free ones are counted again: there are many, and counting takes time.
-    budget: u64,
+    /// The chunk behind the last that may be taken. A place, not a number, since the processes of a section take at the
+    /// same time, and none knows how many the others are about to.
+    end: u64,
 }
 
 impl<M: Memory + Clone> Runs<M> {
@@ -95,10 +107,10 @@ impl<M: Memory + Clone> Runs<M> {
     pub fn of(endpoint: &Endpoint<M>) -> Self {
         let section = *endpoint.section();
         let owner = chunk_owner(endpoint.slot(), endpoint.name().incarnation);
-        // From the far end: messages take from the other.
-        let hint =
-            section.layout.chunks * u64::from(endpoint.slot() + 1) / u64::from(section.layout.endpoints);
-        Self { memory: endpoint.memory().clone(), section, owner, hint, budget: 0 }
+        let end = section.layout.chunks - section.layout.chunks.div_ceil(HEADROOM);
+        // Each process from a place of its own: nobody waits for the others' words.
+        let hint = end * u64::from(endpoint.slot() + 1) / u64::from(section.layout.endpoints);
+        Self { memory: endpoint.memory().clone(), section, owner, hint, end }
     }
 }
 
@@ -116,14 +128,7 @@ impl<M: Memory> Runs<M> {
     /// messages.
     pub fn take(&mut self, len: usize) -> Option<*mut u8> {
         let chunks = (len as u64).max(1).div_ceil(CHUNK);
-        if self.budget < chunks {
-            let left = self.free_chunks().checked_sub(self.section.layout.chunks / HEADROOM)?;
-            // The other processes of the section count too, and take at the same time.
-            self.budget = (left / 4).max(chunks.min(left));
-        }
-        let budget = self.budget.checked_sub(chunks)?;
-        let first = claim_run(&self.memory, &self.section, self.owner, chunks, self.hint)?;
-        self.budget = budget;
+        let first = claim_below(&self.memory, &self.section, self.owner, chunks, self.hint, self.end)?;
         self.hint = first + chunks;
         Some(
             self.memory.address(self.section.entry.offset + self.section.layout.chunk(first), chunks * CHUNK),
@@ -139,13 +144,7 @@ impl<M: Memory> Runs<M> {
         };
         let chunks = (len as u64).max(1).div_ceil(CHUNK);
         free_run(&self.memory, &self.section, self.owner, first / CHUNK, chunks);
-        self.budget += chunks;
         // What was just used is the warmest.
         self.hint = first / CHUNK;
-    }
-
-    fn free_chunks(&self) -> u64 {
-        let is_free = |chunk: &u64| self.memory.load(word(&self.section, *chunk), Ordering::Relaxed) == 0;
-        (0..self.section.layout.chunks).filter(is_free).count() as u64
     }
 }
