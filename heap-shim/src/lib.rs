@@ -37,6 +37,8 @@ static MIN: AtomicUsize = AtomicUsize::new(usize::MAX);
 static START: AtomicUsize = AtomicUsize::new(0);
 static LEN: AtomicUsize = AtomicUsize::new(0);
 static TABLE: AtomicPtr<Table> = AtomicPtr::new(ptr::null_mut());
+/// glibc's `malloc_usable_size`, the only one of these functions without a second name. NULL before it is looked up.
+static USABLE: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
 
 /// See [`table::Register`].
 ///
@@ -55,6 +57,8 @@ pub unsafe extern "C" fn vmshm_heap_register(table: *const Table) -> c_int {
         // With another range, what is freed at the same time could be taken for what it is not.
         return -1;
     }
+    // Here no allocation waits for it.
+    find_usable();
     TABLE.store(table.cast_mut(), Ordering::Release);
     if start == end {
         LEN.store(0, Ordering::Release);
@@ -94,6 +98,38 @@ fn placed(memory: *mut c_void) -> Option<&'static Table> {
     }
     // SAFETY: whoever has set LEN has set the table, which stays as it is.
     unsafe { TABLE.load(Ordering::Relaxed).as_ref() }
+}
+
+/// Finds [`USABLE`]: glibc's own, not that of another allocator that comes behind this library.
+fn find_usable() -> *mut c_void {
+    let found = USABLE.load(Ordering::Relaxed);
+    if !found.is_null() {
+        return found;
+    }
+    // SAFETY: both names are NUL-terminated; glibc is loaded, stays so, and the first call loads nothing.
+    let found = unsafe {
+        let glibc = libc::dlopen(c"libc.so.6".as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD);
+        if glibc.is_null() {
+            return ptr::null_mut();
+        }
+        libc::dlsym(glibc, c"malloc_usable_size".as_ptr())
+    };
+    USABLE.store(found, Ordering::Relaxed);
+    found
+}
+
+/// Bytes to use at an address that glibc has given; 0 where that cannot be asked.
+///
+/// # Safety
+/// `memory` is NULL or glibc's.
+unsafe fn usable_ordinary(memory: *mut c_void) -> usize {
+    type Usable = unsafe extern "C" fn(*mut c_void) -> usize;
+    let found = find_usable();
+    if found.is_null() {
+        return 0;
+    }
+    // SAFETY: glibc's function of this name has this type; the caller vouches for the memory.
+    unsafe { mem::transmute::<*mut c_void, Usable>(found)(memory) }
 }
 
 fn set_errno(code: c_int) {
@@ -146,6 +182,11 @@ pub unsafe extern "C" fn realloc(old: *mut c_void, len: usize) -> *mut c_void {
             return ptr::null_mut();
         }
         let had = (table.usable)(old);
+        if had == 0 {
+            // The table cannot say now: moving nothing would lose what is there.
+            set_errno(libc::ENOMEM);
+            return ptr::null_mut();
+        }
         if len <= had && len >= had / 2 {
             return old;
         }
@@ -174,7 +215,12 @@ unsafe fn realloc_ordinary(old: *mut c_void, len: usize) -> *mut c_void {
             return __libc_realloc(old, len);
         }
         if !old.is_null() {
-            ptr::copy_nonoverlapping(old.cast::<u8>(), new.cast(), malloc_usable_size(old).min(len));
+            let had = usable_ordinary(old);
+            if had == 0 {
+                free(new);
+                return __libc_realloc(old, len);
+            }
+            ptr::copy_nonoverlapping(old.cast::<u8>(), new.cast(), had.min(len));
             __libc_free(old);
         }
     }
@@ -296,24 +342,12 @@ pub unsafe extern "C" fn pvalloc(len: usize) -> *mut c_void {
 /// As in C.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn malloc_usable_size(memory: *mut c_void) -> usize {
-    type Usable = unsafe extern "C" fn(*mut c_void) -> usize;
-    static NEXT: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
-    if let Some(table) = placed(memory) {
+    match placed(memory) {
         // SAFETY: the table has given it.
-        return unsafe { (table.usable)(memory) };
+        Some(table) => unsafe { (table.usable)(memory) },
+        // SAFETY: the caller vouches for it.
+        None => unsafe { usable_ordinary(memory) },
     }
-    let mut next = NEXT.load(Ordering::Relaxed);
-    if next.is_null() {
-        // The only one of these functions without a second name. glibc allocates when it looks a name up, not more.
-        // SAFETY: the name is NUL-terminated.
-        next = unsafe { libc::dlsym(libc::RTLD_NEXT, c"malloc_usable_size".as_ptr()) };
-        NEXT.store(next, Ordering::Relaxed);
-    }
-    if next.is_null() {
-        return 0;
-    }
-    // SAFETY: glibc's function of this name has this type; the caller vouches for the memory.
-    unsafe { mem::transmute::<*mut c_void, Usable>(next)(memory) }
 }
 
 #[cfg(test)]
@@ -334,6 +368,7 @@ mod tests {
     static GIVEN: Mutex<Vec<(usize, usize)>> = Mutex::new(Vec::new());
     static FREED: Mutex<Vec<usize>> = Mutex::new(Vec::new());
     static IS_FULL: AtomicBool = AtomicBool::new(false);
+    static IS_SILENT: AtomicBool = AtomicBool::new(false);
 
     unsafe extern "C" fn allocate(len: usize, align: usize) -> *mut c_void {
         let mut given = GIVEN.lock().unwrap();
@@ -351,6 +386,9 @@ mod tests {
     }
 
     unsafe extern "C" fn usable(memory: *mut c_void) -> usize {
+        if IS_SILENT.load(Ordering::Relaxed) {
+            return 0;
+        }
         GIVEN.lock().unwrap().iter().find(|(at, _)| *at == memory.addr()).unwrap().1
     }
 
@@ -421,6 +459,13 @@ mod tests {
             let plain = malloc(100);
             assert!(malloc_usable_size(plain) >= 100);
             free(plain);
+
+            // A table that cannot say how much there is: nothing is lost.
+            IS_SILENT.store(true, Ordering::Relaxed);
+            set_errno(0);
+            assert!(realloc(zeroed, 4 * LARGE).is_null() && !was_freed(zeroed.addr()));
+            assert_eq!(*libc::__errno_location(), libc::ENOMEM);
+            IS_SILENT.store(false, Ordering::Relaxed);
 
             // Full: ordinary memory.
             IS_FULL.store(true, Ordering::Relaxed);
