@@ -116,6 +116,7 @@ pub fn open() {
         let is_new = held.is_none();
         if is_new {
             *held = Some(heap);
+            fork::guard(&range);
         }
         is_new
     });
@@ -164,6 +165,7 @@ pub fn close() -> bool {
             };
             // SAFETY: the table stays, and nothing of its memory is in use.
             unsafe { register(Box::leak(Box::new(none))) };
+            fork::guard(&(range.start..range.start));
             (told, held.take())
         } else {
             (told, None)

@@ -7,12 +7,21 @@
 use std::mem;
 use std::ops::Range;
 use std::ptr;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use super::HEAP;
 use crate::mpool::copy_limit;
 
 /// Bytes that are copied without asking how much memory there is.
 const LITTLE: usize = 64 << 20;
+
+/// Where the section lies, for who cannot ask the heap. Empty where there is none.
+static START: AtomicUsize = AtomicUsize::new(0);
+static LEN: AtomicUsize = AtomicUsize::new(0);
+
+/// Forks under way from within the heap, as a signal's handler may do: the lock is not theirs to open. Changed only by the
+/// thread that holds it.
+static WITHIN: AtomicU32 = AtomicU32::new(0);
 
 /// Copies of pages: where they belong, where they are, bytes.
 pub struct Snapshot(Vec<(*mut u8, *mut libc::c_void, usize)>);
@@ -98,9 +107,38 @@ pub fn handle() {
     unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
 }
 
+/// Says where the section lies, once it has the heap; an empty range at the heap's end.
+pub fn guard(section: &Range<usize>) {
+    START.store(section.start, Ordering::Relaxed);
+    LEN.store(section.len(), Ordering::Relaxed);
+}
+
+/// Has a child fail that writes to its parent's memory, better than let it. Most children only run another program.
+fn protect_section() {
+    let (start, len) = (START.load(Ordering::Relaxed), LEN.load(Ordering::Relaxed));
+    if len > 0 {
+        // SAFETY: the range is mapped; nothing is written to it any more by code that may.
+        unsafe { libc::mprotect(ptr::with_exposed_provenance_mut(start), len, libc::PROT_READ) };
+    }
+}
+
+/// Whether this fork's `before` found the thread inside the heap.
+fn was_within() -> bool {
+    let forks = WITHIN.load(Ordering::Relaxed);
+    if forks > 0 {
+        WITHIN.store(forks - 1, Ordering::Relaxed);
+    }
+    forks > 0
+}
+
 extern "C" fn before() {
-    // A thread does not fork while it is inside, so that the lock can be had.
-    let Some(mut heap) = HEAP.enter() else { return };
+    let Some(mut heap) = HEAP.enter() else {
+        // The child keeps out of it for ever.
+        HEAP.close_to_children();
+        WITHIN.fetch_add(1, Ordering::Relaxed);
+        return;
+    };
+    HEAP.close_to_children();
     if let Some(heap) = heap.as_mut() {
         heap.copy = Snapshot::of(heap.space.in_use());
     }
@@ -109,6 +147,9 @@ extern "C" fn before() {
 }
 
 extern "C" fn in_parent() {
+    if was_within() {
+        return;
+    }
     // SAFETY: `before` has left the lock with this thread.
     let mut heap = unsafe { HEAP.resume() };
     if let Some(copy) = heap.as_mut().and_then(|heap| heap.copy.take()) {
@@ -117,6 +158,9 @@ extern "C" fn in_parent() {
 }
 
 extern "C" fn in_child() {
+    if was_within() {
+        return protect_section();
+    }
     // SAFETY: `before` has left the lock with this thread.
     let mut heap = unsafe { HEAP.renew() };
     let Some(heap) = heap.as_mut() else { return };
@@ -124,11 +168,29 @@ extern "C" fn in_child() {
     let is_whole = heap.copy.take().is_some_and(|copy| copy.put_in_place(section));
     heap.space.make_private();
     if !is_whole {
-        // Better to fail than to write to the parent's memory. Most children only run another program.
-        let range = heap.space.addresses();
-        // SAFETY: the range is mapped; nothing is written to it any more by code that may.
-        unsafe {
-            libc::mprotect(ptr::with_exposed_provenance_mut(range.start), range.len(), libc::PROT_READ)
-        };
+        protect_section();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fork_from_within_the_heap_leaves_the_lock_as_it_is() {
+        let held = HEAP.enter().unwrap();
+        before();
+        in_parent();
+        assert!(HEAP.enter().is_none(), "this thread still holds it");
+        drop(held);
+
+        // A handler that forks while another fork is under way.
+        before();
+        before();
+        in_parent();
+        assert!(HEAP.enter().is_none());
+        in_parent();
+        assert!(HEAP.enter().is_some());
+        assert_eq!(WITHIN.load(Ordering::Relaxed), 0);
     }
 }
