@@ -76,7 +76,9 @@ impl Args {
             }
             let before = std::env::var("LD_PRELOAD").ok();
             lines.push(("LD_PRELOAD", preload(before.as_deref(), &heap.display().to_string())?));
-            lines.push(("VMSHM_HEAP", "1".to_owned()));
+            // Who has asked to be told keeps that.
+            let is_verbose = std::env::var("VMSHM_HEAP").is_ok_and(|before| before == "verbose");
+            lines.push(("VMSHM_HEAP", if is_verbose { "verbose" } else { "1" }.to_owned()));
         }
         let mut out = std::io::stdout().lock();
         for (name, value) in lines {
