@@ -175,6 +175,10 @@ pub unsafe extern "C" fn select(
         let remotes = match exchange(comm, memory, size, unit) {
             Ok(remotes) => remotes,
             Err(code) => {
+                // The other still uses the memory.
+                if let Some(end) = (*ompi::vmshm_osc_module(win)).osc_free {
+                    end(win);
+                }
                 mpool::give_back(taken.cast());
                 return code;
             }
