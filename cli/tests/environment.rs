@@ -37,9 +37,16 @@ fn the_environment_makes_open_mpi_find_the_plugin() {
     assert_eq!(text, expected, "{}", String::from_utf8_lossy(&output.stderr));
     assert!(host.fails(&["env", "--prefix", prefix.to_str().unwrap(), "--region", "none"]).contains("none"));
 
-    fs::write(prefix.join("lib/libvmshm_heap.so"), "").unwrap();
+    // LD_PRELOAD cannot name a path with a space.
+    let plain = host.dir.path().join("plain");
+    fs::rename(&prefix, &plain).unwrap();
+    fs::write(plain.join("lib/libvmshm_heap.so"), "").unwrap();
     for (before, expected) in [("", "1"), ("0", "1"), ("verbose", "verbose")] {
-        let output = Command::new(&tool).args(["env", "--heap"]).env("VMSHM_HEAP", before).output().unwrap();
+        let output = Command::new(plain.join("bin/vmshm"))
+            .args(["env", "--heap"])
+            .env("VMSHM_HEAP", before)
+            .output()
+            .unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         let found = text.lines().find_map(|line| line.strip_prefix("export VMSHM_HEAP="));
         assert_eq!(found.map(|value| value.trim_matches('\'')), Some(expected), "{text}");
