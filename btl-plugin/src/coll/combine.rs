@@ -50,13 +50,19 @@ impl Operation {
     }
 }
 
-/// A buffer of at least so many bytes, aligned for any number.
-fn room(buffer: &mut Vec<u128>, bytes: usize) -> *mut u8 {
-    let words = bytes.div_ceil(size_of::<u128>());
+/// Room for elements of this shape, aligned for any number; returns where the first of them has its origin. There is room
+/// for whole extents: a function may copy its last element with the padding behind it.
+fn room(buffer: &mut Vec<u128>, shape: &Shape, count: usize) -> *mut c_void {
+    const WORD: usize = size_of::<u128>();
+    let layout = shape.layout();
+    let before = layout.gap.min(0).unsigned_abs().next_multiple_of(WORD);
+    let extents = layout.extent.unsigned_abs() * count;
+    let behind = layout.gap.max(0).unsigned_abs() + layout.span.unsigned_abs().max(extents);
+    let words = (before + behind).div_ceil(WORD);
     if buffer.len() < words {
         buffer.resize(words, 0);
     }
-    buffer.as_mut_ptr().cast()
+    buffer.as_mut_ptr().wrapping_byte_add(before).cast()
 }
 
 impl Combine for Operation {
@@ -72,19 +78,19 @@ impl Combine for Operation {
             return unsafe { self.call(left.cast(), inout.cast(), len / self.shape.element()) };
         }
         let (count, shape) = self.elements(len);
-        let gap = shape.layout().gap;
         // SAFETY: the buffers have room for what is put there, and the operands have `len` bytes.
         unsafe {
-            if shape.is_contiguous() {
-                // A user's function may look twice, and must see the same.
-                let copy = room(&mut self.left, len);
-                copy_from_shared(left, copy, len);
-                self.call(copy.wrapping_offset(-gap).cast(), inout.wrapping_offset(-gap).cast(), count);
+            // A user's function may look twice, and must see the same.
+            let one = room(&mut self.left, &shape, count);
+            // Asked of the whole operation's shape, whose result is where `inout` lies: a single element is always called
+            // contiguous, be it padded or not, and packed ones have no room for their padding.
+            if self.shape.is_contiguous() {
+                let gap = shape.layout().gap;
+                copy_from_shared(left, one.wrapping_byte_offset(gap).cast(), len);
+                self.call(one, inout.wrapping_offset(-gap).cast(), count);
                 return;
             }
-            let span = shape.layout().span.unsigned_abs();
-            let one = room(&mut self.left, span).wrapping_offset(-gap).cast::<c_void>();
-            let other = room(&mut self.right, span).wrapping_offset(-gap).cast::<c_void>();
+            let other = room(&mut self.right, &shape, count);
             // These fail only where the lengths do not agree.
             let _ = shape.unpack(one, left);
             let _ = shape.unpack(other, inout);

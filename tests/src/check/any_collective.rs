@@ -15,6 +15,11 @@ use crate::universe::{int, succeed};
 pub(super) const CASES: &[Case] = &[
     Case::new("any-collective/moves", "bcast, gather, scatter, allgather(v), alltoall of any types", moves),
     Case::new("any-collective/reductions", "reduce and allreduce, any operation on any type", reductions),
+    Case::new(
+        "any-collective/padded",
+        "reduce and allreduce of records that are copied with their padding",
+        padded,
+    ),
     Case::new("any-collective/short-lived", "on communicators that are freed at once", short_lived),
     Case::needing(Needs::Threads, "any-collective/threads", "on a communicator for each thread", threads),
 ];
@@ -295,6 +300,88 @@ fn reduce_once(ctx: &Context, number: usize) {
         let (name, what) = (&reduction.name, if to_all { "allreduce" } else { "reduce" });
         format!("{what}, {name}, {count} of them, root {root}, in place {wants_in_place}, operation {number}, {size} ranks")
     });
+}
+
+/// 12 bytes of data, and padding to the next line.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Padded {
+    number: i64,
+    index: i32,
+    /// What a function writes with its elements, though the datatype does not name it.
+    padding: [u8; 52],
+}
+
+impl Padded {
+    fn datatype() -> Datatype {
+        Datatype::record(&[(0, 1, &Datatype::i64()), (8, 1, &Datatype::i32())], size_of::<Padded>())
+    }
+
+    fn joined(self, other: Padded) -> Padded {
+        let (number, index) = (self.number.wrapping_add(other.number), self.index.wrapping_mul(other.index));
+        Padded { number, index, padding: [0xee; 52] }
+    }
+}
+
+unsafe extern "C" fn join_padded(
+    left: *mut c_void,
+    inout: *mut c_void,
+    count: *mut c_int,
+    _: *mut ffi::MPI_Datatype,
+) {
+    // SAFETY: MPI gives `count` elements; where they lie is not always aligned to lines.
+    unsafe {
+        for element in 0..*count as usize {
+            let (left, inout) = (left.cast::<Padded>().add(element), inout.cast::<Padded>().add(element));
+            inout.write_unaligned(left.read_unaligned().joined(inout.read_unaligned()));
+        }
+    }
+}
+
+fn padded(ctx: &Context) -> Outcome {
+    let (datatype, me) = (Padded::datatype(), ctx.comm.rank());
+    // SAFETY: a constant of the MPI library; MPI writes the operation.
+    let mut op = unsafe {
+        let mut op = std::mem::MaybeUninit::uninit();
+        succeed(ffi::MPI_Op_create(Some(join_padded), 1, op.as_mut_ptr()));
+        op.assume_init()
+    };
+    let record = |rank: Rank, count: usize| -> Vec<Padded> {
+        let mut random = ctx.random_of(rank, count as u64);
+        (0..count)
+            .map(|_| random.next_u64())
+            .map(|bits| Padded { number: bits as i64, index: (bits >> 32) as i32, padding: [BLANK; 52] })
+            .collect()
+    };
+    // Among them such that leave one record for the last piece of 64 KiB, or of 4 KiB.
+    for count in [1, 2, 3, 342, 683, 5461, 5462, 5463, 10_923, 16_384] {
+        let mine = record(me, count);
+        let mut expected = record(0, count);
+        for rank in ctx.comm.ranks().skip(1) {
+            expected.iter_mut().zip(record(rank, count)).for_each(|(to, from)| *to = to.joined(from));
+        }
+        for root in ctx.comm.ranks().map(Some).chain([None]) {
+            let mut got = vec![Padded { number: 0, index: 0, padding: [BLANK; 52] }; count];
+            let (from, to) = (mine.as_ptr().cast(), got.as_mut_ptr().cast());
+            let (n, kind, comm) = (int(count), datatype.raw(), ctx.comm.raw());
+            // SAFETY: both have `count` records.
+            succeed(unsafe {
+                match root {
+                    Some(root) => ffi::MPI_Reduce(from, to, n, kind, op, root, comm),
+                    None => ffi::MPI_Allreduce(from, to, n, kind, op, comm),
+                }
+            });
+            if root.is_none_or(|root| root == me) {
+                let data = |all: &[Padded]| all.iter().map(|r| (r.number, r.index)).collect::<Vec<_>>();
+                ctx.ensure(data(&expected) == data(&got), || {
+                    format!("{count} padded records, root {root:?}, are not joined as they should be")
+                });
+            }
+        }
+    }
+    // SAFETY: the operation was created here.
+    succeed(unsafe { ffi::MPI_Op_free(&raw mut op) });
+    Outcome::Done
 }
 
 fn short_lived(ctx: &Context) -> Outcome {
