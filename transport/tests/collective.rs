@@ -7,7 +7,9 @@ use std::thread;
 use common::{Region, View, pattern};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use vmshm_transport::collective::{BLOCK, Broken, Combine, Group, MIN_CHUNK, Member, Pause, chunks_len};
+use vmshm_transport::collective::{
+    BLOCK, Broken, Combine, Group, MAX_CHUNK, MIN_CHUNK, Member, Pause, chunks_len,
+};
 use vmshm_transport::{Fragment, Memory};
 
 /// Lets others run, and gives up where nothing ever comes.
@@ -254,6 +256,29 @@ fn blocks_outside_of_their_sections_are_refused() {
     assert!(!with(other, inside));
     assert!(!with(*endpoint.section(), inside + 8));
     assert!(!with(*endpoint.section(), u64::MAX - 63));
+}
+
+#[test]
+fn chunks_of_nonsensical_length_are_refused() {
+    let region = Region::new(32 << 20, 1, 4);
+    let endpoint = region.endpoint(0);
+    let block = endpoint.section().entry.offset + (1 << 20);
+    for (chunk, is_sound) in [
+        (0, false),
+        (4096, false),
+        (MIN_CHUNK, true),
+        (MIN_CHUNK + 64, false),
+        (MAX_CHUNK, true),
+        (2 * MAX_CHUNK, false),
+        (usize::MAX & !4095, false),
+    ] {
+        Group::prepare(endpoint.memory(), block, 1);
+        let member = Member { section: *endpoint.section(), block, tag: 1 };
+        let mut group = Group::new(endpoint.memory().clone(), 0, vec![member], 1).expect("a sound block");
+        let chunks = endpoint.section().entry.offset + (2 << 20);
+        let are_there = group.add_chunks(chunks, chunk, &mut Patience::default());
+        assert_eq!(are_there, Ok(is_sound), "chunks of {chunk} bytes");
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::ptr;
 
 use parking_lot::Mutex;
 use vmshm_transport::abi::EndpointName;
-use vmshm_transport::collective::MIN_CHUNK;
+use vmshm_transport::collective::{MAX_CHUNK, MIN_CHUNK};
 
 use super::levels::{has_neighbours, is_one_region};
 use super::operations;
@@ -30,9 +30,6 @@ unsafe impl Sync for Parameters {}
 
 static PARAMETERS: Parameters =
     Parameters { priority: UnsafeCell::new(60), chunk: UnsafeCell::new(64 << 10) };
-
-/// Largest chunk: eight of them are a member's.
-const MAX_CHUNK: usize = 1 << 20;
 
 /// Registers the parameters.
 pub unsafe extern "C" fn register() -> c_int {

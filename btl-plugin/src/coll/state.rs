@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use vmshm_transport::abi::{EndpointId, EndpointName};
-use vmshm_transport::collective::{BLOCK, Broken, Farewell, Group, Member, Pause, chunks_len};
+use vmshm_transport::collective::{BLOCK, Broken, Farewell, Group, Member, Pause, chunks_len, is_chunk};
 use vmshm_transport::parts::lives;
 use vmshm_transport::{Fragment, Mapping};
 use zerocopy::{FromZeros, IntoBytes};
@@ -369,7 +369,7 @@ impl State {
         for (member, (hello, name)) in hellos.iter().zip(&self.names).enumerate() {
             let place = endpoint.region().place(EndpointId(name.id));
             let (section, slot) = place.ok_or_else(|| format!("member {member} has no section"))?;
-            if hello.block == 0 || hello.tag == 0 {
+            if hello.block == 0 || hello.tag == 0 || !usize::try_from(hello.chunk).is_ok_and(is_chunk) {
                 return Err(format!("member {member} cannot take part"));
             }
             members.push(Member { section: *section, block: hello.block, tag: hello.tag });

@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering;
 use super::hint::will_write;
 use super::layout::{
     BLOCK, DONE, HEAD_SLOTS, LAG, MAX_BODY, MAX_HEAD, SLOTS, TAG, body, chunks_len, head, head_payload,
-    stamp, stamped,
+    is_chunk, stamp, stamped,
 };
 use crate::memory::Memory;
 use crate::region::Section;
@@ -177,7 +177,7 @@ impl<M: Memory> Group<M> {
 
     /// Tells all members where our chunks lie, [`chunks_len`] bytes for chunks of `chunk` bytes each; 0 where we have
     /// none. All members call this at the same step, with the same `chunk`. Returns whether there are chunks now: either
-    /// all members have them, or nobody uses them.
+    /// all members have them, or nobody uses them, as where [`is_chunk`] is not true of `chunk`.
     ///
     /// # Errors
     ///
@@ -191,7 +191,7 @@ impl<M: Memory> Group<M> {
         let is_sound = |(member, offset): (&Member, &u64)| {
             offset.is_multiple_of(64) && member.section.contains(*offset, chunks_len(chunk) as u64)
         };
-        if self.members.iter().zip(&all).all(is_sound) {
+        if is_chunk(chunk) && self.members.iter().zip(&all).all(is_sound) {
             self.chunks = all;
             self.chunk = chunk;
         }

@@ -41,6 +41,14 @@ pub const BLOCK: usize = (BODIES + SLOTS * MAX_BODY) as usize;
 /// Chunks are longer than a body, bytes.
 pub const MIN_CHUNK: usize = 2 * MAX_BODY as usize;
 
+/// Longest chunk, bytes: a stamp has room for its length.
+pub const MAX_CHUNK: usize = 1 << 20;
+
+/// Whether chunks may have so many bytes: whole pages, from [`MIN_CHUNK`] to [`MAX_CHUNK`].
+pub const fn is_chunk(bytes: usize) -> bool {
+    bytes >= MIN_CHUNK && bytes <= MAX_CHUNK && bytes.is_multiple_of(4096)
+}
+
 /// Bytes of the chunks of one member, if one has `chunk` bytes.
 pub const fn chunks_len(chunk: usize) -> usize {
     chunk * SLOTS as usize
@@ -61,10 +69,14 @@ pub const fn body(step: u64) -> u64 {
     BODIES + step % SLOTS * MAX_BODY
 }
 
-const LEN_BITS: u32 = 24;
+/// As few as the longest chunk needs, for the steps have the other bits: at ten million a second these last for ten days
+/// of nothing else.
+const LEN_BITS: u32 = 21;
 
-/// Longest payload of one step, bytes.
-pub const MAX_LEN: usize = (1 << LEN_BITS) - 1;
+/// Longest payload that a stamp can name, bytes.
+const MAX_LEN: usize = (1 << LEN_BITS) - 1;
+
+const _: () = assert!(MAX_CHUNK <= MAX_LEN);
 
 /// The stamp of a step with `len` bytes of payload.
 pub const fn stamp(step: u64, len: usize) -> u64 {

@@ -28,5 +28,5 @@ mod spread;
 
 pub use exchange::Part;
 pub use group::{Broken, Farewell, Group, Member, Pause};
-pub use layout::{BLOCK, MIN_CHUNK, SLOTS, chunks_len};
+pub use layout::{BLOCK, MAX_CHUNK, MIN_CHUNK, SLOTS, chunks_len, is_chunk};
 pub use reduce::Combine;
