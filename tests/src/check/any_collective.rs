@@ -302,14 +302,14 @@ fn reduce_once(ctx: &Context, number: usize) {
     });
 }
 
-/// 12 bytes of data, and padding to the next line.
+/// 12 bytes of data, and padding.
 #[derive(Clone, Copy)]
-#[repr(C, align(64))]
+#[repr(C)]
 struct Padded {
     number: i64,
     index: i32,
     /// What a function writes with its elements, though the datatype does not name it.
-    padding: [u8; 52],
+    padding: [u8; 4],
 }
 
 impl Padded {
@@ -319,7 +319,7 @@ impl Padded {
 
     fn joined(self, other: Padded) -> Padded {
         let (number, index) = (self.number.wrapping_add(other.number), self.index.wrapping_mul(other.index));
-        Padded { number, index, padding: [0xee; 52] }
+        Padded { number, index, padding: [0xee; 4] }
     }
 }
 
@@ -329,7 +329,7 @@ unsafe extern "C" fn join_padded(
     count: *mut c_int,
     _: *mut ffi::MPI_Datatype,
 ) {
-    // SAFETY: MPI gives `count` elements; where they lie is not always aligned to lines.
+    // SAFETY: MPI gives `count` elements.
     unsafe {
         for element in 0..*count as usize {
             let (left, inout) = (left.cast::<Padded>().add(element), inout.cast::<Padded>().add(element));
@@ -350,7 +350,7 @@ fn padded(ctx: &Context) -> Outcome {
         let mut random = ctx.random_of(rank, count as u64);
         (0..count)
             .map(|_| random.next_u64())
-            .map(|bits| Padded { number: bits as i64, index: (bits >> 32) as i32, padding: [BLANK; 52] })
+            .map(|bits| Padded { number: bits as i64, index: (bits >> 32) as i32, padding: [BLANK; 4] })
             .collect()
     };
     // Among them such that leave one record for the last piece of 64 KiB, or of 4 KiB.
@@ -361,7 +361,7 @@ fn padded(ctx: &Context) -> Outcome {
             expected.iter_mut().zip(record(rank, count)).for_each(|(to, from)| *to = to.joined(from));
         }
         for root in ctx.comm.ranks().map(Some).chain([None]) {
-            let mut got = vec![Padded { number: 0, index: 0, padding: [BLANK; 52] }; count];
+            let mut got = vec![Padded { number: 0, index: 0, padding: [BLANK; 4] }; count];
             let (from, to) = (mine.as_ptr().cast(), got.as_mut_ptr().cast());
             let (n, kind, comm) = (int(count), datatype.raw(), ctx.comm.raw());
             // SAFETY: both have `count` records.
