@@ -9,6 +9,7 @@
 #include "ompi/group/group.h"
 #include "ompi/op/op.h"
 #include "ompi/proc/proc.h"
+#include "ompi/runtime/mpiruntime.h"
 #include "opal/datatype/opal_convertor.h"
 #include "opal/runtime/opal_progress.h"
 
@@ -171,7 +172,14 @@ int vmshm_coll_split(struct ompi_communicator_t *comm, int part, int key, struct
     ompi_communicator_t *made = NULL;
     int rc = ompi_comm_split(comm, part < 0 ? MPI_UNDEFINED : part, key, &made, false);
 
-    *split = MPI_COMM_NULL == made ? NULL : made;
+    *split = NULL;
+    if (MPI_SUCCESS == rc && NULL != made && MPI_COMM_NULL != made) {
+        /* MPI_Finalize frees what is left in the order of numbers, which need not be that of who uses whom: so it leaves one
+           reference to this one, until its user is gone. */
+        OMPI_COMM_SET_EXTRA_RETAIN(made);
+        OBJ_RETAIN(made);
+        *split = made;
+    }
     return rc;
 }
 
@@ -200,6 +208,11 @@ int vmshm_coll_allreduce(const void *from, void *to, int count, struct ompi_data
                          struct ompi_communicator_t *comm)
 {
     return comm->c_coll->coll_allreduce(from, to, count, type, op, comm, comm->c_coll->coll_allreduce_module);
+}
+
+bool vmshm_coll_is_multiple(void)
+{
+    return ompi_mpi_thread_multiple;
 }
 
 bool vmshm_coll_yields(void)

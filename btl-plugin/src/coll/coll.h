@@ -74,6 +74,9 @@ int vmshm_coll_reduce(const void *from, void *to, int count, struct ompi_datatyp
 int vmshm_coll_allreduce(const void *from, void *to, int count, struct ompi_datatype_t *type, struct ompi_op_t *op,
                          struct ompi_communicator_t *comm);
 
+/* Whether the program has MPI_THREAD_MULTIPLE. */
+bool vmshm_coll_is_multiple(void);
+
 /* Whether processes that wait give way to others. */
 bool vmshm_coll_yields(void);
 

@@ -23,13 +23,17 @@ use crate::ompi::{
 struct Parameters {
     priority: UnsafeCell<c_int>,
     chunk: UnsafeCell<usize>,
+    levels: UnsafeCell<bool>,
 }
 
 // SAFETY: written by Open MPI only while it registers the component, on one thread.
 unsafe impl Sync for Parameters {}
 
-static PARAMETERS: Parameters =
-    Parameters { priority: UnsafeCell::new(60), chunk: UnsafeCell::new(64 << 10) };
+static PARAMETERS: Parameters = Parameters {
+    priority: UnsafeCell::new(60),
+    chunk: UnsafeCell::new(64 << 10),
+    levels: UnsafeCell::new(false),
+};
 
 /// Registers the parameters.
 pub unsafe extern "C" fn register() -> c_int {
@@ -58,6 +62,16 @@ pub unsafe extern "C" fn register() -> c_int {
             ompi::OPAL_INFO_LVL_5,
             PARAMETERS.chunk.get().cast(),
         );
+        register_variable(
+            version,
+            c"levels",
+            c"Whether to take communicators whose processes see several regions too, and do their operations within each \
+              region first. This makes communicators at the first operation, so it must not be mixed with MPI_Comm_idup, and \
+              is not done where threads share MPI (MPI_THREAD_MULTIPLE). All processes must say the same.",
+            ompi::MCA_BASE_VAR_TYPE_BOOL,
+            ompi::OPAL_INFO_LVL_5,
+            PARAMETERS.levels.get().cast(),
+        );
     }
     ompi::OPAL_SUCCESS as c_int
 }
@@ -66,6 +80,12 @@ pub unsafe extern "C" fn register() -> c_int {
 pub fn chunk() -> usize {
     // SAFETY: not changed after the component was registered.
     unsafe { *PARAMETERS.chunk.get() }.clamp(MIN_CHUNK, MAX_CHUNK) & !4095
+}
+
+/// Whether members of several regions are to work in levels.
+fn wants_levels() -> bool {
+    // SAFETY: not changed after the component was registered.
+    unsafe { *PARAMETERS.levels.get() }
 }
 
 /// Called once.
@@ -92,8 +112,8 @@ pub fn forget_names() {
     *NAMES.lock() = None;
 }
 
-/// Offers a module for a communicator, if all of its processes have published an endpoint, and not each in a region of its
-/// own. All of them come to the same conclusion, since all know the same; whether it works they find out together when it is first used.
+/// Offers a module for a communicator, if all of its processes have published an endpoint in one region, or in several
+/// where the user wants levels. All of them come to the same conclusion, since all know the same; whether it works they find out together when it is first used.
 pub unsafe extern "C" fn comm_query(
     comm: *mut ompi_communicator_t,
     priority: *mut c_int,
@@ -133,7 +153,7 @@ unsafe fn offer(comm: *mut ompi_communicator_t) -> Option<State> {
             return None;
         }
         let names = procs.iter().map(|proc| name_of(*proc)).collect::<Option<Vec<_>>>()?;
-        if !is_one_region(&names) && !has_neighbours(&names) {
+        if !(is_one_region(&names) || wants_levels() && has_neighbours(&names)) {
             return None;
         }
         Some(State::new(me, procs, names, endpoints))

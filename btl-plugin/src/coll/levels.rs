@@ -1,8 +1,11 @@
-//! Operations in two levels: within a part of the members, then between the parts' leaders, then within again.
+//! Operations of members of several regions, in two levels: within each region, then between the regions' leaders, then
+//! within again.
 //!
-//! Members of one region are parted by section, eight at most in a part; members of several regions by region. Each part
-//! is a communicator of its own, and so are the leaders. So whatever component is the best for these does the work: ours
-//! among the processes of one region, and between regions the one that stands below us.
+//! The members in each region are a communicator of their own, and so are the leaders. So whatever component is the best
+//! for these does the work: ours among the processes of one region, and between regions the one that stands below us.
+//!
+//! These communicators are made at the first operation, which takes collective operations that the program knows nothing
+//! of. So levels are for those who ask for them.
 
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
@@ -14,29 +17,20 @@ use super::data::Shape;
 use super::operations::is_in_place;
 use crate::ompi::{self, ompi_communicator_t, ompi_datatype_t, ompi_op_t};
 
-/// Members of one region, up to so many, look at each other's words themselves.
-pub const FEW: usize = 8;
-
-/// Who is in which part: for each member the part's number, and its number in the part. Parts are numbered in the order of
-/// their first members, which lead them.
+/// Who is in which part: for each member the part's number, and its number in the part. There is a part for each region;
+/// they are numbered in the order of their first members, which lead them.
 #[derive(Debug, PartialEq, Eq)]
 struct Parts(Vec<(usize, usize)>);
 
 impl Parts {
-    /// Parts the members with these names; `endpoints` are in a section.
-    fn new(names: &[EndpointName], endpoints: u32) -> Self {
-        let is_one_region = is_one_region(names);
-        let mut open: HashMap<_, (usize, usize)> = HashMap::new();
-        let mut count = 0;
+    fn new(names: &[EndpointName]) -> Self {
+        // Each region's number, and how many of its members there have been.
+        let mut parts: HashMap<[u8; 16], (usize, usize)> = HashMap::new();
         let place = |name: &EndpointName| {
-            let key = if is_one_region { Ok(name.id / endpoints.max(1)) } else { Err(name.region_id) };
-            let part = open.entry(key).or_insert((usize::MAX, 0));
-            if part.0 == usize::MAX || is_one_region && part.1 == FEW {
-                *part = (count, 0);
-                count += 1;
-            }
-            part.1 += 1;
-            (part.0, part.1 - 1)
+            let next = parts.len();
+            let (part, members) = parts.entry(name.region_id).or_insert((next, 0));
+            *members += 1;
+            (*part, *members - 1)
         };
         Self(names.iter().map(place).collect())
     }
@@ -49,8 +43,7 @@ pub fn is_one_region(names: &[EndpointName]) -> bool {
 
 /// Whether there are several regions, and some member is not alone in its own.
 pub fn has_neighbours(names: &[EndpointName]) -> bool {
-    let parts = Parts::new(names, 1);
-    !is_one_region(names) && parts.0.iter().any(|(_, number)| *number > 0)
+    !is_one_region(names) && Parts::new(names).0.iter().any(|(_, number)| *number > 0)
 }
 
 /// The communicators of the levels.
@@ -76,19 +69,19 @@ impl Levels {
     pub unsafe fn new(
         comm: *mut ompi_communicator_t,
         names: &[EndpointName],
-        endpoints: u32,
         me: usize,
     ) -> Result<Self, c_int> {
-        let parts = Parts::new(names, endpoints);
+        let parts = Parts::new(names);
         let (part, number) = parts.0[me];
-        let (mut low, mut up) = (ptr::null_mut(), ptr::null_mut());
         let leads = if number == 0 { 0 } else { -1 };
+        // What is made is freed if the rest fails.
+        let mut levels = Self { parts, me, low: ptr::null_mut(), up: ptr::null_mut() };
         // SAFETY: the caller vouches for the communicator; both pointers are written.
         unsafe {
-            done(ompi::vmshm_coll_split(comm, part as c_int, me as c_int, &raw mut low))?;
-            done(ompi::vmshm_coll_split(comm, leads, me as c_int, &raw mut up))?;
+            done(ompi::vmshm_coll_split(comm, part as c_int, me as c_int, &raw mut levels.low))?;
+            done(ompi::vmshm_coll_split(comm, leads, me as c_int, &raw mut levels.up))?;
         }
-        Ok(Self { parts, me, low, up })
+        Ok(levels)
     }
 
     fn leads(&self) -> bool {
@@ -216,17 +209,9 @@ mod tests {
     }
 
     #[test]
-    fn members_of_one_region_are_parted_by_section_and_in_eights() {
-        let names: Vec<_> = (0..20).map(|rank| name(1, rank % 2 * 256 + rank / 2)).collect();
-        let Parts(parts) = Parts::new(&names, 256);
-        assert_eq!(parts[..4], [(0, 0), (1, 0), (0, 1), (1, 1)]);
-        assert_eq!(parts[14..], [(0, 7), (1, 7), (2, 0), (3, 0), (2, 1), (3, 1)]);
-    }
-
-    #[test]
     fn members_of_several_regions_are_parted_by_region() {
         let names: Vec<_> = [1, 2, 2, 1, 3].into_iter().zip(0..).map(|(r, id)| name(r, id)).collect();
-        assert_eq!(Parts::new(&names, 1), Parts(vec![(0, 0), (1, 0), (1, 1), (0, 1), (2, 0)]));
+        assert_eq!(Parts::new(&names), Parts(vec![(0, 0), (1, 0), (1, 1), (0, 1), (2, 0)]));
         assert!(has_neighbours(&names));
         assert!(!has_neighbours(&[name(1, 0), name(2, 0)]));
         assert!(!has_neighbours(&[name(1, 0), name(1, 1)]));

@@ -8,7 +8,7 @@
 //! - `state`: what a communicator's module knows: its group, made when it is first used.
 //! - `operations`: the functions that Open MPI calls.
 //! - `data`: buffers of any datatype as bytes.
-//! - `levels`: the same in two levels, for many members, and for those of several regions.
+//! - `levels`: the same in two levels, for members of several regions, where the user wants that.
 //! - `combine`: Open MPI's operations on those bytes.
 //!
 //! What we do not gain at is handed to the component below us.

@@ -106,11 +106,10 @@ const ELSEWHERE: c_int = c_int::MIN;
 unsafe fn in_levels(
     module: *mut mca_coll_base_module_t,
     comm: *mut ompi_communicator_t,
-    len: usize,
     work: impl FnOnce(&Levels) -> Result<(), c_int>,
 ) -> Option<c_int> {
     // SAFETY: the caller vouches for both.
-    match unsafe { State::levels(module.cast::<vmshm_coll_module_t>(), comm, len) } {
+    match unsafe { State::levels(module.cast::<vmshm_coll_module_t>(), comm) } {
         Ok(None) => None,
         Ok(Some(levels)) => Some(work(levels).err().unwrap_or(SUCCESS)),
         Err(rc) => Some(rc),
@@ -126,7 +125,7 @@ fn must_take(met: &mut Met, len: usize) -> Result<(), Not> {
 unsafe extern "C" fn barrier(comm: *mut ompi_communicator_t, module: *mut mca_coll_base_module_t) -> c_int {
     // SAFETY: Open MPI calls this for all members of a communicator that the module was made for.
     unsafe {
-        if let Some(rc) = in_levels(module, comm, 0, |levels| levels.barrier()) {
+        if let Some(rc) = in_levels(module, comm, |levels| levels.barrier()) {
             return rc;
         }
         with(
@@ -153,7 +152,7 @@ unsafe extern "C" fn bcast(
             return SUCCESS;
         }
         let levels = |levels: &Levels| levels.bcast(buffer, count, datatype, root as usize);
-        if let Some(rc) = in_levels(module, comm, shape.bytes(), levels) {
+        if let Some(rc) = in_levels(module, comm, levels) {
             return rc;
         }
         with(
@@ -196,7 +195,7 @@ unsafe extern "C" fn allreduce(
         }
         let levels = |levels: &Levels| levels.allreduce(from, to, count, datatype, op);
         if ompi::vmshm_coll_commutes(op)
-            && let Some(rc) = in_levels(module, comm, shape.bytes(), levels)
+            && let Some(rc) = in_levels(module, comm, levels)
         {
             return rc;
         }
@@ -244,7 +243,7 @@ unsafe extern "C" fn reduce(
             false => Err(ELSEWHERE),
         };
         if ompi::vmshm_coll_commutes(op)
-            && let Some(rc) = in_levels(module, comm, shape.bytes(), levels)
+            && let Some(rc) = in_levels(module, comm, levels)
             && rc != ELSEWHERE
         {
             return rc;

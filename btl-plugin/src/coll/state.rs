@@ -12,7 +12,7 @@ use vmshm_transport::{Fragment, Mapping};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::component;
-use super::levels::{FEW, Levels, is_one_region};
+use super::levels::{Levels, is_one_region};
 use crate::fabric::FABRIC;
 use crate::help;
 use crate::module;
@@ -26,12 +26,6 @@ const SPINS_SHARED: u32 = 10;
 
 /// Calls of progress between two looks whether the member that is waited for lives.
 const PATIENCE: u32 = 4096;
-
-/// Operations of a communicator after which two levels are worth their making.
-const WORTHWHILE: u32 = 16;
-
-/// Longest payload that gains by two levels within one region, bytes.
-const SHORT: usize = 4096;
 
 /// A communicator's module, on our side.
 pub struct State {
@@ -47,8 +41,8 @@ pub struct State {
 enum Hierarchy {
     /// There is one level.
     Flat,
-    /// There will be two after so many operations: a communicator that is used but seldom is not worth them.
-    Due(u32),
+    /// There will be two when the first operation is called.
+    Due,
     /// There are two.
     There(Box<Levels>),
 }
@@ -200,15 +194,13 @@ impl State {
     /// The state for a communicator with these members, of which we are number `me`.
     pub fn new(me: usize, procs: Vec<*mut opal_proc_t>, names: Vec<EndpointName>, endpoints: u32) -> Self {
         let (stage, hierarchy) = match is_one_region(&names) {
-            true if names.len() <= FEW => (Stage::New, Hierarchy::Flat),
-            true => (Stage::New, Hierarchy::Due(WORTHWHILE)),
-            false => (Stage::Declined, Hierarchy::Due(0)),
+            true => (Stage::New, Hierarchy::Flat),
+            false => (Stage::Declined, Hierarchy::Due),
         };
         Self { me, procs, names, endpoints, stage, hierarchy }
     }
 
-    /// The levels in which to do an operation of `len` bytes, if there are some; `Err` is Open MPI's code. Within one
-    /// region only short payloads gain by them: of long ones, all members copy and join their shares.
+    /// The levels in which to do an operation, if there are some; `Err` is Open MPI's code.
     ///
     /// # Safety
     /// As [`State::met`].
@@ -216,38 +208,53 @@ impl State {
     pub unsafe fn levels(
         module: *mut vmshm_coll_module_t,
         comm: *mut ompi_communicator_t,
-        len: usize,
     ) -> Result<Option<&'static Levels>, c_int> {
         // SAFETY: as in `met`.
-        let state = unsafe { &mut *(*module).state.cast::<State>() };
-        if let Hierarchy::Flat = state.hierarchy {
-            return Ok(None);
+        match unsafe { &(*(*module).state.cast::<State>()).hierarchy } {
+            Hierarchy::Flat => Ok(None),
+            Hierarchy::There(levels) => Ok(Some(levels)),
+            // SAFETY: as in `met`.
+            Hierarchy::Due => unsafe { State::make_levels(module, comm) },
         }
-        let is_one_region = !matches!(state.stage, Stage::Declined) || is_one_region(&state.names);
-        if is_one_region && len > SHORT {
-            return Ok(None);
-        }
-        if let Hierarchy::Due(after) = &mut state.hierarchy {
-            if *after > 0 {
-                *after -= 1;
+    }
+
+    /// Makes the levels, if all members can.
+    ///
+    /// # Safety
+    /// As [`State::met`].
+    #[cold]
+    unsafe fn make_levels(
+        module: *mut vmshm_coll_module_t,
+        comm: *mut ompi_communicator_t,
+    ) -> Result<Option<&'static Levels>, c_int> {
+        // SAFETY: as in `met`; the state is not borrowed while Open MPI may call us again.
+        unsafe {
+            let state = (*module).state.cast::<State>();
+            // Making them takes operations on this communicator, which are to be done without.
+            (*state).hierarchy = Hierarchy::Flat;
+            let (names, me) = ((*state).names.clone(), (*state).me);
+            // Other threads might make communicators at the same time. Not all processes need have such.
+            let mine = u8::from(ompi::vmshm_coll_is_multiple());
+            let mut all = vec![0u8; names.len()];
+            let rc =
+                ompi::vmshm_coll_exchange(module, comm, (&raw const mine).cast(), all.as_mut_ptr().cast(), 1);
+            if rc != 0 {
+                return Err(rc);
+            }
+            if all.contains(&1) {
+                help::verbose("a communicator has no levels for collective operations: threads share MPI");
                 return Ok(None);
             }
-            // Making them takes operations on this communicator, which are to be done without.
-            let (names, endpoints, me) = (state.names.clone(), state.endpoints, state.me);
-            state.hierarchy = Hierarchy::Flat;
-            // SAFETY: the caller vouches for the communicator; the state is not used meanwhile.
-            let levels = unsafe { Levels::new(comm, &names, endpoints, me)? };
+            let levels = Levels::new(comm, &names, me)?;
             help::verbose(&format!(
                 "a communicator of {} has two levels for collective operations",
                 names.len()
             ));
-            // SAFETY: as in `met`.
-            unsafe { (*(*module).state.cast::<State>()).hierarchy = Hierarchy::There(Box::new(levels)) };
-        }
-        // SAFETY: as in `met`.
-        match unsafe { &(*(*module).state.cast::<State>()).hierarchy } {
-            Hierarchy::There(levels) => Ok(Some(levels)),
-            _ => Ok(None),
+            (*state).hierarchy = Hierarchy::There(Box::new(levels));
+            match &(*state).hierarchy {
+                Hierarchy::There(levels) => Ok(Some(levels)),
+                _ => Ok(None),
+            }
         }
     }
 
