@@ -5,13 +5,12 @@
 
 use std::collections::VecDeque;
 use std::hint::{black_box, spin_loop};
-use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use vmshm_host::{CreateOptions, Region, RegionName, create_memfd};
-use vmshm_transport::{Endpoint, Event, Fragment, Inbox, MAX_INLINE, Mapping, Memory, Peer, SendError};
+use vmshm_benches::ground::{Ground, Node};
+use vmshm_transport::{Event, Fragment, MAX_INLINE, Memory, SendError};
 
 const PING: u8 = 1;
 const DATA: u8 = 2;
@@ -21,96 +20,41 @@ const STOP: u8 = 4;
 /// Fragments or offers under way at a time.
 const WINDOW: usize = 16;
 
-/// An endpoint with what it needs to be used in a loop.
-struct Node {
-    endpoint: Endpoint<Arc<Mapping>>,
-    inbox: Inbox,
-    peer: Option<Peer>,
-}
-
-impl Node {
-    fn peer(&self) -> Peer {
-        self.peer.expect("every node of these benches is connected first")
-    }
-
-    fn meet(&mut self, other: &Node) {
-        self.peer = Some(self.endpoint.connect(&other.endpoint.name()).expect("the other is there"));
-    }
-
-    fn send(&mut self, tag: u8, bytes: &[u8]) {
-        let peer = self.peer();
-        while self.endpoint.send(peer, tag, &[bytes]) == Err(SendError::Full) {
-            spin_loop();
-        }
-    }
-
-    /// Polls until `wanted` returns something.
-    fn wait<T>(&mut self, mut wanted: impl FnMut(&mut Node, Event) -> Option<T>) -> T {
-        let mut idle = 0_u32;
-        loop {
-            match self.endpoint.poll(&mut self.inbox) {
-                Some(Event::Gone { why, .. }) => panic!("the peer is gone: {why}"),
-                Some(event) => {
-                    idle = 0;
-                    if let Some(found) = wanted(self, event) {
-                        return found;
-                    }
+/// Polls until `wanted` returns something.
+fn wait<T>(node: &mut Node, mut wanted: impl FnMut(&mut Node, Event) -> Option<T>) -> T {
+    let mut idle = 0_u32;
+    loop {
+        match node.endpoint.poll(&mut node.inbox) {
+            Some(Event::Gone { why, .. }) => panic!("the peer is gone: {why}"),
+            Some(event) => {
+                idle = 0;
+                if let Some(found) = wanted(node, event) {
+                    return found;
                 }
-                None => {
-                    idle += 1;
-                    // Where both threads share a core, spinning alone would take a time slice.
-                    if idle.is_multiple_of(1 << 14) { thread::yield_now() } else { spin_loop() }
-                }
+            }
+            None => {
+                idle += 1;
+                // Where both threads share a core, spinning alone would take a time slice.
+                if idle.is_multiple_of(1 << 14) { thread::yield_now() } else { spin_loop() }
             }
         }
     }
-
-    fn wait_for(&mut self, tag: u8) {
-        self.wait(|_, event| match event {
-            Event::Message { tag: got, .. } if got == tag => Some(()),
-            _ => None,
-        });
-    }
 }
 
-/// A region in memory, with one mapping for each section that is used.
-struct Bench {
-    region: Region,
-    mappings: Vec<Option<Arc<Mapping>>>,
+fn wait_for(node: &mut Node, tag: u8) {
+    wait(node, |_, event| match event {
+        Event::Message { tag: got, .. } if got == tag => Some(()),
+        _ => None,
+    });
 }
 
-impl Bench {
-    fn new(sections: u32, endpoints: u32) -> Bench {
-        let mut options = CreateOptions::new(512 << 20);
-        (options.sections, options.endpoints, options.sparse) = (sections, Some(endpoints), true);
-        let name = RegionName::new("bench").expect("a good name");
-        let region = create_memfd(&name, &options).expect("a region in memory");
-        Bench { region, mappings: vec![None; sections as usize] }
-    }
-
-    fn mapping(&mut self, section: u32) -> Arc<Mapping> {
-        let region = &self.region;
-        let made = self.mappings[section as usize].get_or_insert_with(|| {
-            let entry = region.entry(section).expect("a section of the region");
-            let own = entry.offset..entry.offset + entry.len;
-            let file = region.reopen().expect("a file of our own");
-            Arc::new(Mapping::new(file, region.header().region_len, own).expect("memory to map"))
-        });
-        Arc::clone(made)
-    }
-
-    fn node(&mut self, section: u32) -> Node {
-        let endpoint = Endpoint::attach(self.mapping(section), section).expect("room in the section");
-        Node { endpoint, inbox: Inbox::new(), peer: None }
-    }
-
-    /// Two nodes in two sections that have met.
-    fn pair(&mut self) -> (Node, Node) {
-        let (mut a, mut b) = (self.node(0), self.node(1));
-        a.meet(&b);
-        b.meet(&a);
-        (a, b)
-    }
+/// Two nodes in two sections that have met.
+fn pair() -> (Node, Node) {
+    let mut ground = Ground::new(2, 4);
+    let (mut a, mut b) = (ground.node(0), ground.node(1));
+    a.meet(&b);
+    b.meet(&a);
+    (a, b)
 }
 
 /// The other side: echoes pings, takes data, answers an end with an end.
@@ -118,7 +62,7 @@ fn answer(mut node: Node, longest: usize) -> JoinHandle<()> {
     thread::spawn(move || {
         let mut landing = vec![0; longest];
         let peer = node.peer();
-        node.wait(|node, event| {
+        wait(&mut node, |node, event| {
             match event {
                 Event::Message { tag: PING, len, .. } => {
                     let Node { endpoint, inbox, .. } = node;
@@ -157,14 +101,13 @@ fn ping_pong(node: &mut Node, bytes: &[u8], turns: u64) -> Duration {
     let began = Instant::now();
     for _ in 0..turns {
         node.send(PING, bytes);
-        node.wait_for(PING);
+        wait_for(node, PING);
     }
     began.elapsed()
 }
 
 fn latency(c: &mut Criterion) {
-    let mut bench = Bench::new(2, 4);
-    let (mut a, b) = bench.pair();
+    let (mut a, b) = pair();
     let other = answer(b, 1 << 20);
     let mut group = c.benchmark_group("round trip");
     for size in [0, 8, 56, 112, 256, MAX_INLINE] {
@@ -192,7 +135,7 @@ fn stream(node: &mut Node, pool: &mut VecDeque<Fragment>, bytes: &[u8], count: u
             if let Some(fragment) = pool.pop_front() {
                 break fragment;
             }
-            node.wait(|_, event| matches!(event, Event::Sent { .. }).then_some(()));
+            wait(node, |_, event| matches!(event, Event::Sent { .. }).then_some(()));
             // Fragments of one peer come back in their order.
             pool.extend(under_way.pop_front());
         };
@@ -205,7 +148,7 @@ fn stream(node: &mut Node, pool: &mut VecDeque<Fragment>, bytes: &[u8], count: u
     node.send(END, &[]);
     let mut ended = false;
     while !ended || !under_way.is_empty() {
-        node.wait(|_, event| match event {
+        wait(node, |_, event| match event {
             Event::Message { tag: END, .. } => {
                 ended = true;
                 Some(())
@@ -221,8 +164,7 @@ fn stream(node: &mut Node, pool: &mut VecDeque<Fragment>, bytes: &[u8], count: u
 }
 
 fn throughput(c: &mut Criterion) {
-    let mut bench = Bench::new(2, 4);
-    let (mut a, b) = bench.pair();
+    let (mut a, b) = pair();
     let longest = 1 << 20;
     let other = answer(b, longest);
     let mut group = c.benchmark_group("stream");
@@ -247,7 +189,7 @@ fn throughput(c: &mut Criterion) {
 fn offers(node: &mut Node, memory: &Fragment, count: u64) -> Duration {
     let (peer, mut open) = (node.peer(), 0);
     let done = |node: &mut Node| {
-        node.wait(|_, event| matches!(event, Event::Done { .. }).then_some(()));
+        wait(node, |_, event| matches!(event, Event::Done { .. }).then_some(()));
     };
     let began = Instant::now();
     for cookie in 0..count {
@@ -268,8 +210,7 @@ fn offers(node: &mut Node, memory: &Fragment, count: u64) -> Duration {
 }
 
 fn pull(c: &mut Criterion) {
-    let mut bench = Bench::new(2, 4);
-    let (mut a, b) = bench.pair();
+    let (mut a, b) = pair();
     let longest = 4 << 20;
     let other = answer(b, longest);
     let mut group = c.benchmark_group("pull");
@@ -286,45 +227,12 @@ fn pull(c: &mut Criterion) {
     other.join().expect("the other side ended well");
 }
 
-/// What peers cost that have sent once and are silent since, all in one section or each in its own.
-fn silent(c: &mut Criterion) {
-    for (name, apart) in [("silent peers of one VM", false), ("silent peers, a VM each", true)] {
-        let mut group = c.benchmark_group(name);
-        for count in [0, 1, 7, 31, 63] {
-            let mut bench = if apart { Bench::new(2 + count, 4) } else { Bench::new(2, 128) };
-            let (mut a, mut b) = bench.pair();
-            let mut peers = Vec::new();
-            for index in 0..count {
-                let mut node = bench.node(if apart { 2 + index } else { 1 });
-                for known in [&mut a, &mut b] {
-                    let to = known.endpoint.connect(&node.endpoint.name()).expect("it is there");
-                    node.peer = Some(node.endpoint.connect(&known.endpoint.name()).expect("it is there"));
-                    node.send(DATA, b"hello");
-                    let hello = |_: &mut Node, event| match event {
-                        Event::Message { peer, .. } if peer == to => Some(()),
-                        _ => None,
-                    };
-                    known.wait(hello);
-                }
-                peers.push(node);
-            }
-            let other = answer(b, 64);
-            group.bench_function(BenchmarkId::from_parameter(count), |bencher| {
-                bencher.iter_custom(|turns| ping_pong(&mut a, &[7; 8], turns));
-            });
-            a.send(STOP, &[]);
-            other.join().expect("the other side ended well");
-        }
-        group.finish();
-    }
-}
-
 criterion_group! {
     name = ring;
     config = Criterion::default()
         .sample_size(20)
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1));
-    targets = latency, throughput, pull, silent
+    targets = latency, throughput, pull
 }
 criterion_main!(ring);

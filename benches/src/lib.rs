@@ -6,4 +6,5 @@
 //! and `--alloc-mem` are additions: OSU's programs never change their buffers, which flatters caches, and
 //! take them from the heap.
 
+pub mod ground;
 pub mod osu;

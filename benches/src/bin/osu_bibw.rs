@@ -3,7 +3,54 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use vmshm_benches::osu::{Buffer, Measure, Mpi, Options, Report, seed};
+use vmshm_benches::osu::{Buffer, Measure, Mpi, Options, Pending, Report, Turns, measure, seed};
+
+/// One of two processes, with windows of messages of one size under way in both directions.
+struct BothWays<'a, 'p> {
+    mpi: &'a Mpi,
+    out: &'a Buffer,
+    landing: &'a Buffer,
+    size: usize,
+    window: usize,
+    sends: &'p mut Pending<'a>,
+    receives: &'p mut Pending<'a>,
+}
+
+impl Turns for BothWays<'_, '_> {
+    fn clear(&self) {
+        // SAFETY: no window is under way: MPI uses neither buffer.
+        unsafe { self.landing.clear(self.size) };
+    }
+
+    fn pass(&mut self, turn: u32, vary: bool) {
+        let (me, peer) = (self.mpi.rank(), 1 - self.mpi.rank());
+        if vary {
+            // SAFETY: as above.
+            unsafe { self.out.write(self.size, seed(me, turn)) };
+        }
+        for _ in 0..self.window {
+            self.receives.receive(self.landing, self.size, peer);
+        }
+        for _ in 0..self.window {
+            self.sends.send(self.out, self.size, peer);
+        }
+        self.sends.wait();
+        self.receives.wait();
+        if vary {
+            self.check(turn);
+        }
+        match me {
+            0 => self.mpi.await_acknowledgement(peer),
+            _ => self.mpi.acknowledge(peer),
+        }
+    }
+
+    fn check(&self, turn: u32) {
+        // SAFETY: as above.
+        let checked = unsafe { self.landing.check(self.size, seed(1 - self.mpi.rank(), turn)) };
+        self.mpi.expect(checked, || format!("message of {} bytes in turn {turn}", self.size));
+    }
+}
 
 fn main() -> ExitCode {
     let options = Options::parse();
@@ -14,51 +61,15 @@ fn main() -> ExitCode {
     let report = Report::begin(mpi.rank(), "MPI Bi-Directional Bandwidth Test", &[], &["Bandwidth (MB/s)"]);
     let largest = options.largest(Measure::Bandwidth);
     let (out, landing) = (Buffer::new(largest, options.origin()), Buffer::new(largest, options.origin()));
-    let (me, peer) = (mpi.rank(), 1 - mpi.rank());
     let (mut sends, mut receives) = (mpi.pending(options.window()), mpi.pending(options.window()));
     for plan in options.plans(Measure::Bandwidth) {
-        let check = |turn| {
-            // SAFETY: the last windows have ended: MPI uses neither buffer.
-            let checked = unsafe { landing.check(plan.size, seed(peer, turn)) };
-            mpi.expect(checked, || format!("message of {} bytes in turn {turn}", plan.size));
-        };
-        let mut pass = |turn, vary: bool| {
-            if vary {
-                // SAFETY: as above.
-                unsafe { out.write(plan.size, seed(me, turn)) };
-            }
-            for _ in 0..options.window() {
-                receives.receive(&landing, plan.size, peer);
-            }
-            for _ in 0..options.window() {
-                sends.send(&out, plan.size, peer);
-            }
-            sends.wait();
-            receives.wait();
-            if vary {
-                check(turn);
-            }
-            match me {
-                0 => mpi.await_acknowledgement(1),
-                _ => mpi.acknowledge(0),
-            }
-        };
-        // SAFETY: as above.
-        unsafe { landing.clear(plan.size) };
-        mpi.barrier();
-        pass(u32::MAX, true);
-        mpi.barrier();
-        let mut began = 0.0;
-        for turn in 0..plan.all() {
-            if turn == plan.warmup {
-                began = mpi.now();
-            }
-            pass(turn, options.vary());
-        }
-        let seconds = mpi.now() - began;
-        check(if options.vary() { plan.all() - 1 } else { u32::MAX });
-        let messages = 2.0 * f64::from(plan.iterations) * options.window() as f64;
-        report.row(plan.size, &[plan.size as f64 * messages / 1e6 / seconds]);
+        let (size, window) = (plan.size, options.window());
+        let (out, landing) = (&out, &landing);
+        let (sends, receives) = (&mut sends, &mut receives);
+        let turns = BothWays { mpi: &mpi, out, landing, size, window, sends, receives };
+        let seconds = measure(&mpi, &plan, options.vary(), Some(turns));
+        let messages = 2.0 * f64::from(plan.iterations) * window as f64;
+        report.row(size, &[size as f64 * messages / 1e6 / seconds]);
     }
     mpi.barrier();
     ExitCode::SUCCESS

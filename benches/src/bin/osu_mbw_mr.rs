@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use vmshm_benches::osu::{Buffer, End, Measure, Mpi, Options, Report, Stream};
+use vmshm_benches::osu::{Buffer, End, Measure, Mpi, Options, Report, Stream, measure};
 
 fn main() -> ExitCode {
     let options = Options::parse();
@@ -29,36 +29,15 @@ fn main() -> ExitCode {
     let buffer = Buffer::new(options.largest(Measure::Bandwidth), options.origin());
     let mut pending = mpi.pending(options.window());
     let me = mpi.rank();
-    let takes_part = me < 2 * pairs;
     let end = if me < pairs { End::To(me + pairs) } else { End::From(me.wrapping_sub(pairs)) };
     for plan in options.plans(Measure::Bandwidth) {
-        let stream = Stream { mpi: &mpi, end, buffer: &buffer, size: plan.size, window: options.window() };
-        stream.clear();
-        mpi.barrier();
-        if takes_part {
-            stream.pass(&mut pending, u32::MAX, true);
-        }
-        mpi.barrier();
-        let mut began = 0.0;
-        for turn in 0..plan.all() {
-            if turn == plan.warmup {
-                // All pairs start together, as the sum below supposes.
-                mpi.barrier();
-                began = mpi.now();
-            }
-            if takes_part {
-                stream.pass(&mut pending, turn, options.vary());
-            }
-        }
-        let seconds = mpi.now() - began;
-        if takes_part {
-            stream.check(if options.vary() { plan.all() - 1 } else { u32::MAX });
-        }
+        let (size, window) = (plan.size, options.window());
+        let turns = Stream { mpi: &mpi, end, buffer: &buffer, size, window, pending: &mut pending };
+        let seconds = measure(&mpi, &plan, options.vary(), (me < 2 * pairs).then_some(turns));
         // The senders' mean time, as OSU.
         let mean = mpi.sum(if me < pairs { seconds } else { 0.0 }) / pairs as f64;
-        let messages = pairs as f64 * f64::from(plan.iterations) * options.window() as f64;
-        let rate = messages / mean;
-        report.row(plan.size, &[plan.size as f64 * rate / 1e6, rate]);
+        let rate = pairs as f64 * f64::from(plan.iterations) * window as f64 / mean;
+        report.row(size, &[size as f64 * rate / 1e6, rate]);
     }
     mpi.barrier();
     ExitCode::SUCCESS

@@ -4,8 +4,8 @@
 //! What is measured only once follows as `once NAME FIGURE`.
 
 use std::io::{PipeWriter, Read, Write};
+use std::os::fd::AsRawFd;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,9 +14,10 @@ use clap::Parser;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
-use vmshm_host::{CreateOptions, Region, RegionName, create_memfd};
+use vmshm_benches::ground::{Ground, Node};
 use vmshm_transport::abi::section::CHUNK;
-use vmshm_transport::{Endpoint, Event, Fragment, Inbox, Mapping, Memory, Peer, SendError};
+use vmshm_transport::attach::{self, open_endpoint};
+use vmshm_transport::{Event, Fragment, Memory, Peer};
 
 const PING: u8 = 1;
 const STOP: u8 = 2;
@@ -38,74 +39,24 @@ struct Options {
     /// Silent peers beside the one that is talked to
     #[arg(long, default_value_t = 63, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=200))]
     silent: u32,
-    /// Endpoints that attach together
+    /// Processes that attach together
     #[arg(long, default_value_t = 256, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=1024))]
     endpoints: u32,
 }
 
-/// An endpoint with what it needs to be used in a loop.
-struct Node {
-    endpoint: Endpoint<Arc<Mapping>>,
-    inbox: Inbox,
-    peer: Option<Peer>,
-}
-
-impl Node {
-    fn meet(&mut self, other: &Node) {
-        self.peer = Some(self.endpoint.connect(&other.endpoint.name()).expect("the other is there"));
-    }
-
-    fn send(&mut self, tag: u8, bytes: &[u8]) {
-        let peer = self.peer.expect("every node is connected first");
-        while self.endpoint.send(peer, tag, &[bytes]) == Err(SendError::Full) {}
-    }
-
-    /// Polls until a message is there, and returns its sender, tag and bytes.
-    #[inline]
-    fn receive(&mut self) -> (Peer, u8, u64) {
-        loop {
-            match self.endpoint.poll(&mut self.inbox) {
-                Some(Event::Message { peer, tag, len }) => {
-                    let mut word = [0; 8];
-                    word[..len].copy_from_slice(self.inbox.bytes(len));
-                    return (peer, tag, u64::from_le_bytes(word));
-                }
-                Some(Event::Gone { why, .. }) => panic!("the peer is gone: {why}"),
-                _ => {}
+/// Polls until a message of a word or less is there, and returns its sender, tag and bytes.
+#[inline]
+fn receive(node: &mut Node) -> (Peer, u8, u64) {
+    loop {
+        match node.endpoint.poll(&mut node.inbox) {
+            Some(Event::Message { peer, tag, len }) => {
+                let mut word = [0; 8];
+                word[..len].copy_from_slice(node.inbox.bytes(len));
+                return (peer, tag, u64::from_le_bytes(word));
             }
+            Some(Event::Gone { why, .. }) => panic!("the peer is gone: {why}"),
+            _ => {}
         }
-    }
-}
-
-/// A region in memory, with one mapping for each section that is used.
-struct Ground {
-    region: Region,
-    mappings: Vec<Option<Arc<Mapping>>>,
-}
-
-impl Ground {
-    fn new(sections: u32, endpoints: u32) -> Ground {
-        let mut options = CreateOptions::new(2 << 30);
-        (options.sections, options.endpoints, options.sparse) = (sections, Some(endpoints), true);
-        let name = RegionName::new("raw").expect("a good name");
-        let region = create_memfd(&name, &options).expect("a region in memory");
-        Ground { region, mappings: vec![None; sections as usize] }
-    }
-
-    fn mapping(&mut self, section: u32) -> Arc<Mapping> {
-        let region = &self.region;
-        let made = self.mappings[section as usize].get_or_insert_with(|| {
-            let entry = region.entry(section).expect("a section of the region");
-            let own = entry.offset..entry.offset + entry.len;
-            let file = region.reopen().expect("a file of our own");
-            Arc::new(Mapping::new(file, region.header().region_len, own).expect("memory to map"))
-        });
-        Arc::clone(made)
-    }
-
-    fn node(&mut self, section: u32) -> Node {
-        let endpoint = Endpoint::attach(self.mapping(section), section).expect("room in the section");
-        Node { endpoint, inbox: Inbox::new(), peer: None }
     }
 }
 
@@ -131,9 +82,9 @@ impl Party {
             let mut node = ground.node(if apart { 2 + index } else { 1 });
             for known in [&mut one, &mut other] {
                 let to = known.endpoint.connect(&node.endpoint.name()).expect("it is there");
-                node.peer = Some(node.endpoint.connect(&known.endpoint.name()).expect("it is there"));
+                node.meet(known);
                 node.send(HELLO, &[7; 8]);
-                let (from, tag, _) = known.receive();
+                let (from, tag, _) = receive(known);
                 assert!(from == to && tag == HELLO, "only this peer has sent something");
             }
             // It stays, and so does the other node, which lives on in the child.
@@ -165,7 +116,7 @@ impl Party {
         let mut trips = |count: u32| {
             for turn in 0..count {
                 self.one.send(PING, &u64::from(turn).to_le_bytes());
-                let (_, _, word) = self.one.receive();
+                let (_, _, word) = receive(&mut self.one);
                 assert_eq!(word, u64::from(turn), "the answer to another message");
             }
         };
@@ -174,7 +125,7 @@ impl Party {
         trips(turns);
         let spent = one_way(began.elapsed(), turns);
         self.one.send(STOP, &[]);
-        let (_, tag, _) = self.one.receive();
+        let (_, tag, _) = receive(&mut self.one);
         assert_eq!(tag, STOP, "the last message");
         spent
     }
@@ -196,7 +147,7 @@ fn die_with_parent() {
 
 fn echo(node: &mut Node) {
     loop {
-        match node.receive() {
+        match receive(node) {
             (_, PING, word) => node.send(PING, &word.to_le_bytes()),
             (_, STOP, _) => return node.send(STOP, &[]),
             _ => {}
@@ -210,7 +161,6 @@ fn one_way(spent: Duration, turns: u32) -> f64 {
 
 /// Two lines of the region, each written by one side and read by the other.
 struct Lines {
-    ground: Ground,
     nodes: [Node; 2],
     lines: [Fragment; 2],
 }
@@ -220,7 +170,7 @@ impl Lines {
         let mut ground = Ground::new(2, 4);
         let mut nodes = [ground.node(0), ground.node(1)];
         let lines = nodes.each_mut().map(|node| node.endpoint.fragment(128).expect("room in the section"));
-        Lines { ground, nodes, lines }
+        Lines { nodes, lines }
     }
 
     /// Nanoseconds that a bare cache line takes one way: a store here, a load that sees it there.
@@ -254,34 +204,66 @@ impl Lines {
             (first + warm..last).for_each(trip);
             began.elapsed()
         });
-        debug_assert!(!self.ground.mappings.is_empty());
         one_way(spent, turns)
     }
 }
 
-/// What many endpoints take.
-struct Together {
-    /// Seconds in which they attach.
-    attached: f64,
-    /// Seconds in which all meet all.
-    met: f64,
+const SECTIONS: u32 = 4;
+
+/// Seconds in which so many processes attach, each as an MPI process does, from the moment at which all may begin.
+fn attach(count: u32) -> f64 {
+    let ground = Ground::new(SECTIONS, count.div_ceil(SECTIONS));
+    let file = ground.region().file().as_raw_fd();
+    let device = format!("/proc/{}/fd/{file}", std::process::id());
+    let [(mut start, begin), (mut ready, done), (mut end, leave)] =
+        [(); 3].map(|()| std::io::pipe().expect("a pipe"));
+    let mut children = Vec::new();
+    for index in 0..count {
+        // SAFETY: there is no other thread now, as the child would need one.
+        match unsafe { fork() }.expect("a process") {
+            ForkResult::Parent { child } => children.push(child),
+            ForkResult::Child => {
+                die_with_parent();
+                // The pipes end when the parent, as the last, closes them.
+                drop((begin, leave, ready));
+                let _ = start.read(&mut [0]);
+                let (device, section) = (Some(device), Some(index % SECTIONS));
+                let attached = open_endpoint(&attach::Options { device, section, ..Default::default() });
+                if let Err(error) = &attached {
+                    eprintln!("vmshm_raw: process {index} of {count}: {error}");
+                }
+                let told = (&done).write_all(&[u8::from(attached.is_ok())]);
+                let _ = end.read(&mut [0]);
+                // SAFETY: ends the process at once.
+                unsafe { libc::_exit(i32::from(attached.is_err() || told.is_err())) }
+            }
+        }
+    }
+    drop((start, done, end));
+    let began = Instant::now();
+    drop(begin);
+    let mut answers = vec![0; count as usize];
+    ready.read_exact(&mut answers).expect("every process answers");
+    let spent = began.elapsed().as_secs_f64();
+    drop(leave);
+    for child in children {
+        assert_eq!(waitpid(child, None), Ok(WaitStatus::Exited(child, 0)), "a process did not attach");
+    }
+    spent
+}
+
+/// What many endpoints take that meet one another.
+struct Meeting {
+    /// Seconds in which all meet all, one after another.
+    seconds: f64,
     /// Bytes that two who have met take, both ways.
     pair: f64,
 }
 
-impl Together {
-    fn measure(count: u32) -> Together {
-        const SECTIONS: u32 = 4;
+impl Meeting {
+    fn measure(count: u32) -> Meeting {
         let mut ground = Ground::new(SECTIONS, count.div_ceil(SECTIONS));
-        let began = Instant::now();
-        let mut nodes: Vec<Node> = (0..count)
-            .map(|index| {
-                // Nobody shares a mapping, as processes do not.
-                ground.mappings[(index % SECTIONS) as usize] = None;
-                ground.node(index % SECTIONS)
-            })
-            .collect();
-        let attached = began.elapsed().as_secs_f64();
+        let mut nodes: Vec<Node> = (0..count).map(|index| ground.node(index % SECTIONS)).collect();
         let names: Vec<_> = nodes.iter().map(|node| node.endpoint.name()).collect();
         // The heap is cut into chunks: what one meeting costs shows between the meetings that take a new one.
         let mut grown: Vec<(usize, u64)> = Vec::new();
@@ -298,13 +280,13 @@ impl Together {
                 }
             }
         }
-        let met = began.elapsed().as_secs_f64();
+        let seconds = began.elapsed().as_secs_f64();
         let pair = match grown[..] {
             [_, (first, few), .., (last, many)] => 2.0 * (many - few) as f64 / (last - first) as f64,
             // Too few meetings to tell.
             _ => f64::NAN,
         };
-        Together { attached, met, pair }
+        Meeting { seconds, pair }
     }
 }
 
@@ -349,7 +331,8 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     };
     let turns = options.turns.max(1);
-    let Together { attached, met, pair } = Together::measure(options.endpoints);
+    let attached = attach(options.endpoints);
+    let Meeting { seconds: met, pair } = Meeting::measure(options.endpoints);
     pin(cores[0]);
     let mut alone = Party::new(0, false, cores[1]);
     let mut one_vm = Party::new(options.silent, false, cores[1]);

@@ -2,6 +2,7 @@
 
 use super::buffer::{Buffer, seed};
 use super::mpi::{Mpi, Pending};
+use super::turns::Turns;
 
 /// Which end of the stream this process is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,7 +15,7 @@ pub enum End {
 
 /// One end of a stream of messages of one size.
 #[derive(Debug)]
-pub struct Stream<'a> {
+pub struct Stream<'a, 'p> {
     /// MPI.
     pub mpi: &'a Mpi,
     /// Which end.
@@ -25,22 +26,32 @@ pub struct Stream<'a> {
     pub size: usize,
     /// Messages under way at a time.
     pub window: usize,
+    /// Room for as many requests.
+    pub pending: &'p mut Pending<'a>,
 }
 
-impl<'a> Stream<'a> {
-    /// Passes one window of messages and its answer; with `vary` on data written for this turn and checked after it.
-    pub fn pass(&self, pending: &mut Pending<'a>, turn: u32, vary: bool) {
+impl Turns for Stream<'_, '_> {
+    /// Takes away what the receiver's buffer holds.
+    fn clear(&self) {
+        if let End::From(_) = self.end {
+            // SAFETY: no window is under way: MPI does not use the buffer.
+            unsafe { self.buffer.clear(self.size) };
+        }
+    }
+
+    /// Passes one window of messages and its answer.
+    fn pass(&mut self, turn: u32, vary: bool) {
         if vary && let End::To(_) = self.end {
-            // SAFETY: the last window has ended: MPI does not use the buffer.
+            // SAFETY: as above.
             unsafe { self.buffer.write(self.size, seed(self.mpi.rank(), turn)) };
         }
         for _ in 0..self.window {
             match self.end {
-                End::To(peer) => pending.send(self.buffer, self.size, peer),
-                End::From(peer) => pending.receive(self.buffer, self.size, peer),
+                End::To(peer) => self.pending.send(self.buffer, self.size, peer),
+                End::From(peer) => self.pending.receive(self.buffer, self.size, peer),
             }
         }
-        pending.wait();
+        self.pending.wait();
         if vary {
             self.check(turn);
         }
@@ -50,20 +61,11 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// Ends the job if the receiver's buffer does not hold the data of this turn. No window may be under way.
-    pub fn check(&self, turn: u32) {
+    fn check(&self, turn: u32) {
         if let End::From(peer) = self.end {
-            // SAFETY: as in `pass`.
+            // SAFETY: as above.
             let checked = unsafe { self.buffer.check(self.size, seed(peer, turn)) };
             self.mpi.expect(checked, || format!("message of {} bytes in turn {turn}", self.size));
-        }
-    }
-
-    /// Takes away what the receiver's buffer holds. No window may be under way.
-    pub fn clear(&self) {
-        if let End::From(_) = self.end {
-            // SAFETY: as in `pass`.
-            unsafe { self.buffer.clear(self.size) };
         }
     }
 }
