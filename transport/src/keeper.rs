@@ -233,7 +233,7 @@ mod tests {
 
     use super::*;
     use crate::endpoint::Process;
-    use crate::event::{Event, Inbox};
+    use crate::event::{Event, Inbox, Peer};
 
     const LEN: u64 = 8 << 20;
     const BOOT: [u64; 2] = [1, 2];
@@ -275,22 +275,28 @@ mod tests {
         Endpoint::take(mapping, region, section, slot, life, &process).unwrap()
     }
 
-    fn round(endpoint: &Endpoint<Arc<Mapping>>) -> Round {
-        Round::new(endpoint, BOOT, Duration::from_secs(3600), Kernel::Driver, None)
-    }
-
     fn next(endpoint: &mut Endpoint<Arc<Mapping>>) -> Option<Event> {
         let mut inbox = Inbox::new();
         (0..200).find_map(|_| endpoint.poll(&mut inbox))
     }
 
+    fn round(endpoint: &Endpoint<Arc<Mapping>>) -> Round {
+        Round::new(endpoint, BOOT, Duration::from_secs(3600), Kernel::Driver, None)
+    }
+
+    /// Two endpoints of two VMs, the peer that the second is to the first, and the first one's rounds.
+    fn met(file: &File) -> (Endpoint<Arc<Mapping>>, Endpoint<Arc<Mapping>>, Peer, Round) {
+        let mut a = endpoint(file, 0, BOOT);
+        let b = endpoint(file, 1, BOOT);
+        let to_b = a.connect(&b.name()).unwrap();
+        let round = round(&a);
+        (a, b, to_b, round)
+    }
+
     #[test]
     fn the_end_of_a_vm_is_told_by_the_table() {
         let file = region_file();
-        let mut a = endpoint(&file, 0, BOOT);
-        let b = endpoint(&file, 1, BOOT);
-        let to_b = a.connect(&b.name()).unwrap();
-        let mut round = round(&a);
+        let (mut a, _b, to_b, mut round) = met(&file);
         round.run();
         assert_eq!(next(&mut a), None);
         // It has come back to a restarted server.
@@ -305,10 +311,7 @@ mod tests {
     #[test]
     fn the_next_vm_in_a_section_is_another() {
         let file = region_file();
-        let mut a = endpoint(&file, 0, BOOT);
-        let b = endpoint(&file, 1, BOOT);
-        let to_b = a.connect(&b.name()).unwrap();
-        let mut round = round(&a);
+        let (mut a, b, to_b, mut round) = met(&file);
         write_row(&file, 1, 2, SECTION_JOINED, 4);
         // The host empties a section before it gives it away.
         let section = *b.section();
@@ -320,10 +323,7 @@ mod tests {
     #[test]
     fn what_the_next_vm_writes_is_no_word_of_the_one_before() {
         let file = region_file();
-        let mut a = endpoint(&file, 0, BOOT);
-        let b = endpoint(&file, 1, BOOT);
-        let to_b = a.connect(&b.name()).unwrap();
-        let mut round = round(&a);
+        let (mut a, b, to_b, mut round) = met(&file);
         // Its slot's first life has the same number, and has left.
         write_row(&file, 1, 2, SECTION_JOINED, 4);
         drop(b);
@@ -351,10 +351,7 @@ mod tests {
     #[test]
     fn who_left_before_its_vm_ended_has_left() {
         let file = region_file();
-        let mut a = endpoint(&file, 0, BOOT);
-        let b = endpoint(&file, 1, BOOT);
-        let to_b = a.connect(&b.name()).unwrap();
-        let mut round = round(&a);
+        let (mut a, b, to_b, mut round) = met(&file);
         drop(b);
         write_row(&file, 1, 1, SECTION_ASSIGNED, 0);
         round.run();
