@@ -148,27 +148,35 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
         results.raw = Some(Raw::measure(&ground.programs.join(RAW), options.rounds(), &out)?);
         fs::write(&file, serde_json::to_string_pretty(&results)?)?;
     }
-    let mut text = String::new();
+    let mut report = Report::default();
     for measured in &results.cases {
-        text += &format!("\n{}", report(measured));
+        let (heading, table) = describe(measured);
+        report.table(&heading, &table, Table::render);
     }
     if let Some(raw) = &results.raw {
-        text += &format!("\n{}", raw.report());
+        let (heading, table, once) = raw.report();
+        report.table(&heading, &table, Table::render);
+        report.say(&once);
     }
-    text += &target::summary(&results.cases, results.raw.as_ref());
+    if let Some(table) = target::summary(&results.cases, results.raw.as_ref()) {
+        report.table(target::HEADING, &table, Table::render_left);
+    }
+    report.say(&target::one_sided(&results.cases).unwrap_or_default());
     for (way, why) in &missing {
-        text += &format!("\n{} does not run here:\n{why}\n", way.name);
+        report.say(&format!("{} does not run here:\n{why}", way.name));
     }
-    text += &format!(
-        "\nMeasured on {}, {cores} cores, load {} at the end.\n",
+    report.say(&format!(
+        "Measured on {}, {cores} cores, load {} at the end.",
         processor(),
         fs::read_to_string("/proc/loadavg").unwrap_or_default().split(' ').next().unwrap_or("unknown"),
-    );
-    print!("{text}");
-    fs::write(out.join("bench.txt"), &text)?;
+    ));
+    print!("{}", report.text);
+    fs::write(out.join("bench.txt"), &report.text)?;
+    fs::write(out.join("bench.md"), &report.markdown)?;
     for path in draw(&results.cases, &out)? {
         println!("Plot: {}", path.display());
     }
+    println!("The same tables in Markdown: {}", out.join("bench.md").display());
     println!("All rounds: {}", file.display());
     Ok(true)
 }
@@ -284,7 +292,29 @@ fn arguments(case: &Case, part: &Part, way: Way, options: &Options) -> Option<Ve
     Some(arguments)
 }
 
-fn report(measured: &Measured) -> String {
+/// What is printed, and the same in Markdown.
+#[derive(Default)]
+struct Report {
+    text: String,
+    markdown: String,
+}
+
+impl Report {
+    fn table(&mut self, heading: &str, table: &Table, render: impl Fn(&Table) -> String) {
+        self.text += &format!("\n{heading}\n{}", render(table));
+        self.markdown += &format!("\n{heading}\n\n{}", table.render_markdown());
+    }
+
+    fn say(&mut self, what: &str) {
+        if !what.is_empty() {
+            self.text += &format!("\n{}\n", what.trim_end());
+            self.markdown += &format!("\n{}\n", what.trim_end());
+        }
+    }
+}
+
+/// What a case's figures are, and their table.
+fn describe(measured: &Measured) -> (String, Table) {
     let names: Vec<&str> = measured.ways.iter().map(|(name, _)| name.as_str()).collect();
     let mut table = Table::default();
     let mut heading = vec!["size".to_owned()];
@@ -310,12 +340,11 @@ fn report(measured: &Measured) -> String {
     }
     let better = if measured.less_is_better { "less" } else { "more" };
     let rounds = measured.ways.iter().map(|way| way.1.len()).max().unwrap_or(0);
-    format!(
-        "{}, {}: medians of {rounds} rounds and of their ratios, beside the best with smallest..largest ({better} is better)\n{}",
-        measured.case,
-        measured.unit,
-        table.render()
-    )
+    let heading = format!(
+        "{}, {}: medians of {rounds} rounds and of their ratios, beside the best with smallest..largest ({better} is better)",
+        measured.case, measured.unit,
+    );
+    (heading, table)
 }
 
 fn processor() -> String {

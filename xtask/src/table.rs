@@ -1,4 +1,4 @@
-//! Tables in plain text: columns as wide as their longest cell.
+//! Tables in plain text, columns as wide as their longest cell, and in Markdown.
 
 /// A table that grows line by line.
 #[derive(Debug, Default)]
@@ -20,6 +20,18 @@ impl Table {
     /// The same for a table of words, which stand to the left.
     pub fn render_left(&self) -> String {
         self.lay_out(|cell, width| format!("{cell:<width$}"))
+    }
+
+    /// The table in Markdown.
+    pub fn render_markdown(&self) -> String {
+        let mut text = String::new();
+        for (number, row) in self.rows.iter().enumerate() {
+            text += &format!("| {} |\n", row.join(" | "));
+            if number == 0 {
+                text += &format!("|{}\n", "---|".repeat(row.len()));
+            }
+        }
+        text
     }
 
     fn lay_out(&self, pad: impl Fn(&str, usize) -> String) -> String {
@@ -78,6 +90,7 @@ mod tests {
         table.row(["8 B", "12.5"]);
         assert_eq!(table.render(), "size     x\n----------\n 8 B  12.5\n");
         assert_eq!(table.render_left(), "size  x\n----------\n8 B   12.5\n");
+        assert_eq!(table.render_markdown(), "| size | x |\n|---|---|\n| 8 B | 12.5 |\n");
     }
 
     #[test]

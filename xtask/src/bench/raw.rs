@@ -76,8 +76,8 @@ impl Raw {
         spread(&self.rounds.iter().filter_map(ratio).collect::<Vec<_>>())
     }
 
-    /// The table of all figures.
-    pub fn report(&self) -> String {
+    /// What the figures are, the table of those of the rounds, and those that were measured once.
+    pub fn report(&self) -> (String, Table, String) {
         let mut table = Table::default();
         table.row(["8 B one way", "ns, median", "smallest..largest"]);
         for name in NAMES {
@@ -85,15 +85,11 @@ impl Raw {
             let Some(Spread { min, median, max }) = spread(&figures) else { continue };
             table.row([name.to_owned(), format!("{median:.0}"), format!("{min:.0}..{max:.0}")]);
         }
-        let mut text = format!(
-            "Raw transport, {} rounds: two pinned processes; a bare cache line beside it\n{}",
-            self.rounds.len(),
-            table.render()
-        );
-        for (name, figure) in &self.once {
-            text += &format!("{name}: {figure}\n");
-        }
-        text
+        let rounds = self.rounds.len();
+        let heading =
+            format!("Raw transport, {rounds} rounds: two pinned processes; a bare cache line beside it");
+        let once = self.once.iter().map(|(name, figure)| format!("{name}: {figure}\n")).collect();
+        (heading, table, once)
     }
 }
 

@@ -157,19 +157,11 @@ fn spread_text(spread: &Spread) -> String {
     format!("{median:.2} ({min:.2}..{max:.2})")
 }
 
-/// The table of all targets that were measured.
-pub fn summary(all: &[Measured], raw: Option<&Raw>) -> String {
+/// The table of all targets that were measured, if any were.
+pub fn summary(all: &[Measured], raw: Option<&Raw>) -> Option<Table> {
     let mut table = Table::default();
-    table.row([
-        "what",
-        "target",
-        "of",
-        "unchanged buffers: ratio, best peer, worst size",
-        "",
-        "varied data: ratio, best peer, worst size",
-        "",
-    ]);
-    let mut rows = 0;
+    table.row(["what", "target", "of", "unchanged buffers", "", "varied data", ""]);
+    let mut is_empty = true;
     for target in targets() {
         let found = |vary: bool| {
             let words = [target.program, target.ours, if vary { "--vary" } else { "" }];
@@ -187,28 +179,28 @@ pub fn summary(all: &[Measured], raw: Option<&Raw>) -> String {
         cells.extend(unchanged.unwrap_or_else(none));
         cells.extend(varied.unwrap_or_else(none));
         table.row(cells);
-        rows += 1;
+        is_empty = false;
     }
-    if let Some(raw) = raw {
-        for (what, text, of, figure, met) in raw_rows(raw) {
-            let verdict = if met { "met" } else { "MISSED" };
-            table.row([what, text, of, figure, verdict.into(), "-".into(), String::new()]);
-            rows += 1;
-        }
+    for (what, text, of, figure, met) in raw.map(raw_rows).unwrap_or_default() {
+        let verdict = if met { "met" } else { "MISSED" };
+        table.row([what, text, of, figure, verdict.into(), "-".into(), String::new()]);
+        is_empty = false;
     }
-    if rows == 0 {
-        return String::new();
-    }
-    let osc = all.iter().find(|measured| measured.case == "osu_put_latency");
-    let osc = osc.map_or(String::new(), |measured| {
-        let ours = &measured.ways[0].0;
-        format!("One-sided operations: {ours}; vader is osc/rdma or osc/pt2pt, whichever is faster; osc/sm is what Open MPI takes within one host.\n")
-    });
-    format!(
-        "\nTargets: vmshm divided by the best of the peers named, median of the rounds' ratios (smallest..largest), at the size \
-         where it stands worst\n{}{osc}",
-        table.render_left()
-    )
+    (!is_empty).then_some(table)
+}
+
+/// What the figures of [`summary`] are.
+pub const HEADING: &str = "Targets: vmshm divided by the best of the peers named; the median of the rounds' ratios \
+     (smallest..largest), which peer, and the size at which vmshm stands worst";
+
+/// What the one-sided operations are measured beside, if they are.
+pub fn one_sided(all: &[Measured]) -> Option<String> {
+    let osc = all.iter().find(|measured| measured.case == "osu_put_latency")?;
+    let ours = &osc.ways[0].0;
+    Some(format!(
+        "One-sided operations: {ours}; vader is osc/rdma or osc/pt2pt, whichever is faster; osc/sm is what Open MPI takes \
+         within one host."
+    ))
 }
 
 type Row = (String, String, String, String, bool);
@@ -245,9 +237,9 @@ mod tests {
         let way = |name: &str, figure: f64| (name.to_owned(), vec![vec![(8, 1.0), (16, figure)]]);
         let ways = vec![way("vmshm", 0.9), way("vader 2-copy", 1.0), way("vader CMA", 3.0), way("tcp", 0.1)];
         let one = Measured { case: "osu_latency".into(), unit: "µs".into(), less_is_better: true, ways };
-        let text = summary(&[one], None);
+        let text = summary(&[one], None).unwrap().render_left();
         assert!(text.contains(" 1.00 (1.00..1.00) vader 2-copy, 8 B  "), "{text}");
         assert!(text.contains("MISSED") && !text.contains("met"), "{text}");
-        assert_eq!(summary(&[], None), "");
+        assert!(summary(&[], None).is_none());
     }
 }
