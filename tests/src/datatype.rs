@@ -177,6 +177,17 @@ impl Datatype {
         })
     }
 
+    /// The same again: a constant of MPI's, or a copy.
+    pub fn same(&self) -> Datatype {
+        if self.predefined {
+            return Datatype { blocks: self.blocks.clone(), ..*self };
+        }
+        Datatype::derived(self.blocks.clone(), self.extent, |new| {
+            // SAFETY: this is a valid datatype, MPI writes `new`.
+            unsafe { ffi::MPI_Type_dup(self.raw, new) }
+        })
+    }
+
     /// The blocks of `count` elements that begin `first` elements after the origin.
     fn repeated(&self, count: usize, first: usize) -> Vec<(usize, usize)> {
         (first..first + count)

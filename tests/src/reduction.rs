@@ -106,6 +106,16 @@ impl Reduction {
     /// One chosen at random.
     pub fn random(random: &mut Random) -> Reduction {
         let kind = random.below(16);
+        Self::of_kind(kind, random)
+    }
+
+    /// One that `MPI_Accumulate` has too: on one of its own numbers, by one of its own operations.
+    pub fn of_numbers(random: &mut Random) -> Reduction {
+        let kind = random.below(8);
+        Self::of_kind(kind, random)
+    }
+
+    fn of_kind(kind: usize, random: &mut Random) -> Reduction {
         // SAFETY: constants of the MPI library.
         let (name, op, datatype, operand): (&str, ffi::MPI_Op, Datatype, Operand) = unsafe {
             match kind {
@@ -165,6 +175,17 @@ impl Reduction {
     /// MPI's handle.
     pub fn raw(&self) -> ffi::MPI_Op {
         self.op
+    }
+
+    /// The operation that puts an operand in place of what was there, or that leaves it.
+    ///
+    /// # Panics
+    /// This is not Open MPI.
+    pub fn replacing(&self, is_no_op: bool) -> ffi::MPI_Op {
+        let name = if is_no_op { c"ompi_mpi_op_no_op" } else { c"ompi_mpi_op_replace" };
+        let found = symbol(name).expect("these tests of accumulates are for Open MPI");
+        // SAFETY: a handle of Open MPI is the address of such a constant.
+        unsafe { transmute_copy(&found) }
     }
 
     /// The packed bytes of so many operands.

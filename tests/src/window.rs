@@ -9,7 +9,7 @@ use mpi::ffi;
 use crate::buffer::Buffer;
 use crate::collective::{Number, Op};
 use crate::comm::{Comm, Rank};
-use crate::datatype::aint;
+use crate::datatype::{Datatype, aint};
 use crate::universe::{SUCCESS, int, succeed};
 
 /// Memory that all members of a communicator may reach; offsets are in bytes.
@@ -61,6 +61,74 @@ impl Window {
         unsafe { base.write_bytes(0, length) };
         comm.barrier();
         Ok(Window { raw, base, length, _memory: None })
+    }
+
+    /// A window over memory that all members may use as their own (`MPI_Win_allocate_shared`); in one piece unless `apart`.
+    ///
+    /// # Errors
+    /// MPI's text, if no component for windows can be used.
+    pub fn shared(comm: &Comm, length: usize, apart: bool) -> Result<Window, String> {
+        let mut base: *mut u8 = std::ptr::null_mut();
+        let raw = create(comm, |new| {
+            let out = (&raw mut base).cast();
+            // SAFETY: MPI writes the base address through the pointer to `base`, and the hints are freed.
+            unsafe {
+                let mut info = ffi::RSMPI_INFO_NULL;
+                succeed(ffi::MPI_Info_create(&raw mut info));
+                let value = if apart { c"true" } else { c"false" };
+                succeed(ffi::MPI_Info_set(info, c"alloc_shared_noncontig".as_ptr(), value.as_ptr()));
+                let code = ffi::MPI_Win_allocate_shared(aint(length), 1, info, comm.raw(), out, new);
+                succeed(ffi::MPI_Info_free(&raw mut info));
+                code
+            }
+        })?;
+        let base = NonNull::new(base).unwrap_or(NonNull::dangling());
+        // SAFETY: as in `allocate`.
+        unsafe { base.write_bytes(0, length) };
+        comm.barrier();
+        Ok(Window { raw, base, length, _memory: None })
+    }
+
+    /// Where this process finds the memory of `target`, and its length in bytes; of a window made by [`Window::shared`].
+    pub fn query(&self, target: Rank) -> (*mut u8, usize) {
+        let (mut size, mut unit, mut base) = (0, 0, std::ptr::null_mut::<u8>());
+        // SAFETY: MPI writes all three.
+        unsafe {
+            let out = (&raw mut base).cast();
+            succeed(ffi::MPI_Win_shared_query(self.raw, target, &raw mut size, &raw mut unit, out));
+        }
+        assert_eq!(unit, 1, "what displacements count in");
+        (base, usize::try_from(size).expect("a length"))
+    }
+
+    /// Makes what this process has written to shared memory seen by others, and theirs by this one.
+    pub fn sync(&self) {
+        // SAFETY: the window is valid and locked.
+        succeed(unsafe { ffi::MPI_Win_sync(self.raw) });
+    }
+
+    /// Runs `work` on the memory of the ranks `to`, while the ranks `from` may do so on the own memory
+    /// (`MPI_Win_post`, `MPI_Win_start`). Those must do the same.
+    pub fn among<'d, R>(&self, to: &[Rank], from: &[Rank], work: impl FnOnce(&Epoch<'_, 'd>) -> R) -> R {
+        // SAFETY: the window is valid; the groups are freed.
+        unsafe {
+            let mut all = ffi::RSMPI_GROUP_NULL;
+            succeed(ffi::MPI_Win_get_group(self.raw, &raw mut all));
+            let [mut origins, mut targets] = [from, to].map(|ranks| {
+                let mut group = ffi::RSMPI_GROUP_NULL;
+                succeed(ffi::MPI_Group_incl(all, int(ranks.len()), ranks.as_ptr(), &raw mut group));
+                group
+            });
+            succeed(ffi::MPI_Win_post(origins, 0, self.raw));
+            succeed(ffi::MPI_Win_start(targets, 0, self.raw));
+            let result = work(&Epoch { window: self, data: PhantomData });
+            succeed(ffi::MPI_Win_complete(self.raw));
+            succeed(ffi::MPI_Win_wait(self.raw));
+            for group in [&mut all, &mut origins, &mut targets] {
+                succeed(ffi::MPI_Group_free(group));
+            }
+            result
+        }
     }
 
     /// Reads the own memory at `offset`.
@@ -149,7 +217,118 @@ pub struct Epoch<'w, 'd> {
     data: PhantomData<&'d mut [u8]>,
 }
 
+/// Elements of a datatype in memory.
+#[derive(Debug)]
+pub struct Elements {
+    /// Their datatype.
+    pub datatype: Datatype,
+    /// How many.
+    pub count: usize,
+    /// Where they are; as long as they span.
+    pub memory: Vec<u8>,
+}
+
+/// A function that changes elements of another process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// `MPI_Accumulate`.
+    Accumulate,
+    /// `MPI_Raccumulate`, and its request waited for.
+    Requested,
+    /// `MPI_Get_accumulate`.
+    Fetch,
+    /// `MPI_Rget_accumulate`, and its request waited for.
+    FetchRequested,
+    /// `MPI_Fetch_and_op`, which takes a single number.
+    One,
+}
+
 impl<'d> Epoch<'_, 'd> {
+    /// Changes `count` elements of `datatype` at `offset` in `target`'s memory by `op` and `origin`; the functions that
+    /// fetch store what they were in `result`.
+    pub fn change(
+        &self,
+        how: Change,
+        op: ffi::MPI_Op,
+        origin: &'d Elements,
+        result: &'d mut Elements,
+        target: Rank,
+        (offset, count, datatype): (usize, usize, &Datatype),
+    ) {
+        let (from, n, kind) = (origin.memory.as_ptr().cast(), int(origin.count), origin.datatype.raw());
+        let to = result.memory.as_mut_ptr().cast();
+        let (result_count, result_kind) = (int(result.count), result.datatype.raw());
+        let (at, count, other, win) = (aint(offset), int(count), datatype.raw(), self.window.raw);
+        // SAFETY: both live until the epoch has ended, the elements have the memory that they span; MPI keeps what it needs
+        // of datatypes.
+        unsafe {
+            let mut request = ffi::RSMPI_REQUEST_NULL;
+            let asked = &raw mut request;
+            succeed(match how {
+                Change::Accumulate => ffi::MPI_Accumulate(from, n, kind, target, at, count, other, op, win),
+                Change::Requested => {
+                    ffi::MPI_Raccumulate(from, n, kind, target, at, count, other, op, win, asked)
+                }
+                Change::Fetch => ffi::MPI_Get_accumulate(
+                    from,
+                    n,
+                    kind,
+                    to,
+                    result_count,
+                    result_kind,
+                    target,
+                    at,
+                    count,
+                    other,
+                    op,
+                    win,
+                ),
+                Change::FetchRequested => ffi::MPI_Rget_accumulate(
+                    from,
+                    n,
+                    kind,
+                    to,
+                    result_count,
+                    result_kind,
+                    target,
+                    at,
+                    count,
+                    other,
+                    op,
+                    win,
+                    asked,
+                ),
+                Change::One => ffi::MPI_Fetch_and_op(from, to, other, target, at, op, win),
+            });
+            if matches!(how, Change::Requested | Change::FetchRequested) {
+                succeed(ffi::MPI_Wait(asked, std::ptr::null_mut()));
+            }
+        }
+    }
+
+    /// Writes `new` over a number of `datatype` at `offset` in `target`'s memory if it is `expected`; `before` becomes what it
+    /// was, once this returns.
+    pub fn swap_now(
+        &self,
+        datatype: &Datatype,
+        expected: &[u8],
+        new: &[u8],
+        before: &mut [u8],
+        target: Rank,
+        offset: usize,
+    ) {
+        let size = datatype.size();
+        assert!(expected.len() == size && new.len() == size && before.len() == size, "one number each");
+        let (new, expected) = (new.as_ptr().cast(), expected.as_ptr().cast());
+        // SAFETY: all have a number's length, and live until the flush has completed the operation.
+        unsafe {
+            let (kind, win, at) = (datatype.raw(), self.window.raw, aint(offset));
+            let out = before.as_mut_ptr().cast();
+            succeed(ffi::MPI_Compare_and_swap(new, expected, out, kind, target, at, win));
+            succeed(ffi::MPI_Win_flush(target, win));
+        }
+    }
+
     /// Copies `data` to `offset` in `target`'s memory.
     pub fn put(&self, data: &'d [u8], target: Rank, offset: usize) {
         let (n, from) = (int(data.len()), data.as_ptr().cast());

@@ -54,6 +54,27 @@ const BENCHES: &[(&str, &[&str])] = &[
     ("message_steps", &["--messages", "5"]),
 ];
 
+/// Who may write to a process's memory in a region.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Writers {
+    /// Itself alone.
+    Owner,
+    /// The region is open.
+    All,
+    /// All processes are in one section.
+    Section,
+}
+
+impl Writers {
+    fn suffix(self) -> &'static str {
+        match self {
+            Writers::Owner => "",
+            Writers::All => "-open",
+            Writers::Section => "-one-section",
+        }
+    }
+}
+
 /// A place for MPI jobs with a region of its own, which goes away with it.
 #[derive(Debug)]
 struct Bench {
@@ -68,16 +89,19 @@ impl Bench {
         Ok(Self { mpi: HostMpi::new(region.environment()?)?, _region: region })
     }
 
-    /// With windows of our component; in an open region they are written in place too.
-    fn with_windows(stage: &Path, open: bool) -> Result<Self> {
-        let region = if open {
-            Region::create_open(stage, REGION, 2)?
-        } else {
-            Region::create(stage, REGION, 2, true)?
+    /// With windows of our component.
+    fn with_windows(stage: &Path, writers: Writers) -> Result<Self> {
+        let region = match writers {
+            Writers::All => Region::create_open(stage, REGION, 2)?,
+            Writers::Owner | Writers::Section => Region::create(stage, REGION, 2, true)?,
         };
         let mut environment = region.environment()?;
-        // By itself Open MPI takes another component for processes that are all on one host.
-        environment.push(("OMPI_MCA_osc".into(), "vmshm,pt2pt".into()));
+        // Where windows cannot be direct, Open MPI by itself takes another component for processes of one host.
+        let components = if writers == Writers::Owner { "vmshm,pt2pt" } else { "vmshm,pt2pt,sm" };
+        environment.push(("OMPI_MCA_osc".into(), components.into()));
+        if writers == Writers::Section {
+            environment.push(("VMSHM_SECTION".into(), "0".into()));
+        }
         // The most that pt2pt serves.
         environment.push(("MPI4PY_RC_THREAD_LEVEL".into(), "serialized".into()));
         Ok(Self { mpi: HostMpi::new(environment)?, _region: region })
@@ -172,10 +196,16 @@ pub fn steps(
         }
         Ok(Count::one())
     })?;
-    for (ranks, open) in [(2, false), (3, false), (2, true), (3, true)] {
-        let name = format!("host-windows-{ranks}{}", if open { "-open" } else { "" });
+    for (ranks, writers) in [
+        (2, Writers::Owner),
+        (3, Writers::Owner),
+        (2, Writers::All),
+        (3, Writers::All),
+        (3, Writers::Section),
+    ] {
+        let name = format!("host-windows-{ranks}{}", writers.suffix());
         tally.step(&name, |logs| {
-            let bench = Bench::with_windows(stage()?, open)?;
+            let bench = Bench::with_windows(stage()?, writers)?;
             let mut command = bench.mpi.mpirun(ranks, Layer::Vmshm);
             command.arg(stage()?.join("bin/vmshm-mpi-check")).arg("--quick");
             let mut count =

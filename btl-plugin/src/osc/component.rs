@@ -1,13 +1,14 @@
 //! What Open MPI calls once, and for each new window.
 
 use std::cell::UnsafeCell;
-use std::ffi::{c_int, c_void};
+use std::ffi::{CStr, c_int, c_uint, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use vmshm_transport::abi::EndpointName;
-use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use super::direct::{self, Wanted};
 use super::operations;
 use super::window::{Remote, WINDOWS, Window};
 use crate::component::register_variable;
@@ -20,7 +21,7 @@ use crate::ompi::{
 const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
 
 /// Windows are aligned to pages.
-const ALIGNMENT: usize = 4096;
+pub const ALIGNMENT: usize = 4096;
 
 struct Priority(UnsafeCell<c_int>);
 
@@ -43,8 +44,8 @@ pub unsafe extern "C" fn register() -> c_int {
         register_variable(
             &raw const (*mca_osc_vmshm_component.get()).osc_version,
             c"priority",
-            c"Priority of windows read in place, for communicators whose processes all see one region and are not all on \
-              one host, where sm has 100 and shares the memory. Negative: never.",
+            c"Priority of windows in sections, for communicators whose processes all see one region. On one host, where sm \
+              has 100, only where processes may write each other's sections. Negative: never.",
             ompi::MCA_BASE_VAR_TYPE_INT,
             ompi::OPAL_INFO_LVL_5,
             PRIORITY.0.get().cast(),
@@ -65,11 +66,30 @@ pub unsafe extern "C" fn finalize() -> c_int {
     SUCCESS
 }
 
-/// The component that does by messages what is not done in place.
-fn by_messages() -> Option<*mut ompi_osc_base_component_t> {
+/// Another of Open MPI's components.
+fn other(name: &CStr) -> Option<*mut ompi_osc_base_component_t> {
     // SAFETY: the name is NUL-terminated.
-    let found = unsafe { ompi::vmshm_osc_component(c"pt2pt".as_ptr()) };
+    let found = unsafe { ompi::vmshm_osc_component(name.as_ptr()) };
     (!found.is_null()).then_some(found)
+}
+
+/// The component that makes the window where it cannot be direct.
+///
+/// # Safety
+/// `comm` is a communicator of Open MPI.
+unsafe fn below(
+    comm: *mut ompi_communicator_t,
+    flavor: c_uint,
+) -> Option<(*mut ompi_osc_base_component_t, bool)> {
+    let is_shared = flavor == ompi::MPI_WIN_FLAVOR_SHARED;
+    // SAFETY: the caller vouches for the communicator.
+    if is_shared || flavor == ompi::MPI_WIN_FLAVOR_ALLOCATE && unsafe { !ompi::vmshm_osc_spans_hosts(comm) } {
+        let shares = other(c"sm").map(|found| (found, false));
+        if is_shared || shares.is_some() {
+            return shares;
+        }
+    }
+    other(c"pt2pt").map(|found| (found, true))
 }
 
 /// Offers to make a window, if all processes have published an endpoint of our region. All of them come to the same
@@ -83,16 +103,20 @@ pub unsafe extern "C" fn query(
     _: *mut opal_info_t,
     flavor: c_int,
 ) -> c_int {
-    // Shared windows are written by all: for processes that share more than a region, as sm makes them. pt2pt does not
-    // serve threads that call at the same time, and takes all lesser levels for one, as do we: a job may mix them.
+    let flavor = flavor.cast_unsigned();
+    // pt2pt does not serve threads that call at the same time, and takes all lesser levels for one, as do we: a job may mix
+    // them.
     let is_threaded = IS_THREADED.load(Ordering::Relaxed);
-    if flavor == ompi::MPI_WIN_FLAVOR_SHARED as c_int || is_threaded || by_messages().is_none() {
-        return -1;
-    }
     // SAFETY: Open MPI gives a communicator, and has registered the parameter.
     unsafe {
         let priority = *PRIORITY.0.get();
-        if members(comm).is_none() {
+        let Some(names) = members(comm).filter(|_| !is_threaded) else { return -1 };
+        // Sections may be full.
+        let Some((_, is_layered)) = below(comm, flavor) else { return -1 };
+        let is_placed = flavor == ompi::MPI_WIN_FLAVOR_ALLOCATE || flavor == ompi::MPI_WIN_FLAVOR_SHARED;
+        if is_placed && direct::is_possible(&names) {
+            priority
+        } else if !is_layered {
             -1
         } else if ompi::vmshm_osc_spans_hosts(comm) {
             priority
@@ -151,15 +175,67 @@ pub unsafe extern "C" fn select(
     flavor: c_int,
     model: *mut c_int,
 ) -> c_int {
-    let Some(below) = by_messages() else { return ompi::OPAL_ERR_NOT_SUPPORTED };
+    let kind = flavor.cast_unsigned();
+    // SAFETY: Open MPI's arguments are handed on; it gives room for a base address and a model.
+    unsafe {
+        let names = members(comm).unwrap_or_default();
+        if kind != ompi::MPI_WIN_FLAVOR_DYNAMIC && direct::is_possible(&names) {
+            let wanted = Wanted { comm, base, size, unit, flavor: kind, info };
+            match direct::make(win, &wanted, &names) {
+                Ok(true) => {
+                    *model = ompi::MPI_WIN_UNIFIED as c_int;
+                    return SUCCESS;
+                }
+                // Some section is full, or other transports have to read the memory.
+                Ok(false) => {}
+                Err(code) => return code,
+            }
+        }
+        let Some((below, is_layered)) = below(comm, kind) else { return ompi::OPAL_ERR_NOT_SUPPORTED };
+        let Some(make) = (*below).osc_select else { return ompi::OPAL_ERR_NOT_SUPPORTED };
+        if is_layered {
+            layer(make, win, base, size, unit, comm, info, flavor, model)
+        } else {
+            make(win, base, size, unit, comm, info, flavor, model)
+        }
+    }
+}
+
+/// How a component makes a window.
+type Make = unsafe extern "C" fn(
+    *mut ompi_win_t,
+    *mut *mut c_void,
+    usize,
+    c_int,
+    *mut ompi_communicator_t,
+    *mut opal_info_t,
+    c_int,
+    *mut c_int,
+) -> c_int;
+
+/// Has a window made, and puts our functions before its own.
+///
+/// # Safety
+/// All are Open MPI's.
+#[allow(clippy::too_many_arguments, reason = "they are Open MPI's")]
+unsafe fn layer(
+    make: Make,
+    win: *mut ompi_win_t,
+    base: *mut *mut c_void,
+    size: usize,
+    unit: c_int,
+    comm: *mut ompi_communicator_t,
+    info: *mut opal_info_t,
+    flavor: c_int,
+    model: *mut c_int,
+) -> c_int {
     let is_ours = flavor == ompi::MPI_WIN_FLAVOR_ALLOCATE as c_int && size > 0;
     let mut taken: *mut c_void = ptr::null_mut();
     if is_ours {
         taken = mpool::take_aligned(size, ALIGNMENT).unwrap_or(ptr::null_mut()).cast();
     }
-    // SAFETY: Open MPI's arguments are handed on; it gives room for a base address and a model.
+    // SAFETY: the caller vouches for all.
     unsafe {
-        let Some(make) = (*below).osc_select else { return ompi::OPAL_ERR_NOT_SUPPORTED };
         // With memory there is nothing for the other to allocate.
         let flavor = if taken.is_null() { flavor } else { ompi::MPI_WIN_FLAVOR_CREATE as c_int };
         if !taken.is_null() {
@@ -191,6 +267,27 @@ pub unsafe extern "C" fn select(
     SUCCESS
 }
 
+/// What all processes say.
+///
+/// # Errors
+/// Open MPI's code.
+///
+/// # Safety
+/// `comm` is a communicator of Open MPI with `count` processes, all of which do the same.
+pub unsafe fn gather<T: FromBytes + IntoBytes + Immutable + Clone>(
+    comm: *mut ompi_communicator_t,
+    mine: &T,
+    count: usize,
+) -> Result<Vec<T>, c_int> {
+    let mut all = vec![T::new_zeroed(); count];
+    // SAFETY: the caller vouches for the communicator; there is room for what each process sends.
+    let code = unsafe {
+        let len = size_of::<T>() as c_int;
+        ompi::vmshm_osc_exchange(comm, mine.as_bytes().as_ptr().cast(), all.as_mut_ptr().cast(), len)
+    };
+    if code == SUCCESS { Ok(all) } else { Err(code) }
+}
+
 /// Learns what can be read of the others.
 ///
 /// # Safety
@@ -211,21 +308,10 @@ unsafe fn exchange(
         offset: offset.unwrap_or(0),
         unit: unit.unsigned_abs().into(),
     };
-    // SAFETY: the caller vouches for the communicator; there is room for what each process sends.
+    // SAFETY: the caller vouches for the communicator.
     let (all, names, me) = unsafe {
         let count = usize::try_from(ompi::vmshm_coll_size(comm)).unwrap_or(0);
-        let mut all = vec![Exposed::new_zeroed(); count];
-        let bytes = mine.as_bytes();
-        let code = ompi::vmshm_osc_exchange(
-            comm,
-            bytes.as_ptr().cast(),
-            all.as_mut_ptr().cast(),
-            bytes.len() as c_int,
-        );
-        if code != SUCCESS {
-            return Err(code);
-        }
-        (all, members(comm).unwrap_or_default(), ompi::vmshm_coll_rank(comm))
+        (gather(comm, &mine, count)?, members(comm).unwrap_or_default(), ompi::vmshm_coll_rank(comm))
     };
     let mut fabric = FABRIC.lock();
     let Some(fabric) = fabric.as_mut() else { return Ok(all.iter().map(|_| None).collect()) };

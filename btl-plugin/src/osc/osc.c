@@ -2,12 +2,16 @@
 
 #include "osc.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "ompi/communicator/communicator.h"
 #include "ompi/datatype/ompi_datatype.h"
 #include "ompi/group/group.h"
 #include "ompi/mca/osc/base/base.h"
+#include "ompi/mca/osc/base/osc_base_obj_convert.h"
+#include "ompi/op/op.h"
+#include "ompi/request/request.h"
 #include "ompi/win/win.h"
 
 ompi_osc_base_component_t *vmshm_osc_component(const char *name)
@@ -25,6 +29,103 @@ ompi_osc_base_component_t *vmshm_osc_component(const char *name)
 ompi_osc_base_module_t *vmshm_osc_module(struct ompi_win_t *win)
 {
     return win->w_osc_module;
+}
+
+void vmshm_osc_set_module(struct ompi_win_t *win, ompi_osc_base_module_t *module)
+{
+    win->w_osc_module = module;
+}
+
+int vmshm_osc_dup(struct ompi_communicator_t *comm, struct ompi_communicator_t **copy)
+{
+    return ompi_comm_dup(comm, copy);
+}
+
+void vmshm_osc_end(struct ompi_communicator_t *comm)
+{
+    ompi_comm_free(&comm);
+}
+
+int vmshm_osc_barrier(struct ompi_communicator_t *comm)
+{
+    return comm->c_coll->coll_barrier(comm, comm->c_coll->coll_barrier_module);
+}
+
+int vmshm_osc_count(struct ompi_group_t *group)
+{
+    return ompi_group_size(group);
+}
+
+int vmshm_osc_ranks(struct ompi_communicator_t *comm, struct ompi_group_t *group, int *ranks)
+{
+    int size = ompi_group_size(group), code;
+    int *all = malloc(sizeof(int) * (size_t) (size + 1));
+
+    if (NULL == all) {
+        return OMPI_ERR_OUT_OF_RESOURCE;
+    }
+    for (int i = 0; i < size; ++i) {
+        all[i] = i;
+    }
+    code = ompi_group_translate_ranks(group, size, all, comm->c_local_group, ranks);
+    free(all);
+    return code;
+}
+
+bool vmshm_osc_is_apart(struct opal_info_t *info)
+{
+    bool value = false;
+    int found = 0;
+
+    return NULL != info && OPAL_SUCCESS == opal_info_get_bool(info, "alloc_shared_noncontig", &value, &found) && found &&
+           value;
+}
+
+struct ompi_request_t *vmshm_osc_over(void)
+{
+    return &ompi_request_empty;
+}
+
+size_t vmshm_osc_span(int count, const struct ompi_datatype_t *type, ptrdiff_t *first)
+{
+    ptrdiff_t span = 0 < count && 0 < type->super.size ? opal_datatype_span(&type->super, count, first) : 0;
+
+    return (size_t) span;
+}
+
+int vmshm_osc_copy(const void *from, int count, struct ompi_datatype_t *type, void *to, int to_count,
+                   struct ompi_datatype_t *to_type)
+{
+    ptrdiff_t bytes = vmshm_osc_plain(count, type, to_count, to_type);
+
+    if (0 <= bytes) {
+        memcpy(to, from, (size_t) bytes);
+        return OMPI_SUCCESS;
+    }
+    return ompi_datatype_sndrcv(from, count, type, to, to_count, to_type);
+}
+
+int vmshm_osc_combine(const void *origin, int count, struct ompi_datatype_t *type, void *target, int target_count,
+                      struct ompi_datatype_t *target_type, struct ompi_op_t *op)
+{
+    if (op == &ompi_mpi_op_no_op.op) {
+        return OMPI_SUCCESS;
+    }
+    if (op == &ompi_mpi_op_replace.op) {
+        return vmshm_osc_copy(origin, count, type, target, target_count, target_type);
+    }
+    return ompi_osc_base_sndrcv_op(origin, count, type, target, target_count, target_type, op);
+}
+
+void vmshm_osc_swap(const void *origin, const void *compare, void *result, const struct ompi_datatype_t *type,
+                    void *target)
+{
+    size_t size = type->super.size;
+
+    memcpy(result, target, size);
+    if (0 == memcmp(result, compare, size)) {
+        memcpy(target, origin, size);
+    }
 }
 
 bool vmshm_osc_spans_hosts(struct ompi_communicator_t *comm)

@@ -19,6 +19,42 @@ bool vmshm_osc_spans_hosts(struct ompi_communicator_t *comm);
 /* Collects len bytes of each process of a communicator. */
 int vmshm_osc_exchange(struct ompi_communicator_t *comm, const void *mine, void *all, int len);
 
+/* Puts a module behind a window. */
+void vmshm_osc_set_module(struct ompi_win_t *win, ompi_osc_base_module_t *module);
+
+/* A communicator of our own with the same processes, and its end. */
+int vmshm_osc_dup(struct ompi_communicator_t *comm, struct ompi_communicator_t **copy);
+void vmshm_osc_end(struct ompi_communicator_t *comm);
+
+/* Waits for all processes of a communicator. */
+int vmshm_osc_barrier(struct ompi_communicator_t *comm);
+
+/* How many processes a group has, and which ranks of a communicator they are. */
+int vmshm_osc_count(struct ompi_group_t *group);
+int vmshm_osc_ranks(struct ompi_communicator_t *comm, struct ompi_group_t *group, int *ranks);
+
+/* Whether the user wants the parts of a shared window apart from each other. */
+bool vmshm_osc_is_apart(struct opal_info_t *info);
+
+/* The request of something that is over. */
+struct ompi_request_t *vmshm_osc_over(void);
+
+/* Where the bytes of so many elements of a datatype begin, counted from their address, and how many there are up to the
+   last; 0 for none. */
+size_t vmshm_osc_span(int count, const struct ompi_datatype_t *type, ptrdiff_t *first);
+
+/* Copies elements of one datatype to those of another. */
+int vmshm_osc_copy(const void *from, int count, struct ompi_datatype_t *type, void *to, int to_count,
+                   struct ompi_datatype_t *to_type);
+
+/* Does an operation of MPI_Accumulate on memory that nobody else works on. */
+int vmshm_osc_combine(const void *origin, int count, struct ompi_datatype_t *type, void *target, int target_count,
+                      struct ompi_datatype_t *target_type, struct ompi_op_t *op);
+
+/* Replaces an element by the origin's if it is as compared with, in memory that nobody else works on. */
+void vmshm_osc_swap(const void *origin, const void *compare, void *result, const struct ompi_datatype_t *type,
+                    void *target);
+
 /* How many bytes so many elements of a datatype are, if they lie in memory from the first on without gaps, and are as many
    as those of the target; else -1. */
 ptrdiff_t vmshm_osc_plain(int count, const struct ompi_datatype_t *type, int target_count,

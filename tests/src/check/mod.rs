@@ -1,5 +1,6 @@
 //! The named cases of `vmshm-mpi-check`, one file a group.
 
+mod any_change;
 mod any_collective;
 mod collectives;
 mod communicators;
@@ -82,6 +83,7 @@ pub fn cases() -> Vec<Case> {
         collectives::CASES,
         any_collective::CASES,
         one_sided::CASES,
+        any_change::CASES,
         pressure::CASES,
         threads::CASES,
         huge::CASES,

@@ -22,13 +22,13 @@ pub(super) const CASES: &[Case] = &[
 
 const SIZES: [usize; 7] = [1, 8, 70, 1000, 4096, 40_000, 300_000];
 
-type MakeWindow = fn(&Comm, usize) -> Result<Window, String>;
+pub(super) type MakeWindow = fn(&Comm, usize) -> Result<Window, String>;
 
 /// Runs `body` on windows over the program's memory and over memory from MPI.
 ///
 /// Whether there can be a window at all is decided by MPI's one-sided components, not by the
 /// transport: the one that `run` chooses in Open MPI 4.1 does not serve several threads.
-fn on_both(ctx: &Context, body: fn(&Context, MakeWindow) -> Result<(), String>) -> Outcome {
+pub(super) fn on_both(ctx: &Context, body: fn(&Context, MakeWindow) -> Result<(), String>) -> Outcome {
     for make in [Window::over_heap as MakeWindow, Window::allocate] {
         if let Err(error) = body(ctx, make) {
             return Outcome::Skipped(format!("this MPI makes no window here: {error}"));
