@@ -351,6 +351,11 @@ pub unsafe extern "C" fn progress() -> c_int {
     if let Some(fabric) = fabric.as_mut().filter(|fabric| fabric.hungry) {
         fabric.feed_hungry();
     }
+    while let Some(pull) = fabric.as_mut().and_then(Fabric::read_on) {
+        count += 1;
+        // SAFETY: Open MPI gave all of it for this.
+        Held::unlocked(&mut fabric, || unsafe { pull.call_back(ompi::OPAL_SUCCESS as c_int) });
+    }
     let mut is_message = false;
     for _ in 0..BATCH {
         let found = fabric.as_mut().and_then(|fabric| match is_message {
@@ -399,8 +404,11 @@ fn handle(fabric: &mut Held, inbox: &mut Inbox, event: Event) {
             let Some(open) = fabric.as_mut() else { return };
             let from = open.endpoint.address(offset, len as u64);
             let Some(to) = open.place(peer, tag, len) else {
-                let _ = open.endpoint.consume(peer);
-                return reject(fabric, peer, tag);
+                // Who is gone has not broken a rule.
+                if open.endpoint.consume(peer).is_ok() {
+                    reject(fabric, peer, tag);
+                }
+                return;
             };
             // SAFETY: the transport has checked that len bytes lie there, and Open MPI keeps room for them until it is
             // called back. Only the thread that makes progress places chunks.

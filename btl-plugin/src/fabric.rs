@@ -9,6 +9,7 @@ use vmshm_transport::{ConnectError, Event, Fragment, Inbox, MAX_INLINE, Peer, Pe
 use crate::component;
 use crate::descriptor::Descriptor;
 use crate::idle::Rest;
+use crate::lead::Reading;
 use crate::lock::{Guard, Lock};
 use crate::mpool::Given;
 use crate::ompi::opal_proc_t;
@@ -61,6 +62,10 @@ pub struct Fabric {
     pub hungry: bool,
     /// The number of the peer that was fed first, and more.
     pub first_fed: usize,
+    /// Stages whose leads are to be copied.
+    pub promised: VecDeque<u64>,
+    /// Pulls of nothing but leads that are not all there.
+    pub readings: Vec<Reading>,
     /// The memory of long messages under way.
     pub chunks: Chunks,
     /// How long messages are cut.
@@ -157,6 +162,8 @@ impl Fabric {
             stages: Stages::default(),
             hungry: false,
             first_fed: 0,
+            promised: VecDeque::new(),
+            readings: Vec::new(),
             chunks: Chunks::default(),
             cut: Cut { size: MIN_FRAGMENT, piece: MIN_FRAGMENT, count: 2, few: 2 },
         }
@@ -165,6 +172,8 @@ impl Fabric {
     /// What to do after a poll that found something or not.
     #[inline]
     pub fn rest(&mut self, is_busy: bool) -> Rest {
+        // Nobody rings for the next piece of a lead.
+        let is_busy = is_busy || !self.readings.is_empty();
         self.sleep.as_mut().map_or(Rest::Spin, |sleep| sleep.rest(is_busy))
     }
 
@@ -425,7 +434,8 @@ impl Fabric {
 
     /// Notes that a peer is gone; the transport says so once.
     pub fn lose(&mut self, peer: Peer, why: PeerError) {
-        let is_awaited = self.is_awaited(peer.index());
+        let is_awaited =
+            self.is_awaited(peer.index()) || self.readings.iter().any(|reading| reading.peer == peer);
         let known = self.known(peer.index());
         known.lost = Some(why);
         // A peer that has finished and left is no loss, unless there was more to say to it.
@@ -444,7 +454,10 @@ impl Fabric {
 
     /// What will not come from a lost peer.
     pub fn take_pulls(&mut self, peer: Peer) -> Vec<Pull> {
-        self.known(peer.index()).staged.give_up()
+        let mut pulls = self.known(peer.index()).staged.give_up();
+        pulls
+            .extend(self.readings.extract_if(.., |reading| reading.peer == peer).map(|reading| reading.pull));
+        pulls
     }
 
     /// The descriptors of messages that did not reach a lost peer.

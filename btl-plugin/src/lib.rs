@@ -32,6 +32,7 @@ mod heap;
 mod heard;
 mod help;
 mod idle;
+mod lead;
 mod lock;
 mod module;
 mod mpool;

@@ -15,6 +15,7 @@ use crate::descriptor::{Descriptor, from_endpoint, to_endpoint};
 use crate::fabric::{FABRIC, Fabric, Outgoing, Posted, Refused};
 use crate::heap;
 use crate::help::{self, Topic};
+use crate::lead::Lead;
 use crate::mpool;
 use crate::ompi::{
     self, MODULE, mca_btl_active_message_callback_t, mca_btl_base_descriptor_t, mca_btl_base_endpoint_t,
@@ -387,6 +388,8 @@ unsafe extern "C" fn send(
         }
         fabric.post(peer, Outgoing::Descriptor(descriptor))
     };
+    // The header of a long message is on its way: now its lead.
+    fabric.fill();
     match posted {
         Posted::Later => {
             // A full ring was not foreseen above. The lock is still held: it cannot have completed yet.
@@ -612,6 +615,8 @@ pub struct Handle {
     offset: u64,
     /// Bytes.
     len: u64,
+    /// What of a stage need not be asked for.
+    lead: Lead,
 }
 
 /// The memory can only be used by the process that registered it.
@@ -645,19 +650,22 @@ unsafe extern "C" fn register_mem(
     size: usize,
     flags: u32,
 ) -> *mut mca_btl_base_registration_handle_t {
+    let mut lead = Lead::default();
     let offset = FABRIC.lock().as_mut().and_then(|fabric| {
         let offset = fabric.endpoint.expose(base.cast::<u8>(), size as u64);
         if offset.is_some() || flags != ompi::MCA_BTL_REG_FLAG_REMOTE_READ {
             return offset;
         }
         let peer = fabric.peer(from_endpoint(endpoint))?;
-        Some(STAGED | fabric.stage(peer, base.cast::<u8>(), size))
+        let (id, promised) = fabric.stage(peer, base.cast::<u8>(), size);
+        lead = promised;
+        Some(STAGED | id)
     });
     let for_others = ompi::MCA_BTL_REG_FLAG_REMOTE_READ | ompi::MCA_BTL_REG_FLAG_REMOTE_ATOMIC;
     if offset.is_none() && flags & for_others != 0 {
         return ptr::null_mut();
     }
-    let handle = Handle { base: base.addr() as u64, offset: offset.unwrap_or(LOCAL), len: size as u64 };
+    let handle = Handle { base: base.addr() as u64, offset: offset.unwrap_or(LOCAL), len: size as u64, lead };
     Box::into_raw(Box::new(handle)).cast()
 }
 
@@ -713,10 +721,13 @@ unsafe extern "C" fn get(
     // SAFETY: Open MPI gives the handle that the peer sent, which may lie anywhere, or NULL.
     let handle =
         (!remote_handle.is_null()).then(|| unsafe { remote_handle.cast::<Handle>().read_unaligned() });
-    if let Some((stage, skip)) = handle.and_then(|handle| handle.staged(address, size as u64)) {
+    if let Some(handle) = handle
+        && let Some((stage, skip)) = handle.staged(address, size as u64)
+    {
         return pull_staged(Pull {
             stage,
             offset: skip,
+            lead: handle.lead,
             endpoint,
             local: local.cast(),
             len: size,
@@ -746,8 +757,14 @@ fn pull_staged(pull: Pull) -> c_int {
     let Some(peer) = fabric.peer(from_endpoint(pull.endpoint)) else {
         return ompi::OPAL_ERR_UNREACH as c_int;
     };
-    match fabric.pull(peer, pull) {
-        Ok(()) => SUCCESS,
+    match fabric.begin(peer, pull) {
+        Ok(None) => SUCCESS,
+        Ok(Some(pull)) => {
+            drop(guard);
+            // SAFETY: Open MPI gave all of it for this, and the lock is not held.
+            unsafe { pull.call_back(SUCCESS) };
+            SUCCESS
+        }
         Err(Refused::Busy) => ompi::OPAL_ERR_OUT_OF_RESOURCE as c_int,
         Err(Refused::Lost) => {
             component::report(&mut guard, peer);
@@ -839,7 +856,7 @@ mod tests {
 
     #[test]
     fn a_handle_resolves_only_what_lies_in_it() {
-        let handle = Handle { base: 0x1000, offset: 0x80, len: 0x100 };
+        let handle = Handle { base: 0x1000, offset: 0x80, len: 0x100, lead: Lead::default() };
         assert_eq!(handle.resolve(0x1000, 0x100), Some(0x80));
         assert_eq!(handle.resolve(0x1010, 0xf0), Some(0x90));
         assert_eq!(handle.resolve(0x1010, 0xf1), None);

@@ -9,6 +9,9 @@
 //!     feed ───── CHUNK, CHUNK, CHUNK ─────────────────► place, placed: copied to where it belongs
 //! ```
 //!
+//! What of a message fits into one chunk is not asked for, but comes in any case where there is a chunk to spare: see
+//! [`crate::lead`]. The rest of this is about what is longer, and about messages that found none.
+//!
 //! Both copies run at the same time, each in one call of ours and not in many of Open MPI's. The oldest pulls are served in
 //! turn, a chunk each, so that a short message does not wait for a long one. Their chunks come in order, and the tag of a
 //! chunk says which of them it belongs to: it needs no header.
@@ -25,6 +28,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::descriptor::Descriptor;
 use crate::fabric::{Fabric, Outgoing, Posted, Refused};
+use crate::lead::{Ahead, Lead, Reading};
 use crate::ompi::{
     self, MODULE, mca_btl_base_endpoint_t, mca_btl_base_rdma_completion_fn_t,
     mca_btl_base_registration_handle_t,
@@ -77,6 +81,10 @@ pub struct Chunks {
     free: VecDeque<Fragment>,
     /// Those that are.
     flying: usize,
+    /// Those of them that hold the leads of messages.
+    leading: usize,
+    /// Words for leads, which none uses.
+    marks: Vec<Fragment>,
 }
 
 impl Chunks {
@@ -84,6 +92,13 @@ impl Chunks {
     pub fn put(&mut self, chunk: Fragment) {
         self.flying -= 1;
         self.free.push_back(chunk);
+    }
+
+    /// A chunk comes back that held a lead, and its mark.
+    pub fn put_lead(&mut self, chunk: Fragment, mark: Fragment) {
+        self.leading -= 1;
+        self.put(chunk);
+        self.marks.push(mark);
     }
 
     /// All that is not under way.
@@ -97,6 +112,8 @@ struct Stage {
     peer: Peer,
     base: *const u8,
     len: usize,
+    /// What of it the peer need not pull.
+    ahead: Option<Ahead>,
 }
 
 /// All memory of this process that peers may pull, by its id.
@@ -124,11 +141,21 @@ impl Stages {
         stage.as_ref().filter(|_| u64::from(*uses) == id >> 32)
     }
 
-    fn remove(&mut self, id: u64) {
-        if self.get(id).is_some() {
-            self.slots[id as u32 as usize].1 = None;
-            self.free.push(id as u32);
-        }
+    /// The stage's memory and its lead, if it has one.
+    pub fn ahead(&self, id: u64) -> Option<(*const u8, &Ahead)> {
+        let stage = self.get(id)?;
+        Some((stage.base, stage.ahead.as_ref()?))
+    }
+
+    fn remove(&mut self, id: u64) -> Option<Stage> {
+        self.get(id)?;
+        self.free.push(id as u32);
+        self.slots[id as u32 as usize].1.take()
+    }
+
+    /// How many there are.
+    fn count(&self) -> usize {
+        self.slots.len() - self.free.len()
     }
 }
 
@@ -148,6 +175,8 @@ pub struct Pull {
     /// Where it lies: which stage of the peer, and from where on, bytes.
     pub stage: u64,
     pub offset: u64,
+    /// What of the stage comes without being asked for.
+    pub lead: Lead,
     pub endpoint: *mut mca_btl_base_endpoint_t,
     pub local: *mut u8,
     pub len: usize,
@@ -188,8 +217,8 @@ pub struct Staged {
     heard: u64,
     /// Which of the active ones comes next.
     turn: usize,
-    /// What we have asked for, in order, and how much of it is there; none where all of it is.
-    pulls: VecDeque<Option<(Pull, usize)>>,
+    /// What we have asked for, in order; none where all of it is there.
+    pulls: VecDeque<Option<Reading>>,
     /// The number of the first of these.
     first: u64,
 }
@@ -203,7 +232,12 @@ impl Staged {
     /// Takes what will not come from a lost peer, and forgets what it wanted.
     pub fn give_up(&mut self) -> Vec<Pull> {
         self.serving.clear();
-        self.pulls.drain(..).flatten().map(|(pull, _)| pull).collect()
+        self.pulls.drain(..).flatten().map(|reading| reading.pull).collect()
+    }
+
+    /// Notes what we have asked for.
+    pub fn expect(&mut self, reading: Reading) {
+        self.pulls.push_back(Some(reading));
     }
 
     /// Which request is to be served next. Two that share a tag are never active at a time.
@@ -228,21 +262,32 @@ impl Staged {
     }
 
     /// The pull that a chunk belongs to: all chunks of one come before any of the next with that tag.
-    fn pull(&mut self, tag: u8) -> Option<&mut Option<(Pull, usize)>> {
+    fn position(&self, tag: u8) -> Option<usize> {
         let skip = (u64::from(tag - CHUNK) + ACTIVE - self.first % ACTIVE) % ACTIVE;
-        self.pulls.iter_mut().skip(skip as usize).step_by(ACTIVE as usize).find(|pull| pull.is_some())
+        (skip as usize..self.pulls.len()).step_by(ACTIVE as usize).find(|index| self.pulls[*index].is_some())
     }
 }
 
 impl Fabric {
-    /// Lets a peer pull memory of this process; returns the stage's id, which is less than 2^63.
-    pub fn stage(&mut self, peer: Peer, base: *const u8, len: usize) -> u64 {
-        self.stages.add(Stage { peer, base, len })
+    /// Lets a peer pull memory of this process; returns the stage's id, which is less than 2^63, and its lead, which
+    /// [`Fabric::fill`] must copy soon.
+    pub fn stage(&mut self, peer: Peer, base: *const u8, len: usize) -> (u64, Lead) {
+        let ahead = self.ahead(len);
+        let lead = ahead.as_ref().map_or(Lead::default(), |ahead| ahead.lead);
+        let id = self.stages.add(Stage { peer, base, len, ahead });
+        if lead != Lead::default() {
+            self.promised.push_back(id);
+            // In case that nothing is sent now.
+            self.hungry = true;
+        }
+        (id, lead)
     }
 
     /// Ends a stage: its memory is not touched any more.
     pub fn unstage(&mut self, id: u64) {
-        self.stages.remove(id);
+        if let Some(ahead) = self.stages.remove(id).and_then(|stage| stage.ahead) {
+            self.end_ahead(ahead);
+        }
     }
 
     /// Whether a peer may still pull what we have staged for it.
@@ -250,16 +295,18 @@ impl Fabric {
         self.stages.slots.iter().any(|(_, stage)| stage.as_ref().is_some_and(|s| s.peer.index() == peer))
     }
 
-    /// Asks a peer for memory that it has staged for us.
+    /// Asks a peer for memory that it has staged for us, but for its lead.
     ///
     /// # Errors
     /// The peer is gone.
-    pub fn pull(&mut self, peer: Peer, pull: Pull) -> Result<(), Refused> {
-        let request = Request { stage: pull.stage, offset: pull.offset, len: pull.len as u64 };
+    pub fn ask(&mut self, reading: &Reading) -> Result<(), Refused> {
+        let Reading { peer, pull, .. } = reading;
+        let (peer, part) = (*peer, reading.part());
+        let request =
+            Request { stage: pull.stage, offset: pull.offset + part as u64, len: (pull.len - part) as u64 };
         let bytes = request.as_bytes();
         let flags = ompi::MCA_BTL_DES_FLAGS_BTL_OWNERSHIP;
         let descriptor = self.descriptor(peer, bytes.len(), 0, flags).ok_or(Refused::Busy)?;
-        self.staged(peer.index()).pulls.push_back(Some((pull, 0)));
         // SAFETY: the descriptor was just handed out with room for these bytes, and belongs to us.
         let posted = unsafe {
             let (data, _) = Descriptor::payload(descriptor);
@@ -271,12 +318,7 @@ impl Fabric {
             }
             posted
         };
-        if posted == Posted::Lost {
-            // Its caller hears of it from us, and must not from the event that follows.
-            self.staged(peer.index()).pulls.pop_back();
-            return Err(Refused::Lost);
-        }
-        Ok(())
+        if posted == Posted::Lost { Err(Refused::Lost) } else { Ok(()) }
     }
 
     /// Takes a peer's request; false if there is no such memory for it.
@@ -299,7 +341,7 @@ impl Fabric {
     /// anything is under way gets one in any case: others may keep theirs for as long as they like.
     fn chunk(&mut self, peer: Peer, wanted: usize) -> Option<Fragment> {
         let is_starved = self.chunks.free.is_empty() && self.endpoint.in_flight(peer) < ENOUGH;
-        let Chunks { free, flying } = &mut self.chunks;
+        let Chunks { free, flying, .. } = &mut self.chunks;
         let count = free.len() + *flying;
         if count > wanted && free.len() > 1 {
             // One at a time: many messages may soon be under way again.
@@ -315,6 +357,29 @@ impl Fabric {
         }
         self.chunks.flying += usize::from(chunk.is_some());
         chunk
+    }
+
+    /// A chunk and a mark for the lead of a message of `len` bytes. Half of the chunks stay for what is asked for.
+    pub fn chunk_for_lead(&mut self, len: usize) -> Option<(Fragment, Fragment)> {
+        let cut = self.cut;
+        let most = if self.stages.count() == 0 {
+            cut.few * cut.piece / len.clamp(cut.piece, cut.size)
+        } else {
+            cut.count
+        };
+        let Chunks { free, flying, leading, marks } = &mut self.chunks;
+        if *leading >= (cut.count / 2).max(1) {
+            return None;
+        }
+        let mark = marks.pop().or_else(|| self.endpoint.fragment(size_of::<u64>()))?;
+        let new = if free.len() + *flying < most.max(2) { self.endpoint.fragment(cut.size) } else { None };
+        let Some(chunk) = new.or_else(|| free.pop_front()) else {
+            marks.push(mark);
+            return None;
+        };
+        *flying += 1;
+        *leading += 1;
+        Some((chunk, mark))
     }
 
     /// Copies and sends what a peer has asked for, as long as there are chunks.
@@ -352,6 +417,7 @@ impl Fabric {
     /// Goes on where chunks or room was lacking. Each time another peer is the first to be fed.
     pub fn feed_hungry(&mut self) {
         self.hungry = false;
+        self.fill();
         self.first_fed += 1;
         let peers = self.peers();
         for number in 0..peers {
@@ -366,21 +432,30 @@ impl Fabric {
 
     /// Where the next chunk of a peer belongs; None if we have not asked for it.
     pub fn place(&mut self, peer: Peer, tag: u8, len: usize) -> Option<*mut u8> {
-        let (pull, done) = self.staged(peer.index()).pull(tag)?.as_ref()?;
+        let index = self.staged(peer.index()).position(tag)?;
+        let mut reading = self.staged(peer.index()).pulls[index].take()?;
+        // All of its lead is there before the first chunk is. An error here is followed by an event, which takes the pull
+        // back.
+        let _ = self.read(&mut reading, 0);
+        let Reading { pull, done, .. } = &reading;
         // The chunk lies in the pull, so that this is inside of what Open MPI gave.
-        (len > 0 && len <= pull.len - done).then(|| pull.local.wrapping_add(*done))
+        let fits = reading.is_led() && len > 0 && len <= pull.len - done;
+        let place = fits.then(|| pull.local.wrapping_add(*done));
+        self.staged(peer.index()).pulls[index] = Some(reading);
+        place
     }
 
     /// A chunk was copied to its place; returns the pull that is now complete.
     pub fn placed(&mut self, peer: Peer, tag: u8, len: usize) -> Option<Pull> {
         let staged = self.staged(peer.index());
-        let found = staged.pull(tag)?;
-        let (pull, done) = found.as_mut()?;
-        *done += len;
-        if *done < pull.len {
+        let index = staged.position(tag)?;
+        let found = &mut staged.pulls[index];
+        let reading = found.as_mut()?;
+        reading.done += len;
+        if reading.done < reading.pull.len {
             return None;
         }
-        let complete = found.take().map(|(pull, _)| pull);
+        let complete = found.take().map(|reading| reading.pull);
         while let Some(None) = staged.pulls.front() {
             staged.pulls.pop_front();
             staged.first += 1;
@@ -390,7 +465,7 @@ impl Fabric {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use std::ptr;
 
     use tempfile::TempDir;
@@ -401,19 +476,19 @@ mod tests {
     use super::*;
 
     /// A process in a region of its own.
-    struct Side {
-        fabric: Fabric,
-        peer: Peer,
+    pub struct Side {
+        pub fabric: Fabric,
+        pub peer: Peer,
         inbox: Box<Inbox>,
         /// What it has pulled whole, by the address.
-        done: Vec<*mut u8>,
+        pub done: Vec<*mut u8>,
         /// Requests and chunks that were refused.
-        refused: usize,
+        pub refused: usize,
     }
 
     impl Side {
         /// Two that know each other, with `count` chunks of `size` bytes.
-        fn pair(size: usize, count: usize) -> (Self, Self, TempDir) {
+        pub fn pair(size: usize, count: usize) -> (Self, Self, TempDir) {
             let directory = TempDir::new().unwrap();
             let registry = Registry::at(directory.path());
             let region =
@@ -433,11 +508,22 @@ mod tests {
             (side(a, to_b), side(b, to_a), directory)
         }
 
-        /// What `get` does.
+        /// What `register_mem` does.
+        pub fn stage(&mut self, from: &[u8]) -> (u64, Lead) {
+            self.fabric.stage(self.peer, from.as_ptr(), from.len())
+        }
+
+        /// What `get` does for a message without a lead.
         fn pull(&mut self, stage: u64, offset: u64, to: &mut [u8]) {
+            self.get((stage, Lead::default()), offset, to).unwrap();
+        }
+
+        /// What `get` does.
+        pub fn get(&mut self, (stage, lead): (u64, Lead), offset: u64, to: &mut [u8]) -> Result<(), Refused> {
             let pull = Pull {
                 stage,
                 offset,
+                lead,
                 endpoint: ptr::null_mut(),
                 local: to.as_mut_ptr(),
                 len: to.len(),
@@ -446,11 +532,13 @@ mod tests {
                 context: ptr::null_mut(),
                 data: ptr::null_mut(),
             };
-            self.fabric.pull(self.peer, pull).unwrap();
+            let complete = self.fabric.begin(self.peer, pull)?;
+            self.done.extend(complete.map(|pull| pull.local));
+            Ok(())
         }
 
         /// What progress does, once.
-        fn progress(&mut self) {
+        pub fn progress(&mut self) {
             let mut sent = Vec::new();
             // SAFETY: the descriptors in the queue come from `pull`.
             unsafe { self.fabric.send_queued(&mut sent) };
@@ -460,6 +548,9 @@ mod tests {
             }
             if self.fabric.hungry {
                 self.fabric.feed_hungry();
+            }
+            while let Some(pull) = self.fabric.read_on() {
+                self.done.push(pull.local);
             }
             match self.fabric.endpoint.poll(&mut self.inbox) {
                 Some(Event::Message { peer, tag: PULL, len }) => {
@@ -487,7 +578,7 @@ mod tests {
         }
     }
 
-    fn bytes(len: usize, seed: usize) -> Vec<u8> {
+    pub fn bytes(len: usize, seed: usize) -> Vec<u8> {
         (0..len).map(|i| ((i * 31 + i / 251 + seed * 7) % 256) as u8).collect()
     }
 
@@ -498,8 +589,7 @@ mod tests {
         // More than are under way at a time, and more than the ring holds.
         let sources: Vec<_> = (0..100).map(|i| bytes(lengths[i % lengths.len()], i)).collect();
         let mut targets: Vec<_> = sources.iter().map(|source| vec![0; source.len()]).collect();
-        let stages: Vec<_> =
-            sources.iter().map(|source| a.fabric.stage(a.peer, source.as_ptr(), source.len())).collect();
+        let stages: Vec<_> = sources.iter().map(|source| a.stage(source).0).collect();
         for (stage, target) in stages.iter().zip(&mut targets) {
             b.pull(*stage, 0, target);
         }
@@ -533,8 +623,8 @@ mod tests {
         let mut c = Side { fabric, peer, inbox: Box::default(), done: Vec::new(), refused: 0 };
         let source = bytes(100_000, 5);
         let (mut unread, mut target) = (vec![0; source.len()], vec![0; source.len()]);
-        let for_b = a.fabric.stage(a.peer, source.as_ptr(), source.len());
-        let for_c = a.fabric.stage(to_c, source.as_ptr(), source.len());
+        let (for_b, _) = a.stage(&source);
+        let (for_c, _) = a.fabric.stage(to_c, source.as_ptr(), source.len());
         // It asks, and looks at nothing any more.
         b.pull(for_b, 0, &mut unread);
         (0..1000).for_each(|_| a.progress());
@@ -553,7 +643,7 @@ mod tests {
         let (mut a, mut b, _directory) = Side::pair(4096, 2);
         let source = bytes(50_000, 3);
         let mut target = vec![0; 20_000];
-        let stage = a.fabric.stage(a.peer, source.as_ptr(), source.len());
+        let (stage, _) = a.stage(&source);
         b.pull(stage, 12_345, &mut target);
         while b.done.is_empty() {
             a.progress();
@@ -566,9 +656,9 @@ mod tests {
     fn nothing_but_what_is_staged_for_the_peer_can_be_pulled() {
         let (mut a, _, _directory) = Side::pair(4096, 2);
         let source = bytes(1000, 1);
-        let ended = a.fabric.stage(a.peer, source.as_ptr(), source.len());
+        let (ended, _) = a.stage(&source);
         a.fabric.unstage(ended);
-        let stage = a.fabric.stage(a.peer, source.as_ptr(), source.len());
+        let (stage, _) = a.stage(&source);
         assert_ne!(stage, ended, "a slot's next use has another id");
         let good = Request { stage, offset: 0, len: 1000 };
         let wrong = [
@@ -595,7 +685,7 @@ mod tests {
         let mut target = vec![0; 100];
         assert!(b.fabric.place(b.peer, CHUNK, 10).is_none());
         let source = bytes(100, 1);
-        let stage = a.fabric.stage(a.peer, source.as_ptr(), source.len());
+        let (stage, _) = a.stage(&source);
         b.pull(stage, 0, &mut target);
         assert!(b.fabric.place(b.peer, CHUNK, 101).is_none());
         assert!(b.fabric.place(b.peer, CHUNK, 0).is_none());

@@ -45,6 +45,17 @@ impl<M: Memory> Endpoint<M> {
         Ok(())
     }
 
+    /// Loads a word of a peer's section; what its owner wrote before it stored the word with release can be read after.
+    ///
+    /// # Errors
+    ///
+    /// A word outside the peer's section or not aligned, a peer that is known to be gone.
+    pub fn load(&self, peer: Peer, offset: u64) -> Result<u64, PeerError> {
+        check_aligned(offset)?;
+        self.check_remote(peer, offset, 8)?;
+        Ok(self.memory.load(offset, Ordering::Acquire))
+    }
+
     /// Copies bytes into a peer's section; only in an open region.
     ///
     /// # Errors
@@ -94,9 +105,7 @@ impl<M: Memory> Endpoint<M> {
     }
 
     fn check_word(&self, peer: Peer, offset: u64) -> Result<(), PeerError> {
-        if !offset.is_multiple_of(8) {
-            return Err(Fault { what: "unaligned word", value: offset }.into());
-        }
+        check_aligned(offset)?;
         self.check_open(peer, offset, 8)
     }
 
@@ -111,7 +120,12 @@ impl<M: Memory> Endpoint<M> {
         self.check_remote(peer, offset, len)
     }
 
-    fn check_remote(&self, peer: Peer, offset: u64, len: u64) -> Result<(), PeerError> {
+    /// Whether bytes of the region lie in a peer's section.
+    ///
+    /// # Errors
+    ///
+    /// A range outside the peer's section, a peer that is known to be gone.
+    pub fn check_remote(&self, peer: Peer, offset: u64, len: u64) -> Result<(), PeerError> {
         let link = &self.links[peer.index()];
         if let Some(why) = link.failed {
             return Err(why);
@@ -120,5 +134,12 @@ impl<M: Memory> Endpoint<M> {
             Some((section, _)) if section.contains(offset, len) => Ok(()),
             _ => Err(Fault { what: "remote range", value: offset }.into()),
         }
+    }
+}
+
+fn check_aligned(offset: u64) -> Result<(), PeerError> {
+    match offset.is_multiple_of(8) {
+        true => Ok(()),
+        false => Err(Fault { what: "unaligned word", value: offset }.into()),
     }
 }
