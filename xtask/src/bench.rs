@@ -97,11 +97,12 @@ struct Results {
 
 /// Where jobs run.
 struct Ground<'a> {
-    mpi: HostMpi,
+    closed: HostMpi,
+    open: HostMpi,
     programs: PathBuf,
     out: &'a Path,
     cores: usize,
-    _region: Region,
+    _regions: [Region; 2],
 }
 
 /// Measures, prints tables and writes plots.
@@ -113,13 +114,14 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     if cores < 2 {
         bail!("this machine has one core; a comparison needs two, one for each process");
     }
-    let region = Region::create(&stage, REGION, 2, false)?;
+    let regions = [Region::create(&stage, REGION, 2, false)?, Region::create_open(&stage, REGION, 2)?];
     let ground = Ground {
-        mpi: HostMpi::new(region.environment()?)?,
+        closed: HostMpi::new(regions[0].environment()?)?,
+        open: HostMpi::new(regions[1].environment()?)?,
         programs: stage.join("bin"),
         out: &out,
         cores,
-        _region: region,
+        _regions: regions,
     };
     let file = out.join("bench.json");
     let mut results = if options.keep { read(&file)? } else { Results::default() };
@@ -195,14 +197,15 @@ impl Ground<'_> {
     fn try_job(&self, case: &Case, way: Way, arguments: &[String]) -> Result<Result<String, String>> {
         let what = format!("{} over {}", case.name, way.name);
         let path = osu::find(case.program, &self.programs)?;
-        let mut command = self.mpi.mpirun(case.ranks(self.cores), way.layer);
+        let mpi = if case.is_open { &self.open } else { &self.closed };
+        let mut command = mpi.mpirun(case.ranks(self.cores), way.layer);
         if !way.is_ours() {
             // A peer is what is there without vmshm.
             command.env_remove("OMPI_MCA_mca_base_component_path");
         }
         command.args(way.args).arg(&path).args(arguments).args(case.ours);
-        let log = format!("{}-{}.log", case.name, way.name).replace([' ', '/'], "-");
-        let done = self.mpi.run(command, &what, &self.out.join(log), LIMIT)?;
+        let log = format!("{}-{}.log", case.name, way.name).replace([' ', '/', '(', ')'], "-");
+        let done = mpi.run(command, &what, &self.out.join(log), LIMIT)?;
         Ok(if done.status.success() { Ok(done.text) } else { Err(last_lines(&done.text, 12)) })
     }
 
@@ -270,7 +273,8 @@ impl Ground<'_> {
 
 /// A case that only shows whether a program runs over a way.
 fn probe(program: &'static str, way: Way) -> Case {
-    Case { name: format!("{program} probe"), program, ours: &[], parts: &[], ways: vec![way], unit: "" }
+    let name = format!("{program} probe");
+    Case { name, program, ours: &[], parts: &[], ways: vec![way], unit: "", is_open: false }
 }
 
 fn short(program: &str) -> Vec<String> {

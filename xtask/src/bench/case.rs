@@ -30,7 +30,12 @@ pub struct Case {
     pub ways: Vec<Way>,
     /// What the figures are.
     pub unit: &'static str,
+    /// Ours works in an open region, where members write each other's memory.
+    pub is_open: bool,
 }
+
+/// What is said of a case in an open region.
+pub const OPEN: &str = "(open region)";
 
 /// Programs that are measured only when they are asked for.
 pub const EXTRA: &[&str] = &["osu_bibw", "osu_multi_lat", "osu_gather", "osu_scatter", "osu_alltoall"];
@@ -62,7 +67,7 @@ pub fn all(osc: Option<Way>) -> Vec<Case> {
     let mut cases = Vec::new();
     let mut add = |program, ours: &'static [&str], parts, ways: &[Way], unit| {
         let name = [&[program], ours].concat().join(" ");
-        cases.push(Case { name, program, ours, parts, ways: ways.to_vec(), unit });
+        cases.push(Case { name, program, ours, parts, ways: ways.to_vec(), unit, is_open: false });
     };
     add("osu_latency", &[], LATENCY, &POINT_TO_POINT, MICROSECONDS);
     add("osu_latency", VARY, LATENCY, &COPYING, MICROSECONDS);
@@ -87,6 +92,11 @@ pub fn all(osc: Option<Way>) -> Vec<Case> {
             add(program, &[], ONE_SIDED, &ways, MICROSECONDS);
         }
         add("osu_acc_latency", WORDS, ONE_SIDED, &ways, MICROSECONDS);
+        let one_sided = cases.iter().filter(|case| ONE_SIDED_PROGRAMS.contains(&case.program));
+        let open: Vec<Case> = one_sided
+            .map(|case| Case { name: format!("{} {OPEN}", case.name), is_open: true, ..case.clone() })
+            .collect();
+        cases.extend(open);
     }
     cases
 }

@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::case::COLLECTIVES;
+use super::case::{COLLECTIVES, OPEN};
 use super::measured::{Measured, Ratio};
 use super::raw::Raw;
 use crate::statistics::Spread;
@@ -31,7 +31,7 @@ enum Bound {
 struct Target {
     what: String,
     program: &'static str,
-    /// Options that it is measured with besides `--vary`.
+    /// What it is measured with besides `--vary`: the program's options, and [`OPEN`].
     ours: &'static str,
     sizes: RangeInclusive<u64>,
     peers: Peers,
@@ -133,13 +133,16 @@ fn targets() -> Vec<Target> {
         all.push(target(&large, program, "", 64 * KIB..=MIB, Peers::Vader, Bound::AtMost(0.7)));
     }
     for (what, program, ours) in [
-        ("MPI_Put", "osu_put_latency", ""),
-        ("MPI_Get", "osu_get_latency", ""),
-        ("MPI_Accumulate", "osu_acc_latency", ""),
-        ("MPI_Accumulate, a word", "osu_acc_latency", "--words"),
+        ("MPI_Put", "osu_put_latency", ["", OPEN]),
+        ("MPI_Get", "osu_get_latency", ["", OPEN]),
+        ("MPI_Accumulate", "osu_acc_latency", ["", OPEN]),
+        ("MPI_Accumulate", "osu_acc_latency", ["--words", "--words (open region)"]),
     ] {
-        for peers in [Peers::Vader, Peers::OscSm] {
-            all.push(target(&format!("{what}, 8 B"), program, ours, 8..=8, peers, Bound::AtMost(1.0)));
+        for ours in ours {
+            for peers in [Peers::Vader, Peers::OscSm] {
+                let what = format!("{what}, 8 B {ours}");
+                all.push(target(what.trim_end(), program, ours, 8..=8, peers, Bound::AtMost(1.0)));
+            }
         }
     }
     all
