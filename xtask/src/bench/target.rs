@@ -135,12 +135,13 @@ fn targets() -> Vec<Target> {
     for (what, program, ours) in [
         ("MPI_Put", "osu_put_latency", ["", OPEN]),
         ("MPI_Get", "osu_get_latency", ["", OPEN]),
-        ("MPI_Accumulate", "osu_acc_latency", ["", OPEN]),
-        ("MPI_Accumulate", "osu_acc_latency", ["--words", "--words (open region)"]),
+        ("MPI_Accumulate of bytes", "osu_acc_latency", ["", OPEN]),
+        ("MPI_Accumulate of a word", "osu_acc_latency", ["--words", "--words (open region)"]),
     ] {
         for ours in ours {
             for peers in [Peers::Vader, Peers::OscSm] {
-                let what = format!("{what}, 8 B {ours}");
+                let place = ours.trim_start_matches("--words").trim_start();
+                let what = format!("{what}, 8 B {place}");
                 all.push(target(what.trim_end(), program, ours, 8..=8, peers, Bound::AtMost(1.0)));
             }
         }
