@@ -136,10 +136,16 @@ impl Memory for Window {
     }
 
     #[inline]
+    fn give(&self, offset: u64) {
+        cache::give(self.writable(offset, 1));
+    }
+
+    #[inline]
     fn expect(&self, offset: u64) {
         cache::expect(self.readable(offset, 1));
     }
 
+    #[inline]
     fn address(&self, offset: u64, len: u64) -> *mut u8 {
         self.readable(offset, len)
     }

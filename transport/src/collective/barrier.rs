@@ -18,6 +18,7 @@ impl<M: Memory> Group<M> {
         if size <= FEW {
             self.vacate(step, 0, pause)?;
             self.publish(step, 0, Readers::Lenient);
+            self.settle(step, 0, pause);
             for member in (0..size).filter(|member| *member != me) {
                 self.reached(member, step, pause)?;
             }
@@ -27,6 +28,7 @@ impl<M: Memory> Group<M> {
             while distance < size {
                 self.vacate(step, 0, pause)?;
                 self.publish(step, 0, Readers::Lenient);
+                self.settle(step, 0, pause);
                 self.reached((me + size - distance) % size, step, pause)?;
                 distance *= 2;
                 step += 1;

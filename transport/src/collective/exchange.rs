@@ -52,6 +52,7 @@ impl<M: Memory> Group<M> {
             if now > 0 {
                 // SAFETY: at + now <= len.
                 unsafe { self.say(step, data.add(at), now, Readers::All, pause)? };
+                self.settle(step, now, pause);
             }
             // Each begins with its neighbour, so that not all read from the same member at once.
             for member in (me + 1..size).chain(0..me) {
@@ -139,6 +140,7 @@ impl<M: Memory> Group<M> {
                 }
             }
             self.publish(step, all, Readers::All);
+            self.settle(step, all, pause);
             for member in (me + 1..size).chain(0..me) {
                 self.expect(member, step, all, pause)?;
                 let place = self.place(member, step, all) + (me * now) as u64;

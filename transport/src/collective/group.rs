@@ -3,10 +3,9 @@
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use super::hint::will_write;
 use super::layout::{
-    BLOCK, DONE, HEAD_SLOTS, LAG, MAX_BODY, MAX_HEAD, SLOTS, TAG, body, chunks_len, head, head_payload,
-    is_chunk, stamp, stamped,
+    BLOCK, DONE, HEAD_PAYLOAD, HEAD_SLOTS, LAG, MAX_BODY, MAX_HEAD, SLOTS, TAG, body, chunks_len, head,
+    head_payload, is_chunk, stamp, stamped,
 };
 use crate::memory::Memory;
 use crate::region::Section;
@@ -30,6 +29,10 @@ pub trait Pause {
     ///
     /// What ends the waiting, usually [`Broken::Lost`].
     fn pause(&mut self, member: usize) -> Result<(), Broken>;
+
+    /// Called once after something was published, when others are likely to be publishing too: lets a moment pass, some
+    /// tens of nanoseconds. Who looks at a line that is just being written takes it away from its writer.
+    fn settle(&self) {}
 
     /// How often to look before each pause, where `usual` is what the group was made with.
     fn spins(&self, usual: u32) -> u32 {
@@ -279,6 +282,20 @@ impl<M: Memory> Group<M> {
         self.memory.store(at, stamp(step, len), Ordering::Release);
     }
 
+    /// To be called after a payload of `len` bytes was published at a step, and before others are looked for who publish
+    /// theirs at the same time.
+    #[inline]
+    pub(super) fn settle(&self, step: u64, len: usize, pause: &impl Pause) {
+        let block = self.members[self.me].block;
+        if len as u64 <= MAX_HEAD {
+            self.memory.give(block + head(step));
+            self.memory.own(block + head(step + AHEAD), HEAD_PAYLOAD + len as u64);
+        } else {
+            self.memory.own(block + head(step + AHEAD), 1);
+        }
+        pause.settle();
+    }
+
     /// Waits for a member's payload of a step.
     #[inline]
     pub(super) fn expect(
@@ -361,7 +378,7 @@ impl<M: Memory> Group<M> {
         self.publish(step, len, readers);
         if len as u64 > MAX_HEAD && len as u64 <= MAX_BODY {
             // The next payload is likely to be as long.
-            will_write(self.address(self.me, step + AHEAD, len), len);
+            self.memory.own(self.place(self.me, step + AHEAD, len), len as u64);
         }
         Ok(())
     }

@@ -25,7 +25,7 @@ const HEADS: u64 = 2 * LINE_PAIR;
 const HEAD: u64 = LINE_PAIR;
 
 /// Where the payload of a head begins: as aligned as any number that is computed with needs.
-const HEAD_PAYLOAD: u64 = 16;
+pub const HEAD_PAYLOAD: u64 = 16;
 
 /// Longest payload of a head, bytes.
 pub const MAX_HEAD: u64 = HEAD - HEAD_PAYLOAD;

@@ -21,7 +21,6 @@
 mod barrier;
 mod exchange;
 mod group;
-mod hint;
 mod layout;
 mod reduce;
 mod spread;

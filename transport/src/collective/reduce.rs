@@ -148,6 +148,7 @@ impl<M: Memory> Group<M> {
         // SAFETY: the caller vouches for `len` bytes.
         unsafe {
             self.say(step, data, len, Readers::All, pause)?;
+            self.settle(step, len, pause);
             for member in (0..size).filter(|member| *member != me) {
                 self.expect(member, step, len, pause)?;
             }
