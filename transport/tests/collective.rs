@@ -8,7 +8,7 @@ use common::{Region, View, pattern};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use vmshm_transport::collective::{
-    BLOCK, Broken, Combine, Group, MAX_CHUNK, MIN_CHUNK, Member, Pause, chunks_len,
+    BLOCK, Broken, Combine, Group, MAX_CHUNK, MIN_CHUNK, MIN_CHUNKS, Member, Pause, chunks_len,
 };
 use vmshm_transport::{Fragment, Memory};
 
@@ -93,7 +93,7 @@ fn group(size: usize, chunk: usize, work: impl Fn(&mut Group<View>, &View) + Syn
         endpoint.memory().write(block.offset(), &pattern(7, BLOCK));
         Group::prepare(endpoint.memory(), block.offset(), tag);
         members.push(Member { section, block: block.offset(), tag });
-        chunks.push(endpoint.fragment(chunks_len(chunk)).expect("memory"));
+        chunks.push(endpoint.fragment(chunks_len(chunk, MIN_CHUNKS)).expect("memory"));
     }
     thread::scope(|scope| {
         for (me, endpoint) in endpoints.iter().enumerate() {
@@ -101,7 +101,11 @@ fn group(size: usize, chunk: usize, work: impl Fn(&mut Group<View>, &View) + Syn
             let mine = chunks[me].offset();
             scope.spawn(move || {
                 let mut group = Group::new(memory.clone(), me, members, 20).expect("sound blocks");
-                assert!(group.add_chunks(mine, chunk, &mut Patience::default()).expect("chunks"));
+                assert!(
+                    group
+                        .add_chunks(mine, chunk, MIN_CHUNKS << me, &mut Patience::default())
+                        .expect("chunks")
+                );
                 work(&mut group, &memory);
             });
         }
@@ -133,9 +137,9 @@ fn operate(group: &mut Group<View>, seed: u64) {
                 let parts: Vec<_> = out.iter_mut().map(|part| (part.as_mut_ptr(), part.len())).collect();
                 let part = |member: usize| parts[member];
                 group.all_gather(mine.as_ptr(), length(me), part, pause).expect("all_gather");
-                for member in (0..size).filter(|member| *member != me) {
+                for (member, out) in out.iter().enumerate() {
                     let wanted = &data_of(seed, member, len)[..length(member)];
-                    assert!(out[member] == wanted, "all_gather of {len}, seed {seed}");
+                    assert!(out == wanted, "all_gather of {len}, seed {seed}");
                 }
             }
             3 => {
@@ -276,7 +280,7 @@ fn chunks_of_nonsensical_length_are_refused() {
         let member = Member { section: *endpoint.section(), block, tag: 1 };
         let mut group = Group::new(endpoint.memory().clone(), 0, vec![member], 1).expect("a sound block");
         let chunks = endpoint.section().entry.offset + (2 << 20);
-        let are_there = group.add_chunks(chunks, chunk, &mut Patience::default());
+        let are_there = group.add_chunks(chunks, chunk, MIN_CHUNKS, &mut Patience::default());
         assert_eq!(are_there, Ok(is_sound), "chunks of {chunk} bytes");
     }
 }

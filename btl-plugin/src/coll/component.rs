@@ -4,10 +4,12 @@ use std::cell::UnsafeCell;
 use std::collections::HashMap;
 use std::ffi::c_int;
 use std::ptr;
+use std::sync::LazyLock;
 
 use parking_lot::Mutex;
 use vmshm_transport::abi::EndpointName;
-use vmshm_transport::collective::{MAX_CHUNK, MIN_CHUNK};
+use vmshm_transport::collective::{MAX_CHUNK, MAX_CHUNKS, MIN_CHUNK, MIN_CHUNKS};
+use vmshm_transport::tune::Tuning;
 
 use super::levels::{has_neighbours, is_one_region};
 use super::operations;
@@ -23,6 +25,7 @@ use crate::ompi::{
 struct Parameters {
     priority: UnsafeCell<c_int>,
     chunk: UnsafeCell<usize>,
+    turn: UnsafeCell<usize>,
     levels: UnsafeCell<bool>,
 }
 
@@ -31,7 +34,8 @@ unsafe impl Sync for Parameters {}
 
 static PARAMETERS: Parameters = Parameters {
     priority: UnsafeCell::new(60),
-    chunk: UnsafeCell::new(64 << 10),
+    chunk: UnsafeCell::new(0),
+    turn: UnsafeCell::new(0),
     levels: UnsafeCell::new(false),
 };
 
@@ -56,11 +60,20 @@ pub unsafe extern "C" fn register() -> c_int {
         register_variable(
             version,
             c"chunk",
-            c"Bytes in which long payloads go through the section, each process having eight of them for each communicator \
-              with long payloads (8192 to 1048576).",
+            c"Bytes of the pieces in which long payloads go through the section (8192 to 1048576). 0: what suits this machine.",
             ompi::MCA_BASE_VAR_TYPE_SIZE_T,
             ompi::OPAL_INFO_LVL_5,
             PARAMETERS.chunk.get().cast(),
+        );
+        register_variable(
+            version,
+            c"turn",
+            c"Bytes that these pieces take in turn, of the section of each process, for each communicator with long payloads: \
+              what was used last lies in the cache of its reader, and is slow to get back. As much as all processes have \
+              room for. 0: what suits this machine.",
+            ompi::MCA_BASE_VAR_TYPE_SIZE_T,
+            ompi::OPAL_INFO_LVL_5,
+            PARAMETERS.turn.get().cast(),
         );
         register_variable(
             version,
@@ -76,10 +89,29 @@ pub unsafe extern "C" fn register() -> c_int {
     ompi::OPAL_SUCCESS as c_int
 }
 
+/// What suits this machine: half of the chunk of a message and a quarter of how far a sender runs ahead, since here both
+/// sides copy at the same time, and others' caches hold only what they read.
+static TUNING: LazyLock<Tuning> = LazyLock::new(Tuning::of_this_machine);
+
 /// Bytes of a chunk, within bounds and whole pages.
 pub fn chunk() -> usize {
     // SAFETY: not changed after the component was registered.
-    unsafe { *PARAMETERS.chunk.get() }.clamp(MIN_CHUNK, MAX_CHUNK) & !4095
+    let chunk = match unsafe { *PARAMETERS.chunk.get() } {
+        0 => TUNING.chunk / 2,
+        given => given,
+    };
+    chunk.clamp(MIN_CHUNK, MAX_CHUNK) & !4095
+}
+
+/// How many chunks of this length a member of so many uses in turn: a power of two.
+pub fn chunks(chunk: usize, members: usize) -> u64 {
+    // SAFETY: not changed after the component was registered.
+    let turn = match unsafe { *PARAMETERS.turn.get() } {
+        // Who reads from several comes back to each the later.
+        0 => TUNING.ahead / 4 / (members - 1).max(1),
+        given => given,
+    };
+    ((turn / chunk) as u64).clamp(MIN_CHUNKS, MAX_CHUNKS).next_power_of_two()
 }
 
 /// Whether members of several regions are to work in levels.

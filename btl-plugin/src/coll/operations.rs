@@ -326,19 +326,20 @@ unsafe fn all_gather(
     let (my_shape, my_place) = place(me);
     // SAFETY: the caller vouches for the buffers.
     unsafe {
-        let source = if is_in_place(from) {
-            my_shape.source(my_place)?
-        } else {
-            mine.copy(from, &my_shape, my_place)?;
-            mine.source(from)?
-        };
+        let in_place = is_in_place(from);
+        let source = if in_place { my_shape.source(my_place)? } else { mine.source(from)? };
         if (0..size).all(|member| place(member).0.is_contiguous()) {
             let part = |member: usize| {
                 let (shape, place) = place(member);
-                (shape.sink(place).bytes(), shape.bytes())
+                let bytes =
+                    if in_place && member == me { ptr::null_mut() } else { shape.sink(place).bytes() };
+                (bytes, shape.bytes())
             };
             met.group.all_gather(source.bytes(), mine.bytes(), part, &mut met.waiting)?;
             return Ok(());
+        }
+        if !in_place {
+            mine.copy(from, &my_shape, my_place)?;
         }
         let sinks: Vec<_> = (0..size)
             .map(&place)
@@ -480,7 +481,7 @@ unsafe extern "C" fn scatter(
             comm,
             |met| {
                 let (root, me, size, len) = (root as usize, met.group.me(), met.group.size(), part.bytes());
-                must_take(met, len.saturating_mul(size))?;
+                must_take(met, len.saturating_mul(size - 1))?;
                 if !met.group.has_shares() {
                     return Err(Not::Ours);
                 }
@@ -563,7 +564,7 @@ unsafe extern "C" fn alltoall(
             comm,
             |met| {
                 let (size, me) = (met.group.size(), met.group.me());
-                must_take(met, len.saturating_mul(size))?;
+                must_take(met, len.saturating_mul(size - 1))?;
                 if !met.group.has_shares() {
                     return Err(Not::Ours);
                 }

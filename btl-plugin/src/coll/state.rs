@@ -3,14 +3,17 @@
 use std::ffi::{c_int, c_void};
 use std::hint::spin_loop;
 use std::mem;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use parking_lot::Mutex;
 use vmshm_transport::abi::{EndpointId, EndpointName};
-use vmshm_transport::collective::{BLOCK, Broken, Farewell, Group, Member, Pause, chunks_len, is_chunk};
+use vmshm_transport::collective::{
+    BLOCK, Broken, Farewell, Group, MIN_CHUNKS, Member, Pause, chunks_len, is_chunk,
+};
 use vmshm_transport::parts::lives;
-use vmshm_transport::{Fragment, Mapping};
+use vmshm_transport::{Fragment, Mapping, Memory};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::component;
@@ -25,6 +28,9 @@ const SPINS: u32 = 1000;
 
 /// The same where processes share processors: the one that is waited for may need ours.
 const SPINS_SHARED: u32 = 10;
+
+/// Bytes of the smallest page.
+const PAGE: usize = 4096;
 
 /// Calls of progress between two looks whether the member that is waited for lives.
 const PATIENCE: u32 = 4096;
@@ -476,12 +482,26 @@ impl Met {
     #[cold]
     fn get_chunks(&mut self) -> Result<Chunks, Broken> {
         tidy();
-        let bytes = chunks_len(self.chunk);
-        let fragment = FABRIC.lock().as_mut().and_then(|fabric| fabric.endpoint.fragment(bytes));
+        // A small section has room for fewer.
+        let mut count = component::chunks(self.chunk, self.group.size());
+        let get = |count| {
+            FABRIC.lock().as_mut().and_then(|fabric| fabric.endpoint.fragment(chunks_len(self.chunk, count)))
+        };
+        let mut fragment = get(count);
+        while fragment.is_none() && count > MIN_CHUNKS {
+            count /= 2;
+            fragment = get(count);
+        }
+        if let Some(fragment) = &fragment {
+            // Memory that nobody has touched yet costs the first who do a fault for each page.
+            let pages = (0..chunks_len(self.chunk, count) as u64).step_by(PAGE);
+            pages.for_each(|at| self.group.memory().store(fragment.offset() + at, 0, Ordering::Relaxed));
+        }
         let offset = fragment.as_ref().map_or(0, Fragment::offset);
-        let are_there = self.group.add_chunks(offset, self.chunk, &mut self.waiting);
+        let are_there = self.group.add_chunks(offset, self.chunk, count, &mut self.waiting);
         if let Ok(true) = are_there {
             self.fragments.extend(fragment);
+            self.group.touch_chunks();
             return Ok(Chunks::There);
         }
         if let (Some(fragment), Some(fabric)) = (fragment, FABRIC.lock().as_mut()) {

@@ -1,7 +1,11 @@
 //! From all members to one or to all.
 
 use super::group::{Broken, Group, Pause, Readers};
+use super::layout::LAG;
 use crate::memory::Memory;
+
+/// So many pieces are published before the others' are read.
+const AHEAD: usize = LAG as usize - 1;
 
 /// Where a member's bytes go, and how many they are.
 pub type Part = (*mut u8, usize);
@@ -13,11 +17,32 @@ impl<M: Memory> Group<M> {
         len.clamp(1, self.chunk())
     }
 
-    /// How long the pieces are in which `len` bytes for each member go through the slots.
+    /// How long the pieces are in which `len` bytes for each other member go through the slots.
     pub(super) fn share(&self, len: usize) -> usize {
-        let most = self.chunk() / self.size();
+        let most = self.chunk() / (self.size() - 1).max(1);
         let most = if most > 64 { most & !63 } else { most };
         self.piece(len).min(most).max(1)
+    }
+
+    /// As [`Group::in_pieces`], for members who all publish and all read: some pieces are published ahead of what is read,
+    /// since who copies in while another copies out of neighbouring memory makes both slower.
+    fn exchange<P: Pause>(
+        &mut self,
+        len: usize,
+        piece: usize,
+        pause: &mut P,
+        mut say: impl FnMut(&mut Self, u64, usize, usize, &mut P) -> Result<(), Broken>,
+        mut hear: impl FnMut(&mut Self, u64, usize, usize, &mut P) -> Result<(), Broken>,
+    ) -> Result<(), Broken> {
+        let mut said = 0;
+        self.in_pieces(len, piece, |group, step, at, now| {
+            while said < len && said <= at + AHEAD * piece {
+                let now = piece.min(len - said);
+                say(group, step + ((said - at) / piece) as u64, said, now, pause)?;
+                said += now;
+            }
+            hear(group, step, at, now, pause)
+        })
     }
 
     /// Whether each member's share of a slot has room for anything at all.
@@ -25,7 +50,8 @@ impl<M: Memory> Group<M> {
         self.chunk() >= self.size()
     }
 
-    /// Collects the members' bytes at all of them: `len` bytes of ours at `data`, and each other member's where `part` says.
+    /// Collects the members' bytes at all of them: `len` bytes of ours at `data`, and each member's where `part` says. Ours
+    /// stay where they are if that is null.
     ///
     /// # Errors
     ///
@@ -33,7 +59,7 @@ impl<M: Memory> Group<M> {
     ///
     /// # Safety
     ///
-    /// `data` is valid for reads of `len` bytes, and each part but our own for writes of its bytes; no two overlap.
+    /// `data` is valid for reads of `len` bytes, and each part for writes of its bytes, our own for `len`; no two overlap.
     pub unsafe fn all_gather(
         &mut self,
         data: *const u8,
@@ -41,31 +67,41 @@ impl<M: Memory> Group<M> {
         part: impl Fn(usize) -> Part,
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
-        let (size, me, first) = (self.size(), self.me, self.step);
-        let length = |member| if member == me { len } else { part(member).1 };
-        let longest = (0..size).map(length).max().unwrap_or(0);
+        let (size, me) = (self.size(), self.me);
+        let longest =
+            (0..size).map(|member| if member == me { len } else { part(member).1 }).max().unwrap_or(0);
         let piece = self.piece(longest);
-        let steps = longest.div_ceil(piece) as u64;
-        let cut = |len: usize, round: u64| len.saturating_sub(round as usize * piece).min(piece);
-        for round in 0..steps {
-            let (step, at, now) = (first + round, round as usize * piece, cut(len, round));
-            if now > 0 {
+        let (own, _) = part(me);
+        // What a member has of a piece of the longest.
+        let cut = |len: usize, at: usize, now: usize| len.saturating_sub(at).min(now);
+        self.exchange(
+            longest,
+            piece,
+            pause,
+            |group, step, at, now, pause| match cut(len, at, now) {
+                0 => Ok(()),
                 // SAFETY: at + now <= len.
-                unsafe { self.say(step, data.add(at), now, Readers::All, pause)? };
-                self.settle(step, now, pause);
-            }
-            // Each begins with its neighbour, so that not all read from the same member at once.
-            for member in (me + 1..size).chain(0..me) {
-                let (to, len) = part(member);
-                let now = cut(len, round);
-                if now > 0 {
-                    // SAFETY: at + now <= len.
-                    unsafe { self.hear(member, step, to.add(at), now, pause)? };
+                now => unsafe { group.say(step, data.add(at), now, Readers::All, pause) },
+            },
+            |group, step, at, longest, pause| {
+                let now = cut(len, at, longest);
+                if now > 0 && !own.is_null() {
+                    // SAFETY: as above.
+                    unsafe { data.add(at).copy_to(own.add(at), now) };
                 }
-            }
-            self.end(step + 1);
-        }
-        Ok(())
+                group.settle(step, now, pause);
+                // Each begins with its neighbour, so that not all read from the same member at once.
+                for member in (me + 1..size).chain(0..me) {
+                    let (to, len) = part(member);
+                    let now = cut(len, at, longest);
+                    if now > 0 {
+                        // SAFETY: as above.
+                        unsafe { group.hear(member, step, to.add(at), now, pause)? };
+                    }
+                }
+                Ok(())
+            },
+        )
     }
 
     /// Collects the members' bytes at `root`, `len` of each: ours from `data`, and the others' where `part` says.
@@ -87,24 +123,17 @@ impl<M: Memory> Group<M> {
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
         let (size, me) = (self.size(), self.me);
-        let piece = self.piece(len);
-        let mut at = 0;
-        while at < len {
-            let (step, now) = (self.step, piece.min(len - at));
-            // SAFETY: at + now <= len.
-            unsafe {
-                if root == me {
-                    for member in (0..size).filter(|member| *member != me) {
-                        self.hear(member, step, part(member).add(at), now, pause)?;
-                    }
-                } else {
-                    self.say(step, data.add(at), now, Readers::One(root), pause)?;
-                }
+        self.in_pieces(len, self.piece(len), |group, step, at, now| {
+            if root != me {
+                // SAFETY: at + now <= len.
+                return unsafe { group.say(step, data.add(at), now, Readers::One(root), pause) };
             }
-            self.end(step + 1);
-            at += now;
-        }
-        Ok(())
+            for member in (0..size).filter(|member| *member != me) {
+                // SAFETY: as above.
+                unsafe { group.hear(member, step, part(member).add(at), now, pause)? };
+            }
+            Ok(())
+        })
     }
 
     /// Gives part `r` of our `data` to each member `r`, and collects theirs for us in `out`, in the members' order. All
@@ -125,31 +154,20 @@ impl<M: Memory> Group<M> {
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
         let (size, me) = (self.size(), self.me);
-        let piece = self.share(len);
-        let mut at = 0;
-        while at < len {
-            let (step, now) = (self.step, piece.min(len - at));
-            let all = now * size;
-            self.vacate(step, all, pause)?;
-            let place = self.place(me, step, all);
-            for member in (0..size).filter(|member| *member != me) {
-                // SAFETY: at + now <= len, and the slot has room for `all` bytes.
-                unsafe {
-                    let from = data.add(member * len + at);
-                    self.memory.copy_in(place + (member * now) as u64, from, now);
+        self.exchange(
+            len,
+            self.share(len),
+            pause,
+            // SAFETY: at + now <= len.
+            |group, step, at, now, pause| unsafe { group.deal(step, data.add(at), len, now, pause) },
+            |group, step, at, now, pause| {
+                group.settle(step, now * (size - 1), pause);
+                for member in (me + 1..size).chain(0..me) {
+                    // SAFETY: as above.
+                    unsafe { group.take(member, step, out.add(member * len + at), now, pause)? };
                 }
-            }
-            self.publish(step, all, Readers::All);
-            self.settle(step, all, pause);
-            for member in (me + 1..size).chain(0..me) {
-                self.expect(member, step, all, pause)?;
-                let place = self.place(member, step, all) + (me * now) as u64;
-                // SAFETY: as above.
-                unsafe { self.memory.copy_out(place, out.add(member * len + at), now) };
-            }
-            self.end(step + 1);
-            at += now;
-        }
-        Ok(())
+                Ok(())
+            },
+        )
     }
 }

@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 
 use super::layout::{
     BLOCK, DONE, HEAD_PAYLOAD, HEAD_SLOTS, LAG, MAX_BODY, MAX_HEAD, SLOTS, TAG, body, chunks_len, head,
-    head_payload, is_chunk, stamp, stamped,
+    head_payload, is_chunk, is_count, stamp, stamped,
 };
 use crate::memory::Memory;
 use crate::region::Section;
@@ -85,6 +85,9 @@ pub(super) enum Readers {
 /// the next one do not look yet.
 const AHEAD: u64 = 2;
 
+/// Bytes of the smallest page.
+const PAGE: usize = 4096;
+
 /// The members' blocks as one member sees them.
 #[derive(Debug)]
 pub struct Group<M> {
@@ -98,8 +101,10 @@ pub struct Group<M> {
     pub(super) step: u64,
     /// The last step that was published in each slot for stamps, and for whom.
     published: [(u64, Readers); HEAD_SLOTS as usize],
-    /// The same of the slots for longer payloads, be they bodies or chunks.
-    long: [(u64, Readers); SLOTS as usize],
+    /// The same of the bodies.
+    bodies: [(u64, Readers); SLOTS as usize],
+    /// The same of the chunks.
+    long: Vec<(u64, Readers)>,
     /// The first step that each member may not have finished with, as far as known.
     done: Vec<u64>,
     spins: u32,
@@ -134,7 +139,8 @@ impl<M: Memory> Group<M> {
             chunk: 0,
             step: 1,
             published: [(0, Readers::Nobody); HEAD_SLOTS as usize],
-            long: [(0, Readers::Nobody); SLOTS as usize],
+            bodies: [(0, Readers::Nobody); SLOTS as usize],
+            long: Vec::new(),
             spins: spins.max(1),
         })
     }
@@ -178,27 +184,53 @@ impl<M: Memory> Group<M> {
         !self.chunks.is_empty()
     }
 
-    /// Tells all members where our chunks lie, [`chunks_len`] bytes for chunks of `chunk` bytes each; 0 where we have
-    /// none. All members call this at the same step, with the same `chunk`. Returns whether there are chunks now: either
-    /// all members have them, or nobody uses them, as where [`is_chunk`] is not true of `chunk`.
+    /// Tells all members where our chunks lie, [`chunks_len`] bytes for `count` chunks of `chunk` bytes each; 0 where we have
+    /// none. All members call this at the same step, with the same `chunk`, and use as many as all have. Returns whether
+    /// there are chunks now: either all members have them, or nobody uses them, as where [`is_chunk`] is not true of `chunk`
+    /// or a count is none.
     ///
     /// # Errors
     ///
     /// A member that is gone or out of step.
-    pub fn add_chunks(&mut self, mine: u64, chunk: usize, pause: &mut impl Pause) -> Result<bool, Broken> {
-        let mut all: Vec<u64> = self.members.iter().map(|_| mine).collect();
+    pub fn add_chunks(
+        &mut self,
+        mine: u64,
+        chunk: usize,
+        count: u64,
+        pause: &mut impl Pause,
+    ) -> Result<bool, Broken> {
+        const WORDS: usize = size_of::<[u64; 2]>();
+        let mut all: Vec<[u64; 2]> = self.members.iter().map(|_| [mine, count]).collect();
+        let mine = all[self.me];
         let parts: Vec<_> =
-            all.iter_mut().map(|offset| (core::ptr::from_mut(offset).cast::<u8>(), 8)).collect();
-        // SAFETY: each part is a word of its own, and so is `mine`.
-        unsafe { self.all_gather(core::ptr::from_ref(&mine).cast(), 8, |member| parts[member], pause)? };
-        let is_sound = |(member, offset): (&Member, &u64)| {
-            offset.is_multiple_of(64) && member.section.contains(*offset, chunks_len(chunk) as u64)
+            all.iter_mut().map(|words| (core::ptr::from_mut(words).cast::<u8>(), WORDS)).collect();
+        // SAFETY: each part is an array of its own, and so is `mine`.
+        unsafe { self.all_gather(core::ptr::from_ref(&mine).cast(), WORDS, |member| parts[member], pause)? };
+        let count = all.iter().map(|[_, count]| *count).min().unwrap_or(0);
+        let is_sound = |(member, [offset, _]): (&Member, &[u64; 2])| {
+            offset.is_multiple_of(64) && member.section.contains(*offset, chunks_len(chunk, count) as u64)
         };
-        if is_chunk(chunk) && self.members.iter().zip(&all).all(is_sound) {
-            self.chunks = all;
+        if is_chunk(chunk) && is_count(count) && self.members.iter().zip(&all).all(is_sound) {
+            self.chunks = all.iter().map(|[offset, _]| *offset).collect();
             self.chunk = chunk;
+            self.long = (0..count).map(|_| (0, Readers::Nobody)).collect();
         }
         Ok(self.has_chunks())
+    }
+
+    /// Reads a word of each page of all members' chunks, so that later nobody waits until its process has it mapped.
+    pub fn touch_chunks(&self) {
+        let len = chunks_len(self.chunk, self.long.len() as u64) as u64;
+        for at in self.chunks.iter().flat_map(|start| (*start..start + len).step_by(PAGE)) {
+            self.memory.load(at, Ordering::Relaxed);
+        }
+    }
+
+    /// Which chunk belongs to a step.
+    #[inline]
+    fn turn(&self, step: u64) -> usize {
+        // A power of two.
+        step as usize & (self.long.len() - 1)
     }
 
     /// Where a member puts the payload of a step.
@@ -210,7 +242,7 @@ impl<M: Memory> Group<M> {
         } else if len as u64 <= MAX_BODY {
             block + body(step)
         } else {
-            self.chunks[member] + step % SLOTS * self.chunk as u64
+            self.chunks[member] + (self.turn(step) * self.chunk) as u64
         }
     }
 
@@ -225,10 +257,13 @@ impl<M: Memory> Group<M> {
     #[inline]
     pub(super) fn vacate(&mut self, step: u64, len: usize, pause: &mut impl Pause) -> Result<(), Broken> {
         self.all_finished(self.published[(step % HEAD_SLOTS) as usize], pause)?;
-        if len as u64 > MAX_HEAD {
-            self.all_finished(self.long[(step % SLOTS) as usize], pause)?;
+        if len as u64 <= MAX_HEAD {
+            Ok(())
+        } else if len as u64 <= MAX_BODY {
+            self.all_finished(self.bodies[(step % SLOTS) as usize], pause)
+        } else {
+            self.all_finished(self.long[self.turn(step)], pause)
         }
-        Ok(())
     }
 
     /// Waits until the readers of a step have finished with it.
@@ -275,8 +310,11 @@ impl<M: Memory> Group<M> {
     #[inline]
     pub(super) fn publish(&mut self, step: u64, len: usize, readers: Readers) {
         self.published[(step % HEAD_SLOTS) as usize] = (step, readers);
-        if len as u64 > MAX_HEAD {
-            self.long[(step % SLOTS) as usize] = (step, readers);
+        if len as u64 > MAX_BODY {
+            let turn = self.turn(step);
+            self.long[turn] = (step, readers);
+        } else if len as u64 > MAX_HEAD {
+            self.bodies[(step % SLOTS) as usize] = (step, readers);
         }
         let at = self.members[self.me].block + head(step);
         self.memory.store(at, stamp(step, len), Ordering::Release);
@@ -356,6 +394,24 @@ impl<M: Memory> Group<M> {
     pub(super) fn end(&mut self, step: u64) {
         self.step = step;
         self.finish(step);
+    }
+
+    /// Does `len` bytes in pieces, each a step: `work` is given the step, where its piece begins, and its length.
+    #[inline]
+    pub(super) fn in_pieces(
+        &mut self,
+        len: usize,
+        piece: usize,
+        mut work: impl FnMut(&mut Self, u64, usize, usize) -> Result<(), Broken>,
+    ) -> Result<(), Broken> {
+        let mut at = 0;
+        while at < len {
+            let (step, now) = (self.step, piece.min(len - at));
+            work(self, step, at, now)?;
+            self.end(step + 1);
+            at += now;
+        }
+        Ok(())
     }
 
     /// Copies our payload of a step to its slot, and publishes it.

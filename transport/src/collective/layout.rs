@@ -10,7 +10,7 @@ pub const SLOTS: u64 = if cfg!(loom) { 4 } else { 8 };
 pub const HEAD_SLOTS: u64 = if cfg!(loom) { 4 } else { 64 };
 
 /// Who publishes a step has finished with all steps that lie more than this before it.
-pub const LAG: u64 = 2;
+pub const LAG: u64 = if cfg!(loom) { 2 } else { 6 };
 
 /// The word that says whose block this is. It is zero once its owner has left the group.
 pub const TAG: u64 = 0;
@@ -49,9 +49,21 @@ pub const fn is_chunk(bytes: usize) -> bool {
     bytes >= MIN_CHUNK && bytes <= MAX_CHUNK && bytes.is_multiple_of(4096)
 }
 
-/// Bytes of the chunks of one member, if one has `chunk` bytes.
-pub const fn chunks_len(chunk: usize) -> usize {
-    chunk * SLOTS as usize
+/// A member has at least so many chunks, and at most [`MAX_CHUNKS`]. More than [`LAG`] steps can be published before one
+/// comes round again.
+pub const MIN_CHUNKS: u64 = 8;
+
+/// See [`MIN_CHUNKS`].
+pub const MAX_CHUNKS: u64 = 1024;
+
+/// Whether there may be so many chunks: a power of two, from [`MIN_CHUNKS`] to [`MAX_CHUNKS`].
+pub const fn is_count(chunks: u64) -> bool {
+    chunks >= MIN_CHUNKS && chunks <= MAX_CHUNKS && chunks.is_power_of_two()
+}
+
+/// Bytes of `count` chunks of `chunk` bytes.
+pub const fn chunks_len(chunk: usize, count: u64) -> usize {
+    chunk * count as usize
 }
 
 /// Offset of the stamp of a step in a block.

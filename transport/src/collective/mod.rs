@@ -27,5 +27,5 @@ mod spread;
 
 pub use exchange::Part;
 pub use group::{Broken, Farewell, Group, Member, Pause};
-pub use layout::{BLOCK, MAX_CHUNK, MIN_CHUNK, SLOTS, chunks_len, is_chunk};
+pub use layout::{BLOCK, MAX_CHUNK, MAX_CHUNKS, MIN_CHUNK, MIN_CHUNKS, SLOTS, chunks_len, is_chunk};
 pub use reduce::Combine;

@@ -95,31 +95,26 @@ impl<M: Memory> Group<M> {
     ) -> Result<(), Broken> {
         let (size, me) = (self.size(), self.me);
         let piece = Self::whole(self.piece(len), combine.element());
-        let mut at = 0;
-        while at < len {
-            let (step, now) = (self.step, piece.min(len - at));
+        self.in_pieces(len, piece, |group, step, at, now| {
             // SAFETY: at + now <= len.
             unsafe {
                 let mut mine = data.add(at);
                 if root != me {
-                    self.say(step, mine, now, Readers::One(root), pause)?;
-                } else {
-                    if core::ptr::eq(data, out) {
-                        // The result must not overwrite what is still to be joined.
-                        self.vacate(step, now, pause)?;
-                        self.memory.copy_in(self.place(me, step, now), mine, now);
-                        mine = self.address(me, step, now);
-                    }
-                    for member in (0..size).filter(|member| *member != me) {
-                        self.expect(member, step, now, pause)?;
-                    }
-                    self.join_members(step, now, 0, mine, out.add(at), now, combine);
+                    return group.say(step, mine, now, Readers::One(root), pause);
                 }
+                if core::ptr::eq(data, out) {
+                    // The result must not overwrite what is still to be joined.
+                    group.vacate(step, now, pause)?;
+                    group.memory.copy_in(group.place(me, step, now), mine, now);
+                    mine = group.address(me, step, now);
+                }
+                for member in (0..size).filter(|member| *member != me) {
+                    group.expect(member, step, now, pause)?;
+                }
+                group.join_members(step, now, 0, mine, out.add(at), now, combine);
+                Ok(())
             }
-            self.end(step + 1);
-            at += now;
-        }
-        Ok(())
+        })
     }
 
     /// Joins all members' `data` in their order, element by element, to everyone's `out`, which may be `data`.

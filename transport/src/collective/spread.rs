@@ -20,22 +20,16 @@ impl<M: Memory> Group<M> {
         len: usize,
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
-        let piece = self.piece(len);
-        let mut at = 0;
-        while at < len {
-            let (step, now) = (self.step, piece.min(len - at));
+        self.in_pieces(len, self.piece(len), |group, step, at, now| {
             // SAFETY: at + now <= len.
             unsafe {
-                if root == self.me {
-                    self.say(step, data.add(at), now, Readers::All, pause)?;
+                if root == group.me {
+                    group.say(step, data.add(at), now, Readers::All, pause)
                 } else {
-                    self.hear(root, step, data.add(at), now, pause)?;
+                    group.hear(root, step, data.add(at), now, pause)
                 }
             }
-            self.end(step + 1);
-            at += now;
-        }
-        Ok(())
+        })
     }
 
     /// Deals `root`'s `data`, a part of `len` bytes for each member, to the members' `part`. The root's own part stays
@@ -57,31 +51,64 @@ impl<M: Memory> Group<M> {
         len: usize,
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
-        let (size, me) = (self.size(), self.me);
-        let piece = self.share(len);
-        let mut at = 0;
-        while at < len {
-            let (step, now) = (self.step, piece.min(len - at));
-            let all = now * size;
-            // SAFETY: at + now <= len, and the slot has room for `all` bytes.
+        self.in_pieces(len, self.share(len), |group, step, at, now| {
+            // SAFETY: at + now <= len, as far as the parts reach.
             unsafe {
-                if root == me {
-                    self.vacate(step, all, pause)?;
-                    let place = self.place(me, step, all);
-                    for member in (0..size).filter(|member| *member != me) {
-                        let from = data.add(member * len + at);
-                        self.memory.copy_in(place + (member * now) as u64, from, now);
-                    }
-                    self.publish(step, all, Readers::All);
+                if root == group.me {
+                    group.deal(step, data.add(at), len, now, pause)
                 } else {
-                    self.expect(root, step, all, pause)?;
-                    let place = self.place(root, step, all) + (me * now) as u64;
-                    self.memory.copy_out(place, part.add(at), now);
+                    group.take(root, step, part.add(at), now, pause)
                 }
             }
-            self.end(step + 1);
-            at += now;
+        })
+    }
+
+    /// Publishes a piece of `now` bytes for each member: these lie `stride` bytes apart from `data` on.
+    ///
+    /// # Safety
+    ///
+    /// The pieces are valid for reads.
+    #[inline]
+    pub(super) unsafe fn deal(
+        &mut self,
+        step: u64,
+        data: *const u8,
+        stride: usize,
+        now: usize,
+        pause: &mut impl Pause,
+    ) -> Result<(), Broken> {
+        let (size, me, all) = (self.size(), self.me, now * (self.size() - 1));
+        self.vacate(step, all, pause)?;
+        let place = self.place(me, step, all);
+        for (number, member) in (0..size).filter(|member| *member != me).enumerate() {
+            // SAFETY: the caller vouches for the piece, and the slot has room for all.
+            unsafe { self.memory.copy_in(place + (number * now) as u64, data.add(member * stride), now) };
         }
+        self.publish(step, all, Readers::All);
+        Ok(())
+    }
+
+    /// Waits for the piece of `now` bytes that a member has dealt us, and copies it.
+    ///
+    /// # Safety
+    ///
+    /// `to` is valid for writes of `now` bytes.
+    #[inline]
+    pub(super) unsafe fn take(
+        &mut self,
+        member: usize,
+        step: u64,
+        to: *mut u8,
+        now: usize,
+        pause: &mut impl Pause,
+    ) -> Result<(), Broken> {
+        let all = now * (self.size() - 1);
+        self.expect(member, step, all, pause)?;
+        // The dealer has no piece for itself.
+        let number = if self.me > member { self.me - 1 } else { self.me };
+        let place = self.place(member, step, all) + (number * now) as u64;
+        // SAFETY: the caller vouches for `to`.
+        unsafe { self.memory.copy_out(place, to, now) };
         Ok(())
     }
 }
