@@ -5,11 +5,14 @@
 //! processor runs at the speed of its caches (Intel's "Enhanced REP MOVSB", 2013; AMD since Zen 3). Sanitizers and
 //! Miri can't look into it either, so they get the volatile loop for every length.
 //!
-//! There are no other kernels, since none was clearly faster between two processes on a Sapphire Rapids. In a pipeline of two
-//! copies AVX-512, also with prefetching of either side or in two streams, came out up to a tenth faster or slower from size
+//! What is read from shared memory and is longer than a few pages comes out of several of them at a time, see
+//! [`crate::spread`]. There are no other kernels, since none was clearly faster between two processes on a Sapphire Rapids. In
+//! a pipeline of two copies AVX-512 from one page after the other, also with prefetching of either side or in two streams, came out up to a tenth faster or slower from size
 //! to size, in single runs that differ by as much; AVX2 was slower into the section, non-temporal stores slower for most
 //! sizes. Writing back or demoting the lines for the reader (`clwb`, `cldemote`) cost the writer more than the reader gained.
 //! `vmshm tune` shows the speed of the two that there are.
+
+use crate::spread;
 
 /// From this many bytes on, the start-up of `rep movsb` is repaid.
 const STRING_COPY: usize = 512;
@@ -20,7 +23,15 @@ const STRING_COPY: usize = 512;
 ///
 /// `from` must be valid for volatile reads and `to` for writes of `len` bytes, and they must not overlap.
 #[inline]
-pub unsafe fn from_shared(from: *const u8, to: *mut u8, len: usize) {
+pub unsafe fn from_shared(mut from: *const u8, mut to: *mut u8, mut len: usize) {
+    while len >= spread::BLOCK && spread::is_possible() {
+        // SAFETY: the caller vouches for len bytes, and is_possible for the processor.
+        unsafe {
+            spread::copy_block(from, to);
+            (from, to) = (from.add(spread::BLOCK), to.add(spread::BLOCK));
+        }
+        len -= spread::BLOCK;
+    }
     if len >= STRING_COPY && string_copy_wanted() {
         // SAFETY: the caller vouches for both pointers.
         return unsafe { string_copy(from, to, len) };

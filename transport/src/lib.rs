@@ -35,6 +35,7 @@ mod region;
 mod ring;
 mod sleep;
 mod slot;
+mod spread;
 mod watch;
 mod window;
 
