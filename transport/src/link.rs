@@ -124,12 +124,12 @@ impl Link {
     }
 
     /// Whether the peer still lives the life that we know, and has not given us up; see [`slot::lives`].
-    #[inline]
+    #[inline(always)]
     pub fn lives(&self, memory: &impl Memory) -> bool {
         slot::lives(memory, self.slot, self.incarnation) && !self.is_closed(memory)
     }
 
-    #[inline]
+    #[inline(always)]
     fn is_closed(&self, memory: &impl Memory) -> bool {
         self.theirs.as_ref().is_some_and(|theirs| is_closed(memory, theirs.connection))
     }
@@ -162,7 +162,7 @@ impl Link {
     }
 
     /// Whether the peer says that it polls our ring anyway.
-    #[inline]
+    #[inline(always)]
     pub fn is_polled(&self, memory: &impl Memory) -> bool {
         self.theirs
             .as_ref()

@@ -89,6 +89,26 @@ pub trait Memory {
         unsafe { self.copy_in(offset, from.as_ptr(), from.len()) }
     }
 
+    /// Copies a few words out of the region.
+    #[inline(always)]
+    fn load_words<const N: usize>(&self, offset: u64) -> [u64; N]
+    where
+        Self: Sized,
+    {
+        core::array::from_fn(|n| self.load(offset + n as u64 * 8, Ordering::Relaxed))
+    }
+
+    /// Copies a few words into the region.
+    #[inline(always)]
+    fn store_words<const N: usize>(&self, offset: u64, words: [u64; N])
+    where
+        Self: Sized,
+    {
+        for (n, word) in words.into_iter().enumerate() {
+            self.store(offset + n as u64 * 8, word, Ordering::Relaxed);
+        }
+    }
+
     /// Sets words to zero.
     fn zero(&self, offset: u64, len: u64) {
         for at in (offset..offset + len).step_by(8) {
@@ -155,6 +175,14 @@ macro_rules! forward {
             fn offset_of(&self, address: *const u8, len: u64) -> Option<u64> {
                 (**self).offset_of(address, len)
             }
+            #[inline(always)]
+            fn load_words<const N: usize>(&self, offset: u64) -> [u64; N] {
+                (**self).load_words(offset)
+            }
+            #[inline(always)]
+            fn store_words<const N: usize>(&self, offset: u64, words: [u64; N]) {
+                (**self).store_words(offset, words);
+            }
             $($rest)*
         }
     };
@@ -164,7 +192,7 @@ macro_rules! forward {
 macro_rules! forward_all {
     ($holder:ty) => {
         forward!(
-            [M: Memory + ?Sized] $holder,
+            [M: Memory] $holder,
             fn ring(&self, section: u32, slot: u32) {
                 (**self).ring(section, slot);
             }

@@ -41,7 +41,7 @@ impl Window {
         Self { read, len, write, writable }
     }
 
-    #[inline]
+    #[inline(always)]
     fn writes(&self, offset: u64, len: u64) -> bool {
         // Below the range this wraps around, and is more than any length.
         let at = offset.wrapping_sub(self.writable.start);
@@ -50,34 +50,68 @@ impl Window {
     }
 
     /// Own memory is read where it is written: one address, one entry in the translation buffer.
-    #[inline]
+    #[inline(always)]
     fn readable(&self, offset: u64, len: u64) -> *mut u8 {
         if self.writes(offset, len) {
             // SAFETY: the offset lies in the writable range, which is mapped from `write` on.
             return unsafe { self.write.add((offset - self.writable.start) as usize) };
         }
-        assert!(
-            offset <= self.len && len <= self.len - offset,
-            "read of {len} bytes at {offset} leaves the region"
-        );
+        if offset > self.len || len > self.len - offset {
+            leaves("the region", offset, len);
+        }
         // SAFETY: just checked against the length of the mapping.
         unsafe { self.read.add(offset as usize) }
     }
 
-    #[inline]
+    #[inline(always)]
     fn writable(&self, offset: u64, len: u64) -> *mut u8 {
-        assert!(self.writes(offset, len), "write of {len} bytes at {offset} leaves this member's section");
+        if !self.writes(offset, len) {
+            leaves("this member's section", offset, len);
+        }
         // SAFETY: just checked against the writable range.
         unsafe { self.write.add((offset - self.writable.start) as usize) }
     }
 
-    #[inline]
-    fn word<'a>(at: *mut u8) -> &'a AtomicU64 {
-        assert!(at.cast::<u64>().is_aligned());
-        // SAFETY: `at` comes from `readable` or `writable`, so eight bytes are mapped there (an aligned address inside
-        // a range of eight bytes), and all accesses to words of the region are atomic.
-        unsafe { AtomicU64::from_ptr(at.cast()) }
+    /// The word at `offset`, to be read.
+    #[inline(always)]
+    fn word(&self, offset: u64) -> &AtomicU64 {
+        let at = offset.wrapping_sub(self.writable.start);
+        // SAFETY: `has_word` says that the word lies in the writable range, or in the region. All accesses to words of the
+        // region are atomic.
+        unsafe {
+            if has_word(self.writable.end - self.writable.start, at) {
+                return AtomicU64::from_ptr(self.write.add(at as usize).cast());
+            }
+            if !has_word(self.len, offset) {
+                leaves("the region", offset, 8);
+            }
+            AtomicU64::from_ptr(self.read.add(offset as usize).cast())
+        }
     }
+
+    /// The word at `offset`, to be read and written.
+    #[inline(always)]
+    fn own_word(&self, offset: u64) -> &AtomicU64 {
+        let at = offset.wrapping_sub(self.writable.start);
+        if !has_word(self.writable.end - self.writable.start, at) {
+            leaves("this member's section", offset, 8);
+        }
+        // SAFETY: just checked against the writable range. All accesses to words of the region are atomic.
+        unsafe { AtomicU64::from_ptr(self.write.add(at as usize).cast()) }
+    }
+}
+
+/// Whether the word at `at` is aligned and lies in `len` bytes, which begin aligned.
+#[inline(always)]
+fn has_word(len: u64, at: u64) -> bool {
+    // The three lowest bits become the highest: one comparison for both.
+    at.rotate_right(3) < len >> 3
+}
+
+#[cold]
+#[inline(never)]
+fn leaves(what: &str, offset: u64, len: u64) -> ! {
+    panic!("access to {len} bytes at {offset} is not aligned, or leaves {what}");
 }
 
 impl Memory for Window {
@@ -87,27 +121,22 @@ impl Memory for Window {
 
     #[inline]
     fn load(&self, offset: u64, order: Ordering) -> u64 {
-        Self::word(self.readable(offset, 8)).load(order)
+        self.word(offset).load(order)
     }
 
     #[inline]
     fn store(&self, offset: u64, value: u64, order: Ordering) {
-        Self::word(self.writable(offset, 8)).store(value, order);
+        self.own_word(offset).store(value, order);
     }
 
     #[inline]
     fn fetch_add(&self, offset: u64, value: u64, order: Ordering) -> u64 {
-        Self::word(self.writable(offset, 8)).fetch_add(value, order)
+        self.own_word(offset).fetch_add(value, order)
     }
 
     #[inline]
     fn compare_exchange(&self, offset: u64, current: u64, new: u64) -> Result<u64, u64> {
-        Self::word(self.writable(offset, 8)).compare_exchange(
-            current,
-            new,
-            Ordering::AcqRel,
-            Ordering::Acquire,
-        )
+        self.own_word(offset).compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire)
     }
 
     #[inline]
@@ -127,6 +156,24 @@ impl Memory for Window {
         unsafe { copy::to_shared(from, self.writable(offset, len as u64), len) }
     }
 
+    #[inline(always)]
+    fn load_words<const N: usize>(&self, offset: u64) -> [u64; N] {
+        let words = self.readable(offset, 8 * N as u64).cast::<u64>();
+        assert!(words.is_aligned());
+        // SAFETY: just checked.
+        core::array::from_fn(|n| unsafe { AtomicU64::from_ptr(words.add(n)) }.load(Ordering::Relaxed))
+    }
+
+    #[inline(always)]
+    fn store_words<const N: usize>(&self, offset: u64, values: [u64; N]) {
+        let words = self.writable(offset, 8 * N as u64).cast::<u64>();
+        assert!(words.is_aligned());
+        for (n, value) in values.into_iter().enumerate() {
+            // SAFETY: just checked.
+            unsafe { AtomicU64::from_ptr(words.add(n)) }.store(value, Ordering::Relaxed);
+        }
+    }
+
     #[inline]
     fn own(&self, offset: u64, len: u64) {
         let start = self.writable(offset, len);
@@ -142,7 +189,8 @@ impl Memory for Window {
 
     #[inline]
     fn expect(&self, offset: u64) {
-        cache::expect(self.readable(offset, 1));
+        // No check: a prefetch does no harm anywhere.
+        cache::expect(self.read.wrapping_add(offset as usize));
     }
 
     #[inline]
