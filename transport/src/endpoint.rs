@@ -54,6 +54,10 @@ pub struct Endpoint<M: Memory> {
     by_id: Vec<u32>,
     hot: Vec<u32>,
     next_hot: usize,
+    /// The last poll found a message.
+    found: bool,
+    /// So did the one before it.
+    streams: bool,
     turn: u32,
     /// Links that are not hot and may have something for us.
     queue: VecDeque<u32>,
@@ -165,6 +169,8 @@ impl<M: Memory> Endpoint<M> {
             by_id: vec![NO_LINK; total as usize],
             hot: Vec::new(),
             next_hot: 0,
+            found: false,
+            streams: false,
             turn: 0,
             queue: VecDeque::new(),
             sweep: 0,

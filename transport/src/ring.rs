@@ -112,7 +112,8 @@ impl Producer {
             self.clear(memory, slots);
             self.cleared = self.position + slots + 1;
         }
-        self.write(memory, parts);
+        let head = self.write(memory, parts);
+        memory.store_words(self.slots + self.at + STAMP, head);
         // The length fits 16 bits because MAX_INLINE does.
         let stamp = Stamp { sequence: Stamp::sequence_at(self.position), len: len as u16, kind, tag };
         // Release: whoever sees this stamp sees all the bytes above, and the zero behind them.
@@ -158,49 +159,54 @@ impl Producer {
         memory.store(self.slots + self.behind(slots), 0, Ordering::Relaxed);
     }
 
-    /// Writes the `parts` behind the next stamp, in whole words.
+    /// Writes the `parts` in whole words, but for those that belong into the slot of the stamp, which it returns: the
+    /// receiver looks at their line all the time and takes it away each time, so that all of it is written at one go.
     #[inline(always)]
-    fn write(&self, memory: &impl Memory, parts: &[&[u8]]) {
-        let mut stage = [0u8; STAGE];
-        let (mut staged, mut at) = (0, STAMP);
-        for part in parts {
-            if part.len() <= STAGE - staged {
-                copy_short(&mut stage[staged..], part);
-                staged += part.len();
-            } else {
-                (staged, at) = self.write_long(memory, &mut stage, staged, at, part);
+    fn write(&self, memory: &impl Memory, parts: &[&[u8]]) -> [u64; 3] {
+        let mut head = [0u8; HEAD];
+        let mut filled = 0;
+        for (n, part) in parts.iter().enumerate() {
+            if part.len() > HEAD - filled {
+                let (fits, rest) = part.split_at(HEAD - filled);
+                copy_short(&mut head[filled..], fits);
+                match &parts[n + 1..] {
+                    [] => self.write_rest(memory, rest),
+                    others => self.join_rest(memory, rest, others),
+                }
+                break;
             }
+            copy_short(&mut head[filled..], part);
+            filled += part.len();
         }
-        // What fits one slot is written as all of it: a length that is known here costs no loop.
-        match staged {
-            0 => (),
-            1..=24 if at == STAMP => memory.write(self.slots + self.at + STAMP, &stage[..24]),
-            _ => self.write_words(memory, at, &stage[..staged.next_multiple_of(8)]),
+        let word = |n: usize| u64::from_ne_bytes(head[n..n + 8].try_into().unwrap_or_default());
+        [word(0), word(8), word(16)]
+    }
+
+    /// Writes what the first slot has no room for.
+    #[inline(always)]
+    fn write_rest(&self, memory: &impl Memory, rest: &[u8]) {
+        let (words, tail) = rest.split_at(rest.len() & !7);
+        if !tail.is_empty() {
+            let mut word = [0; 8];
+            copy_short(&mut word, tail);
+            self.write_words(memory, SLOT + words.len() as u64, &word);
+        }
+        if !words.is_empty() {
+            self.write_words(memory, SLOT, words);
         }
     }
 
-    /// Writes a part for which there is no room on the stage.
+    /// As [`Producer::write_rest`], of several parts.
+    #[cold]
     #[inline(never)]
-    fn write_long(
-        &self,
-        memory: &impl Memory,
-        stage: &mut [u8; STAGE],
-        staged: usize,
-        mut at: u64,
-        part: &[u8],
-    ) -> (usize, u64) {
-        let mut rest = part;
-        if staged > 0 {
-            let (some, tail) = rest.split_at(STAGE - staged);
-            stage[staged..].copy_from_slice(some);
-            self.write_words(memory, at, stage);
-            at += STAGE as u64;
-            rest = tail;
+    fn join_rest(&self, memory: &impl Memory, first: &[u8], others: &[&[u8]]) {
+        let mut joined = [0u8; MAX_INLINE];
+        let mut len = 0;
+        for part in [first].iter().chain(others) {
+            joined[len..len + part.len()].copy_from_slice(part);
+            len += part.len();
         }
-        let (words, tail) = rest.split_at(rest.len() & !7);
-        self.write_words(memory, at, words);
-        copy_short(stage, tail);
-        (tail.len(), at + words.len() as u64)
+        self.write_rest(memory, &joined[..len]);
     }
 
     /// Writes whole words, `at` bytes behind the start of the next slot.
@@ -219,8 +225,8 @@ impl Producer {
     }
 }
 
-/// Bytes of short parts that are joined before they are written.
-const STAGE: usize = 64;
+/// Bytes of a message that lie in the slot of its stamp.
+const HEAD: usize = (SLOT - STAMP) as usize;
 
 /// Copies all of `from` to the start of `to`, without a call for the lengths of headers and small payloads.
 #[inline(always)]
@@ -284,12 +290,22 @@ impl Consumer {
         if sound { Ok(Some(stamp)) } else { Err(Fault { what: "stamp", value: word }) }
     }
 
-    /// Copies the bytes of the message that [`Consumer::peek`] showed; those behind them, up to a whole word, may become
-    /// anything. `to` has room for whole words.
+    /// Copies the bytes of the message that [`Consumer::peek`] showed; those behind them, up to a whole word or the end of
+    /// the slot, may become anything. `to` has room for them.
     #[inline(always)]
     pub fn read(&self, memory: &impl Memory, stamp: Stamp, to: &mut [u8]) {
-        let to = &mut to[..usize::from(stamp.len).next_multiple_of(8)];
         let at = self.at + STAMP;
+        // What fits one slot is read as all of it, as it was written.
+        if stamp.len <= 24
+            && let Some(to) = to.first_chunk_mut::<24>()
+        {
+            let words: [u64; 3] = memory.load_words(self.slots + at);
+            for (to, word) in to.chunks_exact_mut(8).zip(words) {
+                to.copy_from_slice(&word.to_ne_bytes());
+            }
+            return;
+        }
+        let to = &mut to[..usize::from(stamp.len).next_multiple_of(8)];
         let (first, second) = to.split_at_mut(to.len().min((self.count * SLOT - at) as usize));
         memory.read(self.slots + at, first);
         if !second.is_empty() {

@@ -22,6 +22,10 @@ const FAIR: u32 = 32;
 /// So many bytes of the next fragment are made our own while there is nothing else to do.
 const OWNED: usize = 4096 + 128;
 
+/// With more fragments than these under way to a peer, those that have landed are looked for after each message too: who
+/// never finds nothing would never get them back.
+const CROWD: usize = 8;
+
 /// One poll in so many looks at all else, where nothing is known to be due.
 const CALM: u32 = 4;
 
@@ -35,6 +39,7 @@ impl<M: Memory> Endpoint<M> {
         self.turn = self.turn.wrapping_add(1);
         // Busy peers first, but they never keep the others from their turn.
         if !self.turn.is_multiple_of(FAIR) {
+            self.streams = core::mem::take(&mut self.found);
             if let Some(event) = self.poll_hot(inbox) {
                 return Some(event);
             }
@@ -52,11 +57,22 @@ impl<M: Memory> Endpoint<M> {
         self.poll_rest(inbox)
     }
 
-    /// As [`Endpoint::poll`], but looks only at the rings that were busy lately: for more of what poll has just found.
+    /// As [`Endpoint::poll`], for more of what poll has just found: looks only at the rings that were busy lately, and not
+    /// even at these where poll had found nothing the last time. In a dialogue nothing comes before our answer, and to look
+    /// in vain fetches a line that the peer has just prepared for its next message.
     #[inline(always)]
     pub fn poll_more(&mut self, inbox: &mut Inbox) -> Option<Event> {
-        self.turn = self.turn.wrapping_add(1);
-        if self.turn.is_multiple_of(FAIR) { self.poll_rest(inbox) } else { self.poll_hot(inbox) }
+        if self.streams {
+            self.turn = self.turn.wrapping_add(1);
+            if self.turn.is_multiple_of(FAIR) {
+                return self.poll_rest(inbox);
+            }
+            if let Some(event) = self.poll_hot(inbox) {
+                return Some(event);
+            }
+        }
+        let first = self.sending.first()?;
+        if self.links[*first as usize].in_flight.len() > CROWD { self.poll_sending() } else { None }
     }
 
     #[inline(never)]
@@ -117,9 +133,11 @@ impl<M: Memory> Endpoint<M> {
             }
             let event = self.pop(*self.hot.get(self.next_hot)?, inbox);
             if event.is_some() {
+                self.found = true;
                 return event;
             }
         }
+        self.streams = false;
         None
     }
 
