@@ -4,15 +4,19 @@ use std::io::Write;
 
 use serde_json::json;
 use vmshm_transport::MAX_INLINE;
-use vmshm_transport::tune::{Machine, Speed, Tuning, measure};
+use vmshm_transport::tune::{Kernel, Machine, Tuning, measure, settle, string_from};
 
-/// Lengths of the copies that are measured, bytes: in the first, second and third level cache.
-const LENGTHS: [usize; 4] = [512, 8 << 10, 256 << 10, 4 << 20];
+/// Lengths of the copies that are measured, bytes: short messages, and copies in the second and third level cache.
+const LENGTHS: [usize; 8] = [64, 256, 1 << 10, 2 << 10, 4 << 10, 8 << 10, 256 << 10, 4 << 20];
+
+/// How fast each way of copying was, bytes per second.
+type Speeds = Vec<(Kernel, f64)>;
 
 /// Options of `vmshm tune`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The plugin takes the same sizes when an MPI program starts, and measures nothing then. To choose others:
+The plugin takes the same sizes when an MPI program starts. It measures then, as here, from which length on `rep movsb` is
+faster than vectors, in less than a tenth of a millisecond. To choose other sizes:
   mpirun --mca btl_vmshm_eager_limit 8192 --mca btl_vmshm_chunk_size 32768 ...
 
 `ompi_info --param btl vmshm --level 9` tells of each parameter.")]
@@ -27,22 +31,46 @@ impl Args {
     pub fn run(&self) -> anyhow::Result<()> {
         let machine = Machine::read();
         let tuning = Tuning::of(&machine);
-        let speeds = LENGTHS.map(measure);
+        settle();
+        let copies =
+            Copies { string_from: string_from(), speeds: LENGTHS.map(|len| (len, measure(len))).into() };
         let mut out = std::io::stdout().lock();
         if self.json {
-            let value = as_json(&machine, &tuning, &speeds);
+            let value = as_json(&machine, &tuning, &copies);
             writeln!(out, "{}", serde_json::to_string_pretty(&value)?)?;
         } else {
-            out.write_all(as_text(&machine, &tuning, &speeds).as_bytes())?;
+            out.write_all(as_text(&machine, &tuning, &copies).as_bytes())?;
         }
         Ok(())
     }
 }
 
-fn as_json(machine: &Machine, tuning: &Tuning, speeds: &[Speed]) -> serde_json::Value {
-    let speeds: Vec<_> = speeds
+/// What is known of the ways of copying.
+struct Copies {
+    /// The length from which on `rep movsb` is taken, bytes; the largest number where never.
+    string_from: usize,
+    /// The speeds of each length.
+    speeds: Vec<(usize, Speeds)>,
+}
+
+fn name(kernel: Kernel) -> &'static str {
+    match kernel {
+        Kernel::Words => "words",
+        Kernel::Sse2 => "sse2",
+        Kernel::Avx => "avx",
+        Kernel::String => "rep_movsb",
+    }
+}
+
+fn as_json(machine: &Machine, tuning: &Tuning, copies: &Copies) -> serde_json::Value {
+    let speeds: Vec<_> = copies
+        .speeds
         .iter()
-        .map(|s| json!({ "len": s.len, "rep_movsb_bytes_per_second": s.string, "words_bytes_per_second": s.words }))
+        .map(|(len, speeds)| {
+            let speeds: serde_json::Map<_, _> =
+                speeds.iter().map(|(kernel, speed)| (name(*kernel).to_owned(), json!(speed))).collect();
+            json!({ "len": len, "chosen": name(Kernel::of(*len)), "bytes_per_second": speeds })
+        })
         .collect();
     json!({
         "machine": {
@@ -53,6 +81,7 @@ fn as_json(machine: &Machine, tuning: &Tuning, speeds: &[Speed]) -> serde_json::
             "fast_strings": machine.fast_strings,
         },
         "copies": speeds,
+        "rep_movsb_from": (copies.string_from != usize::MAX).then_some(copies.string_from),
         "sizes": {
             "max_inline": MAX_INLINE,
             "eager_limit": tuning.eager,
@@ -65,7 +94,7 @@ fn as_json(machine: &Machine, tuning: &Tuning, speeds: &[Speed]) -> serde_json::
     })
 }
 
-fn as_text(machine: &Machine, tuning: &Tuning, speeds: &[Speed]) -> String {
+fn as_text(machine: &Machine, tuning: &Tuning, copies: &Copies) -> String {
     let known = |size: u64| if size == 0 { "unknown".to_owned() } else { bytes(size) };
     let mut text = format!(
         "Caches      {} first level, {} second, {} third\n",
@@ -77,11 +106,20 @@ fn as_text(machine: &Machine, tuning: &Tuning, speeds: &[Speed]) -> String {
         text += &format!("Clock       {} MHz\n", machine.clock);
     }
     text += &format!("rep movsb   {}\n", if machine.fast_strings { "fast (ERMS)" } else { "without ERMS" });
-    text += &format!("\n{:<14}{:>12}{:>12}\n", "Copies, GB/s", "rep movsb", "words");
-    for speed in speeds {
-        let string = speed.string.map_or_else(|| "-".to_owned(), gigabytes);
-        text += &format!("{:<14}{string:>12}{:>12}\n", bytes(speed.len as u64), gigabytes(speed.words));
+    text += "\nCopies, GB/s  ";
+    for (kernel, _) in copies.speeds.iter().flat_map(|(_, speeds)| speeds).take(copies.speeds[0].1.len()) {
+        text += &format!("{:>12}", name(*kernel));
     }
+    text += "\n";
+    for (len, speeds) in &copies.speeds {
+        text += &format!("{:<14}", bytes(*len as u64));
+        for (kernel, speed) in speeds {
+            let mark = if *kernel == Kernel::of(*len) { "*" } else { "" };
+            text += &format!("{:>12}", format!("{mark}{}", gigabytes(*speed)));
+        }
+        text += "\n";
+    }
+    text += "* is what copies of this length are by.\n";
     let chunks = (tuning.ahead / tuning.chunk) as u64;
     let rows = [
         ("btl_vmshm_max_inline", MAX_INLINE as u64, "longest message in the ring itself"),
@@ -123,14 +161,15 @@ mod tests {
         let machine =
             Machine { level1: 48 << 10, level2: 2 << 20, level3: 0, clock: 2100, fast_strings: true };
         let tuning = Tuning::of(&machine);
-        let speeds = [Speed { len: 512, string: None, words: 12.34e9 }];
-        let text = as_text(&machine, &tuning, &speeds);
+        let copies = Copies { string_from: usize::MAX, speeds: vec![(512, vec![(Kernel::Words, 12.34e9)])] };
+        let text = as_text(&machine, &tuning, &copies);
         assert!(text.contains("48 KiB first level, 2 MiB second, unknown third"), "{text}");
         assert!(text.contains("512 B") && text.contains("12.3"), "{text}");
         assert!(text.contains(&bytes(tuning.chunk as u64)), "{text}");
-        let value = as_json(&machine, &tuning, &speeds);
+        let value = as_json(&machine, &tuning, &copies);
         assert_eq!(value["sizes"]["chunk_size"], tuning.chunk);
         assert_eq!(value["machine"]["level2"], 2 << 20);
-        assert!(value["copies"][0]["rep_movsb_bytes_per_second"].is_null());
+        assert_eq!(value["copies"][0]["bytes_per_second"]["words"], 12.34e9);
+        assert!(value["rep_movsb_from"].is_null());
     }
 }

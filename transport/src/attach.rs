@@ -133,6 +133,7 @@ pub struct Attached {
 ///
 /// No region, no permission, a foreign or damaged region, no section, no room: each says what to do.
 pub fn open_endpoint(options: &Options) -> Result<Attached, AttachError> {
+    crate::tune::settle();
     let source = find(options.device.as_deref())?;
     let region = read_region(&source)?;
     let opened = open(&source)?;

@@ -1,13 +1,15 @@
 //! What suits this machine: how long messages are cut, from the sizes of its caches.
 //!
-//! Nothing is measured when a program starts: the sizes come from the kernel, which knows them from the processor, and the
-//! rules from measurements (`vmshm tune` repeats the one of the copies).
+//! The sizes come from the kernel, which knows them from the processor, and the rules from measurements. One thing is
+//! measured by each process, in less than a tenth of a millisecond: how long a copy must be for `rep movsb`.
 
 use std::fs;
 use std::path::Path;
+use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use crate::copy;
+pub use crate::copy::{Kernel, string_from};
 
 /// Sizes of a first and second level cache where nobody tells them, bytes: nearly every server has these or more.
 const LEVEL1: u64 = 32 << 10;
@@ -127,28 +129,48 @@ impl Tuning {
     }
 }
 
-/// How fast a way of copying is.
-#[derive(Debug, Clone, Copy)]
-pub struct Speed {
-    /// Bytes of each copy.
-    pub len: usize,
-    /// `rep movsb`, bytes per second; none where the processor has no such instruction or a sanitizer could not see it.
-    pub string: Option<f64>,
-    /// Word by word, bytes per second.
-    pub words: f64,
+/// The lengths from which on `rep movsb` may be taken, bytes. Longer copies are always by it, as nothing is faster.
+const STRINGS: [usize; 4] = [1 << 10, 2 << 10, 4 << 10, 8 << 10];
+
+/// Measures from which length on `rep movsb` is faster than vectors, and takes it from there on; once in a process.
+pub fn settle() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let from = vec![1u8; STRINGS[STRINGS.len() - 1]];
+        let mut to = vec![0u8; from.len()];
+        let mut time = |kernel: Kernel, len| {
+            let run = |_| {
+                let begin = Instant::now();
+                for _ in 0..4 {
+                    // SAFETY: both vectors have len bytes, and more than 32.
+                    unsafe { kernel.copy(from.as_ptr(), to.as_mut_ptr(), len) };
+                }
+                begin.elapsed()
+            };
+            (0..6).map(run).min()
+        };
+        let is_faster = |len: &usize| {
+            let vectors =
+                Kernel::all().filter(|kernel| *kernel != Kernel::String).last().unwrap_or(Kernel::Words);
+            time(Kernel::String, *len) < time(vectors, *len)
+        };
+        let longest = STRINGS[STRINGS.len() - 1];
+        copy::set_string_from(STRINGS.into_iter().find(is_faster).unwrap_or(longest));
+    });
 }
 
-/// Measures both ways of copying `len` bytes between the caches of this core, a few milliseconds each.
-pub fn measure(len: usize) -> Speed {
+/// How fast each way of copying `len` bytes between the caches of this core is, bytes per second: a few milliseconds each.
+pub fn measure(len: usize) -> Vec<(Kernel, f64)> {
     let from = vec![1u8; len];
     let mut to = vec![0u8; len];
-    let mut run = |work: &mut dyn FnMut(*const u8, *mut u8, usize)| {
+    let mut run = |kernel: Kernel| {
         let mut best = 0f64;
         for _ in 0..5 {
             let (begin, mut bytes) = (Instant::now(), 0);
             while begin.elapsed() < Duration::from_micros(500) {
                 for _ in 0..(64 << 10) / len.max(1) + 1 {
-                    work(from.as_ptr(), to.as_mut_ptr(), len);
+                    // SAFETY: both vectors have len bytes.
+                    unsafe { kernel.copy(from.as_ptr(), to.as_mut_ptr(), len) };
                     bytes += len;
                 }
             }
@@ -156,13 +178,8 @@ pub fn measure(len: usize) -> Speed {
         }
         best
     };
-    // SAFETY: both vectors have len bytes.
-    let words = run(&mut |from, to, len| unsafe { copy::words(from, to, len) });
-    let string = copy::string_copy_wanted().then(|| {
-        // SAFETY: as above.
-        run(&mut |from, to, len| unsafe { copy::string_copy(from, to, len) })
-    });
-    Speed { len, string, words }
+    assert!(len >= 32, "copies of {len} bytes are too short to be measured");
+    Kernel::all().map(|kernel| (kernel, run(kernel))).collect()
 }
 
 #[cfg(test)]
@@ -217,7 +234,10 @@ mod tests {
 
     #[test]
     fn copies_take_time() {
-        let speed = measure(4096);
-        assert!(speed.words > 0.0 && speed.string.is_none_or(|speed| speed > 0.0));
+        for (kernel, speed) in measure(4096) {
+            assert!(speed > 0.0, "{kernel:?}");
+        }
+        settle();
+        assert!(Kernel::all().any(|kernel| kernel == Kernel::of(1 << 20)));
     }
 }

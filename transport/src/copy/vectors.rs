@@ -1,0 +1,195 @@
+//! Copies by vectors and by `rep movsb`, which the compiler can't look into.
+
+use core::arch::asm;
+use core::arch::x86_64::__cpuid;
+#[cfg(feature = "std")]
+use core::arch::x86_64::__cpuid_count;
+use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+
+#[cfg(feature = "std")]
+use super::Kernel;
+
+/// From this many bytes on, vectors are faster than words.
+pub const SHORTEST: usize = 96;
+
+/// From this many bytes on, `rep movsb` is taken, until the machine was measured.
+const STRING: usize = 1024;
+
+const UNKNOWN: u8 = 0;
+const SSE2: u8 = 1;
+const AVX: u8 = 2;
+
+/// The vectors of this processor.
+static VECTORS: AtomicU8 = AtomicU8::new(UNKNOWN);
+/// From this many bytes on, copies are by `rep movsb`.
+static STRING_FROM: AtomicUsize = AtomicUsize::new(STRING);
+
+/// Copies as fast as this processor can.
+///
+/// # Safety
+///
+/// `from` must be valid for reads and `to` for writes of `len` bytes, [`SHORTEST`] or more, and they must not overlap.
+#[inline]
+pub unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
+    // SAFETY: the caller vouches for the pointers; VECTORS says what the processor has.
+    unsafe {
+        if len >= STRING_FROM.load(Ordering::Relaxed) {
+            string(from, to, len);
+        } else {
+            match VECTORS.load(Ordering::Relaxed) {
+                AVX => avx(from, to, len),
+                SSE2 => sse2(from, to, len),
+                _ => first(from, to, len),
+            }
+        }
+    }
+}
+
+/// Finds out which vectors there are, and copies.
+///
+/// # Safety
+///
+/// As [`copy`].
+#[cold]
+unsafe fn first(from: *const u8, to: *mut u8, len: usize) {
+    let _ = detect();
+    // SAFETY: the caller vouches for the pointers.
+    unsafe { sse2(from, to, len) }
+}
+
+/// The widest vectors that the processor has, and that the system lets us use.
+fn detect() -> u8 {
+    let found = if has_avx() { AVX } else { SSE2 };
+    VECTORS.store(found, Ordering::Relaxed);
+    found
+}
+
+/// The kernel for copies that are not worth `rep movsb`.
+#[cfg(feature = "std")]
+pub fn vectors() -> Kernel {
+    if detect() == AVX { Kernel::Avx } else { Kernel::Sse2 }
+}
+
+fn has_avx() -> bool {
+    const OSXSAVE: u32 = 1 << 27;
+    const AVX: u32 = 1 << 28;
+    const XMM_AND_YMM: u32 = 0b110;
+    if __cpuid(1).ecx & (OSXSAVE | AVX) != OSXSAVE | AVX {
+        return false;
+    }
+    let enabled: u32;
+    // SAFETY: OSXSAVE says that the instruction is there; it reads a register that says what the system saves.
+    unsafe {
+        asm!("xgetbv", in("ecx") 0, out("eax") enabled, out("edx") _, options(nomem, nostack, preserves_flags));
+    }
+    enabled & XMM_AND_YMM == XMM_AND_YMM
+}
+
+/// Whether the processor says that `rep movsb` is fast (ERMS).
+#[cfg(feature = "std")]
+fn has_fast_strings() -> bool {
+    const ERMS: u32 = 1 << 9;
+    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).ebx & ERMS != 0
+}
+
+/// The number of bytes from which on copies are by `rep movsb`.
+#[cfg(feature = "std")]
+pub fn string_from() -> usize {
+    STRING_FROM.load(Ordering::Relaxed)
+}
+
+/// Sets [`string_from`]; never, where the processor does not say that it is fast.
+#[cfg(feature = "std")]
+pub fn set_string_from(len: usize) {
+    STRING_FROM.store(if has_fast_strings() { len } else { usize::MAX }, Ordering::Relaxed);
+}
+
+/// Whether a kernel can be used. A slow `rep movsb` is none.
+#[cfg(feature = "std")]
+pub fn has(kernel: Kernel) -> bool {
+    match kernel {
+        Kernel::Words | Kernel::Sse2 => true,
+        Kernel::Avx => vectors() == Kernel::Avx,
+        Kernel::String => has_fast_strings(),
+    }
+}
+
+/// # Safety
+///
+/// As [`copy`].
+pub unsafe fn string(from: *const u8, to: *mut u8, len: usize) {
+    // SAFETY: the caller vouches for the pointers; the ABI has the direction flag clear on entry.
+    unsafe {
+        asm!(
+            "rep movsb",
+            inout("rcx") len => _,
+            inout("rsi") from => _,
+            inout("rdi") to => _,
+            options(nostack, preserves_flags)
+        );
+    }
+}
+
+/// A copy of `$width` bytes or more by vectors of as many. The first and the last overlap what lies between them, which
+/// is aligned where it is written.
+macro_rules! by_vectors {
+    ($name:ident, $width:literal, $move:literal, $vector:literal, $end:literal) => {
+        /// # Safety
+        ///
+        /// As [`copy`], on a processor that has these vectors.
+        pub unsafe fn $name(from: *const u8, to: *mut u8, len: usize) {
+            // SAFETY: the caller vouches for the pointers; nothing beyond `len` bytes is touched on either side.
+            unsafe {
+                asm!(
+                    concat!($move, " ", $vector, "4, [{from} + {len} - ", $width, "]"),
+                    concat!($move, " ", $vector, "0, [{from}]"),
+                    "lea {end}, [{to} + {len}]",
+                    "sub {from}, {to}",
+                    concat!($move, " [{to}], ", $vector, "0"),
+                    concat!("and {to}, -", $width),
+                    concat!("add {to}, ", $width),
+                    "mov {len}, {end}",
+                    "sub {len}, {to}",
+                    concat!("cmp {len}, 4*", $width),
+                    "jb 3f",
+                    "2:",
+                    concat!($move, " ", $vector, "0, [{from} + {to}]"),
+                    concat!($move, " ", $vector, "1, [{from} + {to} + ", $width, "]"),
+                    concat!($move, " ", $vector, "2, [{from} + {to} + 2*", $width, "]"),
+                    concat!($move, " ", $vector, "3, [{from} + {to} + 3*", $width, "]"),
+                    concat!($move, " [{to}], ", $vector, "0"),
+                    concat!($move, " [{to} + ", $width, "], ", $vector, "1"),
+                    concat!($move, " [{to} + 2*", $width, "], ", $vector, "2"),
+                    concat!($move, " [{to} + 3*", $width, "], ", $vector, "3"),
+                    concat!("add {to}, 4*", $width),
+                    concat!("sub {len}, 4*", $width),
+                    concat!("cmp {len}, 4*", $width),
+                    "jae 2b",
+                    "3:",
+                    concat!("sub {len}, ", $width),
+                    "jbe 4f",
+                    concat!($move, " ", $vector, "0, [{from} + {to}]"),
+                    concat!($move, " [{to}], ", $vector, "0"),
+                    concat!("add {to}, ", $width),
+                    "jmp 3b",
+                    "4:",
+                    concat!($move, " [{end} - ", $width, "], ", $vector, "4"),
+                    $end,
+                    from = inout(reg) from => _,
+                    to = inout(reg) to => _,
+                    len = inout(reg) len => _,
+                    end = out(reg) _,
+                    out("xmm0") _,
+                    out("xmm1") _,
+                    out("xmm2") _,
+                    out("xmm3") _,
+                    out("xmm4") _,
+                    options(nostack)
+                );
+            }
+        }
+    };
+}
+
+by_vectors!(sse2, "16", "movdqu", "xmm", "");
+by_vectors!(avx, "32", "vmovdqu", "ymm", "vzeroupper");
