@@ -325,7 +325,7 @@ fn cut(size: usize, count: c_uint, section: u64) -> Cut {
     let most = usize::try_from(section / CHUNKS_PART).unwrap_or(usize::MAX) / size;
     let count = count.min(most).max(2);
     let piece = size.min(tuning.piece);
-    Cut { size, piece, count, few: (tuning.turn / piece).clamp(2, count) }
+    Cut { size, piece, count, few: (tuning.turn / size).clamp(2, count) }
 }
 
 /// Largest message that travels inline.

@@ -65,13 +65,20 @@ pub fn is_chunk(tag: u8) -> bool {
 pub struct Cut {
     /// Bytes of a chunk.
     pub size: usize,
-    /// Bytes in a chunk of a message that is alone on its way: less, since the receiver begins when the first is there. Many
-    /// messages overlap anyhow, and then each chunk costs as much time as some kilobytes.
+    /// Bytes in the last chunks of a message that is alone on its way, and what its lead is copied in: less, since the other
+    /// side has nothing else to do then. Many messages overlap anyhow, and each piece costs as much time as some kilobytes.
     pub piece: usize,
     /// Chunks for many messages.
     pub count: usize,
-    /// Chunks for one.
+    /// Whole chunks for one.
     pub few: usize,
+}
+
+impl Cut {
+    /// The next chunk of a message that is alone and has `rest` bytes to go: the last of them short, the others long.
+    fn next_piece(&self, rest: usize) -> usize {
+        (rest / 2).clamp(self.piece, self.size)
+    }
 }
 
 /// The memory of the chunks.
@@ -363,7 +370,7 @@ impl Fabric {
     pub fn chunk_for_lead(&mut self, len: usize) -> Option<(Fragment, Fragment)> {
         let cut = self.cut;
         let most = if self.stages.count() == 0 {
-            cut.few * cut.piece / len.clamp(cut.piece, cut.size)
+            cut.few * cut.size / len.clamp(cut.piece, cut.size)
         } else {
             cut.count
         };
@@ -388,8 +395,10 @@ impl Fabric {
         while let Some(index) = self.staged(peer.index()).next() {
             let serving = &mut self.staged(peer.index()).serving;
             let (number, request) = serving[index];
-            let (piece, wanted) =
-                if serving.len() == 1 { (cut.piece, cut.few) } else { (cut.size, cut.count) };
+            let (piece, wanted) = match serving.len() {
+                1 => (cut.next_piece(request.len as usize), cut.few),
+                _ => (cut.size, cut.count),
+            };
             let Some(from) = self.stages.get(request.stage).map(|stage| stage.base) else {
                 // The peer has said that it has enough: what it would pull is not ours to read any more.
                 self.staged(peer.index()).served(index, request.len);
