@@ -115,7 +115,7 @@ impl OpenMpi {
             .allowlist_var(
                 "MPI_ERR_(TRUNCATE|WIN|RMA_ATTACH)|MPI_WIN_(FLAVOR_.*|UNIFIED)|MPI_MODE_NO(SUCCEED|CHECK)",
             )
-            .allowlist_var("MPI_LOCK_EXCLUSIVE|MPI_PROC_NULL|OMPI_ERR_RMA_(SYNC|RANGE)")
+            .allowlist_var("MPI_LOCK_(EXCLUSIVE|SHARED)|MPI_PROC_NULL|OMPI_ERR_RMA_(SYNC|RANGE)")
             .allowlist_function("mca_(btl_base_param_register|btl_base_dump)")
             .allowlist_function("mca_base_(component_var_register|var_group_component_register)")
             .allowlist_function("opal_(bitmap_set_bit|proc_local_get|show_help_add_dir)")

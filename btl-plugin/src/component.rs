@@ -16,6 +16,7 @@ use crate::help::{self, Topic};
 use crate::idle::Rest;
 use crate::module;
 use crate::ompi::{self, MODULE, mca_base_component_t, mca_btl_base_module_t, mca_btl_vmshm_component};
+use crate::osc;
 use crate::sleep::{self, Sleep};
 use crate::stage::{self, Cut};
 
@@ -393,6 +394,13 @@ fn handle(fabric: &mut Held, inbox: &mut Inbox, event: Event) {
                 reject(fabric, peer, stage::PULL);
             }
         }
+        Event::Message { peer, tag: osc::TAG, len } => {
+            let bytes = inbox.bytes(len);
+            // SAFETY: the bytes are there.
+            if !Held::unlocked(fabric, || unsafe { osc::heard(peer, bytes.as_ptr(), len) }) {
+                reject(fabric, peer, osc::TAG);
+            }
+        }
         Event::Message { peer, tag, len } => {
             let bytes = inbox.bytes_mut(len);
             let heard = Held::unlocked(fabric, || module::deliver(tag, bytes.as_mut_ptr(), len, None));
@@ -420,6 +428,19 @@ fn handle(fabric: &mut Held, inbox: &mut Inbox, event: Event) {
             {
                 // SAFETY: Open MPI gave all of it for this.
                 Held::unlocked(fabric, || unsafe { pull.call_back(ompi::OPAL_SUCCESS as c_int) });
+            }
+        }
+        Event::Fragment { peer, tag: osc::TAG, offset, len } => {
+            let Some(open) = fabric.as_mut() else { return };
+            let bytes = open.endpoint.address(offset, len as u64);
+            // SAFETY: the transport has checked that len bytes lie there.
+            let is_done = Held::unlocked(fabric, || unsafe { osc::heard(peer, bytes, len) });
+            if let Some(fabric) = fabric.as_mut() {
+                // An error here is followed by Event::Gone.
+                let _ = fabric.endpoint.consume(peer);
+            }
+            if !is_done {
+                reject(fabric, peer, osc::TAG);
             }
         }
         Event::Fragment { peer, tag, offset, len } => {

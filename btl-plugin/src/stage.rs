@@ -346,7 +346,7 @@ impl Fabric {
 
     /// The chunk that was used least lately, or a new one as long as there are fewer than wanted. A peer to which hardly
     /// anything is under way gets one in any case: others may keep theirs for as long as they like.
-    fn chunk(&mut self, peer: Peer, wanted: usize) -> Option<Fragment> {
+    pub fn chunk(&mut self, peer: Peer, wanted: usize) -> Option<Fragment> {
         let is_starved = self.chunks.free.is_empty() && self.endpoint.in_flight(peer) < ENOUGH;
         let Chunks { free, flying, .. } = &mut self.chunks;
         let count = free.len() + *flying;

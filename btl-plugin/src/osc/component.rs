@@ -8,8 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use vmshm_transport::abi::EndpointName;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::direct::{self, Wanted};
+use super::direct;
+use super::members::Wanted;
 use super::operations;
+use super::served;
 use super::window::{Remote, WINDOWS, Window};
 use crate::component::register_variable;
 use crate::fabric::FABRIC;
@@ -179,17 +181,21 @@ pub unsafe extern "C" fn select(
     // SAFETY: Open MPI's arguments are handed on; it gives room for a base address and a model.
     unsafe {
         let names = members(comm).unwrap_or_default();
-        if kind != ompi::MPI_WIN_FLAVOR_DYNAMIC && direct::is_possible(&names) {
-            let wanted = Wanted { comm, base, size, unit, flavor: kind, info };
-            match direct::make(win, &wanted, &names) {
-                Ok(true) => {
-                    *model = ompi::MPI_WIN_UNIFIED as c_int;
-                    return SUCCESS;
-                }
-                // Some section is full, or other transports have to read the memory.
-                Ok(false) => {}
-                Err(code) => return code,
+        let wanted = Wanted { comm, base, size, unit, flavor: kind, info };
+        let made = match kind {
+            ompi::MPI_WIN_FLAVOR_DYNAMIC => Ok(false),
+            _ if direct::is_possible(&names) => direct::make(win, &wanted, &names),
+            ompi::MPI_WIN_FLAVOR_SHARED => Ok(false),
+            _ => served::make(win, &wanted, &names),
+        };
+        match made {
+            Ok(true) => {
+                *model = ompi::MPI_WIN_UNIFIED as c_int;
+                return SUCCESS;
             }
+            // Some process's memory is not in its section.
+            Ok(false) => {}
+            Err(code) => return code,
         }
         let Some((below, is_layered)) = below(comm, kind) else { return ompi::OPAL_ERR_NOT_SUPPORTED };
         let Some(make) = (*below).osc_select else { return ompi::OPAL_ERR_NOT_SUPPORTED };

@@ -7,17 +7,12 @@ use std::ptr;
 use std::sync::atomic::AtomicU32;
 
 use vmshm_transport::abi::{EndpointId, EndpointName};
-use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::component::{ALIGNMENT, gather};
 use super::epochs;
+use super::members::{self, Member, Members, Wanted, checked, code};
 use super::state::State;
 use crate::fabric::FABRIC;
-use crate::mpool;
-use crate::ompi::{
-    self, ompi_communicator_t, ompi_datatype_t, ompi_op_t, ompi_osc_base_module_t, ompi_request_t,
-    ompi_win_t, opal_info_t,
-};
+use crate::ompi::{self, ompi_datatype_t, ompi_op_t, ompi_osc_base_module_t, ompi_request_t, ompi_win_t};
 
 const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
 
@@ -26,11 +21,9 @@ const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
 pub struct Direct {
     /// What Open MPI calls: it takes the window for this.
     functions: ompi_osc_base_module_t,
-    /// The same processes, for ourselves.
-    pub comm: *mut ompi_communicator_t,
-    /// Which of them this one is.
-    pub me: usize,
-    /// All of them.
+    /// Its processes.
+    pub members: Members,
+    /// What they have for each other.
     pub targets: Vec<Target>,
     /// The user asks for the others' memory, to use it as its own.
     is_shared: bool,
@@ -40,54 +33,15 @@ pub struct Direct {
     pub posted: Cell<Option<u64>>,
     /// Calls that found nothing to wait for.
     pub idle: AtomicU32,
-    /// Memory of the section, given back in the end.
-    _memory: Vec<Taken>,
 }
 
 /// A process of the window.
 pub struct Target {
-    /// Its memory, or NULL.
-    base: *mut u8,
-    /// Bytes.
-    len: usize,
-    /// Bytes that displacements count in.
-    unit: c_int,
+    member: Member,
     /// Its words.
     pub state: State,
     /// How this process has locked it.
     pub lock: Cell<Option<epochs::Locked>>,
-}
-
-/// Memory of the section.
-struct Taken(*mut u8);
-
-impl Taken {
-    fn new(len: usize) -> Option<Self> {
-        mpool::take_aligned(len, ALIGNMENT).map(Self)
-    }
-}
-
-impl Drop for Taken {
-    fn drop(&mut self) {
-        mpool::give_back(self.0);
-    }
-}
-
-/// What a process tells the others of its memory.
-#[repr(C)]
-#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
-struct Exposed {
-    /// 1 where the window may be direct.
-    is_ready: u64,
-    /// Offset in the region of the first byte.
-    offset: u64,
-    /// Bytes, of the window and of all parts of it that lie in this memory.
-    len: u64,
-    held: u64,
-    /// Offset in the region of its words.
-    state: u64,
-    /// What displacements count in, bytes.
-    unit: u64,
 }
 
 /// The window's own functions.
@@ -136,22 +90,6 @@ pub fn is_possible(names: &[EndpointName]) -> bool {
     })
 }
 
-/// A window as `MPI_Win_create` and its like ask for it.
-pub struct Wanted {
-    /// Who takes part.
-    pub comm: *mut ompi_communicator_t,
-    /// Where the user's memory is, or is to be told.
-    pub base: *mut *mut c_void,
-    /// Bytes.
-    pub size: usize,
-    /// What displacements count in, bytes.
-    pub unit: c_int,
-    /// `MPI_WIN_FLAVOR_...`
-    pub flavor: u32,
-    /// The user's hints.
-    pub info: *mut opal_info_t,
-}
-
 /// Makes a direct window, or returns false if some process's memory is not in its section.
 ///
 /// # Errors
@@ -161,114 +99,28 @@ pub struct Wanted {
 /// All of it is Open MPI's, for a new window. All processes call this with names of all of them.
 pub unsafe fn make(win: *mut ompi_win_t, wanted: &Wanted, names: &[EndpointName]) -> Result<bool, c_int> {
     // SAFETY: the caller vouches for all.
-    let (me, is_joint, given) = unsafe {
-        let me = usize::try_from(ompi::vmshm_coll_rank(wanted.comm)).unwrap_or(0);
-        let is_shared = wanted.flavor == ompi::MPI_WIN_FLAVOR_SHARED;
-        let is_joint = is_shared && !ompi::vmshm_osc_is_apart(wanted.info);
-        let is_given = wanted.flavor == ompi::MPI_WIN_FLAVOR_CREATE;
-        (me, is_joint, is_given.then(|| (*wanted.base).cast::<u8>()))
-    };
-    // The parts of a joint window follow each other, in the section of the first process.
-    let held = if is_joint {
-        // SAFETY: as above.
-        let sizes = unsafe { gather(wanted.comm, &(wanted.size as u64), names.len())? };
-        let all = sizes.iter().try_fold(0u64, |sum, size| sum.checked_add(*size));
-        if me == 0 { all.and_then(|all| usize::try_from(all).ok()) } else { Some(0) }
-    } else {
-        Some(wanted.size)
-    };
-    let mut memory: Vec<Taken> = Vec::new();
-    let state = Taken::new(State::len(names.len()));
-    if given.is_none() && held.is_some_and(|held| held > 0) {
-        memory.extend(Taken::new(held.unwrap_or(0)));
-    }
-    let start = given.or_else(|| memory.first().map(|taken| taken.0));
-    let expose = |address: *mut u8, len: usize| {
-        FABRIC.lock().as_ref().and_then(|fabric| fabric.endpoint.expose(address, len as u64))
-    };
-    let offset = match held {
-        Some(0) => Some(0),
-        Some(held) => start.and_then(|start| expose(start, held)),
-        None => None,
-    };
-    let state_offset = state.as_ref().and_then(|state| {
-        // SAFETY: so many bytes were taken, and nobody knows of them.
-        unsafe { state.0.write_bytes(0, State::len(names.len())) };
-        expose(state.0, State::len(names.len()))
-    });
-    memory.extend(state);
-    let mine = Exposed {
-        is_ready: u64::from(offset.is_some() && state_offset.is_some()),
-        offset: offset.unwrap_or(0),
-        len: wanted.size as u64,
-        held: held.unwrap_or(0) as u64,
-        state: state_offset.unwrap_or(0),
-        unit: wanted.unit.unsigned_abs().into(),
-    };
-    // SAFETY: as above.
-    let all: Vec<Exposed> = unsafe { gather(wanted.comm, &mine, names.len())? };
-    if all.iter().any(|exposed| exposed.is_ready != 1) {
+    let Some(members) = (unsafe { members::meet(wanted, names, State::len(names.len()))? }) else {
         return Ok(false);
-    }
-    let targets = targets(&all, names, is_joint).ok_or(ompi::OPAL_ERR_BAD_PARAM)?;
-    let mut comm = ptr::null_mut();
+    };
+    let target = |member: &Member| Target {
+        member: *member,
+        // SAFETY: its process has cleared so many bytes there; they are in the region, which stays mapped, and may be
+        // written, as `is_possible` said.
+        state: unsafe { State::new(member.words) },
+        lock: Cell::new(None),
+    };
+    let window = Box::new(Direct {
+        functions: FUNCTIONS,
+        targets: members.all.iter().map(target).collect(),
+        members,
+        is_shared: wanted.flavor == ompi::MPI_WIN_FLAVOR_SHARED,
+        started: RefCell::new(None),
+        posted: Cell::new(None),
+        idle: AtomicU32::new(0),
+    });
     // SAFETY: as above.
-    unsafe {
-        let code = ompi::vmshm_osc_dup(wanted.comm, &mut comm);
-        if code != SUCCESS {
-            return Err(code);
-        }
-        if given.is_none() {
-            *wanted.base = targets[me].base.cast();
-        }
-        let window = Box::new(Direct {
-            functions: FUNCTIONS,
-            comm,
-            me,
-            targets,
-            is_shared: wanted.flavor == ompi::MPI_WIN_FLAVOR_SHARED,
-            started: RefCell::new(None),
-            posted: Cell::new(None),
-            idle: AtomicU32::new(0),
-            _memory: memory,
-        });
-        ompi::vmshm_osc_set_module(win, Box::into_raw(window).cast());
-    }
+    unsafe { ompi::vmshm_osc_set_module(win, Box::into_raw(window).cast()) };
     Ok(true)
-}
-
-/// Where all processes' memory is; None where some of it is not in the section of who says so.
-fn targets(all: &[Exposed], names: &[EndpointName], is_joint: bool) -> Option<Vec<Target>> {
-    let fabric = FABRIC.lock();
-    let endpoint = &fabric.as_ref()?.endpoint;
-    let address = |rank: usize, offset: u64, len: u64| {
-        let (section, _) = endpoint.region().place(EndpointId(names[rank].id))?;
-        section.contains(offset, len).then(|| endpoint.address(offset, len))
-    };
-    let mut before = 0u64;
-    let target = |(rank, exposed): (usize, &Exposed)| {
-        let words = State::len(all.len()) as u64;
-        let state = address(rank, exposed.state, words).filter(|at| at.cast::<u64>().is_aligned())?;
-        let base = if is_joint {
-            let offset = all[0].offset.checked_add(before)?;
-            before = before.checked_add(exposed.len).filter(|end| *end <= all[0].held)?;
-            if all[0].held == 0 { ptr::null_mut() } else { address(0, offset, exposed.len)? }
-        } else if exposed.len == 0 {
-            ptr::null_mut()
-        } else {
-            address(rank, exposed.offset, exposed.len)?
-        };
-        Some(Target {
-            base,
-            len: usize::try_from(exposed.len).ok()?,
-            unit: c_int::try_from(exposed.unit).ok()?,
-            // SAFETY: its process has cleared so many bytes there; they are in the region, which stays mapped, and may be
-            // written, as `is_possible` said.
-            state: unsafe { State::new(state) },
-            lock: Cell::new(None),
-        })
-    };
-    all.iter().enumerate().map(target).collect()
 }
 
 /// The window behind Open MPI's.
@@ -293,50 +145,6 @@ impl Direct {
     }
 }
 
-impl Target {
-    /// Where a displacement leads, if the bytes from `first` on, counted from there, are the window's.
-    #[inline]
-    fn at(&self, displacement: isize, first: isize, len: usize) -> Result<*mut u8, c_int> {
-        let at = displacement.checked_mul(self.unit as isize).ok_or(OUT_OF_RANGE)?;
-        let start =
-            at.checked_add(first).and_then(|start| usize::try_from(start).ok()).ok_or(OUT_OF_RANGE)?;
-        let fits = start <= self.len && len <= self.len - start;
-        if fits || len == 0 { Ok(self.base.wrapping_offset(at)) } else { Err(OUT_OF_RANGE) }
-    }
-
-    /// Where elements of a datatype are.
-    ///
-    /// # Safety
-    /// The datatype is Open MPI's.
-    #[inline]
-    unsafe fn elements(
-        &self,
-        displacement: isize,
-        count: c_int,
-        datatype: *mut ompi_datatype_t,
-    ) -> Result<*mut u8, c_int> {
-        let mut first = 0;
-        // SAFETY: the caller vouches for it.
-        let len = unsafe { ompi::vmshm_osc_span(count, datatype, &mut first) };
-        self.at(displacement, first, len)
-    }
-}
-
-/// The access leaves the window.
-const OUT_OF_RANGE: c_int = ompi::OMPI_ERR_RMA_RANGE as c_int;
-
-/// The code of a result.
-#[inline]
-pub fn code(result: Result<(), c_int>) -> c_int {
-    result.err().unwrap_or(SUCCESS)
-}
-
-/// A code as a result.
-#[inline]
-pub fn checked(code: c_int) -> Result<(), c_int> {
-    if code == SUCCESS { Ok(()) } else { Err(code) }
-}
-
 unsafe extern "C" fn put(
     origin: *const c_void,
     origin_count: c_int,
@@ -351,7 +159,7 @@ unsafe extern "C" fn put(
         // SAFETY: Open MPI gives a window, datatypes, and elements of the origin's.
         unsafe {
             let target = of(win).target(target)?;
-            let to = target.elements(displacement, target_count, target_type)?;
+            let to = target.member.elements(displacement, target_count, target_type)?;
             checked(ompi::vmshm_osc_copy(
                 origin,
                 origin_count,
@@ -379,7 +187,7 @@ unsafe extern "C" fn get(
         // SAFETY: Open MPI gives a window, datatypes, and room for the origin's elements.
         unsafe {
             let target = of(win).target(target)?;
-            let from = target.elements(displacement, target_count, target_type)?;
+            let from = target.member.elements(displacement, target_count, target_type)?;
             checked(ompi::vmshm_osc_copy(
                 from.cast(),
                 target_count,
@@ -408,7 +216,7 @@ unsafe extern "C" fn accumulate(
         // SAFETY: Open MPI gives a window, datatypes, an operation, and elements of the origin's.
         unsafe {
             let target = of(win).target(target)?;
-            let at = target.elements(displacement, target_count, target_type)?.cast();
+            let at = target.member.elements(displacement, target_count, target_type)?.cast();
             checked(target.state.guarded(epochs::pause, || {
                 ompi::vmshm_osc_combine(origin, origin_count, origin_type, at, target_count, target_type, op)
             }))
@@ -435,7 +243,7 @@ unsafe extern "C" fn get_accumulate(
         // SAFETY: Open MPI gives a window, datatypes, an operation, elements of the origin's and room for the result's.
         unsafe {
             let target = of(win).target(target)?;
-            let at = target.elements(displacement, target_count, target_type)?.cast();
+            let at = target.member.elements(displacement, target_count, target_type)?.cast();
             target.state.guarded(epochs::pause, || {
                 checked(ompi::vmshm_osc_copy(
                     at,
@@ -488,7 +296,7 @@ unsafe extern "C" fn compare_and_swap(
         // SAFETY: Open MPI gives a window, a datatype, two elements of it and room for one.
         unsafe {
             let target = of(win).target(target)?;
-            let at = target.elements(displacement, 1, datatype)?.cast();
+            let at = target.member.elements(displacement, 1, datatype)?.cast();
             target.state.guarded(epochs::pause, || {
                 ompi::vmshm_osc_swap(origin, compare, result, datatype, at);
             });
@@ -624,15 +432,15 @@ unsafe extern "C" fn shared_query(
     }
     // Without a rank, the first one that has memory is meant.
     let found = if rank == ompi::MPI_PROC_NULL {
-        window.targets.iter().find(|target| target.len > 0)
+        window.members.all.iter().find(|member| member.len > 0)
     } else {
         match window.target(rank) {
-            Ok(target) => Some(target),
+            Ok(target) => Some(&target.member),
             Err(code) => return code,
         }
     };
     let (at, len, scale) =
-        found.map_or((ptr::null_mut(), 0, 0), |target| (target.base, target.len, target.unit));
+        found.map_or((ptr::null_mut(), 0, 0), |member| (member.base, member.len, member.unit));
     // SAFETY: there is room for all three; the base is a pointer to one.
     unsafe {
         *size = len;
@@ -655,8 +463,8 @@ unsafe extern "C" fn free(win: *mut ompi_win_t) -> c_int {
     let window = unsafe { Box::from_raw(ompi::vmshm_osc_module(win).cast::<Direct>()) };
     // SAFETY: the communicator is the window's. After the barrier nobody uses our memory any more.
     unsafe {
-        let code = ompi::vmshm_osc_barrier(window.comm);
-        ompi::vmshm_osc_end(window.comm);
+        let code = ompi::vmshm_osc_barrier(window.members.comm);
+        ompi::vmshm_osc_end(window.members.comm);
         code
     }
 }

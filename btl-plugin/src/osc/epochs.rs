@@ -3,13 +3,14 @@
 use std::ffi::c_int;
 use std::sync::atomic::{self, Ordering};
 
-use super::direct::{Direct, checked, code, of};
+use super::direct::{Direct, of};
+use super::members::{Members, checked, code};
 use crate::ompi::{self, ompi_group_t, ompi_win_t};
 
 const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
 
 /// The calls do not follow each other as MPI asks.
-const OUT_OF_ORDER: c_int = ompi::OMPI_ERR_RMA_SYNC as c_int;
+pub const OUT_OF_ORDER: c_int = ompi::OMPI_ERR_RMA_SYNC as c_int;
 
 /// After so many flushes, messages are looked for: others may wait for them.
 const IDLE: u32 = 32;
@@ -25,6 +26,17 @@ pub enum Locked {
     Unchecked,
 }
 
+impl Locked {
+    /// What a call of `MPI_Win_lock` is for.
+    pub fn new(kind: u32, assert: c_int) -> Self {
+        match kind {
+            _ if !is_checked(assert) => Self::Unchecked,
+            ompi::MPI_LOCK_EXCLUSIVE => Self::Alone,
+            _ => Self::Shared,
+        }
+    }
+}
+
 /// Lets messages come, and other processes run where there are more of them than cores; the loss of one is noticed here.
 pub fn pause() {
     // SAFETY: no lock of ours is held.
@@ -32,32 +44,36 @@ pub fn pause() {
 }
 
 /// What was written before is seen before what is written after.
-fn order() {
+pub fn order() {
     atomic::fence(Ordering::SeqCst);
 }
 
-fn is_checked(assert: c_int) -> bool {
+/// Whether others are to be waited for.
+pub fn is_checked(assert: c_int) -> bool {
     assert.cast_unsigned() & ompi::MPI_MODE_NOCHECK == 0
 }
 
 pub unsafe extern "C" fn fence(_: c_int, win: *mut ompi_win_t) -> c_int {
     order();
     // SAFETY: Open MPI gives a window, whose communicator is ours.
-    unsafe { ompi::vmshm_osc_barrier(of(win).comm) }
+    unsafe { ompi::vmshm_osc_barrier(of(win).members.comm) }
 }
 
-/// Which ranks of the window a group has.
+/// Which ranks of a window a group has.
+///
+/// # Errors
+/// Some are not the window's.
 ///
 /// # Safety
 /// `group` is Open MPI's.
-unsafe fn ranks(window: &Direct, group: *mut ompi_group_t) -> Result<Vec<usize>, c_int> {
+pub unsafe fn ranks(members: &Members, group: *mut ompi_group_t) -> Result<Vec<usize>, c_int> {
     // SAFETY: the caller vouches for the group; there is room for as many ranks.
     let ranks = unsafe {
         let mut ranks = vec![0; usize::try_from(ompi::vmshm_osc_count(group)).unwrap_or(0)];
-        checked(ompi::vmshm_osc_ranks(window.comm, group, ranks.as_mut_ptr()))?;
+        checked(ompi::vmshm_osc_ranks(members.comm, group, ranks.as_mut_ptr()))?;
         ranks
     };
-    let known = |rank| usize::try_from(rank).ok().filter(|rank| *rank < window.targets.len());
+    let known = |rank| usize::try_from(rank).ok().filter(|rank| *rank < members.all.len());
     ranks.into_iter().map(known).collect::<Option<_>>().ok_or(OUT_OF_ORDER)
 }
 
@@ -65,7 +81,7 @@ pub unsafe extern "C" fn start(group: *mut ompi_group_t, assert: c_int, win: *mu
     // SAFETY: Open MPI gives a window and a group.
     let (window, ranks) = unsafe {
         let window = of(win);
-        (window, ranks(window, group))
+        (window, ranks(&window.members, group))
     };
     let ranks = match ranks {
         Ok(ranks) if window.started.borrow().is_none() => ranks,
@@ -74,7 +90,7 @@ pub unsafe extern "C" fn start(group: *mut ompi_group_t, assert: c_int, win: *mu
     };
     if is_checked(assert) {
         for &rank in &ranks {
-            window.targets[window.me].state.take_post(rank, pause);
+            window.targets[window.members.me].state.take_post(rank, pause);
         }
     }
     window.started.replace(Some(ranks));
@@ -97,7 +113,7 @@ pub unsafe extern "C" fn post(group: *mut ompi_group_t, assert: c_int, win: *mut
     // SAFETY: Open MPI gives a window and a group.
     let (window, ranks) = unsafe {
         let window = of(win);
-        (window, ranks(window, group))
+        (window, ranks(&window.members, group))
     };
     let ranks = match ranks {
         Ok(ranks) if window.posted.get().is_none() => ranks,
@@ -107,7 +123,7 @@ pub unsafe extern "C" fn post(group: *mut ompi_group_t, assert: c_int, win: *mut
     window.posted.set(Some(ranks.len() as u64));
     if is_checked(assert) {
         for rank in ranks {
-            window.targets[rank].state.post(window.me);
+            window.targets[rank].state.post(window.members.me);
         }
     }
     SUCCESS
@@ -115,7 +131,7 @@ pub unsafe extern "C" fn post(group: *mut ompi_group_t, assert: c_int, win: *mut
 
 /// Whether all have completed; then the epoch is over.
 fn is_over(window: &Direct, count: u64) -> bool {
-    let is_over = window.targets[window.me].state.take_completed(count);
+    let is_over = window.targets[window.members.me].state.take_completed(count);
     if is_over {
         window.posted.set(None);
         order();
@@ -175,13 +191,8 @@ fn unlock_one(window: &Direct, rank: c_int) -> Result<(), c_int> {
 }
 
 pub unsafe extern "C" fn lock(kind: c_int, rank: c_int, assert: c_int, win: *mut ompi_win_t) -> c_int {
-    let kind = match kind.cast_unsigned() {
-        _ if !is_checked(assert) => Locked::Unchecked,
-        ompi::MPI_LOCK_EXCLUSIVE => Locked::Alone,
-        _ => Locked::Shared,
-    };
     // SAFETY: Open MPI gives a window.
-    code(lock_one(unsafe { of(win) }, rank, kind))
+    code(lock_one(unsafe { of(win) }, rank, Locked::new(kind.cast_unsigned(), assert)))
 }
 
 pub unsafe extern "C" fn unlock(rank: c_int, win: *mut ompi_win_t) -> c_int {
@@ -192,7 +203,7 @@ pub unsafe extern "C" fn unlock(rank: c_int, win: *mut ompi_win_t) -> c_int {
 pub unsafe extern "C" fn lock_all(assert: c_int, win: *mut ompi_win_t) -> c_int {
     // SAFETY: Open MPI gives a window.
     let window = unsafe { of(win) };
-    let kind = if is_checked(assert) { Locked::Shared } else { Locked::Unchecked };
+    let kind = Locked::new(ompi::MPI_LOCK_SHARED, assert);
     code((0..window.targets.len()).try_for_each(|rank| lock_one(window, rank as c_int, kind)))
 }
 

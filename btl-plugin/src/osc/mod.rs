@@ -15,9 +15,12 @@
 mod component;
 mod direct;
 mod epochs;
+mod members;
 mod operations;
+mod served;
 mod state;
 mod window;
 
 pub use component::{finalize, init, query, register, select};
+pub use served::{TAG, heard};
 pub use window::is_used;

@@ -7,12 +7,14 @@
 
 #include "ompi/communicator/communicator.h"
 #include "ompi/datatype/ompi_datatype.h"
+#include "ompi/datatype/ompi_datatype_internal.h"
 #include "ompi/group/group.h"
 #include "ompi/mca/osc/base/base.h"
 #include "ompi/mca/osc/base/osc_base_obj_convert.h"
 #include "ompi/op/op.h"
 #include "ompi/request/request.h"
 #include "ompi/win/win.h"
+#include "opal/datatype/opal_convertor.h"
 
 ompi_osc_base_component_t *vmshm_osc_component(const char *name)
 {
@@ -115,6 +117,98 @@ int vmshm_osc_combine(const void *origin, int count, struct ompi_datatype_t *typ
         return vmshm_osc_copy(origin, count, type, target, target_count, target_type);
     }
     return ompi_osc_base_sndrcv_op(origin, count, type, target, target_count, target_type, op);
+}
+
+unsigned vmshm_osc_name(struct ompi_communicator_t *comm)
+{
+    return ompi_comm_get_cid(comm);
+}
+
+int vmshm_osc_number(const struct ompi_datatype_t *type, bool *predefined)
+{
+    const ompi_datatype_t *number = type;
+
+    *predefined = ompi_datatype_is_predefined(type);
+    if (!*predefined) {
+        number = ompi_datatype_get_single_predefined_type_from_args((ompi_datatype_t *) type);
+        if (NULL == number || number->super.size != vmshm_osc_extent(number->id)) {
+            return -1;
+        }
+    }
+    return number->id;
+}
+
+size_t vmshm_osc_extent(int number)
+{
+    const ompi_datatype_t *type;
+
+    if (0 > number || OMPI_DATATYPE_MPI_MAX_PREDEFINED <= number) {
+        return 0;
+    }
+    type = ompi_datatype_basicDatatypes[number];
+    return NULL == type || 0 == type->super.size ? 0 : (size_t) (type->super.ub - type->super.lb);
+}
+
+int vmshm_osc_op(const struct ompi_op_t *op)
+{
+    return op->o_f_to_c_index;
+}
+
+bool vmshm_osc_is_no_op(const struct ompi_op_t *op)
+{
+    return op == &ompi_mpi_op_no_op.op;
+}
+
+size_t vmshm_osc_size(int count, const struct ompi_datatype_t *type)
+{
+    return 0 < count ? type->super.size * (size_t) count : 0;
+}
+
+void vmshm_osc_runs(int count, const struct ompi_datatype_t *type, void (*each)(void *context, ptrdiff_t at, size_t len),
+                    void *context)
+{
+    /* Nothing is read or written there. */
+    char *origin = (char *) ((uintptr_t) 1 << 46);
+    opal_convertor_t convertor;
+    bool done;
+
+    OBJ_CONSTRUCT(&convertor, opal_convertor_t);
+    opal_convertor_copy_and_prepare_for_recv(ompi_mpi_local_convertor, &type->super, count, origin, 0, &convertor);
+    do {
+        struct iovec runs[32];
+        uint32_t entries = 32;
+        size_t len = 0;
+
+        done = opal_convertor_raw(&convertor, runs, &entries, &len);
+        for (uint32_t i = 0; i < entries; ++i) {
+            each(context, (char *) runs[i].iov_base - origin, runs[i].iov_len);
+        }
+    } while (!done);
+    opal_convertor_cleanup(&convertor);
+    OBJ_DESTRUCT(&convertor);
+}
+
+bool vmshm_osc_apply(int number_of_op, int number, const void *operands, void *target, int count)
+{
+    ompi_op_t *op = opal_pointer_array_get_item(ompi_op_f_to_c_table, number_of_op);
+    size_t extent = vmshm_osc_extent(number);
+
+    if (NULL == op || 0 == extent) {
+        return false;
+    }
+    if (op == &ompi_mpi_op_no_op.op) {
+        return true;
+    }
+    if (op == &ompi_mpi_op_replace.op) {
+        memcpy(target, operands, extent * (size_t) count);
+        return true;
+    }
+    if (!ompi_op_is_intrinsic(op) || 0 > ompi_op_ddt_map[number] ||
+        NULL == op->o_func.intrinsic.fns[ompi_op_ddt_map[number]]) {
+        return false;
+    }
+    ompi_op_reduce(op, (void *) operands, target, count, (ompi_datatype_t *) ompi_datatype_basicDatatypes[number]);
+    return true;
 }
 
 void vmshm_osc_swap(const void *origin, const void *compare, void *result, const struct ompi_datatype_t *type,

@@ -51,6 +51,32 @@ int vmshm_osc_copy(const void *from, int count, struct ompi_datatype_t *type, vo
 int vmshm_osc_combine(const void *origin, int count, struct ompi_datatype_t *type, void *target, int target_count,
                       struct ompi_datatype_t *target_type, struct ompi_op_t *op);
 
+/* What a communicator is called by all its processes. */
+unsigned vmshm_osc_name(struct ompi_communicator_t *comm);
+
+/* The number of a predefined datatype, or of the one that all elements of a derived datatype are; -1 if there is none, or if
+   such an element is not without gaps. */
+int vmshm_osc_number(const struct ompi_datatype_t *type, bool *predefined);
+
+/* How many bytes a predefined datatype takes in memory, by its number; 0 if there is none. */
+size_t vmshm_osc_extent(int number);
+
+/* The number of an operation, which is the same in all processes. */
+int vmshm_osc_op(const struct ompi_op_t *op);
+
+/* Whether an operation leaves what there is. */
+bool vmshm_osc_is_no_op(const struct ompi_op_t *op);
+
+/* How many bytes so many elements have, without gaps. */
+size_t vmshm_osc_size(int count, const struct ompi_datatype_t *type);
+
+/* Calls each for all runs of bytes of so many elements, counted from their address. */
+void vmshm_osc_runs(int count, const struct ompi_datatype_t *type, void (*each)(void *context, ptrdiff_t at, size_t len),
+                    void *context);
+
+/* Does an operation, by its number, on so many elements of a predefined datatype; false if there is no such operation. */
+bool vmshm_osc_apply(int op, int number, const void *operands, void *target, int count);
+
 /* Replaces an element by the origin's if it is as compared with, in memory that nobody else works on. */
 void vmshm_osc_swap(const void *origin, const void *compare, void *result, const struct ompi_datatype_t *type,
                     void *target);

@@ -1,6 +1,6 @@
 //! What we know of a window, beside what Open MPI's own component does.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicIsize, Ordering};
 
 use vmshm_transport::Peer;
 
@@ -13,11 +13,16 @@ use crate::ompi::ompi_osc_base_module_t;
 pub static WINDOWS: Lock<Vec<Box<Window>>> = Lock::new(Vec::new());
 
 /// How many there are.
-static COUNT: AtomicUsize = AtomicUsize::new(0);
+static COUNT: AtomicIsize = AtomicIsize::new(0);
 
 /// Whether there are windows, whose accesses may wait for this process.
 pub fn is_used() -> bool {
     COUNT.load(Ordering::Relaxed) > 0
+}
+
+/// One more of them, or one less.
+pub fn count(change: isize) {
+    COUNT.fetch_add(change, Ordering::Relaxed);
 }
 
 /// The functions that a window had.
@@ -93,7 +98,7 @@ impl Window {
     ) -> Self {
         // SAFETY: the caller vouches for it; the struct holds functions only.
         let below = unsafe { module.read() };
-        COUNT.fetch_add(1, Ordering::Relaxed);
+        count(1);
         let targets = remotes.into_iter().map(|remote| Target { remote, ..Target::default() }).collect();
         Self { module, below, memory, targets, is_fenced: false, is_locked: false, idle: 0 }
     }
@@ -143,7 +148,7 @@ impl Window {
 
 impl Drop for Window {
     fn drop(&mut self) {
-        COUNT.fetch_sub(1, Ordering::Relaxed);
+        count(-1);
         mpool::give_back(self.memory);
     }
 }

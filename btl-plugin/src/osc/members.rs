@@ -1,0 +1,243 @@
+//! The processes of a window, and where their memory is.
+
+use std::ffi::{c_int, c_void};
+use std::ptr;
+
+use vmshm_transport::abi::{EndpointId, EndpointName};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::component::{ALIGNMENT, gather};
+use crate::fabric::FABRIC;
+use crate::mpool;
+use crate::ompi::{self, ompi_communicator_t, ompi_datatype_t, opal_info_t};
+
+const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
+
+/// All processes of a window, whose memory lies in sections.
+pub struct Members {
+    /// The same processes, for ourselves.
+    pub comm: *mut ompi_communicator_t,
+    /// Which of them this one is.
+    pub me: usize,
+    /// Each of them.
+    pub all: Vec<Member>,
+    /// Memory of the section, given back in the end.
+    _memory: Vec<Taken>,
+}
+
+#[cfg(test)]
+impl Members {
+    /// Processes without a communicator; this one is the first.
+    pub fn over(all: Vec<Member>) -> Self {
+        Self { comm: ptr::null_mut(), me: 0, all, _memory: Vec::new() }
+    }
+}
+
+/// A process of a window.
+#[derive(Debug, Clone, Copy)]
+pub struct Member {
+    /// Its memory, or NULL.
+    pub base: *mut u8,
+    /// Bytes.
+    pub len: usize,
+    /// Bytes that displacements count in.
+    pub unit: c_int,
+    /// Words of its own in its section, for the others.
+    pub words: *mut u8,
+}
+
+/// Memory of the section.
+struct Taken(*mut u8);
+
+impl Taken {
+    fn new(len: usize) -> Option<Self> {
+        mpool::take_aligned(len, ALIGNMENT).map(Self)
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        mpool::give_back(self.0);
+    }
+}
+
+/// What a process tells the others of its memory.
+#[repr(C)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+struct Exposed {
+    /// 1 where the window may be direct.
+    is_ready: u64,
+    /// Offset in the region of the first byte.
+    offset: u64,
+    /// Bytes, of the window and of all parts of it that lie in this memory.
+    len: u64,
+    held: u64,
+    /// Offset in the region of its words.
+    words: u64,
+    /// What displacements count in, bytes.
+    unit: u64,
+}
+
+/// A window as `MPI_Win_create` and its like ask for it.
+pub struct Wanted {
+    /// Who takes part.
+    pub comm: *mut ompi_communicator_t,
+    /// Where the user's memory is, or is to be told.
+    pub base: *mut *mut c_void,
+    /// Bytes.
+    pub size: usize,
+    /// What displacements count in, bytes.
+    pub unit: c_int,
+    /// `MPI_WIN_FLAVOR_...`
+    pub flavor: u32,
+    /// The user's hints.
+    pub info: *mut opal_info_t,
+}
+
+/// Meets all processes, each with so many bytes of words, all zero; or nobody if some process's memory is not in its
+/// section.
+///
+/// # Errors
+/// Open MPI's code.
+///
+/// # Safety
+/// All of it is Open MPI's, for a new window. All processes call this with names of all of them.
+pub unsafe fn meet(wanted: &Wanted, names: &[EndpointName], words: usize) -> Result<Option<Members>, c_int> {
+    // SAFETY: the caller vouches for all.
+    let (me, is_joint, given) = unsafe {
+        let me = usize::try_from(ompi::vmshm_coll_rank(wanted.comm)).unwrap_or(0);
+        let is_shared = wanted.flavor == ompi::MPI_WIN_FLAVOR_SHARED;
+        let is_joint = is_shared && !ompi::vmshm_osc_is_apart(wanted.info);
+        let is_given = wanted.flavor == ompi::MPI_WIN_FLAVOR_CREATE;
+        (me, is_joint, is_given.then(|| (*wanted.base).cast::<u8>()))
+    };
+    // The parts of a joint window follow each other, in the section of the first process.
+    let held = if is_joint {
+        // SAFETY: as above.
+        let sizes = unsafe { gather(wanted.comm, &(wanted.size as u64), names.len())? };
+        let all = sizes.iter().try_fold(0u64, |sum, size| sum.checked_add(*size));
+        if me == 0 { all.and_then(|all| usize::try_from(all).ok()) } else { Some(0) }
+    } else {
+        Some(wanted.size)
+    };
+    let mut memory: Vec<Taken> = Vec::new();
+    let taken = Taken::new(words);
+    if given.is_none() && held.is_some_and(|held| held > 0) {
+        memory.extend(Taken::new(held.unwrap_or(0)));
+    }
+    let start = given.or_else(|| memory.first().map(|taken| taken.0));
+    let expose = |address: *mut u8, len: usize| {
+        FABRIC.lock().as_ref().and_then(|fabric| fabric.endpoint.expose(address, len as u64))
+    };
+    let offset = match held {
+        Some(0) => Some(0),
+        Some(held) => start.and_then(|start| expose(start, held)),
+        None => None,
+    };
+    let words_offset = taken.as_ref().and_then(|taken| {
+        // SAFETY: so many bytes were taken, and nobody knows of them.
+        unsafe { taken.0.write_bytes(0, words) };
+        expose(taken.0, words)
+    });
+    memory.extend(taken);
+    let mine = Exposed {
+        is_ready: u64::from(offset.is_some() && words_offset.is_some()),
+        offset: offset.unwrap_or(0),
+        len: wanted.size as u64,
+        held: held.unwrap_or(0) as u64,
+        words: words_offset.unwrap_or(0),
+        unit: wanted.unit.unsigned_abs().into(),
+    };
+    // SAFETY: as above.
+    let all: Vec<Exposed> = unsafe { gather(wanted.comm, &mine, names.len())? };
+    if all.iter().any(|exposed| exposed.is_ready != 1) {
+        return Ok(None);
+    }
+    let all = members(&all, names, is_joint, words).ok_or(ompi::OPAL_ERR_BAD_PARAM)?;
+    let mut comm = ptr::null_mut();
+    // SAFETY: as above.
+    unsafe {
+        let code = ompi::vmshm_osc_dup(wanted.comm, &mut comm);
+        if code != SUCCESS {
+            return Err(code);
+        }
+        if given.is_none() {
+            *wanted.base = all[me].base.cast();
+        }
+    }
+    Ok(Some(Members { comm, me, all, _memory: memory }))
+}
+
+/// All processes; None where some memory is not in the section of who says so.
+fn members(all: &[Exposed], names: &[EndpointName], is_joint: bool, words: usize) -> Option<Vec<Member>> {
+    let fabric = FABRIC.lock();
+    let endpoint = &fabric.as_ref()?.endpoint;
+    let address = |rank: usize, offset: u64, len: u64| {
+        let (section, _) = endpoint.region().place(EndpointId(names[rank].id))?;
+        section.contains(offset, len).then(|| endpoint.address(offset, len))
+    };
+    let mut before = 0u64;
+    let member = |(rank, exposed): (usize, &Exposed)| {
+        let words = address(rank, exposed.words, words as u64).filter(|at| at.cast::<u64>().is_aligned())?;
+        let base = if is_joint {
+            let offset = all[0].offset.checked_add(before)?;
+            before = before.checked_add(exposed.len).filter(|end| *end <= all[0].held)?;
+            if all[0].held == 0 { ptr::null_mut() } else { address(0, offset, exposed.len)? }
+        } else if exposed.len == 0 {
+            ptr::null_mut()
+        } else {
+            address(rank, exposed.offset, exposed.len)?
+        };
+        Some(Member {
+            base,
+            len: usize::try_from(exposed.len).ok()?,
+            unit: c_int::try_from(exposed.unit).ok()?,
+            words,
+        })
+    };
+    all.iter().enumerate().map(member).collect()
+}
+
+impl Member {
+    /// Where a displacement leads, if the bytes from `first` on, counted from there, are the window's.
+    #[inline]
+    pub fn at(&self, displacement: isize, first: isize, len: usize) -> Result<*mut u8, c_int> {
+        let at = displacement.checked_mul(self.unit as isize).ok_or(OUT_OF_RANGE)?;
+        let start =
+            at.checked_add(first).and_then(|start| usize::try_from(start).ok()).ok_or(OUT_OF_RANGE)?;
+        let fits = start <= self.len && len <= self.len - start;
+        if fits || len == 0 { Ok(self.base.wrapping_offset(at)) } else { Err(OUT_OF_RANGE) }
+    }
+
+    /// Where elements of a datatype are.
+    ///
+    /// # Safety
+    /// The datatype is Open MPI's.
+    #[inline]
+    pub unsafe fn elements(
+        &self,
+        displacement: isize,
+        count: c_int,
+        datatype: *mut ompi_datatype_t,
+    ) -> Result<*mut u8, c_int> {
+        let mut first = 0;
+        // SAFETY: the caller vouches for it.
+        let len = unsafe { ompi::vmshm_osc_span(count, datatype, &mut first) };
+        self.at(displacement, first, len)
+    }
+}
+
+/// The access leaves the window.
+pub const OUT_OF_RANGE: c_int = ompi::OMPI_ERR_RMA_RANGE as c_int;
+
+/// The code of a result.
+#[inline]
+pub fn code(result: Result<(), c_int>) -> c_int {
+    result.err().unwrap_or(SUCCESS)
+}
+
+/// A code as a result.
+#[inline]
+pub fn checked(code: c_int) -> Result<(), c_int> {
+    if code == SUCCESS { Ok(()) } else { Err(code) }
+}

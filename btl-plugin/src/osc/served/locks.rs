@@ -1,0 +1,87 @@
+//! Who has locked this process's memory, and who waits for it.
+
+use std::collections::VecDeque;
+
+/// The lock of one process's memory; it is had in the order in which it was asked for.
+#[derive(Debug, Default)]
+pub struct Locks {
+    alone: Option<usize>,
+    sharing: Vec<usize>,
+    waiting: VecDeque<(usize, bool)>,
+}
+
+impl Locks {
+    /// Process `rank` wants the lock, alone or with others that share it. Returns whether it asks for the first time.
+    pub fn ask(&mut self, rank: usize, alone: bool) -> bool {
+        let is_new = !self.has(rank) && self.waiting.iter().all(|(waiting, _)| *waiting != rank);
+        if is_new {
+            self.waiting.push_back((rank, alone));
+        }
+        is_new
+    }
+
+    /// Process `rank` gives the lock back. Returns whether it had it.
+    pub fn give_back(&mut self, rank: usize) -> bool {
+        let had = self.has(rank);
+        if self.alone == Some(rank) {
+            self.alone = None;
+        }
+        self.sharing.retain(|sharing| *sharing != rank);
+        had
+    }
+
+    /// The next process that gets the lock now.
+    pub fn grant(&mut self) -> Option<usize> {
+        let (_, alone) = *self.waiting.front()?;
+        if self.alone.is_some() || alone && !self.sharing.is_empty() {
+            return None;
+        }
+        let (rank, _) = self.waiting.pop_front()?;
+        if alone {
+            self.alone = Some(rank);
+        } else {
+            self.sharing.push(rank);
+        }
+        Some(rank)
+    }
+
+    fn has(&self, rank: usize) -> bool {
+        self.alone == Some(rank) || self.sharing.contains(&rank)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn granted(locks: &mut Locks) -> Vec<usize> {
+        std::iter::from_fn(|| locks.grant()).collect()
+    }
+
+    #[test]
+    fn a_lock_is_had_in_turn() {
+        let mut locks = Locks::default();
+        for (rank, alone) in [(0, false), (1, false), (2, true), (3, false)] {
+            assert!(locks.ask(rank, alone));
+        }
+        assert_eq!(granted(&mut locks), [0, 1], "those before the one that wants it alone");
+        assert!(locks.give_back(0));
+        assert_eq!(granted(&mut locks), []);
+        assert!(locks.give_back(1));
+        assert_eq!(granted(&mut locks), [2]);
+        assert!(locks.ask(0, false));
+        assert_eq!(granted(&mut locks), []);
+        assert!(locks.give_back(2));
+        assert_eq!(granted(&mut locks), [3, 0]);
+    }
+
+    #[test]
+    fn nobody_asks_twice_or_gives_back_what_it_has_not() {
+        let mut locks = Locks::default();
+        assert!(!locks.give_back(0));
+        assert!(locks.ask(0, true) && !locks.ask(0, true));
+        assert_eq!(granted(&mut locks), [0]);
+        assert!(!locks.ask(0, false));
+        assert!(!locks.give_back(1));
+    }
+}
