@@ -1,7 +1,8 @@
 //! The raw transport, without MPI and without virtual machines: two processes on two cores, with one region.
 //!
 //! Each round measures the same things in turn, one line each: `round NUMBER NAME NANOSECONDS`, all one-way times of 8 bytes.
-//! What is measured only once follows as `once NAME FIGURE`.
+//! What is measured only once follows as `once NAME FIGURE`. With `--copies` it is the floor under long messages instead, for
+//! one message alone (`copies-BYTES`, one way) and in a stream (`copies-stream-BYTES`).
 
 use std::io::{PipeWriter, Read, Write};
 use std::os::fd::AsRawFd;
@@ -14,6 +15,7 @@ use clap::Parser;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
+use vmshm_benches::floor;
 use vmshm_benches::ground::{Ground, Node};
 use vmshm_transport::abi::section::CHUNK;
 use vmshm_transport::attach::{self, open_endpoint};
@@ -42,6 +44,9 @@ struct Options {
     /// Processes that attach together
     #[arg(long, default_value_t = 256, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=1024))]
     endpoints: u32,
+    /// Measures two copies of long messages that overlap, and nothing else
+    #[arg(long)]
+    copies: bool,
 }
 
 /// Polls until a message of a word or less is there, and returns its sender, tag and bytes.
@@ -330,6 +335,20 @@ fn main() -> ExitCode {
         eprintln!("vmshm_raw needs two cores, and this machine has one, or this process may use only one");
         return ExitCode::FAILURE;
     };
+    if options.copies {
+        let begin = |side: usize| {
+            if side > 0 {
+                die_with_parent();
+            }
+            pin(cores[side]);
+        };
+        for (round, figures) in (1..).zip(floor::measure(options.rounds, begin)) {
+            for (name, figure) in figures {
+                println!("round {round} {name} {figure:.2}");
+            }
+        }
+        return ExitCode::SUCCESS;
+    }
     let turns = options.turns.max(1);
     let attached = attach(options.endpoints);
     let Meeting { seconds: met, pair } = Meeting::measure(options.endpoints);
