@@ -575,34 +575,42 @@ pub fn deliver(tag: u8, first: *mut u8, len: usize, rest: Option<(*mut u8, usize
     true
 }
 
-/// Hands on a message whose bytes lie in the sender's section, where the sender can still change them: its header is
-/// copied first, its payload is read in place. For tags whose headers we do not know, all of it is copied; so are whole
-/// messages of ob1, which takes a second segment for a single byte when it looks whether a message is too long. The copy
-/// is made in `landing`, which grows as needed.
-pub fn deliver_shared(tag: u8, payload: *mut u8, len: usize, landing: &mut Vec<u64>) -> bool {
+/// Whether a message that lies in the sender's section, where the sender can still change it, is copied as a whole before
+/// it is handed on: for tags whose headers we do not know, and for whole messages of ob1, which takes a second segment for
+/// a single byte when it looks whether a message is too long.
+pub fn is_copied(tag: u8, len: usize) -> bool {
+    let is_pml = (ompi::MCA_BTL_TAG_PML..ompi::MCA_BTL_TAG_OSC_RDMA).contains(&u32::from(tag));
+    (!is_pml || u32::from(tag) == OB1_MATCH) && len <= component::max_send_size()
+}
+
+/// Copies a message to `landing`, which grows as needed, and is never shorter than a header: nobody reads one beyond its
+/// end.
+///
+/// # Safety
+/// `payload` is valid for reads of `len` bytes.
+pub unsafe fn land(payload: *const u8, len: usize, landing: &mut Vec<u64>) {
+    let words = len.max(HEADER).div_ceil(8);
+    if landing.len() < words {
+        landing.resize(words, 0);
+    }
+    // SAFETY: the caller vouches for payload; landing has room.
+    unsafe { copy_from_shared(payload, landing.as_mut_ptr().cast(), len) };
+}
+
+/// Hands on a message of ob1 whose bytes lie in the sender's section: its header is copied first, its payload is read in
+/// place. The transport has checked that `len` bytes lie at `payload`.
+pub fn deliver_in_place(tag: u8, payload: *mut u8, len: usize) -> bool {
     // Nobody may send more, see `check`; only a hostile peer does.
     if len > component::max_send_size() {
         return false;
     }
-    let is_pml = (ompi::MCA_BTL_TAG_PML..ompi::MCA_BTL_TAG_OSC_RDMA).contains(&u32::from(tag));
-    if is_pml && u32::from(tag) != OB1_MATCH {
-        let mut first = MaybeUninit::<[u64; HEADER / 8]>::uninit();
-        let first = first.as_mut_ptr().cast::<u8>();
-        let copied = len.min(HEADER);
-        // SAFETY: the transport has checked that len bytes lie at payload; HEADER bytes lie at first.
-        unsafe { copy_from_shared(payload, first, copied) };
-        let rest = (len > copied).then(|| (payload.wrapping_add(copied), len - copied));
-        deliver(tag, first, copied, rest)
-    } else {
-        // Never shorter than a header, so that nobody reads one beyond its end.
-        let words = len.max(HEADER).div_ceil(8);
-        if landing.len() < words {
-            landing.resize(words, 0);
-        }
-        // SAFETY: as above.
-        unsafe { copy_from_shared(payload, landing.as_mut_ptr().cast(), len) };
-        deliver(tag, landing.as_mut_ptr().cast(), len, None)
-    }
+    let mut first = MaybeUninit::<[u64; HEADER / 8]>::uninit();
+    let first = first.as_mut_ptr().cast::<u8>();
+    let copied = len.min(HEADER);
+    // SAFETY: len bytes lie at payload, HEADER bytes lie at first.
+    unsafe { copy_from_shared(payload, first, copied) };
+    let rest = (len > copied).then(|| (payload.wrapping_add(copied), len - copied));
+    deliver(tag, first, copied, rest)
 }
 
 /// What a peer must know to reach registered memory. It travels in Open MPI's headers.

@@ -69,8 +69,6 @@ pub struct Endpoint<M: Memory> {
     next_sending: usize,
     /// Links with something consumed and not acknowledged.
     dirty: Vec<u32>,
-    /// The last freed fragment, which is the next to be used, until its lines have been asked for.
-    freed: Option<(u64, usize)>,
     /// Events that could not be returned at once.
     backlog: VecDeque<Event>,
     may_sleep: bool,
@@ -179,7 +177,6 @@ impl<M: Memory> Endpoint<M> {
             sending: Vec::new(),
             next_sending: 0,
             dirty: Vec::new(),
-            freed: None,
             backlog: VecDeque::new(),
             may_sleep: process.may_sleep,
             sleeps: 0,

@@ -19,9 +19,6 @@ const MAX_HOT: usize = 8;
 /// One poll in so many looks at the silent peers first.
 const FAIR: u32 = 32;
 
-/// So many bytes of the next fragment are made our own while there is nothing else to do.
-const OWNED: usize = 4096 + 128;
-
 /// With more fragments than these under way to a peer, those that have landed are looked for after each message too: who
 /// never finds nothing would never get them back.
 const CROWD: usize = 8;
@@ -109,9 +106,6 @@ impl<M: Memory> Endpoint<M> {
 
     /// Makes ready to answer the peer whose turn it was.
     fn prepare(&mut self) {
-        if let Some((offset, len)) = self.freed.take() {
-            self.memory.own(offset, len.min(OWNED) as u64);
-        }
         let Some(&index) = self.hot.get(self.next_hot) else { return };
         let link = &mut self.links[index as usize];
         if link.failed.is_some() || !link.producer.is_short() {

@@ -13,6 +13,9 @@ use crate::link::PeerError;
 use crate::memory::Memory;
 use crate::ring::MAX_INLINE;
 
+/// So many bytes of a freed fragment, the next to be used, are made our own while there is nothing else to do.
+const OWNED: usize = 4096 + 128;
+
 impl<M: Memory> Endpoint<M> {
     /// Sends an inline message, whose bytes are the `parts` in their order.
     ///
@@ -49,7 +52,7 @@ impl<M: Memory> Endpoint<M> {
 
     /// Gives a fragment back; it must not be under way.
     pub fn free(&mut self, fragment: Fragment) {
-        self.freed = Some((fragment.offset, fragment.len));
+        self.memory.own(fragment.offset, fragment.len.min(OWNED) as u64);
         self.arena.free(&self.memory, &self.section, fragment.offset, fragment.len as u64);
     }
 
