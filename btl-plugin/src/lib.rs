@@ -17,7 +17,7 @@
 //! - `mpool`: memory of the section for `MPI_Alloc_mem`.
 //! - `heap`: memory of the section for the program's own large allocations.
 //! - `coll`: collective operations.
-//! - `osc`: windows that are read in place.
+//! - `osc`: one-sided communication, on windows in sections.
 //! - `help`: how a problem is told to the user.
 //!
 //! No panic leaves this crate: every function that C calls is `extern "C"`, which aborts the process instead of

@@ -2,20 +2,15 @@
 
 use std::cell::UnsafeCell;
 use std::ffi::{CStr, c_int, c_uint, c_void};
-use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use vmshm_transport::abi::EndpointName;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::direct;
 use super::members::Wanted;
-use super::operations;
-use super::served;
-use super::window::{Remote, WINDOWS, Window};
+use super::{direct, others, served};
 use crate::component::register_variable;
 use crate::fabric::FABRIC;
-use crate::mpool;
 use crate::ompi::{
     self, mca_osc_vmshm_component, ompi_communicator_t, ompi_osc_base_component_t, ompi_win_t, opal_info_t,
 };
@@ -62,9 +57,8 @@ pub unsafe extern "C" fn init(_: bool, is_threaded: bool) -> c_int {
     SUCCESS
 }
 
-/// Called at the end; windows that were not freed keep what they have.
+/// Called at the end.
 pub unsafe extern "C" fn finalize() -> c_int {
-    WINDOWS.lock().clear();
     SUCCESS
 }
 
@@ -75,7 +69,8 @@ fn other(name: &CStr) -> Option<*mut ompi_osc_base_component_t> {
     (!found.is_null()).then_some(found)
 }
 
-/// The component that makes the window where it cannot be direct.
+/// The component that makes the window where some process's memory is not in its section, and whether it does all by
+/// messages.
 ///
 /// # Safety
 /// `comm` is a communicator of Open MPI.
@@ -114,11 +109,11 @@ pub unsafe extern "C" fn query(
         let priority = *PRIORITY.0.get();
         let Some(names) = members(comm).filter(|_| !is_threaded) else { return -1 };
         // Sections may be full.
-        let Some((_, is_layered)) = below(comm, flavor) else { return -1 };
+        let Some((_, is_messages)) = below(comm, flavor) else { return -1 };
         let is_placed = flavor == ompi::MPI_WIN_FLAVOR_ALLOCATE || flavor == ompi::MPI_WIN_FLAVOR_SHARED;
         if is_placed && direct::is_possible(&names) {
             priority
-        } else if !is_layered {
+        } else if !is_messages {
             -1
         } else if ompi::vmshm_osc_spans_hosts(comm) {
             priority
@@ -153,19 +148,7 @@ unsafe fn members(comm: *mut ompi_communicator_t) -> Option<Vec<EndpointName>> {
     }
 }
 
-/// What a process tells the others of its window.
-#[repr(C)]
-#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
-struct Exposed {
-    /// Bytes; 0 where others cannot read it.
-    len: u64,
-    /// Offset in the region of the first.
-    offset: u64,
-    /// What displacements count in, bytes.
-    unit: u64,
-}
-
-/// Makes a window. Its memory lies in our section, as far as there is room.
+/// Makes a window, of memory in our section where there is room.
 #[allow(clippy::too_many_arguments, reason = "they are Open MPI's")]
 pub unsafe extern "C" fn select(
     win: *mut ompi_win_t,
@@ -197,80 +180,14 @@ pub unsafe extern "C" fn select(
             Ok(false) => {}
             Err(code) => return code,
         }
-        let Some((below, is_layered)) = below(comm, kind) else { return ompi::OPAL_ERR_NOT_SUPPORTED };
+        let Some((below, is_messages)) = below(comm, kind) else { return ompi::OPAL_ERR_NOT_SUPPORTED };
         let Some(make) = (*below).osc_select else { return ompi::OPAL_ERR_NOT_SUPPORTED };
-        if is_layered {
-            layer(make, win, base, size, unit, comm, info, flavor, model)
-        } else {
-            make(win, base, size, unit, comm, info, flavor, model)
-        }
-    }
-}
-
-/// How a component makes a window.
-type Make = unsafe extern "C" fn(
-    *mut ompi_win_t,
-    *mut *mut c_void,
-    usize,
-    c_int,
-    *mut ompi_communicator_t,
-    *mut opal_info_t,
-    c_int,
-    *mut c_int,
-) -> c_int;
-
-/// Has a window made, and puts our functions before its own.
-///
-/// # Safety
-/// All are Open MPI's.
-#[allow(clippy::too_many_arguments, reason = "they are Open MPI's")]
-unsafe fn layer(
-    make: Make,
-    win: *mut ompi_win_t,
-    base: *mut *mut c_void,
-    size: usize,
-    unit: c_int,
-    comm: *mut ompi_communicator_t,
-    info: *mut opal_info_t,
-    flavor: c_int,
-    model: *mut c_int,
-) -> c_int {
-    let is_ours = flavor == ompi::MPI_WIN_FLAVOR_ALLOCATE as c_int && size > 0;
-    let mut taken: *mut c_void = ptr::null_mut();
-    if is_ours {
-        taken = mpool::take_aligned(size, ALIGNMENT).unwrap_or(ptr::null_mut()).cast();
-    }
-    // SAFETY: the caller vouches for all.
-    unsafe {
-        // With memory there is nothing for the other to allocate.
-        let flavor = if taken.is_null() { flavor } else { ompi::MPI_WIN_FLAVOR_CREATE as c_int };
-        if !taken.is_null() {
-            *base = taken;
-        }
         let code = make(win, base, size, unit, comm, info, flavor, model);
-        if code != SUCCESS {
-            mpool::give_back(taken.cast());
-            return code;
+        if code == SUCCESS && is_messages {
+            others::watch(ompi::vmshm_osc_module(win));
         }
-        let is_dynamic = flavor == ompi::MPI_WIN_FLAVOR_DYNAMIC as c_int;
-        let memory = if is_dynamic { ptr::null_mut() } else { (*base).cast() };
-        let remotes = match exchange(comm, memory, size, unit) {
-            Ok(remotes) => remotes,
-            Err(code) => {
-                // The other still uses the memory.
-                if let Some(end) = (*ompi::vmshm_osc_module(win)).osc_free {
-                    end(win);
-                }
-                mpool::give_back(taken.cast());
-                return code;
-            }
-        };
-        let module = ompi::vmshm_osc_module(win);
-        let window = Window::new(module, remotes, taken.cast());
-        operations::replace(module);
-        WINDOWS.lock().push(Box::new(window));
+        code
     }
-    SUCCESS
 }
 
 /// What all processes say.
@@ -292,41 +209,4 @@ pub unsafe fn gather<T: FromBytes + IntoBytes + Immutable + Clone>(
         ompi::vmshm_osc_exchange(comm, mine.as_bytes().as_ptr().cast(), all.as_mut_ptr().cast(), len)
     };
     if code == SUCCESS { Ok(all) } else { Err(code) }
-}
-
-/// Learns what can be read of the others.
-///
-/// # Safety
-/// `comm` is a communicator of Open MPI.
-unsafe fn exchange(
-    comm: *mut ompi_communicator_t,
-    memory: *mut u8,
-    size: usize,
-    unit: c_int,
-) -> Result<Vec<Option<Remote>>, c_int> {
-    let offset = if memory.is_null() {
-        None
-    } else {
-        FABRIC.lock().as_ref().and_then(|fabric| fabric.endpoint.expose(memory, size as u64))
-    };
-    let mine = Exposed {
-        len: offset.map_or(0, |_| size as u64),
-        offset: offset.unwrap_or(0),
-        unit: unit.unsigned_abs().into(),
-    };
-    // SAFETY: the caller vouches for the communicator.
-    let (all, names, me) = unsafe {
-        let count = usize::try_from(ompi::vmshm_coll_size(comm)).unwrap_or(0);
-        (gather(comm, &mine, count)?, members(comm).unwrap_or_default(), ompi::vmshm_coll_rank(comm))
-    };
-    let mut fabric = FABRIC.lock();
-    let Some(fabric) = fabric.as_mut() else { return Ok(all.iter().map(|_| None).collect()) };
-    let remotes = all.iter().enumerate().map(|(rank, exposed)| {
-        if rank as c_int == me || exposed.len == 0 {
-            return None;
-        }
-        let peer = fabric.endpoint.connect(names.get(rank)?).ok()?;
-        Some(Remote { peer, offset: exposed.offset, len: exposed.len, unit: exposed.unit })
-    });
-    Ok(remotes.collect())
 }

@@ -1,26 +1,28 @@
 //! One-sided communication: windows whose memory lies in sections.
 //!
-//! It is a component of its own for Open MPI, found as `mca_osc_vmshm.so`, and makes two kinds of windows.
+//! It is a component of its own for Open MPI, found as `mca_osc_vmshm.so`, and makes two kinds of windows where the memory of
+//! all processes lies in their sections, as that of `MPI_Win_allocate` does. Both are read without the target's help.
 //!
 //! Where everyone may write everyone's memory, in an open region or among processes of one section, windows are *direct*:
-//! each process does all by itself, on memory and on words in the section of the one it is for.
+//! each process does all by itself, on memory and on words in the section of the one it is for. Else they are *served*: a
+//! process writes its own memory only, and does so for others when they ask.
 //!
-//! Else it adds two things to Open MPI's component `pt2pt`, which makes the window and does all the rest by messages: memory
-//! from the section for `MPI_Win_allocate`; and `MPI_Get` by copying from the target's section, without the target's help.
+//! Where some memory is elsewhere, Open MPI's component `sm` or `pt2pt` makes the window.
 //!
 //! - `component`: what Open MPI calls once, and for each new window.
+//! - `members`: the processes of a window, and where their memory is.
 //! - `direct`, `epochs`, `state`: direct windows, when they may be accessed, and the words that say so.
-//! - `window`, `operations`: the others.
+//! - `served`: served windows.
+//! - `others`: what we know of windows that others make.
 
 mod component;
 mod direct;
 mod epochs;
 mod members;
-mod operations;
+mod others;
 mod served;
 mod state;
-mod window;
 
 pub use component::{finalize, init, query, register, select};
+pub use others::is_used;
 pub use served::{TAG, heard};
-pub use window::is_used;

@@ -26,7 +26,7 @@ use vmshm_transport::{Fragment, Peer, copy_from_shared, copy_to_shared};
 use zerocopy::IntoBytes;
 
 use super::members::{self, Member, Members, OUT_OF_RANGE, Wanted};
-use super::window;
+use super::others;
 use crate::component;
 use crate::fabric::{FABRIC, Fabric, Outgoing, Posted, Refused};
 use crate::lock::Lock;
@@ -191,7 +191,7 @@ pub unsafe fn make(win: *mut ompi_win_t, wanted: &Wanted, names: &[EndpointName]
         }));
         ompi::vmshm_osc_set_module(win, window.cast());
         KNOWN.lock().push(Known(window));
-        window::count(1);
+        others::count(1);
         // Nobody sends requests before all know the window.
         let code = ompi::vmshm_osc_barrier(comm);
         if code == ompi::OPAL_SUCCESS as c_int {
@@ -206,7 +206,7 @@ pub unsafe fn make(win: *mut ompi_win_t, wanted: &Wanted, names: &[EndpointName]
 /// Takes no more requests for a window.
 fn forget(window: *const Served) {
     KNOWN.lock().retain(|known| !ptr::eq(known.0, window));
-    window::count(-1);
+    others::count(-1);
 }
 
 /// The window behind Open MPI's.
