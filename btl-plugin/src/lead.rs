@@ -22,8 +22,8 @@ use vmshm_transport::{Fragment, Memory, Peer, PeerError, copy_to_shared};
 use crate::fabric::{Fabric, Refused};
 use crate::stage::Pull;
 
-/// Looks in vain at a mark before something else is done: a few microseconds, in which a piece is copied.
-const LOOKS: u32 = 64;
+/// Looks in vain at a mark before something else is done: some microseconds at most, in which a piece is copied.
+const LOOKS: u32 = 256;
 
 /// Pieces of the shortest lead.
 const PIECES: usize = 4;
