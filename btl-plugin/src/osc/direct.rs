@@ -10,9 +10,10 @@ use vmshm_transport::abi::{EndpointId, EndpointName};
 
 use super::epochs;
 use super::members::{self, Member, Members, Wanted, checked, code};
+use super::requests;
 use super::state::State;
 use crate::fabric::FABRIC;
-use crate::ompi::{self, ompi_datatype_t, ompi_op_t, ompi_osc_base_module_t, ompi_request_t, ompi_win_t};
+use crate::ompi::{self, ompi_datatype_t, ompi_op_t, ompi_osc_base_module_t, ompi_win_t};
 
 const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
 
@@ -54,12 +55,12 @@ const FUNCTIONS: ompi_osc_base_module_t = ompi_osc_base_module_t {
     osc_get: Some(get),
     osc_accumulate: Some(accumulate),
     osc_compare_and_swap: Some(compare_and_swap),
-    osc_fetch_and_op: Some(fetch_and_op),
+    osc_fetch_and_op: Some(requests::fetch_and_op),
     osc_get_accumulate: Some(get_accumulate),
-    osc_rput: Some(rput),
-    osc_rget: Some(rget),
-    osc_raccumulate: Some(raccumulate),
-    osc_rget_accumulate: Some(rget_accumulate),
+    osc_rput: Some(requests::rput),
+    osc_rget: Some(requests::rget),
+    osc_raccumulate: Some(requests::raccumulate),
+    osc_rget_accumulate: Some(requests::rget_accumulate),
     osc_fence: Some(epochs::fence),
     osc_start: Some(epochs::start),
     osc_complete: Some(epochs::complete),
@@ -268,21 +269,6 @@ unsafe extern "C" fn get_accumulate(
     code(work())
 }
 
-unsafe extern "C" fn fetch_and_op(
-    origin: *const c_void,
-    result: *mut c_void,
-    datatype: *mut ompi_datatype_t,
-    target: c_int,
-    displacement: isize,
-    op: *mut ompi_op_t,
-    win: *mut ompi_win_t,
-) -> c_int {
-    // SAFETY: Open MPI gives an element of the origin's and room for one of the result's.
-    unsafe {
-        get_accumulate(origin, 1, datatype, result, 1, datatype, target, displacement, 1, datatype, op, win)
-    }
-}
-
 unsafe extern "C" fn compare_and_swap(
     origin: *const c_void,
     compare: *const c_void,
@@ -304,118 +290,6 @@ unsafe extern "C" fn compare_and_swap(
         Ok(())
     };
     code(work())
-}
-
-/// Hands out the request of what is over already.
-///
-/// # Safety
-/// `request` has room for one.
-unsafe fn over(code: c_int, request: *mut *mut ompi_request_t) -> c_int {
-    // SAFETY: the caller vouches for it.
-    unsafe { *request = ompi::vmshm_osc_over() };
-    code
-}
-
-unsafe extern "C" fn rput(
-    origin: *const c_void,
-    origin_count: c_int,
-    origin_type: *mut ompi_datatype_t,
-    target: c_int,
-    displacement: isize,
-    target_count: c_int,
-    target_type: *mut ompi_datatype_t,
-    win: *mut ompi_win_t,
-    request: *mut *mut ompi_request_t,
-) -> c_int {
-    // SAFETY: Open MPI's arguments are those of `put`, and there is room for a request.
-    unsafe {
-        let code =
-            put(origin, origin_count, origin_type, target, displacement, target_count, target_type, win);
-        over(code, request)
-    }
-}
-
-unsafe extern "C" fn rget(
-    origin: *mut c_void,
-    origin_count: c_int,
-    origin_type: *mut ompi_datatype_t,
-    target: c_int,
-    displacement: isize,
-    target_count: c_int,
-    target_type: *mut ompi_datatype_t,
-    win: *mut ompi_win_t,
-    request: *mut *mut ompi_request_t,
-) -> c_int {
-    // SAFETY: Open MPI's arguments are those of `get`, and there is room for a request.
-    unsafe {
-        let code =
-            get(origin, origin_count, origin_type, target, displacement, target_count, target_type, win);
-        over(code, request)
-    }
-}
-
-unsafe extern "C" fn raccumulate(
-    origin: *const c_void,
-    origin_count: c_int,
-    origin_type: *mut ompi_datatype_t,
-    target: c_int,
-    displacement: isize,
-    target_count: c_int,
-    target_type: *mut ompi_datatype_t,
-    op: *mut ompi_op_t,
-    win: *mut ompi_win_t,
-    request: *mut *mut ompi_request_t,
-) -> c_int {
-    // SAFETY: Open MPI's arguments are those of `accumulate`, and there is room for a request.
-    unsafe {
-        let code = accumulate(
-            origin,
-            origin_count,
-            origin_type,
-            target,
-            displacement,
-            target_count,
-            target_type,
-            op,
-            win,
-        );
-        over(code, request)
-    }
-}
-
-unsafe extern "C" fn rget_accumulate(
-    origin: *const c_void,
-    origin_count: c_int,
-    origin_type: *mut ompi_datatype_t,
-    result: *mut c_void,
-    result_count: c_int,
-    result_type: *mut ompi_datatype_t,
-    target: c_int,
-    displacement: isize,
-    target_count: c_int,
-    target_type: *mut ompi_datatype_t,
-    op: *mut ompi_op_t,
-    win: *mut ompi_win_t,
-    request: *mut *mut ompi_request_t,
-) -> c_int {
-    // SAFETY: Open MPI's arguments are those of `get_accumulate`, and there is room for a request.
-    unsafe {
-        let code = get_accumulate(
-            origin,
-            origin_count,
-            origin_type,
-            result,
-            result_count,
-            result_type,
-            target,
-            displacement,
-            target_count,
-            target_type,
-            op,
-            win,
-        );
-        over(code, request)
-    }
 }
 
 unsafe extern "C" fn shared_query(

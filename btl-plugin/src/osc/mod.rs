@@ -13,6 +13,7 @@
 //! - `members`: the processes of a window, and where their memory is.
 //! - `direct`, `epochs`, `state`: direct windows, when they may be accessed, and the words that say so.
 //! - `served`: served windows.
+//! - `requests`: functions of both kinds of windows that are another one with something more.
 //! - `others`: what we know of windows that others make.
 
 mod component;
@@ -20,6 +21,7 @@ mod direct;
 mod epochs;
 mod members;
 mod others;
+mod requests;
 mod served;
 mod state;
 
