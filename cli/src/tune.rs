@@ -15,8 +15,8 @@ type Speeds = Vec<(Kernel, f64)>;
 /// Options of `vmshm tune`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The plugin takes the same sizes when an MPI program starts. It measures then, as here, from which length on `rep movsb` is
-faster than vectors, in less than a tenth of a millisecond. To choose other sizes:
+The plugin takes the same sizes when an MPI program starts. It measures then, as here, from which length
+on `rep movsb` is faster than vectors, in less than a tenth of a millisecond. To choose other sizes:
   mpirun --mca btl_vmshm_eager_limit 8192 --mca btl_vmshm_chunk_size 32768 ...
 
 `ompi_info --param btl vmshm --level 9` tells of each parameter.")]
