@@ -54,7 +54,7 @@ impl Shape {
 
     /// Where the first byte of data lies in a buffer.
     #[inline]
-    fn first(&self, buffer: *mut u8) -> *mut u8 {
+    pub fn first(&self, buffer: *mut u8) -> *mut u8 {
         buffer.wrapping_offset(self.layout.gap)
     }
 

@@ -302,7 +302,7 @@ unsafe extern "C" fn allgather(
                     true => part,
                     false => Shape::new(from_type, from_count),
                 };
-                all_gather(met, from, mine, |member| (part, place(member)))
+                all_gather(met, from, mine, part.is_contiguous(), |member| (part, place(member)))
             },
             |below| {
                 let (function, module) = (below.coll_allgather?, below.coll_allgather_module);
@@ -312,7 +312,8 @@ unsafe extern "C" fn allgather(
     }
 }
 
-/// Collects the members' parts at all of them. `place` says how and where each is to lie.
+/// Collects the members' parts at all of them. `place` says how and where each is to lie, and `contiguous` whether all lie
+/// there as they are.
 ///
 /// # Safety
 /// The buffers have their shapes.
@@ -320,6 +321,7 @@ unsafe fn all_gather(
     met: &mut Met,
     from: *const c_void,
     mine: Shape,
+    contiguous: bool,
     place: impl Fn(usize) -> (Shape, *mut c_void),
 ) -> Result<(), Not> {
     let (size, me) = (met.group.size(), met.group.me());
@@ -328,12 +330,11 @@ unsafe fn all_gather(
     unsafe {
         let in_place = is_in_place(from);
         let source = if in_place { my_shape.source(my_place)? } else { mine.source(from)? };
-        if (0..size).all(|member| place(member).0.is_contiguous()) {
+        if contiguous {
             let part = |member: usize| {
                 let (shape, place) = place(member);
-                let bytes =
-                    if in_place && member == me { ptr::null_mut() } else { shape.sink(place).bytes() };
-                (bytes, shape.bytes())
+                let stays = in_place && member == me;
+                (if stays { ptr::null_mut() } else { shape.first(place.cast()) }, shape.bytes())
             };
             met.group.all_gather(source.bytes(), mine.bytes(), part, &mut met.waiting)?;
             return Ok(());
@@ -390,7 +391,8 @@ unsafe extern "C" fn allgatherv(
                     true => part(met.group.me()).0,
                     false => Shape::new(from_type, from_count),
                 };
-                all_gather(met, from, mine, part)
+                let contiguous = (0..met.group.size()).all(|member| part(member).0.is_contiguous());
+                all_gather(met, from, mine, contiguous, part)
             },
             |below| {
                 let (function, module) = (below.coll_allgatherv?, below.coll_allgatherv_module);

@@ -37,7 +37,7 @@ const PATIENCE: u32 = 4096;
 
 /// How long a member lets others publish before it looks, nanoseconds: less than a line takes between two processors.
 /// Measured as in ANALYSIS.md; twice as long is still better than not at all, where members come together.
-const SETTLE: u128 = 25;
+const SETTLE: u128 = 36;
 
 /// So many of the processor's pauses are about [`SETTLE`]: from 3 to 45 ns each, by its make.
 static SETTLE_PAUSES: LazyLock<u32> = LazyLock::new(|| {
@@ -306,6 +306,24 @@ impl State {
         comm: *mut ompi_communicator_t,
     ) -> Result<Option<&'static mut Met>, c_int> {
         // SAFETY: the module has a state as long as it lives, and its communicator is used by one thread at a time.
+        let state = unsafe { &mut *(*module).state.cast::<State>() };
+        match &mut state.stage {
+            Stage::Met(met) => Ok(Some(met)),
+            // SAFETY: the caller vouches for both.
+            _ => unsafe { State::not_met(module, comm) },
+        }
+    }
+
+    /// [`State::met`] for all other stages.
+    ///
+    /// # Safety
+    /// As there.
+    #[cold]
+    unsafe fn not_met(
+        module: *mut vmshm_coll_module_t,
+        comm: *mut ompi_communicator_t,
+    ) -> Result<Option<&'static mut Met>, c_int> {
+        // SAFETY: as in `met`.
         let state = unsafe { &mut *(*module).state.cast::<State>() };
         if let Stage::New = state.stage {
             // SAFETY: the caller vouches for both.

@@ -107,6 +107,8 @@ pub struct Group<M> {
     long: Vec<(u64, Readers)>,
     /// The first step that each member may not have finished with, as far as known.
     done: Vec<u64>,
+    /// All other members have finished with the steps before this one, as far as known.
+    all_done: u64,
     spins: u32,
 }
 
@@ -134,6 +136,7 @@ impl<M: Memory> Group<M> {
             memory,
             me,
             done: members.iter().map(|_| 0).collect(),
+            all_done: 0,
             members,
             chunks: Vec::new(),
             chunk: 0,
@@ -254,7 +257,7 @@ impl<M: Memory> Group<M> {
 
     /// Waits until what our slots for this step and a payload of `len` bytes held before has been read. Then they may be
     /// written.
-    #[inline]
+    #[inline(always)]
     pub(super) fn vacate(&mut self, step: u64, len: usize, pause: &mut impl Pause) -> Result<(), Broken> {
         self.all_finished(self.published[(step % HEAD_SLOTS) as usize], pause)?;
         if len as u64 <= MAX_HEAD {
@@ -267,20 +270,26 @@ impl<M: Memory> Group<M> {
     }
 
     /// Waits until the readers of a step have finished with it.
-    #[inline]
-    fn all_finished(
+    #[inline(always)]
+    fn all_finished(&mut self, used: (u64, Readers), pause: &mut impl Pause) -> Result<(), Broken> {
+        if used.0 < self.all_done { Ok(()) } else { self.await_readers(used, pause) }
+    }
+
+    fn await_readers(
         &mut self,
         (step, readers): (u64, Readers),
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
+        let (size, me) = (self.members.len(), self.me);
         match readers {
             Readers::Nobody | Readers::Lenient => {}
             Readers::One(reader) => self.finished(reader, step, pause)?,
             Readers::All => {
-                let (size, me) = (self.members.len(), self.me);
                 for reader in (0..size).filter(|reader| *reader != me) {
                     self.finished(reader, step, pause)?;
                 }
+                let others = (0..size).filter(|member| *member != me).map(|member| self.done[member]);
+                self.all_done = others.min().unwrap_or(0);
             }
         }
         Ok(())
@@ -289,17 +298,29 @@ impl<M: Memory> Group<M> {
     /// Waits until a member has finished with a step.
     #[inline]
     fn finished(&mut self, member: usize, step: u64, pause: &mut impl Pause) -> Result<(), Broken> {
-        if self.done[member] > step {
-            return Ok(());
+        if self.done[member] <= step {
+            self.done[member] = self.at_least(member, DONE, step + 1, pause)?;
         }
-        let at = self.members[member].block + DONE;
+        Ok(())
+    }
+
+    /// Waits until a word of a member's block has this value or a greater one, and returns it.
+    #[inline(always)]
+    fn at_least(&self, member: usize, word: u64, value: u64, pause: &mut impl Pause) -> Result<u64, Broken> {
+        let at = self.members[member].block + word;
+        let found = self.memory.load(at, Ordering::Acquire);
+        if found >= value { Ok(found) } else { self.wait(member, at, value, pause) }
+    }
+
+    /// The rest of [`Group::at_least`], where the word is not there yet.
+    #[inline(never)]
+    fn wait(&self, member: usize, at: u64, value: u64, pause: &mut impl Pause) -> Result<u64, Broken> {
         let spins = pause.spins(self.spins).max(1);
         loop {
             for _ in 0..spins {
-                let done = self.memory.load(at, Ordering::Acquire);
-                if done > step {
-                    self.done[member] = done;
-                    return Ok(());
+                let found = self.memory.load(at, Ordering::Acquire);
+                if found >= value {
+                    return Ok(found);
                 }
             }
             pause.pause(member)?;
@@ -307,7 +328,7 @@ impl<M: Memory> Group<M> {
     }
 
     /// Says that our payload of a step is there.
-    #[inline]
+    #[inline(always)]
     pub(super) fn publish(&mut self, step: u64, len: usize, readers: Readers) {
         self.published[(step % HEAD_SLOTS) as usize] = (step, readers);
         if len as u64 > MAX_BODY {
@@ -335,7 +356,7 @@ impl<M: Memory> Group<M> {
     }
 
     /// Waits for a member's payload of a step.
-    #[inline]
+    #[inline(always)]
     pub(super) fn expect(
         &mut self,
         member: usize,
@@ -351,27 +372,17 @@ impl<M: Memory> Group<M> {
     }
 
     /// Waits until a member has published a step or a later one, and returns its stamp.
-    #[inline]
+    #[inline(always)]
     pub(super) fn reached(
         &mut self,
         member: usize,
         step: u64,
         pause: &mut impl Pause,
     ) -> Result<u64, Broken> {
-        let at = self.members[member].block + head(step);
-        let least = stamp(step, 0);
-        let spins = pause.spins(self.spins).max(1);
-        loop {
-            for _ in 0..spins {
-                let found = self.memory.load(at, Ordering::Acquire);
-                if found >= least {
-                    let known = &mut self.done[member];
-                    *known = (*known).max(step.saturating_sub(LAG));
-                    return Ok(found);
-                }
-            }
-            pause.pause(member)?;
-        }
+        let found = self.at_least(member, head(step), stamp(step, 0), pause)?;
+        let known = &mut self.done[member];
+        *known = (*known).max(step.saturating_sub(LAG));
+        Ok(found)
     }
 
     #[cold]

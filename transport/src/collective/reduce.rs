@@ -45,6 +45,7 @@ impl<M: Memory> Group<M> {
     ///
     /// `out` is valid for writes of `len` bytes, and `mine`, our own operand, for reads; they do not overlap.
     #[allow(clippy::too_many_arguments, reason = "where, what, whereto and how")]
+    #[inline]
     unsafe fn join_members(
         &self,
         step: u64,
