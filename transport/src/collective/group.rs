@@ -7,6 +7,7 @@ use super::layout::{
     BLOCK, DONE, HEAD_PAYLOAD, HEAD_SLOTS, LAG, MAX_BODY, MAX_HEAD, SLOTS, TAG, body, chunks_len, head,
     head_payload, is_chunk, is_count, stamp, stamped,
 };
+use crate::copy;
 use crate::memory::Memory;
 use crate::region::Section;
 
@@ -84,6 +85,10 @@ pub(super) enum Readers {
 /// So many steps before a slot is written again, the caches are told: readers of its last use have finished, and those of
 /// the next one do not look yet.
 const AHEAD: u64 = 2;
+
+/// Bodies of up to so many bytes are copied out in words: these the processor begins to fetch while the stamp is still under
+/// way, which it was not seen to do for other copies. (Vectors took 1.1 times as long in a broadcast, 1.3 in an allgather.)
+const MAX_WORDS: usize = 1024;
 
 /// Bytes of the smallest page.
 const PAGE: usize = 4096;
@@ -465,8 +470,14 @@ impl<M: Memory> Group<M> {
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
         self.expect(member, step, len, pause)?;
-        // SAFETY: the caller vouches for it.
-        unsafe { self.memory.copy_out(self.place(member, step, len), to, len) };
+        // SAFETY: the caller vouches for `to`, and the slot has room for `len` bytes.
+        unsafe {
+            if len as u64 > MAX_HEAD && len <= MAX_WORDS {
+                copy::words(self.address(member, step, len), to, len);
+            } else {
+                self.memory.copy_out(self.place(member, step, len), to, len);
+            }
+        }
         Ok(())
     }
 
