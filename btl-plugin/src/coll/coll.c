@@ -111,32 +111,34 @@ void vmshm_coll_layout(const struct ompi_datatype_t *type, int count, vmshm_coll
     layout->contiguous = ompi_datatype_is_contiguous_memory_layout(type, count);
 }
 
-int vmshm_coll_pack(const struct ompi_datatype_t *type, int count, const void *from, void *to, size_t len)
+/* Packs elements to len bytes, or unpacks them from there. */
+static int convert(const struct ompi_datatype_t *type, int count, void *elements, void *bytes, size_t len, bool pack)
 {
     opal_convertor_t convertor;
-    struct iovec iov = {.iov_base = to, .iov_len = len};
+    struct iovec iov = {.iov_base = bytes, .iov_len = len};
     uint32_t entries = 1;
-    size_t packed = len;
+    size_t done = len;
 
     OBJ_CONSTRUCT(&convertor, opal_convertor_t);
-    opal_convertor_copy_and_prepare_for_send(ompi_mpi_local_convertor, &type->super, count, from, 0, &convertor);
-    opal_convertor_pack(&convertor, &iov, &entries, &packed);
+    if (pack) {
+        opal_convertor_copy_and_prepare_for_send(ompi_mpi_local_convertor, &type->super, count, elements, 0, &convertor);
+        opal_convertor_pack(&convertor, &iov, &entries, &done);
+    } else {
+        opal_convertor_copy_and_prepare_for_recv(ompi_mpi_local_convertor, &type->super, count, elements, 0, &convertor);
+        opal_convertor_unpack(&convertor, &iov, &entries, &done);
+    }
     OBJ_DESTRUCT(&convertor);
-    return packed == len ? MPI_SUCCESS : MPI_ERR_TRUNCATE;
+    return done == len ? MPI_SUCCESS : MPI_ERR_TRUNCATE;
+}
+
+int vmshm_coll_pack(const struct ompi_datatype_t *type, int count, const void *from, void *to, size_t len)
+{
+    return convert(type, count, (void *) from, to, len, true);
 }
 
 int vmshm_coll_unpack(const struct ompi_datatype_t *type, int count, void *to, const void *from, size_t len)
 {
-    opal_convertor_t convertor;
-    struct iovec iov = {.iov_base = (void *) from, .iov_len = len};
-    uint32_t entries = 1;
-    size_t unpacked = len;
-
-    OBJ_CONSTRUCT(&convertor, opal_convertor_t);
-    opal_convertor_copy_and_prepare_for_recv(ompi_mpi_local_convertor, &type->super, count, to, 0, &convertor);
-    opal_convertor_unpack(&convertor, &iov, &entries, &unpacked);
-    OBJ_DESTRUCT(&convertor);
-    return unpacked == len ? MPI_SUCCESS : MPI_ERR_TRUNCATE;
+    return convert(type, count, to, (void *) from, len, false);
 }
 
 int vmshm_coll_copy(const void *from, int from_count, const struct ompi_datatype_t *from_type, void *to, int to_count,

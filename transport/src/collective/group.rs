@@ -321,14 +321,17 @@ impl<M: Memory> Group<M> {
     #[inline(never)]
     fn wait(&self, member: usize, at: u64, value: u64, pause: &mut impl Pause) -> Result<u64, Broken> {
         let spins = pause.spins(self.spins).max(1);
+        // The caller has looked once.
+        let mut looks = spins - 1;
         loop {
-            for _ in 0..spins {
+            for _ in 0..looks {
                 let found = self.memory.load(at, Ordering::Acquire);
                 if found >= value {
                     return Ok(found);
                 }
             }
             pause.pause(member)?;
+            looks = spins;
         }
     }
 

@@ -34,6 +34,16 @@ impl<M: Memory> Group<M> {
         element <= self.chunk() / 2
     }
 
+    /// Waits for all other members' payloads of a step.
+    #[inline]
+    fn expect_all(&mut self, step: u64, len: usize, pause: &mut impl Pause) -> Result<(), Broken> {
+        let me = self.me;
+        for member in (0..self.size()).filter(|member| *member != me) {
+            self.expect(member, step, len, pause)?;
+        }
+        Ok(())
+    }
+
     /// A length of whole elements, `len` at most and one at least.
     fn whole(len: usize, element: usize) -> usize {
         (len / element).max(1) * element
@@ -94,7 +104,7 @@ impl<M: Memory> Group<M> {
         combine: &mut impl Combine,
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
-        let (size, me) = (self.size(), self.me);
+        let me = self.me;
         let piece = Self::whole(self.piece(len), combine.element());
         self.in_pieces(len, piece, |group, step, at, now| {
             // SAFETY: at + now <= len.
@@ -109,9 +119,7 @@ impl<M: Memory> Group<M> {
                     group.memory.copy_in(group.place(me, step, now), mine, now);
                     mine = group.address(me, step, now);
                 }
-                for member in (0..size).filter(|member| *member != me) {
-                    group.expect(member, step, now, pause)?;
-                }
+                group.expect_all(step, now, pause)?;
                 group.join_members(step, now, 0, mine, out.add(at), now, combine);
                 Ok(())
             }
@@ -140,14 +148,12 @@ impl<M: Memory> Group<M> {
             // SAFETY: the caller keeps the contract.
             return unsafe { self.all_reduce_by_shares(data, out, len, combine, pause) };
         }
-        let (size, me, step) = (self.size(), self.me, self.step);
+        let (me, step) = (self.me, self.step);
         // SAFETY: the caller vouches for `len` bytes.
         unsafe {
             self.say(step, data, len, Readers::All, pause)?;
             self.settle(step, len, pause);
-            for member in (0..size).filter(|member| *member != me) {
-                self.expect(member, step, len, pause)?;
-            }
+            self.expect_all(step, len, pause)?;
             let mine = if core::ptr::eq(data, out) { self.address(me, step, len) } else { data };
             self.join_members(step, len, 0, mine, out, len, combine);
         }
@@ -238,11 +244,9 @@ impl<M: Memory> Group<M> {
         combine: &mut impl Combine,
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
-        let (size, me) = (self.size(), self.me);
+        let me = self.me;
         let (input, (at, published)) = (Rounds::input(first, round), rounds.piece(round));
-        for member in (me + 1..size).chain(0..me) {
-            self.expect(member, input, published, pause)?;
-        }
+        self.expect_all(input, published, pause)?;
         let (share, len) = rounds.share(round, me);
         // SAFETY: the share lies in the round.
         unsafe {
