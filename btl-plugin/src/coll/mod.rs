@@ -11,7 +11,23 @@
 //! - `levels`: the same in two levels, for members of several regions, where the user wants that.
 //! - `combine`: Open MPI's operations on those bytes.
 //!
-//! What we do not gain at is handed to the component below us.
+//! Whether an operation is ours is decided alike by all members, from what all know:
+//!
+//! - The communicator: all members in one region (several: `levels`), more than one, of one job, none of which sleeps.
+//! - The size: payloads of more than 4 KiB need memory for chunks from every member's section; elements of an operation must
+//!   fit half a chunk, and the parts of a scatter or alltoall a chunk together.
+//!
+//! All else is handed to the component below us. There is no size or number of members, up to as many as could be tried, at
+//! which that component over the BTL `vmshm` was faster (4 and 8 ranks on 2 processors, too), so no other rule is needed;
+//! `coll_vmshm_priority` is for those who find one.
+//!
+//! Members of one VM and those of another are one level. A line that all read crosses between the VMs' nodes once: the first
+//! reader brings it to the cache that its node shares, where the others find it. A leader that copied it to a line of its own
+//! would save no crossing, and add one more way from core to core and a copy to everyone's time. What each member says by
+//! itself, as in a barrier or an allreduce of n members on either side, does cross 2n times where two leaders would need two
+//! crossings; but these are under way at the same time, while levels would put two more ways between cores after each other.
+//! That pays from some dozens of members a VM on, which is more than could be measured; barriers of more than eight go in
+//! rounds instead.
 
 mod combine;
 mod component;

@@ -18,10 +18,6 @@ use crate::ompi::{
 
 const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
 
-/// Broadcasts of so many bytes are left to the component below where members share processors: a root that sends messages
-/// need not wait until others have had their turns. (4 ranks on 2 processors: 0.4 against 1.2 µs; from 512 bytes on we gain.)
-const BCAST_BELOW: usize = 256;
-
 /// `MPI_IN_PLACE`.
 pub fn is_in_place(buffer: *const c_void) -> bool {
     buffer.addr() == 1
@@ -159,9 +155,6 @@ unsafe extern "C" fn bcast(
             module,
             comm,
             |met| {
-                if met.is_crowded && shape.bytes() <= BCAST_BELOW {
-                    return Err(Not::Ours);
-                }
                 must_take(met, shape.bytes())?;
                 let (root, len) = (root as usize, shape.bytes());
                 if root == met.group.me() {

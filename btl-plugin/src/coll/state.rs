@@ -96,8 +96,6 @@ pub struct Met {
     fragments: Vec<Fragment>,
     chunks: Chunks,
     chunk: usize,
-    /// Some members share processors. All members say the same.
-    pub is_crowded: bool,
 }
 
 enum Chunks {
@@ -156,8 +154,6 @@ struct Hello {
     block: u64,
     tag: u64,
     chunk: u64,
-    /// Its processor is shared with other members, or may be.
-    crowded: u64,
 }
 
 /// All states that may have a group.
@@ -349,8 +345,7 @@ impl State {
         let prepared = self.prepare();
         let mine = match &prepared {
             Ok((fragment, tag)) => {
-                let (chunk, crowded) = (component::chunk() as u64, u64::from(self.is_crowded()));
-                Hello { block: fragment.offset(), tag: *tag, chunk, crowded }
+                Hello { block: fragment.offset(), tag: *tag, chunk: component::chunk() as u64 }
             }
             Err(_) => Hello::new_zeroed(),
         };
@@ -371,7 +366,6 @@ impl State {
                 waiting,
                 fragments: vec![fragment],
                 chunks: Chunks::Unasked,
-                is_crowded: hellos.iter().any(|hello| hello.crowded != 0),
                 chunk: hellos.iter().map(|hello| hello.chunk as usize).min().unwrap_or(0),
             }))),
             (met, prepared) => {
