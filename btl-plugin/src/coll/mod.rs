@@ -17,17 +17,17 @@
 //! - The size: payloads of more than 4 KiB need memory for chunks from every member's section; elements of an operation must
 //!   fit half a chunk, and the parts of a scatter or alltoall a chunk together.
 //!
-//! All else is handed to the component below us. There is no size or number of members, up to as many as could be tried, at
-//! which that component over the BTL `vmshm` was faster (4 and 8 ranks on 2 processors, too), so no other rule is needed;
-//! `coll_vmshm_priority` is for those who find one.
+//! All else is handed to the component below us. With a processor for each member, that component over the BTL `vmshm` was
+//! faster at no size (2 members; broadcasts of 1 MiB are equal). Where 4 members share 2 processors it is faster at
+//! broadcasts up to 4 KiB (2 to 3 times, as long as it does the barriers between them as well), at nothing else. These stay
+//! ours: handed over alone, they took half as long again. `coll_vmshm_priority` hands over everything.
 //!
-//! Members of one VM and those of another are one level. A line that all read crosses between the VMs' nodes once: the first
-//! reader brings it to the cache that its node shares, where the others find it. A leader that copied it to a line of its own
-//! would save no crossing, and add one more way from core to core and a copy to everyone's time. What each member says by
-//! itself, as in a barrier or an allreduce of n members on either side, does cross 2n times where two leaders would need two
-//! crossings; but these are under way at the same time, while levels would put two more ways between cores after each other.
-//! That pays from some dozens of members a VM on, which is more than could be measured; barriers of more than eight go in
-//! rounds instead.
+//! Members of one VM and those of another are one level; this is argued, not measured, since it takes two nodes of many cores.
+//! A line that all read crosses between the VMs' nodes once, if the first reader brings it to a cache that its node shares. A
+//! leader that copied it to a line of its own would save no crossing, and add one more way from core to core and a copy to
+//! everyone's time. What each member says by itself, as in a barrier or an allreduce, does cross for each of them where two
+//! leaders would need two crossings; but these are under way at the same time, while levels would put two more ways between
+//! cores one after the other. That can pay only for many members a VM; barriers of more than eight go in rounds instead.
 
 mod combine;
 mod component;
