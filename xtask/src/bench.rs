@@ -159,6 +159,9 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
         let (heading, table, once) = raw.report();
         report.table(&heading, &table, Table::render);
         report.say(&once);
+        if let Some((heading, table)) = raw.copies(&results.cases) {
+            report.table(&heading, &table, Table::render);
+        }
     }
     if let Some(table) = target::summary(&results.cases, results.raw.as_ref()) {
         report.table(target::HEADING, &table, Table::render_left);

@@ -9,7 +9,10 @@ use serde::{Deserialize, Serialize};
 use crate::process::{self, mortal};
 use crate::progress;
 use crate::statistics::{Spread, spread};
-use crate::table::Table;
+use crate::table::{self, Table};
+
+use super::measured::Measured;
+use super::way::TWO_COPIES;
 
 const LIMIT: Duration = Duration::from_secs(120);
 /// One-way times, in this order in the table.
@@ -30,15 +33,16 @@ impl Raw {
         let mut raw = Raw::default();
         progress::during(&format!("vmshm_raw, {rounds} rounds"), |_| {
             for round in 0..rounds {
-                let mut command = mortal(program);
                 // A process for each: how its memory happens to lie is a part of the spread.
-                command.args(["--rounds", "1"]);
-                if round > 0 {
-                    command.args(["--endpoints", "2"]);
-                }
-                let log = out.join(format!("vmshm_raw-{}.log", round + 1));
-                let done = process::run(command, "vmshm_raw", &log, LIMIT)?;
-                raw.add(&done.text)?;
+                let run = |what: &str, arguments: &[&str]| {
+                    let mut command = mortal(program);
+                    command.args(["--rounds", "1"]).args(arguments);
+                    let log = out.join(format!("vmshm_raw-{what}{}.log", round + 1));
+                    process::run(command, "vmshm_raw", &log, LIMIT)
+                };
+                let short = run("", if round > 0 { &["--endpoints", "2"] } else { &[] })?;
+                let long = run("copies-", &["--copies"])?;
+                raw.add(&[short.text, long.text].concat())?;
             }
             Ok(())
         })?;
@@ -74,6 +78,41 @@ impl Raw {
     pub fn ratio(&self, ours: &str, theirs: &str) -> Option<Spread> {
         let ratio = |round: &Vec<_>| Some(Self::at(round, ours)? / Self::at(round, theirs)?);
         spread(&self.rounds.iter().filter_map(ratio).collect::<Vec<_>>())
+    }
+
+    /// The median of a time, nanoseconds.
+    fn median(&self, name: &str) -> Option<f64> {
+        let figures: Vec<f64> = self.rounds.iter().filter_map(|round| Self::at(round, name)).collect();
+        Some(spread(&figures)?.median)
+    }
+
+    /// What the figures are, and the table of what two copies alone take beside the cases that move as much.
+    pub fn copies(&self, cases: &[Measured]) -> Option<(String, Table)> {
+        let mut table = Table::default();
+        table.row(["", "copies alone", "vmshm", TWO_COPIES.name, "copies / 2-copy", "vmshm / copies"]);
+        let mut is_empty = true;
+        for (case, prefix) in [("osu_latency", "copies-"), ("osu_bw", "copies-stream-")] {
+            let Some(measured) = cases.iter().find(|measured| measured.case == case) else { continue };
+            let peer = measured.ways.iter().position(|(name, _)| name == TWO_COPIES.name);
+            for size in measured.sizes() {
+                let Some(nanoseconds) = self.median(&format!("{prefix}{size}")) else { continue };
+                let alone = match measured.less_is_better {
+                    true => nanoseconds / 1e3,
+                    false => size as f64 / nanoseconds * 1e3,
+                };
+                let ours = measured.median(0, size);
+                let theirs = peer.and_then(|way| measured.median(way, size));
+                let mut cells = vec![format!("{case}, {}, {}", table::size(size), measured.unit)];
+                let ratios = [theirs.map(|theirs| alone / theirs), ours.map(|ours| ours / alone)];
+                cells.extend([Some(alone), ours, theirs].into_iter().chain(ratios).map(table::figure));
+                table.row(cells);
+                is_empty = false;
+            }
+        }
+        let heading = "Long messages from ordinary memory: two copies that overlap, alone, without MPI; medians, not of the same \
+             rounds"
+            .to_owned();
+        (!is_empty).then_some((heading, table))
     }
 
     /// What the figures are, the table of those of the rounds, and those that were measured once.
