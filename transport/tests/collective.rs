@@ -232,6 +232,31 @@ fn who_takes_part_with_another_length_is_found_out() {
 }
 
 #[test]
+fn members_that_were_told_different_things_find_out() {
+    group(2, MIN_CHUNK, |group, _| {
+        let me = group.me();
+        let result = group.add_chunks(0, MIN_CHUNK << me, MIN_CHUNKS, &mut Patience::default());
+        assert_eq!(result, Err(Broken::Told(1 - me)));
+    });
+}
+
+#[test]
+fn what_is_longer_than_the_room_for_it_is_cut() {
+    group(2, MIN_CHUNK, |group, _| {
+        let (mine, mut all) = ([7u8; 32], [[0u8; 32]; 2]);
+        let me = group.me();
+        let parts = all.each_mut().map(|part| part.as_mut_ptr());
+        // SAFETY: no part is longer than 32 bytes.
+        unsafe {
+            let part = |member| (parts[member], if member == me { 16 } else { 32 });
+            group.all_gather(mine.as_ptr(), 32, part, &mut Patience::default()).expect("allgather");
+        }
+        assert_eq!(all[me], *[[7u8; 16], [0; 16]].as_flattened());
+        assert_eq!(all[1 - me], [7; 32]);
+    });
+}
+
+#[test]
 fn who_is_lost_is_not_waited_for() {
     struct Impatience;
     impl Pause for Impatience {

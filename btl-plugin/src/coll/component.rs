@@ -103,15 +103,21 @@ pub fn chunk() -> usize {
     chunk.clamp(MIN_CHUNK, MAX_CHUNK) & !4095
 }
 
-/// How many chunks of this length a member of so many uses in turn: a power of two.
-pub fn chunks(chunk: usize, members: usize) -> u64 {
+/// The part of a section that a process gives to the chunks of one communicator, at most: there are other communicators,
+/// other processes, and messages.
+const SECTION_PART: u64 = 128;
+
+/// How many chunks of this length a member of so many uses in turn, in a section of so many bytes: a power of two.
+pub fn chunks(chunk: usize, members: usize, section: u64) -> u64 {
     // SAFETY: not changed after the component was registered.
     let turn = match unsafe { *PARAMETERS.turn.get() } {
         // Who reads from several comes back to each the later.
         0 => TUNING.ahead / 4 / (members - 1).max(1),
         given => given,
     };
-    ((turn / chunk) as u64).clamp(MIN_CHUNKS, MAX_CHUNKS).next_power_of_two()
+    let most = (turn as u64).min(section / SECTION_PART) / chunk as u64;
+    // Rounded up between the bounds, which are powers of two themselves.
+    most.clamp(MIN_CHUNKS, MAX_CHUNKS).next_power_of_two()
 }
 
 /// Whether members of several regions are to work in levels.

@@ -454,7 +454,10 @@ impl State {
         let state = unsafe { &mut *(*module).state.cast::<State>() };
         state.stage = Stage::Broken;
         let member = match broken {
-            Broken::Lost(member) | Broken::Step { member, .. } | Broken::Length { member, .. } => member,
+            Broken::Lost(member)
+            | Broken::Told(member)
+            | Broken::Step { member, .. }
+            | Broken::Length { member, .. } => member,
         };
         if let Broken::Length { .. } = broken {
             help::verbose(&format!("a collective operation failed: {broken}"));
@@ -495,7 +498,8 @@ impl Met {
     fn get_chunks(&mut self) -> Result<Chunks, Broken> {
         tidy();
         // A small section has room for fewer.
-        let mut count = component::chunks(self.chunk, self.group.size());
+        let section = self.group.member(self.group.me()).section.entry.len;
+        let mut count = component::chunks(self.chunk, self.group.size(), section);
         let get = |count| {
             FABRIC.lock().as_mut().and_then(|fabric| fabric.endpoint.fragment(chunks_len(self.chunk, count)))
         };

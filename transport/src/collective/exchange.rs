@@ -1,11 +1,14 @@
 //! From all members to one or to all.
 
 use super::group::{Broken, Group, Pause, Readers};
-use super::layout::LAG;
+use super::layout::{HEAD_SLOTS, LAG, MIN_CHUNKS, SLOTS};
 use crate::memory::Memory;
 
 /// So many pieces are published before the others' are read.
 const AHEAD: usize = LAG as usize - 1;
+
+// Else a member could come round to a slot that another has yet to read, while that waits for this one.
+const _: () = assert!(SLOTS > LAG && MIN_CHUNKS > LAG && HEAD_SLOTS > LAG);
 
 /// Where a member's bytes go, and how many they are.
 pub type Part = (*mut u8, usize);
@@ -51,7 +54,7 @@ impl<M: Memory> Group<M> {
     }
 
     /// Collects the members' bytes at all of them: `len` bytes of ours at `data`, and each member's where `part` says. Ours
-    /// stay where they are if that is null.
+    /// stay where they are if that is null, and are cut to our part where that is shorter.
     ///
     /// # Errors
     ///
@@ -59,7 +62,7 @@ impl<M: Memory> Group<M> {
     ///
     /// # Safety
     ///
-    /// `data` is valid for reads of `len` bytes, and each part for writes of its bytes, our own for `len`; no two overlap.
+    /// `data` is valid for reads of `len` bytes, and each part for writes of its bytes; no two overlap.
     pub unsafe fn all_gather(
         &mut self,
         data: *const u8,
@@ -71,7 +74,7 @@ impl<M: Memory> Group<M> {
         let longest =
             (0..size).map(|member| if member == me { len } else { part(member).1 }).max().unwrap_or(0);
         let piece = self.piece(longest);
-        let (own, _) = part(me);
+        let (own, own_len) = part(me);
         // What a member has of a piece of the longest.
         let cut = |len: usize, at: usize, now: usize| len.saturating_sub(at).min(now);
         self.exchange(
@@ -84,12 +87,12 @@ impl<M: Memory> Group<M> {
                 now => unsafe { group.say(step, data.add(at), now, Readers::All, pause) },
             },
             |group, step, at, longest, pause| {
-                let now = cut(len, at, longest);
-                if now > 0 && !own.is_null() {
-                    // SAFETY: as above.
-                    unsafe { data.add(at).copy_to(own.add(at), now) };
+                let kept = cut(len.min(own_len), at, longest);
+                if kept > 0 && !own.is_null() {
+                    // SAFETY: as above, and it is no more than our part has room for.
+                    unsafe { data.add(at).copy_to(own.add(at), kept) };
                 }
-                group.settle(step, now, pause);
+                group.settle(step, cut(len, at, longest), pause);
                 // Each begins with its neighbour, so that not all read from the same member at once.
                 for member in (me + 1..size).chain(0..me) {
                     let (to, len) = part(member);

@@ -67,6 +67,9 @@ pub enum Broken {
         /// What its stamp says.
         found: usize,
     },
+    /// A member was told something else of the others' memory than we were.
+    #[error("member {0} was told something else of the members' memory than this process")]
+    Told(usize),
 }
 
 /// Who reads what was published in a slot.
@@ -214,6 +217,8 @@ impl<M: Memory> Group<M> {
             all.iter_mut().map(|words| (core::ptr::from_mut(words).cast::<u8>(), WORDS)).collect();
         // SAFETY: each part is an array of its own, and so is `mine`.
         unsafe { self.all_gather(core::ptr::from_ref(&mine).cast(), WORDS, |member| parts[member], pause)? };
+        let told: Vec<u64> = core::iter::once(chunk as u64).chain(all.iter().flatten().copied()).collect();
+        self.compare(&told, pause)?;
         let count = all.iter().map(|[_, count]| *count).min().unwrap_or(0);
         let is_sound = |(member, [offset, _]): (&Member, &[u64; 2])| {
             offset.is_multiple_of(64) && member.section.contains(*offset, chunks_len(chunk, count) as u64)
@@ -224,6 +229,21 @@ impl<M: Memory> Group<M> {
             self.long = (0..count).map(|_| (0, Readers::Nobody)).collect();
         }
         Ok(self.has_chunks())
+    }
+
+    /// Sees to it that all members were told the same: one that tells each of them something else could have two others
+    /// read one another's chunks at the wrong places.
+    fn compare(&mut self, words: &[u64], pause: &mut impl Pause) -> Result<(), Broken> {
+        let (len, mine) = (size_of_val(words), words.as_ptr().cast());
+        let mut all: Vec<u64> = words.repeat(self.size());
+        let parts: Vec<_> =
+            all.chunks_mut(words.len()).map(|told| (told.as_mut_ptr().cast::<u8>(), len)).collect();
+        // SAFETY: each part is an array of its own, and so is `words`.
+        unsafe { self.all_gather(mine, len, |member| parts[member], pause)? };
+        match all.chunks(words.len()).position(|told| told != words) {
+            Some(member) => Err(Broken::Told(member)),
+            None => Ok(()),
+        }
     }
 
     /// Reads a word of each page of all members' chunks, so that later nobody waits until its process has it mapped.
