@@ -207,7 +207,10 @@ pub unsafe extern "C" fn init(count: *mut c_int, _: bool, threads: bool) -> *mut
     }
     let module = MODULE.get();
     match attach(module) {
-        Ok(fabric) => *FABRIC.lock() = Some(fabric),
+        Ok(fabric) => {
+            osc::publish(threads);
+            *FABRIC.lock() = Some(fabric);
+        }
         Err((topic, message)) => {
             if is_wanted() {
                 help::show(topic, &message);

@@ -2,7 +2,6 @@
 
 use std::cell::UnsafeCell;
 use std::ffi::{CStr, c_int, c_uint, c_void};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use vmshm_transport::abi::EndpointName;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -12,7 +11,8 @@ use super::{direct, others, served};
 use crate::component::register_variable;
 use crate::fabric::FABRIC;
 use crate::ompi::{
-    self, mca_osc_vmshm_component, ompi_communicator_t, ompi_osc_base_component_t, ompi_win_t, opal_info_t,
+    self, mca_base_component_t, mca_osc_vmshm_component, ompi_communicator_t, ompi_osc_base_component_t,
+    ompi_win_t, opal_info_t, opal_proc_t,
 };
 
 const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
@@ -26,9 +26,6 @@ struct Priority(UnsafeCell<c_int>);
 unsafe impl Sync for Priority {}
 
 static PRIORITY: Priority = Priority(UnsafeCell::new(110));
-
-/// Whether several threads may call MPI at the same time, as Open MPI tells its one-sided components.
-static IS_THREADED: AtomicBool = AtomicBool::new(false);
 
 /// Registers the parameter.
 pub unsafe extern "C" fn register() -> c_int {
@@ -52,9 +49,32 @@ pub unsafe extern "C" fn register() -> c_int {
 }
 
 /// Called once.
-pub unsafe extern "C" fn init(_: bool, is_threaded: bool) -> c_int {
-    IS_THREADED.store(is_threaded, Ordering::Relaxed);
+pub unsafe extern "C" fn init(_: bool, _: bool) -> c_int {
     SUCCESS
+}
+
+/// Publishes whether several threads may call MPI at the same time. Others learn of it only if this is called before Open MPI
+/// exchanges what processes have published; if it fails, they do without us.
+pub fn publish(is_threaded: bool) {
+    let bytes = [u8::from(is_threaded)];
+    // SAFETY: the component begins with its mca_base_component_t; the byte outlives the call, which copies it.
+    unsafe { ompi::vmshm_ompi_publish(version(), bytes.as_ptr().cast(), bytes.len()) };
+}
+
+/// Whether a process has published that one thread at a time calls MPI.
+///
+/// # Safety
+/// `proc` is a process of Open MPI.
+unsafe fn is_serial(proc: *const opal_proc_t) -> bool {
+    let mut bytes = [u8::MAX];
+    // SAFETY: the caller vouches for the process; there is room for the byte.
+    let code = unsafe { ompi::vmshm_ompi_lookup(version(), proc, bytes.as_mut_ptr().cast(), bytes.len()) };
+    code == SUCCESS && bytes == [0]
+}
+
+fn version() -> *const mca_base_component_t {
+    // SAFETY: the component is a static.
+    unsafe { &raw const (*mca_osc_vmshm_component.get()).osc_version }
 }
 
 /// Called at the end.
@@ -101,13 +121,10 @@ pub unsafe extern "C" fn query(
     flavor: c_int,
 ) -> c_int {
     let flavor = flavor.cast_unsigned();
-    // pt2pt does not serve threads that call at the same time, and takes all lesser levels for one, as do we: a job may mix
-    // them.
-    let is_threaded = IS_THREADED.load(Ordering::Relaxed);
     // SAFETY: Open MPI gives a communicator, and has registered the parameter.
     unsafe {
         let priority = *PRIORITY.0.get();
-        let Some(names) = members(comm).filter(|_| !is_threaded) else { return -1 };
+        let Some(names) = members(comm) else { return -1 };
         // Sections may be full.
         let Some((_, is_messages)) = below(comm, flavor) else { return -1 };
         let is_placed = flavor == ompi::MPI_WIN_FLAVOR_ALLOCATE || flavor == ompi::MPI_WIN_FLAVOR_SHARED;
@@ -123,7 +140,8 @@ pub unsafe extern "C" fn query(
     }
 }
 
-/// The endpoints of all processes of a communicator, if all are of our region.
+/// The endpoints of all processes of a communicator, if all are of our region. Nor may threads of any call MPI at the same time:
+/// pt2pt does not serve them, and takes all lesser levels for one, as do we. A job may mix levels.
 ///
 /// # Safety
 /// `comm` is a communicator of Open MPI.
@@ -139,7 +157,7 @@ unsafe fn members(comm: *mut ompi_communicator_t) -> Option<Vec<EndpointName>> {
             .map(|rank| {
                 let proc = ompi::vmshm_coll_proc(comm, rank);
                 // Of another job's processes, not everyone need know the same.
-                if proc.is_null() || !ompi::vmshm_coll_same_job(proc, me) {
+                if proc.is_null() || !ompi::vmshm_coll_same_job(proc, me) || !is_serial(proc) {
                     return None;
                 }
                 ompi::lookup(proc).filter(|name| name.region_id == region)

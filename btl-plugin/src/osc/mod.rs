@@ -25,6 +25,6 @@ mod requests;
 mod served;
 mod state;
 
-pub use component::{finalize, init, query, register, select};
+pub use component::{finalize, init, publish, query, register, select};
 pub use others::is_used;
 pub use served::{TAG, heard};
