@@ -18,6 +18,17 @@ static ASLEEP: AtomicBool = AtomicBool::new(false);
 /// The doorbell of the thread that sleeps.
 static DOORBELL: Mutex<Option<Sleeper>> = Mutex::new(None);
 
+/// Some thread looks for messages while it waits for what nobody rings for.
+static AWAKE: AtomicBool = AtomicBool::new(false);
+
+/// Does `work` without a sleep.
+#[inline]
+pub fn awake(work: impl FnOnce()) {
+    let before = AWAKE.swap(true, Ordering::Relaxed);
+    work();
+    AWAKE.store(before, Ordering::Relaxed);
+}
+
 /// What a process that may sleep remembers of its waiting.
 #[derive(Debug)]
 pub struct Sleep {
@@ -49,6 +60,11 @@ impl Sleep {
             self.is_listening = false;
             self.idle.end();
             return Rest::Spin;
+        }
+        if AWAKE.load(Ordering::Relaxed) {
+            // Nor has it been idle when it waits for a message next.
+            self.idle.end();
+            return Rest::Yield;
         }
         let rest = self.idle.poll(Instant::now, work);
         if rest != Rest::Spin && !self.is_listening {
@@ -111,5 +127,25 @@ pub fn rouse() {
         && let Some(sleeper) = &*DOORBELL.lock()
     {
         sleeper.ring_self();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_awake_yields_and_has_not_been_idle_after_it() {
+        // It has heard of all callbacks already: they are another test's.
+        let mut sleep = std::mem::ManuallyDrop::new(Sleep {
+            idle: Idle::new(Duration::from_millis(1)),
+            sleeper: None,
+            heard: heard::count(),
+            is_listening: true,
+        });
+        while sleep.rest(false) == Rest::Spin {}
+        sleep.heard = heard::count();
+        awake(|| assert_eq!(sleep.rest(false), Rest::Yield));
+        assert_eq!(sleep.rest(false), Rest::Spin);
     }
 }

@@ -4,7 +4,6 @@
 use std::cell::{Cell, RefCell};
 use std::ffi::{c_int, c_void};
 use std::ptr;
-use std::sync::atomic::AtomicU32;
 
 use vmshm_transport::abi::{EndpointId, EndpointName};
 
@@ -32,8 +31,6 @@ pub struct Direct {
     pub started: RefCell<Option<Vec<usize>>>,
     /// How many have to complete after `MPI_Win_post`.
     pub posted: Cell<Option<u64>>,
-    /// Calls that found nothing to wait for.
-    pub idle: AtomicU32,
 }
 
 /// A process of the window.
@@ -117,7 +114,6 @@ pub unsafe fn make(win: *mut ompi_win_t, wanted: &Wanted, names: &[EndpointName]
         is_shared: wanted.flavor == ompi::MPI_WIN_FLAVOR_SHARED,
         started: RefCell::new(None),
         posted: Cell::new(None),
-        idle: AtomicU32::new(0),
     });
     // SAFETY: as above.
     unsafe { ompi::vmshm_osc_set_module(win, Box::into_raw(window).cast()) };

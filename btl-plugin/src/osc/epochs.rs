@@ -1,19 +1,23 @@
 //! When a direct window may be accessed: fences, groups that start and post, locks.
 
 use std::ffi::c_int;
-use std::sync::atomic::{self, Ordering};
+use std::sync::atomic::{self, AtomicU32, Ordering};
 
 use super::direct::{Direct, of};
 use super::members::{Members, checked, code};
 use crate::ompi::{self, ompi_group_t, ompi_win_t};
+use crate::sleep;
 
 const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
 
 /// The calls do not follow each other as MPI asks.
 pub const OUT_OF_ORDER: c_int = ompi::OMPI_ERR_RMA_SYNC as c_int;
 
-/// After so many flushes, messages are looked for: others may wait for them.
+/// Messages are looked for once in so many calls that have nothing to wait for.
 const IDLE: u32 = 32;
+
+/// Such calls, of all windows.
+static CALLS: AtomicU32 = AtomicU32::new(0);
 
 /// How a process is locked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,8 +43,20 @@ impl Locked {
 
 /// Lets messages come, and other processes run where there are more of them than cores; the loss of one is noticed here.
 pub fn pause() {
-    // SAFETY: no lock of ours is held.
-    unsafe { ompi::opal_progress() };
+    // SAFETY: no lock of ours is held, nor is a window's borrowed.
+    sleep::awake(|| unsafe { ompi::opal_progress() });
+}
+
+/// Orders as [`order`] does, and lets messages come now and then: who accesses memory again and again waits for something,
+/// and others may wait for a message of its.
+pub fn rest() {
+    if !cfg!(target_arch = "x86_64") {
+        order();
+    }
+    // There, this orders as a fence does, for half the price.
+    if CALLS.fetch_add(1, Ordering::SeqCst).is_multiple_of(IDLE) {
+        pause();
+    }
 }
 
 /// What was written before is seen before what is written after.
@@ -181,12 +197,12 @@ fn lock_one(window: &Direct, rank: c_int, kind: Locked) -> Result<(), c_int> {
 /// Unlocks a process.
 fn unlock_one(window: &Direct, rank: c_int) -> Result<(), c_int> {
     let target = window.target(rank)?;
-    order();
     match target.lock.take().ok_or(OUT_OF_ORDER)? {
         Locked::Alone => target.state.unlock_alone(),
         Locked::Shared => target.state.unlock_shared(),
         Locked::Unchecked => {}
     }
+    rest();
     Ok(())
 }
 
@@ -223,17 +239,8 @@ pub unsafe extern "C" fn flush(_: c_int, win: *mut ompi_win_t) -> c_int {
     unsafe { flush_all(win) }
 }
 
-/// All is over when its function returns; but who calls this again and again waits for something.
-pub unsafe extern "C" fn flush_all(win: *mut ompi_win_t) -> c_int {
-    // SAFETY: Open MPI gives a window.
-    let idle = unsafe { &of(win).idle };
-    if !cfg!(target_arch = "x86_64") {
-        order();
-    }
-    // There, this orders as a fence does, for half the price.
-    if idle.fetch_add(1, Ordering::SeqCst).is_multiple_of(IDLE) {
-        // SAFETY: no lock of ours is held.
-        unsafe { ompi::opal_progress() };
-    }
+/// All is over when its function returns.
+pub unsafe extern "C" fn flush_all(_: *mut ompi_win_t) -> c_int {
+    rest();
     SUCCESS
 }

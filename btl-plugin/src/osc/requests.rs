@@ -3,6 +3,7 @@
 
 use std::ffi::{c_int, c_void};
 
+use super::epochs::rest;
 use crate::ompi::{self, ompi_datatype_t, ompi_op_t, ompi_request_t, ompi_win_t};
 
 /// Calls another function of a window of ours.
@@ -51,6 +52,8 @@ pub unsafe extern "C" fn fetch_and_op(
 /// # Safety
 /// `request` has room for one.
 unsafe fn over(code: c_int, request: *mut *mut ompi_request_t) -> c_int {
+    // Its end may be waited for without looking for messages.
+    rest();
     // SAFETY: the caller vouches for it.
     unsafe { *request = ompi::vmshm_osc_over() };
     code

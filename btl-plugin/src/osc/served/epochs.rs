@@ -3,9 +3,9 @@
 use std::ffi::c_int;
 
 use super::request::{Kind, Request};
-use super::{Served, Side, Word, forget, of, pause};
+use super::{Served, Side, Word, forget, of};
 use crate::ompi::{self, ompi_group_t, ompi_win_t};
-use crate::osc::epochs::{is_checked, order, ranks};
+use crate::osc::epochs::{is_checked, order, pause, ranks};
 use crate::osc::members::code;
 
 pub use crate::osc::epochs::{Locked, OUT_OF_ORDER};

@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 
-/// The lock of one process's memory; it is had in the order in which it was asked for.
+/// The lock of one process's memory. It is had in the order in which it was asked for, but for those that share it with who has
+/// it: who has it may wait for them.
 #[derive(Debug, Default)]
 pub struct Locks {
     alone: Option<usize>,
@@ -32,11 +33,12 @@ impl Locks {
 
     /// The next process that gets the lock now.
     pub fn grant(&mut self) -> Option<usize> {
-        let (_, alone) = *self.waiting.front()?;
-        if self.alone.is_some() || alone && !self.sharing.is_empty() {
+        if self.alone.is_some() {
             return None;
         }
-        let (rank, _) = self.waiting.pop_front()?;
+        let is_shared = !self.sharing.is_empty();
+        let next = self.waiting.iter().position(|(_, alone)| !(*alone && is_shared))?;
+        let (rank, alone) = self.waiting.remove(next)?;
         if alone {
             self.alone = Some(rank);
         } else {
@@ -64,15 +66,17 @@ mod tests {
         for (rank, alone) in [(0, false), (1, false), (2, true), (3, false)] {
             assert!(locks.ask(rank, alone));
         }
-        assert_eq!(granted(&mut locks), [0, 1], "those before the one that wants it alone");
-        assert!(locks.give_back(0));
+        assert_eq!(granted(&mut locks), [0, 1, 3], "all but the one that wants it alone");
+        assert!(locks.give_back(0) && locks.give_back(3));
         assert_eq!(granted(&mut locks), []);
         assert!(locks.give_back(1));
         assert_eq!(granted(&mut locks), [2]);
-        assert!(locks.ask(0, false));
+        assert!(locks.ask(4, true) && locks.ask(0, false));
         assert_eq!(granted(&mut locks), []);
         assert!(locks.give_back(2));
-        assert_eq!(granted(&mut locks), [3, 0]);
+        assert_eq!(granted(&mut locks), [4]);
+        assert!(locks.give_back(4));
+        assert_eq!(granted(&mut locks), [0]);
     }
 
     #[test]

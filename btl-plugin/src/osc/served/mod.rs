@@ -25,6 +25,7 @@ use vmshm_transport::abi::EndpointName;
 use vmshm_transport::{Fragment, Peer, copy_from_shared, copy_to_shared};
 use zerocopy::IntoBytes;
 
+use super::epochs::{pause, rest};
 use super::members::{self, Member, Members, OUT_OF_RANGE, Wanted};
 use super::others;
 use crate::component;
@@ -56,9 +57,6 @@ const FEW: usize = 16;
 
 /// Looks at another's words between two looks for messages.
 const LOOKS: u32 = 32;
-
-/// After so many flushes that found nothing to wait for, messages are looked for all the same.
-const IDLE: u32 = 32;
 
 /// Which word of a block, by its place.
 #[derive(Debug, Clone, Copy)]
@@ -113,7 +111,6 @@ struct Served {
     started: RefCell<Option<Vec<usize>>>,
     /// Those who have to complete after `MPI_Win_post`.
     posted: RefCell<Option<Vec<usize>>>,
-    idle: Cell<u32>,
 }
 
 /// What there is between this process and another one of the window, or itself.
@@ -187,7 +184,6 @@ pub unsafe fn make(win: *mut ompi_win_t, wanted: &Wanted, names: &[EndpointName]
             locks: RefCell::default(),
             started: RefCell::new(None),
             posted: RefCell::new(None),
-            idle: Cell::new(0),
         }));
         ompi::vmshm_osc_set_module(win, window.cast());
         KNOWN.lock().push(Known(window));
@@ -383,14 +379,6 @@ impl Served {
 
     /// Waits until a process has done all that it was asked for.
     fn flush(&self, side: &Side) {
-        if side.theirs.load(Word::Done) >= side.sent.get() {
-            // Who calls this again and again waits for something.
-            self.idle.set(self.idle.get().wrapping_add(1));
-            if self.idle.get().is_multiple_of(IDLE) {
-                pause();
-            }
-            return;
-        }
         side.await_word(Word::Done, side.sent.get());
     }
 
@@ -405,19 +393,13 @@ impl Side {
         loop {
             for _ in 0..LOOKS {
                 if self.theirs.load(word) >= value {
-                    return;
+                    return rest();
                 }
                 std::hint::spin_loop();
             }
             pause();
         }
     }
-}
-
-/// Lets messages come, and other processes run where there are more of them than cores; the loss of one is noticed here.
-fn pause() {
-    // SAFETY: no lock of ours is held, nor is a window's borrowed.
-    unsafe { ompi::opal_progress() };
 }
 
 /// Sends a request, if there is room for it now.
@@ -488,7 +470,6 @@ mod tests {
             locks: RefCell::default(),
             started: RefCell::new(None),
             posted: RefCell::new(None),
-            idle: Cell::new(0),
         }
     }
 
