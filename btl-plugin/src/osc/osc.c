@@ -90,9 +90,19 @@ struct ompi_request_t *vmshm_osc_over(void)
 
 size_t vmshm_osc_span(int count, const struct ompi_datatype_t *type, ptrdiff_t *first)
 {
-    ptrdiff_t span = 0 < count && 0 < type->super.size ? opal_datatype_span(&type->super, count, first) : 0;
+    ptrdiff_t step, len;
 
-    return (size_t) span;
+    *first = 0;
+    if (0 >= count || 0 == type->super.size) {
+        return 0;
+    }
+    /* Elements may follow each other downwards. */
+    if (__builtin_mul_overflow(type->super.ub - type->super.lb, (ptrdiff_t) count - 1, &step) ||
+        __builtin_add_overflow(type->super.true_lb, 0 < step ? 0 : step, first) || PTRDIFF_MIN == step ||
+        __builtin_add_overflow(type->super.true_ub - type->super.true_lb, 0 < step ? step : -step, &len)) {
+        return SIZE_MAX;
+    }
+    return (size_t) len;
 }
 
 int vmshm_osc_copy(const void *from, int count, struct ompi_datatype_t *type, void *to, int to_count,

@@ -40,7 +40,7 @@ bool vmshm_osc_is_apart(struct opal_info_t *info);
 struct ompi_request_t *vmshm_osc_over(void);
 
 /* Where the bytes of so many elements of a datatype begin, counted from their address, and how many there are up to the
-   last; 0 for none. */
+   last; 0 for none, SIZE_MAX for more than can be. */
 size_t vmshm_osc_span(int count, const struct ompi_datatype_t *type, ptrdiff_t *first);
 
 /* Copies elements of one datatype to those of another. */
