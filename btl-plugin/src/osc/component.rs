@@ -181,7 +181,7 @@ pub unsafe extern "C" fn select(
     let kind = flavor.cast_unsigned();
     // SAFETY: Open MPI's arguments are handed on; it gives room for a base address and a model.
     unsafe {
-        let names = members(comm).unwrap_or_default();
+        let Some(names) = members(comm) else { return ompi::OPAL_ERR_NOT_SUPPORTED };
         let wanted = Wanted { comm, base, size, unit, flavor: kind, info };
         let made = match kind {
             ompi::MPI_WIN_FLAVOR_DYNAMIC => Ok(false),

@@ -97,7 +97,7 @@ pub fn is_possible(names: &[EndpointName]) -> bool {
 /// All of it is Open MPI's, for a new window. All processes call this with names of all of them.
 pub unsafe fn make(win: *mut ompi_win_t, wanted: &Wanted, names: &[EndpointName]) -> Result<bool, c_int> {
     // SAFETY: the caller vouches for all.
-    let Some(members) = (unsafe { members::meet(wanted, names, State::len(names.len()))? }) else {
+    let Some(members) = (unsafe { members::meet(wanted, names, State::len(names.len()), true)? }) else {
         return Ok(false);
     };
     let target = |member: &Member| Target {
@@ -355,9 +355,5 @@ unsafe extern "C" fn free(win: *mut ompi_win_t) -> c_int {
     // SAFETY: Open MPI gives a window, and does not use it after this.
     let window = unsafe { Box::from_raw(ompi::vmshm_osc_module(win).cast::<Direct>()) };
     // SAFETY: the communicator is the window's. After the barrier nobody uses our memory any more.
-    unsafe {
-        let code = ompi::vmshm_osc_barrier(window.members.comm);
-        ompi::vmshm_osc_end(window.members.comm);
-        code
-    }
+    unsafe { ompi::vmshm_osc_barrier(window.members.comm) }
 }

@@ -15,7 +15,7 @@ const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
 
 /// All processes of a window, whose memory lies in sections.
 pub struct Members {
-    /// The same processes, for ourselves.
+    /// The same processes, for ourselves, until this is dropped.
     pub comm: *mut ompi_communicator_t,
     /// Which of them this one is.
     pub me: usize,
@@ -23,6 +23,15 @@ pub struct Members {
     pub all: Vec<Member>,
     /// Memory of the section, given back in the end.
     _memory: Vec<Taken>,
+}
+
+impl Drop for Members {
+    fn drop(&mut self) {
+        if !self.comm.is_null() {
+            // SAFETY: the communicator is ours, and no longer used.
+            unsafe { ompi::vmshm_osc_end(self.comm) };
+        }
+    }
 }
 
 #[cfg(test)]
@@ -65,7 +74,7 @@ impl Drop for Taken {
 #[repr(C)]
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
 struct Exposed {
-    /// 1 where the window may be direct.
+    /// 1 where the memory is in the section, and the process is ready.
     is_ready: u64,
     /// Offset in the region of the first byte.
     offset: u64,
@@ -95,27 +104,35 @@ pub struct Wanted {
 }
 
 /// Meets all processes, each with so many bytes of words, all zero; or nobody if some process's memory is not in its
-/// section.
+/// section, or some process is not `ready`.
 ///
 /// # Errors
 /// Open MPI's code.
 ///
 /// # Safety
 /// All of it is Open MPI's, for a new window. All processes call this with names of all of them.
-pub unsafe fn meet(wanted: &Wanted, names: &[EndpointName], words: usize) -> Result<Option<Members>, c_int> {
+pub unsafe fn meet(
+    wanted: &Wanted,
+    names: &[EndpointName],
+    words: usize,
+    ready: bool,
+) -> Result<Option<Members>, c_int> {
     // SAFETY: the caller vouches for all.
-    let (me, is_joint, given) = unsafe {
+    let (me, parts, given) = unsafe {
         let me = usize::try_from(ompi::vmshm_coll_rank(wanted.comm)).unwrap_or(0);
-        let is_shared = wanted.flavor == ompi::MPI_WIN_FLAVOR_SHARED;
-        let is_joint = is_shared && !ompi::vmshm_osc_is_apart(wanted.info);
+        let parts = if wanted.flavor == ompi::MPI_WIN_FLAVOR_SHARED {
+            let mine = [wanted.size as u64, ompi::vmshm_osc_is_apart(wanted.info).into()];
+            gather(wanted.comm, &mine, names.len())?
+        } else {
+            Vec::new()
+        };
         let is_given = wanted.flavor == ompi::MPI_WIN_FLAVOR_CREATE;
-        (me, is_joint, is_given.then(|| (*wanted.base).cast::<u8>()))
+        (me, parts, is_given.then(|| (*wanted.base).cast::<u8>()))
     };
-    // The parts of a joint window follow each other, in the section of the first process.
+    // The parts of a joint window follow each other, in the section of the first process. They are apart where all want that.
+    let is_joint = parts.iter().any(|[_, is_apart]| *is_apart == 0);
     let held = if is_joint {
-        // SAFETY: as above.
-        let sizes = unsafe { gather(wanted.comm, &(wanted.size as u64), names.len())? };
-        let all = sizes.iter().try_fold(0u64, |sum, size| sum.checked_add(*size));
+        let all = parts.iter().try_fold(0u64, |sum, [size, _]| sum.checked_add(*size));
         if me == 0 { all.and_then(|all| usize::try_from(all).ok()) } else { Some(0) }
     } else {
         Some(wanted.size)
@@ -141,7 +158,7 @@ pub unsafe fn meet(wanted: &Wanted, names: &[EndpointName], words: usize) -> Res
     });
     memory.extend(taken);
     let mine = Exposed {
-        is_ready: u64::from(offset.is_some() && words_offset.is_some()),
+        is_ready: u64::from(ready && offset.is_some() && words_offset.is_some()),
         offset: offset.unwrap_or(0),
         len: wanted.size as u64,
         held: held.unwrap_or(0) as u64,
@@ -153,7 +170,10 @@ pub unsafe fn meet(wanted: &Wanted, names: &[EndpointName], words: usize) -> Res
     if all.iter().any(|exposed| exposed.is_ready != 1) {
         return Ok(None);
     }
-    let all = members(&all, names, is_joint, words).ok_or(ompi::OPAL_ERR_BAD_PARAM)?;
+    let all = members(&all, names, is_joint, words);
+    // SAFETY: as above. Who finds something wrong with what another one says leaves nobody behind.
+    let agreed = unsafe { gather(wanted.comm, &u64::from(all.is_some()), names.len())? };
+    let Some(all) = all.filter(|_| agreed.iter().all(|agreed| *agreed == 1)) else { return Ok(None) };
     let mut comm = ptr::null_mut();
     // SAFETY: as above.
     unsafe {

@@ -210,7 +210,6 @@ pub unsafe extern "C" fn free(win: *mut ompi_win_t) -> c_int {
         // After the barrier nobody reads our memory, or has requests of ours to do.
         window.flush_all();
         let code = ompi::vmshm_osc_barrier(window.members.comm);
-        ompi::vmshm_osc_end(window.members.comm);
         let window = ompi::vmshm_osc_module(win).cast::<Served>();
         forget(window);
         drop(Box::from_raw(window));

@@ -31,7 +31,7 @@ use super::others;
 use crate::component;
 use crate::fabric::{FABRIC, Fabric, Outgoing, Posted, Refused};
 use crate::lock::Lock;
-use crate::ompi::{self, ompi_osc_base_module_t, ompi_win_t};
+use crate::ompi::{self, ompi_communicator_t, ompi_osc_base_module_t, ompi_win_t};
 use locks::Locks;
 use request::{Kind, Request};
 
@@ -150,29 +150,23 @@ static KNOWN: Lock<Vec<Known>> = Lock::new(Vec::new());
 /// All of it is Open MPI's, for a new window. All processes call this with names of all of them.
 pub unsafe fn make(win: *mut ompi_win_t, wanted: &Wanted, names: &[EndpointName]) -> Result<bool, c_int> {
     // SAFETY: the caller vouches for all.
-    let Some(members) = (unsafe { members::meet(wanted, names, names.len() * BLOCK)? }) else {
-        return Ok(false);
-    };
+    let peers = unsafe { connect(wanted.comm, names) };
+    // SAFETY: as above.
+    let met = unsafe { members::meet(wanted, names, names.len() * BLOCK, peers.is_some())? };
+    let (Some(members), Some(peers)) = (met, peers) else { return Ok(false) };
     let me = members.me;
-    let peer = |rank: usize| {
-        let mut fabric = FABRIC.lock();
-        let endpoint = &mut fabric.as_mut().ok_or(ompi::OPAL_ERR_UNREACH)?.endpoint;
-        endpoint.connect(&names[rank]).map_err(|_| ompi::OPAL_ERR_UNREACH)
+    let side = |((rank, member), peer): ((usize, &Member), Option<Peer>)| Side {
+        member: *member,
+        peer,
+        ours: Block(members.all[me].words.wrapping_add(rank * BLOCK)),
+        theirs: Block(member.words.wrapping_add(me * BLOCK)),
+        sent: Cell::new(0),
+        asked: Cell::new(0),
+        posts: Cell::new(0),
+        completions: Cell::new(0),
+        lock: Cell::new(None),
     };
-    let side = |(rank, member): (usize, &Member)| {
-        Ok(Side {
-            member: *member,
-            peer: if rank == me { None } else { Some(peer(rank)?) },
-            ours: Block(members.all[me].words.wrapping_add(rank * BLOCK)),
-            theirs: Block(member.words.wrapping_add(me * BLOCK)),
-            sent: Cell::new(0),
-            asked: Cell::new(0),
-            posts: Cell::new(0),
-            completions: Cell::new(0),
-            lock: Cell::new(None),
-        })
-    };
-    let sides = members.all.iter().enumerate().map(side).collect::<Result<_, c_int>>()?;
+    let sides = members.all.iter().enumerate().zip(peers).map(side).collect();
     let comm = members.comm;
     // SAFETY: as above; the communicator is ours.
     unsafe {
@@ -197,6 +191,26 @@ pub unsafe fn make(win: *mut ompi_win_t, wanted: &Wanted, names: &[EndpointName]
         drop(Box::from_raw(window));
         Err(code)
     }
+}
+
+/// All processes of a communicator as peers, and none for this one; None if one of them cannot be reached.
+///
+/// # Safety
+/// `comm` is a communicator of Open MPI, whose processes have these names.
+unsafe fn connect(comm: *mut ompi_communicator_t, names: &[EndpointName]) -> Option<Vec<Option<Peer>>> {
+    let mut fabric = FABRIC.lock();
+    let fabric = fabric.as_mut()?;
+    // SAFETY: the caller vouches for it.
+    let (me, process) = unsafe {
+        let me = usize::try_from(ompi::vmshm_coll_rank(comm)).ok()?;
+        (me, |rank| ompi::vmshm_coll_proc(comm, rank as c_int))
+    };
+    let peer = |(rank, name): (usize, &EndpointName)| match rank == me {
+        true => Some(None),
+        // Its loss is reported even if messages go another way.
+        false => fabric.add(name, process(rank)).ok().map(Some),
+    };
+    names.iter().enumerate().map(peer).collect()
 }
 
 /// Takes no more requests for a window.
