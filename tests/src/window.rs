@@ -362,6 +362,45 @@ impl<'d> Epoch<'_, 'd> {
         data
     }
 
+    /// The number at `offset` in `target`'s memory, by `MPI_Rget` and its request alone.
+    pub fn read_requested(&self, target: Rank, offset: usize) -> i64 {
+        let mut number = 0_i64;
+        let to = (&raw mut number).cast();
+        // SAFETY: the number lives until the request has ended.
+        unsafe {
+            let (kind, win) = (ffi::RSMPI_INT64_T, self.window.raw);
+            let mut request = ffi::RSMPI_REQUEST_NULL;
+            succeed(ffi::MPI_Rget(to, 1, kind, target, aint(offset), 1, kind, win, &raw mut request));
+            succeed(ffi::MPI_Wait(&raw mut request, std::ptr::null_mut()));
+        }
+        number
+    }
+
+    /// Copies `data` to `target`'s memory, the first number to `offset` and each other one before the one that it follows.
+    pub fn put_downwards(&self, data: &'d [i64], target: Rank, offset: usize) {
+        let (n, from) = (int(data.len()), data.as_ptr().cast());
+        // SAFETY: `data` lives until the epoch has ended; MPI keeps what it needs of the datatype, and checks the range.
+        unsafe {
+            let (kind, win) = (ffi::RSMPI_INT64_T, self.window.raw);
+            let mut downwards = ffi::RSMPI_DATATYPE_NULL;
+            succeed(ffi::MPI_Type_create_resized(kind, 0, -8, &raw mut downwards));
+            succeed(ffi::MPI_Type_commit(&raw mut downwards));
+            succeed(ffi::MPI_Put(from, n, kind, target, aint(offset), n, downwards, win));
+            succeed(ffi::MPI_Type_free(&raw mut downwards));
+        }
+    }
+
+    /// Adds all of `data` to fewer numbers at `offset` in `target`'s memory: MPI's code for that.
+    pub fn add_too_many(&self, data: &'d [i64], fewer: usize, target: Rank, offset: usize) -> c_int {
+        assert!(fewer < data.len(), "there is nothing wrong with that");
+        let (n, from) = (int(data.len()), data.as_ptr().cast());
+        // SAFETY: `data` lives until the epoch has ended.
+        unsafe {
+            let (kind, op, win) = (ffi::RSMPI_INT64_T, ffi::RSMPI_SUM, self.window.raw);
+            ffi::MPI_Accumulate(from, n, kind, target, aint(offset), int(fewer), kind, op, win)
+        }
+    }
+
     /// Copies `data` to `offset` in `target`'s memory and waits until it is there.
     pub fn write_now(&self, data: &[u8], target: Rank, offset: usize) {
         let (n, from) = (int(data.len()), data.as_ptr().cast());
