@@ -317,6 +317,7 @@ fn attach(module: *mut mca_btl_base_module_t) -> Result<Fabric, (Topic, String)>
              processes in this machine, or create the region with more --size."
         )));
     }
+    fabric.keep_chunks();
     ompi::publish(&name)
         .map_err(|code| unavailable(format!("Open MPI could not publish its name (error {code}).")))?;
     // SAFETY: nobody uses the module before init returns it.

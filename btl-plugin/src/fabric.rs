@@ -249,7 +249,14 @@ impl Fabric {
             for chunk in self.chunks.take_free() {
                 self.endpoint.free(chunk);
             }
-            self.endpoint.fragment(len)
+            let mut fragment = self.endpoint.fragment(len);
+            while fragment.is_none()
+                && let Some(chunk) = self.chunks.take_kept()
+            {
+                self.endpoint.free(chunk);
+                fragment = self.endpoint.fragment(len);
+            }
+            fragment
         })
     }
 

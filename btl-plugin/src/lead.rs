@@ -301,6 +301,36 @@ mod tests {
     }
 
     #[test]
+    fn leads_that_nobody_asks_for_starve_nobody_in_a_full_section() {
+        let (mut a, mut b, _directory) = Side::pair(4096, 8);
+        assert!(a.fabric.reserve(4096));
+        let source = bytes(40_000, 1);
+        let parked: Vec<_> = (0..10).map(|_| a.stage(&source[..4096])).collect();
+        assert!(parked.iter().any(|(_, lead)| *lead != Lead::default()));
+        let mut taken: Vec<_> = std::iter::from_fn(|| a.fabric.endpoint.fragment(64 << 10)).collect();
+        taken.extend(std::iter::from_fn(|| a.fabric.endpoint.fragment(4096)));
+        for _ in 0..3 {
+            let mut target = vec![0; source.len()];
+            let (stage, _) = a.stage(&source);
+            b.done.clear();
+            b.get((stage, Lead::default()), 0, &mut target).unwrap();
+            for _ in 0..100_000 {
+                a.progress();
+                b.progress();
+            }
+            assert_eq!(b.done.len(), 1);
+            assert!(source == target);
+            // What has come back must not be parked either.
+            let more = a.stage(&source[..100]);
+            assert!(more.1 == Lead::default());
+            a.fabric.unstage(more.0);
+            a.fabric.unstage(stage);
+            let fragment = a.fabric.fragment(3000).expect("room for a message");
+            a.fabric.endpoint.free(fragment);
+        }
+    }
+
+    #[test]
     fn a_hostile_lead_harms_its_own_message_only() {
         let (mut a, mut b, _directory) = Side::pair(4096, 4);
         let source = bytes(5000, 3);

@@ -47,6 +47,10 @@ const ACTIVE: u64 = 30;
 /// A peer with so many fragments under way can do without chunks of ours.
 const ENOUGH: usize = 2;
 
+/// Chunks of a process that no lead gets. A lead's chunk comes back only when Open MPI's receiver has asked for the message,
+/// which may wait for what others are yet to pull.
+const KEPT: usize = 2;
+
 /// A piece of a long message where the section has no room for a whole chunk, bytes.
 const SMALLEST: usize = 8 << 10;
 
@@ -86,31 +90,47 @@ impl Cut {
 pub struct Chunks {
     /// Those that are not under way; the one that came back first is the next.
     free: VecDeque<Fragment>,
-    /// Those that are.
+    /// Those that are, but for leads.
     flying: usize,
-    /// Those of them that hold the leads of messages.
+    /// Those that hold the leads of messages.
     leading: usize,
+    /// Up to [`KEPT`] for pulls and other messages that would starve.
+    kept: Vec<Fragment>,
     /// Words for leads, which none uses.
     marks: Vec<Fragment>,
 }
 
 impl Chunks {
+    /// A chunk comes back, or is new.
+    fn add(&mut self, chunk: Fragment) {
+        if self.kept.len() < KEPT {
+            self.kept.push(chunk);
+        } else {
+            self.free.push_back(chunk);
+        }
+    }
+
     /// A chunk comes back.
     pub fn put(&mut self, chunk: Fragment) {
         self.flying -= 1;
-        self.free.push_back(chunk);
+        self.add(chunk);
     }
 
     /// A chunk comes back that held a lead, and its mark.
     pub fn put_lead(&mut self, chunk: Fragment, mark: Fragment) {
         self.leading -= 1;
-        self.put(chunk);
+        self.add(chunk);
         self.marks.push(mark);
     }
 
-    /// All that is not under way.
+    /// All that is not under way, but for what is kept.
     pub fn take_free(&mut self) -> impl Iterator<Item = Fragment> + use<> {
         std::mem::take(&mut self.free).into_iter()
+    }
+
+    /// One of those that are kept: a message that is in need comes back as soon as a pull does.
+    pub fn take_kept(&mut self) -> Option<Fragment> {
+        self.kept.pop()
     }
 }
 
@@ -358,15 +378,25 @@ impl Fabric {
         let size = self.cut.size;
         let new = if count < wanted || is_starved { self.endpoint.fragment(size) } else { None };
         let mut chunk = new.or_else(|| self.chunks.free.pop_front());
-        if chunk.is_none() && is_starved && size > SMALLEST {
-            // The section is nearly full: a smaller piece will do.
-            chunk = self.endpoint.fragment(SMALLEST);
+        if chunk.is_none() && is_starved {
+            // The section is nearly full: if need be, a smaller piece will do.
+            chunk = self.chunks.kept.pop().or_else(|| self.endpoint.fragment(size.min(SMALLEST)));
         }
         self.chunks.flying += usize::from(chunk.is_some());
         chunk
     }
 
-    /// A chunk and a mark for the lead of a message of `len` bytes. Half of the chunks stay for what is asked for.
+    /// Sets memory aside for pulls, so that they go on however full the section becomes.
+    pub fn keep_chunks(&mut self) {
+        while self.chunks.kept.len() < KEPT
+            && let Some(chunk) = self.endpoint.spare_fragment(self.cut.size)
+        {
+            self.chunks.kept.push(chunk);
+        }
+    }
+
+    /// A chunk and a mark for the lead of a message of `len` bytes. Half of the chunks stay for what is asked for, and no
+    /// memory is taken that others may need meanwhile.
     pub fn chunk_for_lead(&mut self, len: usize) -> Option<(Fragment, Fragment)> {
         let cut = self.cut;
         let most = if self.stages.count() == 0 {
@@ -374,17 +404,17 @@ impl Fabric {
         } else {
             cut.count
         };
-        let Chunks { free, flying, leading, marks } = &mut self.chunks;
+        let Chunks { free, flying, leading, marks, .. } = &mut self.chunks;
         if *leading >= (cut.count / 2).max(1) {
             return None;
         }
-        let mark = marks.pop().or_else(|| self.endpoint.fragment(size_of::<u64>()))?;
-        let new = if free.len() + *flying < most.max(2) { self.endpoint.fragment(cut.size) } else { None };
+        let mark = marks.pop().or_else(|| self.endpoint.spare_fragment(size_of::<u64>()))?;
+        let all = free.len() + *flying + *leading;
+        let new = if all < most.max(2) { self.endpoint.spare_fragment(cut.size) } else { None };
         let Some(chunk) = new.or_else(|| free.pop_front()) else {
             marks.push(mark);
             return None;
         };
-        *flying += 1;
         *leading += 1;
         Some((chunk, mark))
     }
@@ -507,6 +537,7 @@ pub mod tests {
                 let options = Options { device, section: Some(section), ..Options::default() };
                 let mut fabric = Fabric::new(open_endpoint(&options).unwrap());
                 fabric.cut = Cut { size, piece: size / 2, count, few: 2 };
+                fabric.keep_chunks();
                 fabric
             };
             let (mut a, mut b) = (open(0), open(1));

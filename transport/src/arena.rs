@@ -51,20 +51,50 @@ impl Arena {
         if size > CHUNK {
             return self.chunks(memory, section, size / CHUNK);
         }
-        let index = match self.classes.iter().position(|class| class.size == size) {
-            Some(index) => index,
-            None => {
-                self.classes.push(Class { size, free: Vec::new() });
-                self.classes.len() - 1
-            }
-        };
+        let index = self.class(size);
         if let Some(block) = self.classes[index].free.pop() {
             return Some(block);
         }
         let chunk = self.chunks(memory, section, 1)?;
-        let blocks = (0..CHUNK / size).rev().map(|n| chunk + n * size);
-        let free = &mut self.classes[index].free;
-        free.extend(blocks);
+        self.cut(index, chunk)
+    }
+
+    /// As [`Arena::allocate`], for a block that may stay away for long: `None` where others may soon need the memory more.
+    /// It takes neither the last free block of a class nor the last part of the section, and gives no free chunks back.
+    pub fn allocate_spare(&mut self, memory: &impl Memory, section: &Section, len: u64) -> Option<u64> {
+        if len > section.entry.len {
+            return None;
+        }
+        let size = class_of(len);
+        let index = (size <= CHUNK).then(|| self.class(size));
+        if let Some(index) = index
+            && self.classes[index].free.len() > 1
+        {
+            return self.classes[index].free.pop();
+        }
+        let count = size.div_ceil(CHUNK);
+        let end = heap::spare_end(section);
+        let first = heap::claim_below(memory, section, self.owner, count, self.hint, end)?;
+        self.hint = first + count;
+        let chunk = section.entry.offset + section.layout.chunk(first);
+        match index {
+            Some(index) => self.cut(index, chunk),
+            None => Some(chunk),
+        }
+    }
+
+    /// The index of the class with this size.
+    fn class(&mut self, size: u64) -> usize {
+        self.classes.iter().position(|class| class.size == size).unwrap_or_else(|| {
+            self.classes.push(Class { size, free: Vec::new() });
+            self.classes.len() - 1
+        })
+    }
+
+    /// Cuts a chunk into blocks of a class, and returns the first of them.
+    fn cut(&mut self, index: usize, chunk: u64) -> Option<u64> {
+        let Class { size, free } = &mut self.classes[index];
+        free.extend((0..CHUNK / *size).rev().map(|n| chunk + n * *size));
         free.pop()
     }
 
@@ -85,8 +115,15 @@ impl Arena {
         let first = match claim(self.hint) {
             Some(first) => first,
             None => {
-                self.give_back(memory, section);
-                claim(0)?
+                let spare = self.give_back(memory, section);
+                match spare {
+                    Some(spare) if count == 1 => spare,
+                    Some(spare) => {
+                        heap::free_run(memory, section, owner, spare, 1);
+                        claim(0)?
+                    }
+                    None => claim(0)?,
+                }
             }
         };
         self.hint = first + count;
@@ -94,20 +131,25 @@ impl Arena {
     }
 
     /// Gives back the chunks that have no block in use: the section is full, and another class needs them, or another
-    /// process.
-    fn give_back(&mut self, memory: &impl Memory, section: &Section) {
+    /// process. One of them is kept and returned: were it given back too, another process could be faster.
+    fn give_back(&mut self, memory: &impl Memory, section: &Section) -> Option<u64> {
+        let mut spare = None;
         let chunk_of = |block: u64| (block - section.entry.offset - section.layout.heap) / CHUNK;
         for class in &mut self.classes {
             class.free.sort_unstable();
             let mut kept = Vec::new();
             for blocks in class.free.chunk_by(|one, other| chunk_of(*one) == chunk_of(*other)) {
                 match blocks.len() as u64 == CHUNK / class.size {
-                    true => heap::free_run(memory, section, self.owner, chunk_of(blocks[0]), 1),
+                    true => match spare {
+                        None => spare = Some(chunk_of(blocks[0])),
+                        Some(_) => heap::free_run(memory, section, self.owner, chunk_of(blocks[0]), 1),
+                    },
                     false => kept.extend_from_slice(blocks),
                 }
             }
             class.free = kept;
         }
+        spare
     }
 }
 

@@ -20,8 +20,14 @@ pub fn claim_run(memory: &impl Memory, section: &Section, owner: u64, count: u64
     claim_below(memory, section, owner, count, hint, section.layout.chunks)
 }
 
+/// The chunk behind the last that may be taken for what is not a message under way. A place, not a number, since the
+/// processes of a section take at the same time, and none knows how many the others are about to.
+pub fn spare_end(section: &Section) -> u64 {
+    section.layout.chunks - section.layout.chunks.div_ceil(HEADROOM)
+}
+
 /// As [`claim_run`], among the chunks below `end`.
-fn claim_below(
+pub fn claim_below(
     memory: &impl Memory,
     section: &Section,
     owner: u64,
@@ -97,8 +103,7 @@ pub struct Runs<M: Memory> {
     owner: u64,
     /// The chunk to look at first.
     hint: u64,
-    /// The chunk behind the last that may be taken. A place, not a number, since the processes of a section take at the
-    /// same time, and none knows how many the others are about to.
+    /// See [`spare_end`].
     end: u64,
 }
 
@@ -107,7 +112,7 @@ impl<M: Memory + Clone> Runs<M> {
     pub fn of(endpoint: &Endpoint<M>) -> Self {
         let section = *endpoint.section();
         let owner = chunk_owner(endpoint.slot(), endpoint.name().incarnation);
-        let end = section.layout.chunks - section.layout.chunks.div_ceil(HEADROOM);
+        let end = spare_end(&section);
         // Each process from a place of its own: nobody waits for the others' words.
         let hint = end * u64::from(endpoint.slot() + 1) / u64::from(section.layout.endpoints);
         Self { memory: endpoint.memory().clone(), section, owner, hint, end }

@@ -50,6 +50,13 @@ impl<M: Memory> Endpoint<M> {
         Some(Fragment { offset, len, address: self.memory.address(offset, len as u64) })
     }
 
+    /// As [`Endpoint::fragment`], for memory that may stay away for long: `None` where messages under way may soon need it
+    /// more.
+    pub fn spare_fragment(&mut self, len: usize) -> Option<Fragment> {
+        let offset = self.arena.allocate_spare(&self.memory, &self.section, len as u64)?;
+        Some(Fragment { offset, len, address: self.memory.address(offset, len as u64) })
+    }
+
     /// Gives a fragment back; it must not be under way.
     pub fn free(&mut self, fragment: Fragment) {
         self.memory.own(fragment.offset, fragment.len.min(OWNED) as u64);
