@@ -63,9 +63,11 @@ pub struct Fabric {
     /// The number of the peer that was fed first, and more.
     pub first_fed: usize,
     /// Stages whose leads are to be copied.
-    pub promised: VecDeque<u64>,
+    pub promised: Vec<u64>,
     /// Pulls of nothing but leads that are not all there.
     pub readings: Vec<Reading>,
+    /// Some of a lead was read since the process was last asked whether it rests.
+    pub has_read: bool,
     /// The memory of long messages under way.
     pub chunks: Chunks,
     /// How long messages are cut.
@@ -162,8 +164,9 @@ impl Fabric {
             stages: Stages::default(),
             hungry: false,
             first_fed: 0,
-            promised: VecDeque::new(),
+            promised: Vec::new(),
             readings: Vec::new(),
+            has_read: false,
             chunks: Chunks::default(),
             cut: Cut { size: MIN_FRAGMENT, piece: MIN_FRAGMENT, count: 2, few: 2 },
         }
@@ -172,9 +175,12 @@ impl Fabric {
     /// What to do after a poll that found something or not.
     #[inline]
     pub fn rest(&mut self, is_busy: bool) -> Rest {
-        // Nobody rings for the next piece of a lead.
-        let is_busy = is_busy || !self.readings.is_empty();
-        self.sleep.as_mut().map_or(Rest::Spin, |sleep| sleep.rest(is_busy))
+        let is_busy = std::mem::take(&mut self.has_read) || is_busy;
+        match self.sleep.as_mut().map_or(Rest::Spin, |sleep| sleep.rest(is_busy)) {
+            // Nobody rings for the next piece of a lead.
+            Rest::Sleep(_) if !self.readings.is_empty() => Rest::Yield,
+            rest => rest,
+        }
     }
 
     /// Sets aside memory for some messages of `len` bytes, so that other processes of the section cannot starve us

@@ -388,8 +388,10 @@ unsafe extern "C" fn send(
         }
         fabric.post(peer, Outgoing::Descriptor(descriptor))
     };
-    // The header of a long message is on its way: now its lead.
-    fabric.fill();
+    if posted != Posted::Lost {
+        // The header of a long message is on its way: now its lead.
+        fabric.fill();
+    }
     match posted {
         Posted::Later => {
             // A full ring was not foreseen above. The lock is still held: it cannot have completed yet.

@@ -51,6 +51,9 @@ const ENOUGH: usize = 2;
 /// which may wait for what others are yet to pull.
 const KEPT: usize = 2;
 
+/// The part of the chunks that may hold leads for one peer: it may be long before it asks for the messages.
+const MOST_LEADS: usize = 8;
+
 /// A piece of a long message where the section has no room for a whole chunk, bytes.
 const SMALLEST: usize = 8 << 10;
 
@@ -248,6 +251,8 @@ pub struct Staged {
     pulls: VecDeque<Option<Reading>>,
     /// The number of the first of these.
     first: u64,
+    /// Leads for it.
+    pub leads: usize,
 }
 
 impl Staged {
@@ -297,23 +302,21 @@ impl Staged {
 
 impl Fabric {
     /// Lets a peer pull memory of this process; returns the stage's id, which is less than 2^63, and its lead, which
-    /// [`Fabric::fill`] must copy soon.
+    /// [`Fabric::fill`] must copy as soon as the message with the id was sent.
     pub fn stage(&mut self, peer: Peer, base: *const u8, len: usize) -> (u64, Lead) {
-        let ahead = self.ahead(len);
+        let ahead = self.ahead(peer, len);
         let lead = ahead.as_ref().map_or(Lead::default(), |ahead| ahead.lead);
         let id = self.stages.add(Stage { peer, base, len, ahead });
         if lead != Lead::default() {
-            self.promised.push_back(id);
-            // In case that nothing is sent now.
-            self.hungry = true;
+            self.promised.push(id);
         }
         (id, lead)
     }
 
     /// Ends a stage: its memory is not touched any more.
     pub fn unstage(&mut self, id: u64) {
-        if let Some(ahead) = self.stages.remove(id).and_then(|stage| stage.ahead) {
-            self.end_ahead(ahead);
+        if let Some(Stage { peer, ahead: Some(ahead), .. }) = self.stages.remove(id) {
+            self.end_ahead(peer, ahead);
         }
     }
 
@@ -395,17 +398,18 @@ impl Fabric {
         }
     }
 
-    /// A chunk and a mark for the lead of a message of `len` bytes. Half of the chunks stay for what is asked for, and no
-    /// memory is taken that others may need meanwhile.
-    pub fn chunk_for_lead(&mut self, len: usize) -> Option<(Fragment, Fragment)> {
+    /// A chunk and a mark for the lead of a message of `len` bytes to a peer. Half of the chunks stay for what is asked for,
+    /// and no memory is taken that others may need meanwhile.
+    pub fn chunk_for_lead(&mut self, peer: Peer, len: usize) -> Option<(Fragment, Fragment)> {
         let cut = self.cut;
         let most = if self.stages.count() == 0 {
             cut.few * cut.size / len.clamp(cut.piece, cut.size)
         } else {
             cut.count
         };
+        let leads = self.staged(peer.index()).leads;
         let Chunks { free, flying, leading, marks, .. } = &mut self.chunks;
-        if *leading >= (cut.count / 2).max(1) {
+        if *leading >= (cut.count / 2).max(1) || leads >= (cut.count / MOST_LEADS).max(2) {
             return None;
         }
         let mark = marks.pop().or_else(|| self.endpoint.spare_fragment(size_of::<u64>()))?;
@@ -456,7 +460,6 @@ impl Fabric {
     /// Goes on where chunks or room was lacking. Each time another peer is the first to be fed.
     pub fn feed_hungry(&mut self) {
         self.hungry = false;
-        self.fill();
         self.first_fed += 1;
         let peers = self.peers();
         for number in 0..peers {
@@ -509,7 +512,7 @@ pub mod tests {
 
     use tempfile::TempDir;
     use vmshm_host::{CreateOptions, RegionName, Registry};
-    use vmshm_transport::attach::{Options, open_endpoint};
+    use vmshm_transport::attach::{Attached, Options, open_endpoint};
     use vmshm_transport::{Event, Inbox, copy_from_shared};
 
     use super::*;
@@ -546,6 +549,12 @@ pub mod tests {
             let side =
                 |fabric, peer| Self { fabric, peer, inbox: Box::default(), done: Vec::new(), refused: 0 };
             (side(a, to_b), side(b, to_a), directory)
+        }
+
+        /// One more endpoint in the section of the other side.
+        pub fn another(&self) -> Attached {
+            let device = Some(self.fabric.endpoint.source().path().display().to_string());
+            open_endpoint(&Options { device, section: Some(1), ..Options::default() }).unwrap()
         }
 
         /// What `register_mem` does.
@@ -654,9 +663,7 @@ pub mod tests {
     #[test]
     fn one_that_does_not_read_starves_nobody() {
         let (mut a, mut b, _directory) = Side::pair(4096, 4);
-        let device = Some(a.fabric.endpoint.source().path().display().to_string());
-        let options = Options { device, section: Some(1), ..Options::default() };
-        let mut fabric = Fabric::new(open_endpoint(&options).unwrap());
+        let mut fabric = Fabric::new(a.another());
         fabric.cut = a.fabric.cut;
         let to_c = a.fabric.add(&fabric.endpoint.name(), ptr::null_mut()).unwrap();
         let peer = fabric.add(&a.fabric.endpoint.name(), ptr::null_mut()).unwrap();
