@@ -198,27 +198,6 @@ unsafe extern "C" fn get(
     code(work())
 }
 
-/// # Errors
-/// The operands are more than the target's elements.
-///
-/// # Safety
-/// The datatypes and the operation are Open MPI's.
-unsafe fn fits(
-    origin_count: c_int,
-    origin_type: *mut ompi_datatype_t,
-    target_count: c_int,
-    target_type: *mut ompi_datatype_t,
-    op: *mut ompi_op_t,
-) -> Result<(), c_int> {
-    // SAFETY: the caller vouches for all.
-    let fits = unsafe {
-        ompi::vmshm_osc_is_no_op(op)
-            || ompi::vmshm_osc_size(origin_count, origin_type)
-                <= ompi::vmshm_osc_size(target_count, target_type)
-    };
-    if fits { Ok(()) } else { Err(ompi::MPI_ERR_TRUNCATE as c_int) }
-}
-
 unsafe extern "C" fn accumulate(
     origin: *const c_void,
     origin_count: c_int,
@@ -235,7 +214,7 @@ unsafe extern "C" fn accumulate(
         unsafe {
             let target = of(win).target(target)?;
             let at = target.member.elements(displacement, target_count, target_type)?.cast();
-            fits(origin_count, origin_type, target_count, target_type, op)?;
+            checked(ompi::vmshm_osc_fits(origin_count, origin_type, target_count, target_type, op))?;
             checked(target.state.guarded(epochs::pause, || {
                 ompi::vmshm_osc_combine(origin, origin_count, origin_type, at, target_count, target_type, op)
             }))
@@ -263,7 +242,7 @@ unsafe extern "C" fn get_accumulate(
         unsafe {
             let target = of(win).target(target)?;
             let at = target.member.elements(displacement, target_count, target_type)?.cast();
-            fits(origin_count, origin_type, target_count, target_type, op)?;
+            checked(ompi::vmshm_osc_fits(origin_count, origin_type, target_count, target_type, op))?;
             target.state.guarded(epochs::pause, || {
                 checked(ompi::vmshm_osc_copy(
                     at,

@@ -75,14 +75,17 @@ pub unsafe extern "C" fn fence(_: c_int, win: *mut ompi_win_t) -> c_int {
     unsafe { ompi::vmshm_osc_barrier(of(win).members.comm) }
 }
 
-/// Which ranks of a window a group has.
+/// Which ranks of a window a group has, for an epoch that is new unless one has `begun`.
 ///
 /// # Errors
-/// Some are not the window's.
+/// Some are not the window's, or there is an epoch.
 ///
 /// # Safety
 /// `group` is Open MPI's.
-pub unsafe fn ranks(members: &Members, group: *mut ompi_group_t) -> Result<Vec<usize>, c_int> {
+pub unsafe fn ranks(members: &Members, group: *mut ompi_group_t, begun: bool) -> Result<Vec<usize>, c_int> {
+    if begun {
+        return Err(OUT_OF_ORDER);
+    }
     // SAFETY: the caller vouches for the group; there is room for as many ranks.
     let ranks = unsafe {
         let mut ranks = vec![0; usize::try_from(ompi::vmshm_osc_count(group)).unwrap_or(0)];
@@ -97,11 +100,10 @@ pub unsafe extern "C" fn start(group: *mut ompi_group_t, assert: c_int, win: *mu
     // SAFETY: Open MPI gives a window and a group.
     let (window, ranks) = unsafe {
         let window = of(win);
-        (window, ranks(&window.members, group))
+        (window, ranks(&window.members, group, window.started.borrow().is_some()))
     };
     let ranks = match ranks {
-        Ok(ranks) if window.started.borrow().is_none() => ranks,
-        Ok(_) => return OUT_OF_ORDER,
+        Ok(ranks) => ranks,
         Err(code) => return code,
     };
     if is_checked(assert) {
@@ -129,11 +131,10 @@ pub unsafe extern "C" fn post(group: *mut ompi_group_t, assert: c_int, win: *mut
     // SAFETY: Open MPI gives a window and a group.
     let (window, ranks) = unsafe {
         let window = of(win);
-        (window, ranks(&window.members, group))
+        (window, ranks(&window.members, group, window.posted.get().is_some()))
     };
     let ranks = match ranks {
-        Ok(ranks) if window.posted.get().is_none() => ranks,
-        Ok(_) => return OUT_OF_ORDER,
+        Ok(ranks) => ranks,
         Err(code) => return code,
     };
     window.posted.set(Some(ranks.len() as u64));

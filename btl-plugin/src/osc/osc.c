@@ -129,6 +129,16 @@ int vmshm_osc_combine(const void *origin, int count, struct ompi_datatype_t *typ
     return ompi_osc_base_sndrcv_op(origin, count, type, target, target_count, target_type, op);
 }
 
+int vmshm_osc_fits(int count, const struct ompi_datatype_t *type, int target_count,
+                   const struct ompi_datatype_t *target_type, const struct ompi_op_t *op)
+{
+    /* An operation that leaves what there is need not have a datatype for operands. */
+    if (vmshm_osc_is_no_op(op) || vmshm_osc_size(count, type) <= vmshm_osc_size(target_count, target_type)) {
+        return OMPI_SUCCESS;
+    }
+    return MPI_ERR_TRUNCATE;
+}
+
 unsigned vmshm_osc_name(struct ompi_communicator_t *comm)
 {
     return ompi_comm_get_cid(comm);

@@ -391,7 +391,7 @@ impl Served {
         Ok(())
     }
 
-    /// Waits until a process has done all that it was asked for.
+    /// Waits until a process has done all that it was asked for; orders as a fence does.
     fn flush(&self, side: &Side) {
         side.await_word(Word::Done, side.sent.get());
     }
@@ -402,7 +402,7 @@ impl Served {
 }
 
 impl Side {
-    /// Waits until a word of the other's has reached a value.
+    /// Waits until a word of the other's has reached a value; orders as a fence does.
     fn await_word(&self, word: Word, value: u64) {
         loop {
             for _ in 0..LOOKS {
