@@ -67,6 +67,8 @@ pub struct Endpoint<M: Memory> {
     /// Links with fragments under way.
     sending: Vec<u32>,
     next_sending: usize,
+    /// Fragments under way, to all of them.
+    flying: usize,
     /// Links with something consumed and not acknowledged.
     dirty: Vec<u32>,
     /// Events that could not be returned at once.
@@ -176,6 +178,7 @@ impl<M: Memory> Endpoint<M> {
             next_activity: 0,
             sending: Vec::new(),
             next_sending: 0,
+            flying: 0,
             dirty: Vec::new(),
             backlog: VecDeque::new(),
             may_sleep: process.may_sleep,
@@ -332,6 +335,7 @@ impl<M: Memory> Endpoint<M> {
         link.failed = Some(why);
         let peer = Peer(index);
         let acknowledged = link.producer.acknowledged();
+        self.flying -= link.in_flight.len();
         let landed = link.in_flight.drain(..).map(|(end, token)| match end <= acknowledged {
             true => Event::Sent { peer, token },
             false => Event::Unsent { peer, token },

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use common::{Region, View, pattern, send, wait};
 use proptest::prelude::*;
-use vmshm_transport::abi::ring::{CONNECTION_LEN, Connection, KIND_INLINE, SLOT, STAMP, Stamp};
+use vmshm_transport::abi::ring::{CONNECTION_LEN, Connection, KIND_INLINE, POLLED, SLOT, STAMP, Stamp};
 use vmshm_transport::abi::section::EndpointSlot;
 use vmshm_transport::{Endpoint, Event, Fragment, Inbox, MAX_INLINE, Memory, Peer, PeerError, SendError};
 
@@ -232,6 +232,14 @@ fn a_peer_that_leaves_is_reported_after_its_messages() {
     assert_eq!(a.poll(&mut inbox), None);
 }
 
+/// Where an endpoint's connection with a peer lies.
+fn connection(host: &View, of: &Endpoint<View>, with: &Endpoint<View>) -> u64 {
+    let section = of.section();
+    let word = |at: u64| host.load(section.entry.offset + at, Ordering::Relaxed);
+    let directory = word(section.layout.slot(of.slot()) + offset_of!(EndpointSlot, directory) as u64);
+    section.entry.offset + word(directory + u64::from(with.name().id) * 8)
+}
+
 #[test]
 fn an_acknowledgement_that_another_wrote_over_is_not_believed() {
     let region = Region::new(8 << 20, 2, 4);
@@ -241,11 +249,8 @@ fn an_acknowledgement_that_another_wrote_over_is_not_believed() {
     assert!(matches!(wait(&mut a, &mut inbox), Event::Message { .. }));
     let fragment = a.fragment(2000).expect("room");
     a.send_fragment(to_b, 1, &fragment, 2000, 42).expect("room");
-    let section = *b.section();
     let host = region.host();
-    let word = |at: u64| host.load(section.entry.offset + at, Ordering::Relaxed);
-    let directory = word(section.layout.slot(b.slot()) + offset_of!(EndpointSlot, directory) as u64);
-    let connection = section.entry.offset + word(directory + u64::from(a.name().id) * 8);
+    let connection = connection(&host, &b, &a);
     assert_eq!(host.load(connection + offset_of!(Connection, incarnation) as u64, Ordering::Relaxed), 1);
     drop(b);
     // What a sibling of b does that gets its memory.
@@ -372,6 +377,131 @@ fn sixty_three_silent_peers_do_not_hide_the_one_that_speaks() {
         };
         assert_eq!(inbox.bytes(8), round.to_le_bytes());
     }
+}
+
+/// Sends fragments of 2 KiB, and takes new memory only when none has come back.
+#[derive(Default)]
+struct Stream {
+    free: Vec<Fragment>,
+    flying: HashMap<u64, Fragment>,
+    sent: u64,
+}
+
+impl Stream {
+    /// Fragments that were ever made.
+    fn made(&self) -> usize {
+        self.free.len() + self.flying.len()
+    }
+
+    fn send(&mut self, from: &mut Endpoint<View>, to: Peer) -> bool {
+        let Some(fragment) = self.free.pop().or_else(|| from.fragment(2048)) else { return false };
+        self.sent += 1;
+        match from.send_fragment(to, 1, &fragment, 2048, self.sent) {
+            Ok(()) => self.flying.insert(self.sent, fragment).is_none(),
+            Err(_) => {
+                self.free.push(fragment);
+                false
+            }
+        }
+    }
+
+    fn come_back(&mut self, token: u64) {
+        self.free.push(self.flying.remove(&token).expect("it was under way"));
+    }
+}
+
+/// Who forwards what it gets from a peer that never stops to two that take it at once, and waits for another that is slow,
+/// has only so many fragments under way as the rings hold, and does not fall behind.
+#[test]
+fn fragments_come_back_to_who_always_finds_a_message() {
+    const ROUNDS: usize = if cfg!(miri) { 50 } else { 1000 };
+    const BATCH: usize = 32;
+    for inline in [false, true] {
+        for with_slow_peer in [false, true] {
+            let region = Region::new(64 << 20, 5, 4);
+            let (mut a, mut b, a_to_b, _) = pair(&region, (0, 1));
+            let [mut slow, mut c, mut d] = [2, 3, 4].map(|section| region.endpoint(section));
+            let [to_slow, to_c, to_d] = [&mut slow, &mut c, &mut d].map(|other| {
+                other.connect(&b.name()).expect("b is there");
+                b.connect(&other.name()).expect("it is there")
+            });
+            let (mut ours, mut forwarded) = (Stream::default(), Stream::default());
+            if with_slow_peer {
+                assert!(forwarded.send(&mut b, to_slow));
+            }
+            let mut inbox = Inbox::new();
+            let (mut owed, mut arrived) = (VecDeque::new(), 0);
+            for _ in 0..ROUNDS {
+                while let Some(event) = a.poll(&mut inbox) {
+                    let Event::Sent { token, .. } = event else { panic!("{event:?}") };
+                    ours.come_back(token);
+                }
+                while if inline { a.send(a_to_b, 1, &[b"x"]).is_ok() } else { ours.send(&mut a, a_to_b) } {}
+                // What a program does that takes a batch at a time.
+                let (mut is_message, mut messages) = (false, 0);
+                while messages < BATCH {
+                    let found = if is_message { b.poll_more(&mut inbox) } else { b.poll(&mut inbox) };
+                    let Some(event) = found else { break };
+                    is_message = matches!(event, Event::Message { .. });
+                    if let Event::Sent { token, .. } = event {
+                        forwarded.come_back(token);
+                        continue;
+                    }
+                    assert!(take(&mut b, &mut inbox, event).is_some());
+                    messages += 1;
+                    owed.extend([to_c, to_d]);
+                }
+                while let Some(to) = owed.front().copied()
+                    && forwarded.send(&mut b, to)
+                {
+                    owed.pop_front();
+                }
+                for end in [&mut c, &mut d] {
+                    for _ in 0..4 * BATCH {
+                        let event = end.poll(&mut inbox);
+                        arrived +=
+                            usize::from(event.and_then(|event| take(end, &mut inbox, event)).is_some());
+                    }
+                }
+            }
+            let case = format!("inline {inline}, slow peer {with_slow_peer}");
+            assert!(forwarded.made() < 4 * BATCH, "{case}: {} fragments taken", forwarded.made());
+            assert!(arrived > ROUNDS * BATCH, "{case}: {arrived} arrived in {ROUNDS} rounds");
+        }
+    }
+}
+
+/// Each poll finds a fragment that has come back, and the count that says that there is news was lost.
+#[test]
+fn a_message_without_its_notice_is_found_between_fragments_that_come_back() {
+    let region = Region::new(8 << 20, 3, 4);
+    let (mut a, mut b, to_b, _) = pair(&region, (0, 1));
+    let mut silent = region.endpoint(2);
+    let to_silent = a.connect(&silent.name()).expect("it is there");
+    let to_a = silent.connect(&a.name()).expect("a is there");
+    let mut inbox = Inbox::new();
+    a.send(to_silent, 1, &[b"so that it knows a's side"]).expect("room");
+    assert!(matches!(wait(&mut silent, &mut inbox), Event::Message { .. }));
+    for _ in 0..1000 {
+        assert_eq!(a.poll(&mut inbox), None);
+    }
+    // It believes that a looks, and says nothing.
+    let host = region.host();
+    let hot = connection(&host, &a, &silent) + offset_of!(Connection, hot) as u64;
+    host.store(hot, POLLED, Ordering::Relaxed);
+    silent.send(to_a, 2, &[b"hello"]).expect("room");
+    let mut stream = Stream::default();
+    for _ in 0..1000 {
+        assert!(stream.send(&mut a, to_b));
+        let event = wait(&mut b, &mut inbox);
+        assert!(take(&mut b, &mut inbox, event).is_some());
+        match a.poll(&mut inbox) {
+            Some(Event::Sent { token, .. }) => stream.come_back(token),
+            Some(Event::Message { peer, tag: 2, len: 5 }) if peer == to_silent => return,
+            event => assert_eq!(event, None),
+        }
+    }
+    panic!("it was never heard");
 }
 
 /// What a proptest case does next.

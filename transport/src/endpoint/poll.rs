@@ -19,11 +19,11 @@ const MAX_HOT: usize = 8;
 /// One poll in so many looks at the silent peers first.
 const FAIR: u32 = 32;
 
-/// With more fragments than these under way to a peer, those that have landed are looked for after each message too: who
-/// never finds nothing would never get them back.
+/// With more fragments than these under way, most polls look for those that have landed before they look for messages: who
+/// always finds a message would get back fewer than it sends on for each, and take memory without end.
 const CROWD: usize = 8;
 
-/// One poll in so many looks at all else, where nothing is known to be due.
+/// One poll in so many looks at all else where nothing is known to be due, and at messages first where fragments are.
 const CALM: u32 = 4;
 
 impl<M: Memory> Endpoint<M> {
@@ -36,6 +36,9 @@ impl<M: Memory> Endpoint<M> {
         self.turn = self.turn.wrapping_add(1);
         // Busy peers first, but they never keep the others from their turn.
         if !self.turn.is_multiple_of(FAIR) {
+            if let Some(event) = self.poll_crowd() {
+                return Some(event);
+            }
             self.streams = core::mem::take(&mut self.found);
             if let Some(event) = self.poll_hot(inbox) {
                 return Some(event);
@@ -64,12 +67,20 @@ impl<M: Memory> Endpoint<M> {
             if self.turn.is_multiple_of(FAIR) {
                 return self.poll_rest(inbox);
             }
+            if let Some(event) = self.poll_crowd() {
+                return Some(event);
+            }
             if let Some(event) = self.poll_hot(inbox) {
                 return Some(event);
             }
         }
-        let first = self.sending.first()?;
-        if self.links[*first as usize].in_flight.len() > CROWD { self.poll_sending() } else { None }
+        if self.flying > CROWD { self.poll_all_sending() } else { None }
+    }
+
+    /// Fragments that were consumed, if many are under way and it is their turn.
+    #[inline(always)]
+    fn poll_crowd(&mut self) -> Option<Event> {
+        if self.flying > CROWD && !self.turn.is_multiple_of(CALM) { self.poll_all_sending() } else { None }
     }
 
     #[inline(never)]
@@ -80,6 +91,7 @@ impl<M: Memory> Endpoint<M> {
             self.check_one();
             self.flush();
             self.poll_activity();
+            self.sweep_one();
             if let Some(event) = self.poll_queue(inbox) {
                 return Some(event);
             }
@@ -135,7 +147,13 @@ impl<M: Memory> Endpoint<M> {
         None
     }
 
-    /// Fragments that were consumed.
+    /// Fragments that were consumed, by whichever peer: the slow ones must not keep us from the one that is waited for.
+    #[inline(never)]
+    fn poll_all_sending(&mut self) -> Option<Event> {
+        (0..self.sending.len().min(MAX_HOT)).find_map(|_| self.poll_sending())
+    }
+
+    /// Fragments that the next peer consumed.
     fn poll_sending(&mut self) -> Option<Event> {
         if self.sending.is_empty() {
             return None;
@@ -156,6 +174,7 @@ impl<M: Memory> Endpoint<M> {
             return None;
         }
         link.in_flight.pop_front();
+        self.flying -= 1;
         if link.in_flight.is_empty() {
             self.sending.swap_remove(self.next_sending);
         }

@@ -84,6 +84,7 @@ impl<M: Memory> Endpoint<M> {
         self.push_descriptor(peer, KIND_FRAGMENT, tag, &descriptor)?;
         let link = &mut self.links[peer.index()];
         link.in_flight.push_back((link.producer.position(), token));
+        self.flying += 1;
         if link.in_flight.len() == 1 {
             self.sending.push(peer.0);
         }
