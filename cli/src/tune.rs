@@ -31,7 +31,7 @@ impl Args {
     pub fn run(&self) -> anyhow::Result<()> {
         let machine = Machine::read();
         let tuning = Tuning::of(&machine);
-        settle();
+        settle(false);
         let copies =
             Copies { string_from: string_from(), speeds: LENGTHS.map(|len| (len, measure(len))).into() };
         let mut out = std::io::stdout().lock();

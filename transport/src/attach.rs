@@ -29,6 +29,7 @@ use crate::mapping::Mapping;
 use crate::region::Region;
 use crate::sleeper::Sleeper;
 use crate::slot;
+use crate::tune;
 
 pub use error::AttachError;
 use find::{Opened, open};
@@ -133,11 +134,13 @@ pub struct Attached {
 ///
 /// No region, no permission, a foreign or damaged region, no section, no room: each says what to do.
 pub fn open_endpoint(options: &Options) -> Result<Attached, AttachError> {
-    crate::tune::settle();
     let source = find(options.device.as_deref())?;
     let region = read_region(&source)?;
     let opened = open(&source)?;
-    let device = opened.device;
+    // Through sysfs too, where the processor honours the guest's memory type.
+    let is_uncached = matches!(source, Source::Pci(_))
+        || opened.device.as_ref().is_some_and(|device| device.memory_type == UNCACHED);
+    tune::settle(is_uncached);
     let number = choose_section(&source, &region, &opened, options.section)?;
     let last = region.header().sections - 1;
     let section = *region
@@ -189,7 +192,6 @@ pub fn open_endpoint(options: &Options) -> Result<Attached, AttachError> {
         let sleeper = may_sleep.then(|| Sleeper::new(mapping, number, slot));
         let keeper = Keeper::start(&endpoint, boot_id, options.patience, kernel, sleeper.clone())
             .map_err(source.error())?;
-        let is_uncached = device.is_some_and(|device| device.memory_type == UNCACHED);
         return Ok(Attached {
             keeper: Some(keeper),
             endpoint: ManuallyDrop::new(endpoint),
