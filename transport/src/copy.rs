@@ -12,7 +12,7 @@
 //! the lines cost more than the copy, whichever it is. 64 bytes (AVX-512) were no better for any length.
 //! `rep movsb` runs at the speed of the caches but takes its time to start; from which length on that is repaid, each
 //! process measures when it attaches (`tune::settle`). What is read from shared memory and is longer than a few pages comes
-//! out of several of them at a time, see [`crate::spread`]. Otherwise no long copy was clearly faster: in a pipeline of
+//! out of several of them at a time, see `copy/vectors.rs`. Otherwise no long copy was clearly faster: in a pipeline of
 //! two, vectors from one page after the other came out up to a tenth faster or slower from size to size, in single runs
 //! that differ by as much, and non-temporal stores slower for most sizes. Writing back or demoting the lines for the
 //! reader (`clwb`, `cldemote`) cost the writer more than the reader gained.
@@ -24,10 +24,12 @@ mod native;
 #[path = "copy/plain.rs"]
 mod native;
 
-use crate::spread;
-use native::{SHORTEST, copy};
+use native::{SHORTEST, copy, copy_block, has_blocks};
 #[cfg(feature = "std")]
 pub use native::{set_string_from, string_from};
+
+/// What is read from shared memory is copied in blocks of four pages, where there are vectors for it.
+const BLOCK: usize = 4 * 4096;
 
 /// A way of copying.
 #[cfg(feature = "std")]
@@ -84,13 +86,13 @@ impl Kernel {
 /// `from` must be valid for volatile reads and `to` for writes of `len` bytes, and they must not overlap.
 #[inline]
 pub unsafe fn from_shared(mut from: *const u8, mut to: *mut u8, mut len: usize) {
-    while len >= spread::BLOCK && spread::is_possible() {
-        // SAFETY: the caller vouches for len bytes, and is_possible for the processor.
+    while len >= BLOCK && has_blocks() {
+        // SAFETY: the caller vouches for len bytes, and has_blocks for the processor.
         unsafe {
-            spread::copy_block(from, to);
-            (from, to) = (from.add(spread::BLOCK), to.add(spread::BLOCK));
+            copy_block(from, to);
+            (from, to) = (from.add(BLOCK), to.add(BLOCK));
         }
-        len -= spread::BLOCK;
+        len -= BLOCK;
     }
     // SAFETY: the caller vouches for both pointers.
     unsafe { if len >= SHORTEST { copy(from, to, len) } else { words(from, to, len) } }

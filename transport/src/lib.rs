@@ -35,7 +35,6 @@ mod region;
 mod ring;
 mod sleep;
 mod slot;
-mod spread;
 mod watch;
 mod window;
 

@@ -13,6 +13,16 @@ pub use super::words as string;
 /// No copy is so long that there is another way.
 pub const SHORTEST: usize = isize::MAX as usize;
 
+/// Nor is there a way for whole blocks.
+pub fn has_blocks() -> bool {
+    false
+}
+
+/// # Safety
+///
+/// Never called, see [`has_blocks`].
+pub unsafe fn copy_block(_: *const u8, _: *mut u8) {}
+
 /// Whether a kernel can be used.
 #[cfg(feature = "std")]
 pub fn has(kernel: Kernel) -> bool {

@@ -1,4 +1,9 @@
 //! Copies by vectors and by `rep movsb`, which the compiler can't look into.
+//!
+//! The processor fetches ahead within a page of 4 KiB, and begins anew with the next one. Lines that another core has written
+//! are far away, and one page's worth of fetches under way hides only a part of that: in four pages at a time there are four
+//! times as many. Between two processes on a Sapphire Rapids that read messages of 32 and 64 KiB a sixth faster than
+//! `rep movsb`, of 128 KiB a tenth, and longer or shorter ones no slower.
 
 use core::arch::asm;
 use core::arch::x86_64::__cpuid;
@@ -6,6 +11,7 @@ use core::arch::x86_64::__cpuid;
 use core::arch::x86_64::__cpuid_count;
 use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
+use super::BLOCK;
 #[cfg(feature = "std")]
 use super::Kernel;
 
@@ -31,43 +37,44 @@ static STRING_FROM: AtomicUsize = AtomicUsize::new(STRING);
 /// `from` must be valid for reads and `to` for writes of `len` bytes, [`SHORTEST`] or more, and they must not overlap.
 #[inline]
 pub unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
-    // SAFETY: the caller vouches for the pointers; VECTORS says what the processor has.
+    // SAFETY: the caller vouches for the pointers; the processor has the vectors.
     unsafe {
         if len >= STRING_FROM.load(Ordering::Relaxed) {
             string(from, to, len);
+        } else if widest() == AVX {
+            avx(from, to, len);
         } else {
-            match VECTORS.load(Ordering::Relaxed) {
-                AVX => avx(from, to, len),
-                SSE2 => sse2(from, to, len),
-                _ => first(from, to, len),
-            }
+            sse2(from, to, len);
         }
     }
 }
 
-/// Finds out which vectors there are, and copies.
-///
-/// # Safety
-///
-/// As [`copy`].
-#[cold]
-unsafe fn first(from: *const u8, to: *mut u8, len: usize) {
-    let _ = detect();
-    // SAFETY: the caller vouches for the pointers.
-    unsafe { sse2(from, to, len) }
+/// The widest vectors that the processor has, and that the system lets us use.
+#[inline]
+fn widest() -> u8 {
+    match VECTORS.load(Ordering::Relaxed) {
+        UNKNOWN => detect(),
+        known => known,
+    }
 }
 
-/// The widest vectors that the processor has, and that the system lets us use.
+#[cold]
 fn detect() -> u8 {
     let found = if has_avx() { AVX } else { SSE2 };
     VECTORS.store(found, Ordering::Relaxed);
     found
 }
 
+/// Whether [`copy_block`] can be used.
+#[inline]
+pub fn has_blocks() -> bool {
+    widest() == AVX
+}
+
 /// The kernel for copies that are not worth `rep movsb`.
 #[cfg(feature = "std")]
 pub fn vectors() -> Kernel {
-    if detect() == AVX { Kernel::Avx } else { Kernel::Sse2 }
+    if widest() == AVX { Kernel::Avx } else { Kernel::Sse2 }
 }
 
 fn has_avx() -> bool {
@@ -98,10 +105,10 @@ pub fn string_from() -> usize {
     STRING_FROM.load(Ordering::Relaxed)
 }
 
-/// Sets [`string_from`]; never, where the processor does not say that it is fast.
+/// Sets [`string_from`].
 #[cfg(feature = "std")]
 pub fn set_string_from(len: usize) {
-    STRING_FROM.store(if has_fast_strings() { len } else { usize::MAX }, Ordering::Relaxed);
+    STRING_FROM.store(len, Ordering::Relaxed);
 }
 
 /// Whether a kernel can be used. A slow `rep movsb` is none.
@@ -206,9 +213,59 @@ macro_rules! by_vectors {
 by_vectors!(sse2, "16", "movdqu", "xmm", "");
 by_vectors!(avx, "32", "vmovdqu", "ymm", "vzeroupper");
 
+/// Copies a [`BLOCK`], out of its four pages at a time.
+///
+/// # Safety
+///
+/// `from` must be valid for reads and `to` for writes of [`BLOCK`] bytes, and they must not overlap. The processor has AVX,
+/// see [`has_blocks`].
+#[target_feature(enable = "avx")]
+pub unsafe fn copy_block(from: *const u8, to: *mut u8) {
+    // SAFETY: each of 16 rounds copies 256 bytes of each of the four pages, 4 * 4096 in all. The caller vouches for both sides
+    // and for AVX.
+    unsafe {
+        core::arch::asm!(
+            "2:",
+            ".irp page, 0, 4096, 8192, 12288",
+            "vmovdqu ymm0, [{from} + \\page]",
+            "vmovdqu ymm1, [{from} + \\page + 32]",
+            "vmovdqu ymm2, [{from} + \\page + 64]",
+            "vmovdqu ymm3, [{from} + \\page + 96]",
+            "vmovdqu ymm4, [{from} + \\page + 128]",
+            "vmovdqu ymm5, [{from} + \\page + 160]",
+            "vmovdqu ymm6, [{from} + \\page + 192]",
+            "vmovdqu ymm7, [{from} + \\page + 224]",
+            "vmovdqu [{to} + \\page], ymm0",
+            "vmovdqu [{to} + \\page + 32], ymm1",
+            "vmovdqu [{to} + \\page + 64], ymm2",
+            "vmovdqu [{to} + \\page + 96], ymm3",
+            "vmovdqu [{to} + \\page + 128], ymm4",
+            "vmovdqu [{to} + \\page + 160], ymm5",
+            "vmovdqu [{to} + \\page + 192], ymm6",
+            "vmovdqu [{to} + \\page + 224], ymm7",
+            ".endr",
+            "add {from}, 256",
+            "add {to}, 256",
+            "dec {rounds:e}",
+            "jnz 2b",
+            "vzeroupper",
+            from = inout(reg) from => _,
+            to = inout(reg) to => _,
+            rounds = inout(reg) BLOCK / 4 / 256 => _,
+            out("ymm0") _, out("ymm1") _, out("ymm2") _, out("ymm3") _,
+            out("ymm4") _, out("ymm5") _, out("ymm6") _, out("ymm7") _,
+            out("ymm8") _, out("ymm9") _, out("ymm10") _, out("ymm11") _,
+            out("ymm12") _, out("ymm13") _, out("ymm14") _, out("ymm15") _,
+            options(nostack)
+        );
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::vec;
+    use alloc::vec::Vec;
 
     /// Numbers that a compiler for AVX keeps in vectors while it calls the copy between. Only an optimised build does.
     #[target_feature(enable = "avx")]
@@ -235,6 +292,21 @@ mod tests {
             unsafe { count(&mut sums, 3) };
             // ((1 * 1.5 + 0) * 1.5 + 1) * 1.5 + 2
             assert_eq!(sums, [[6.875; 8]; 6]);
+        }
+    }
+
+    #[test]
+    fn a_block_is_copied_whole_from_and_to_any_address_and_nothing_beside() {
+        if !has_blocks() {
+            return;
+        }
+        let source: Vec<u8> = (0..2 * BLOCK as u32).map(|i| (i * 7 + i / 255) as u8).collect();
+        for (from, to) in [(0, 0), (1, 0), (0, 1), (17, 33), (64, 4095)] {
+            let mut target = vec![0u8; 2 * BLOCK];
+            // SAFETY: from + BLOCK and to + BLOCK bytes are less than there are.
+            unsafe { copy_block(source.as_ptr().add(from), target.as_mut_ptr().add(to)) };
+            assert!(target[to..to + BLOCK] == source[from..from + BLOCK]);
+            assert!(target[..to].iter().chain(&target[to + BLOCK..]).all(|byte| *byte == 0));
         }
     }
 }
