@@ -220,6 +220,15 @@ pub fn steps(
             Ok(count)
         })?;
     }
+    tally.step("host-windows-levels", |logs| {
+        // Only one process has several threads: all must come to the same conclusion. Other windows are pt2pt's, which does not.
+        let bench = Bench::with_windows(stage()?, Writers::All)?;
+        let script = "exec \"$0\" \"$@\" --threads $((2 - OMPI_COMM_WORLD_RANK))";
+        let mut command = bench.mpi.mpirun(2, Layer::Vmshm);
+        command.args(["sh", "-c", script]).arg(stage()?.join("bin/vmshm-mpi-check"));
+        command.args(["--quick", "--timeout", "60", "--only", "any-change/shared"]);
+        checked(bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?)
+    })?;
     tally.step("host-spawn", |logs| {
         let bench = Bench::new(stage()?)?;
         let mut command = bench.mpi.mpirun(1, Layer::Vmshm);
