@@ -360,10 +360,13 @@ mod tests {
                     }
                 }
             });
-            b.fabric.read(&mut reading, 1000).unwrap();
+            while memory.load(lead.mark(), Ordering::Relaxed) == 0 {
+                std::hint::spin_loop();
+            }
+            b.fabric.read(&mut reading, 10_000).unwrap();
             is_over.store(true, Ordering::Relaxed);
         });
-        assert!(reading.done <= 1001, "{} bytes in 1000 looks", reading.done);
+        assert!(reading.done <= 10_001, "{} bytes in 10000 looks", reading.done);
     }
 
     #[test]
@@ -386,7 +389,7 @@ mod tests {
 
     #[test]
     fn leads_that_nobody_asks_for_starve_nobody_in_a_full_section() {
-        let (mut a, mut b, _directory) = Side::pair(4096, 8);
+        let (mut a, mut b, _directory) = Side::pair(4096, 100);
         assert!(a.fabric.reserve(4096));
         let source = bytes(40_000, 1);
         let parked: Vec<_> = (0..10).map(|_| a.stage(&source[..4096])).collect();
@@ -412,6 +415,12 @@ mod tests {
             let fragment = a.fabric.fragment(3000).expect("room for a message");
             a.fabric.endpoint.free(fragment);
         }
+        // A mark is there, but only one block.
+        a.fabric.unstage(parked[0].0);
+        a.fabric.chunks.take_free().for_each(drop);
+        taken.extend(std::iter::from_fn(|| a.fabric.endpoint.fragment(4096)));
+        a.fabric.endpoint.free(taken.pop().expect("the section was full"));
+        assert!(a.stage(&source[..100]).1 == Lead::default(), "a lead took the last piece");
     }
 
     #[test]
