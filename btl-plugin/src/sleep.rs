@@ -21,7 +21,7 @@ static DOORBELL: Mutex<Option<Sleeper>> = Mutex::new(None);
 /// Some thread looks for messages while it waits for what nobody rings for.
 static AWAKE: AtomicBool = AtomicBool::new(false);
 
-/// Does `work` without a sleep.
+/// Does `work` without a sleep. Only windows do, which are not where threads share MPI: one thread at a time is here.
 #[inline]
 pub fn awake(work: impl FnOnce()) {
     let before = AWAKE.swap(true, Ordering::Relaxed);
@@ -94,11 +94,14 @@ pub fn sleep(mut fabric: Held, time: Duration) {
         fabric.endpoint.fall_asleep().then_some(sleeper)
     });
     let heard = fabric.as_ref().and_then(|fabric| Some(fabric.sleep.as_ref()?.heard));
+    if let Some(sleeper) = &sleeper {
+        // Before the lock is given up: who holds it next, and finds something, rings.
+        *DOORBELL.lock() = Some(sleeper.clone());
+    }
     drop(fabric);
     match sleeper {
         None => yield_now(),
         Some(sleeper) => {
-            *DOORBELL.lock() = Some(sleeper.clone());
             // What another thread hears from now on rings; what it has heard since we decided to sleep is seen here.
             fence(Ordering::SeqCst);
             if heard == Some(heard::count()) {

@@ -103,8 +103,8 @@ pub fn chunk() -> usize {
     chunk.clamp(MIN_CHUNK, MAX_CHUNK) & !4095
 }
 
-/// The part of a section that a process gives to the chunks of one communicator, at most: there are other communicators,
-/// other processes, and messages.
+/// About the part of a section that a process gives to the chunks of one communicator, at most: there are other
+/// communicators, other processes, and messages.
 const SECTION_PART: u64 = 128;
 
 /// How many chunks of this length a member of so many uses in turn, in a section of so many bytes: a power of two.

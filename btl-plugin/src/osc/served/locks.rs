@@ -2,6 +2,9 @@
 
 use std::collections::VecDeque;
 
+/// So many that share the lock may pass one that wants it alone; no more, or it might never get it.
+const MOST_PASSED: u32 = 1 << 10;
+
 /// The lock of one process's memory. It is had in the order in which it was asked for, but for those that share it with who has
 /// it: who has it may wait for them.
 #[derive(Debug, Default)]
@@ -9,6 +12,8 @@ pub struct Locks {
     alone: Option<usize>,
     sharing: Vec<usize>,
     waiting: VecDeque<(usize, bool)>,
+    /// How many have passed one that waits.
+    passed: u32,
 }
 
 impl Locks {
@@ -38,9 +43,16 @@ impl Locks {
         }
         let is_shared = !self.sharing.is_empty();
         let next = self.waiting.iter().position(|(_, alone)| !(*alone && is_shared))?;
+        if next > 0 {
+            if self.passed == MOST_PASSED {
+                return None;
+            }
+            self.passed += 1;
+        }
         let (rank, alone) = self.waiting.remove(next)?;
         if alone {
             self.alone = Some(rank);
+            self.passed = 0;
         } else {
             self.sharing.push(rank);
         }
@@ -77,6 +89,27 @@ mod tests {
         assert_eq!(granted(&mut locks), [4]);
         assert!(locks.give_back(4));
         assert_eq!(granted(&mut locks), [0]);
+    }
+
+    #[test]
+    fn those_that_share_it_do_not_keep_it_for_ever() {
+        let mut locks = Locks::default();
+        assert!(locks.ask(0, false) && locks.ask(9, true));
+        assert_eq!(granted(&mut locks), [0]);
+        // Two take turns, so that the lock is never free.
+        let mut grants = 0;
+        for turn in 0.. {
+            let (next, last) = ((turn + 1) % 2, turn % 2);
+            assert!(locks.ask(next, false));
+            let got = granted(&mut locks);
+            assert!(locks.give_back(last));
+            if got.is_empty() {
+                break;
+            }
+            grants += 1;
+        }
+        assert_eq!(grants, MOST_PASSED);
+        assert_eq!(granted(&mut locks), [9]);
     }
 
     #[test]
