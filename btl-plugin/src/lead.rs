@@ -324,9 +324,9 @@ mod tests {
                 stages.extend(new.iter().map(|(id, _)| *id));
                 new.iter().filter(|(_, lead)| *lead != Lead::default()).count()
             };
-            assert_eq!(leads(&mut a.fabric, a.peer), 3);
+            assert_eq!(leads(&mut a.fabric, a.peer), 9);
             let counts: Vec<_> = peers.iter().map(|peer| leads(&mut a.fabric, *peer)).collect();
-            assert_eq!(counts, [3, 3, 3, 0]);
+            assert_eq!(counts, [3, 0, 0, 0]);
             stages.iter().for_each(|id| a.fabric.unstage(*id));
             a.fabric.fill();
         }
