@@ -52,8 +52,12 @@ const ENOUGH: usize = 2;
 const KEPT: usize = 2;
 
 /// The part of the chunks that one peer's leads leave to those of others: it may be long before it asks for the messages. A
-/// stream to one peer needs the rest: with an eighth of the chunks for it, 32 KiB took 1.5 times as long.
+/// stream to one peer needs the rest: with an eighth of the chunks for it, 32 KiB took 1.5 times as long. Of messages beyond
+/// [`LONG`] chunks a lead is so little that their other chunks need the memory more: these have no more than this part.
 const OTHERS: usize = 8;
+
+/// See [`OTHERS`].
+const LONG: usize = 8;
 
 /// A piece of a long message where the section has no room for a whole chunk, bytes.
 const SMALLEST: usize = 8 << 10;
@@ -410,8 +414,9 @@ impl Fabric {
         };
         let leads = self.staged(peer.index()).leads;
         let Chunks { free, flying, leading, marks, .. } = &mut self.chunks;
-        let all = cut.count / 2;
-        if *leading >= all.max(1) || leads >= (all - cut.count / OTHERS).max(2) {
+        let (all, part) = (cut.count / 2, cut.count / OTHERS);
+        let mine = if len > LONG * cut.size { part } else { all - part };
+        if *leading >= all.max(1) || leads >= mine.max(2) {
             return None;
         }
         let mark = marks.pop().or_else(|| self.endpoint.spare_fragment(size_of::<u64>()))?;
