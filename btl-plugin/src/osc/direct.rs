@@ -1,79 +1,48 @@
 //! Direct windows: everyone may write everyone's memory, and does all by itself. So it is in an open region, and among
 //! processes of one section.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::ffi::{c_int, c_void};
 use std::ptr;
 
 use vmshm_transport::abi::{EndpointId, EndpointName};
 
-use super::epochs;
-use super::members::{self, Member, Members, Wanted, checked, code};
-use super::requests;
+use super::access::{Access, Local, Remote};
+use super::calls::{self, of};
+use super::epochs::{Epochs, Groups, Locked, order, pause, rest};
+use super::members::{self, Member, Members, Wanted, checked};
 use super::state::State;
 use crate::fabric::FABRIC;
-use crate::ompi::{self, ompi_datatype_t, ompi_op_t, ompi_osc_base_module_t, ompi_win_t};
+use crate::ompi::{self, ompi_op_t, ompi_osc_base_module_t, ompi_win_t};
 
 const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
 
 /// A direct window.
 #[repr(C)]
-pub struct Direct {
+struct Direct {
     /// What Open MPI calls: it takes the window for this.
     functions: ompi_osc_base_module_t,
     /// Its processes.
-    pub members: Members,
+    members: Members,
     /// What they have for each other.
-    pub targets: Vec<Target>,
+    targets: Vec<Target>,
     /// The user asks for the others' memory, to use it as its own.
     is_shared: bool,
-    /// Those whose memory an epoch of `MPI_Win_start` is for.
-    pub started: RefCell<Option<Vec<usize>>>,
-    /// How many have to complete after `MPI_Win_post`.
-    pub posted: Cell<Option<u64>>,
+    groups: Groups,
 }
 
 /// A process of the window.
-pub struct Target {
+struct Target {
     member: Member,
     /// Its words.
-    pub state: State,
+    state: State,
     /// How this process has locked it.
-    pub lock: Cell<Option<epochs::Locked>>,
+    lock: Cell<Option<Locked>>,
 }
 
 /// The window's own functions.
-const FUNCTIONS: ompi_osc_base_module_t = ompi_osc_base_module_t {
-    osc_win_shared_query: Some(shared_query),
-    osc_win_attach: Some(attach),
-    osc_win_detach: Some(detach),
-    osc_free: Some(free),
-    osc_put: Some(put),
-    osc_get: Some(get),
-    osc_accumulate: Some(accumulate),
-    osc_compare_and_swap: Some(compare_and_swap),
-    osc_fetch_and_op: Some(requests::fetch_and_op),
-    osc_get_accumulate: Some(get_accumulate),
-    osc_rput: Some(requests::rput),
-    osc_rget: Some(requests::rget),
-    osc_raccumulate: Some(requests::raccumulate),
-    osc_rget_accumulate: Some(requests::rget_accumulate),
-    osc_fence: Some(epochs::fence),
-    osc_start: Some(epochs::start),
-    osc_complete: Some(epochs::complete),
-    osc_post: Some(epochs::post),
-    osc_wait: Some(epochs::wait),
-    osc_test: Some(epochs::test),
-    osc_lock: Some(epochs::lock),
-    osc_unlock: Some(epochs::unlock),
-    osc_lock_all: Some(epochs::lock_all),
-    osc_unlock_all: Some(epochs::unlock_all),
-    osc_sync: Some(epochs::sync),
-    osc_flush: Some(epochs::flush),
-    osc_flush_all: Some(epochs::flush_all),
-    osc_flush_local: Some(epochs::flush),
-    osc_flush_local_all: Some(epochs::flush_all),
-};
+const FUNCTIONS: ompi_osc_base_module_t =
+    ompi_osc_base_module_t { osc_win_shared_query: Some(shared_query), ..calls::functions::<Direct>() };
 
 /// Whether all processes with these names may write each other's sections.
 pub fn is_possible(names: &[EndpointName]) -> bool {
@@ -112,22 +81,11 @@ pub unsafe fn make(win: *mut ompi_win_t, wanted: &Wanted, names: &[EndpointName]
         targets: members.all.iter().map(target).collect(),
         members,
         is_shared: wanted.flavor == ompi::MPI_WIN_FLAVOR_SHARED,
-        started: RefCell::new(None),
-        posted: Cell::new(None),
+        groups: Groups::default(),
     });
     // SAFETY: as above.
     unsafe { ompi::vmshm_osc_set_module(win, Box::into_raw(window).cast()) };
     Ok(true)
-}
-
-/// The window behind Open MPI's.
-///
-/// # Safety
-/// Open MPI calls this for a direct window, which it has not freed.
-#[inline]
-pub unsafe fn of<'a>(win: *mut ompi_win_t) -> &'a Direct {
-    // SAFETY: the caller vouches for it: `make` has put it there.
-    unsafe { &*ompi::vmshm_osc_module(win).cast::<Direct>() }
 }
 
 impl Direct {
@@ -136,158 +94,184 @@ impl Direct {
     /// # Errors
     /// There is none.
     #[inline]
-    pub fn target(&self, rank: c_int) -> Result<&Target, c_int> {
+    fn target(&self, rank: c_int) -> Result<&Target, c_int> {
         let target = usize::try_from(rank).ok().and_then(|rank| self.targets.get(rank));
         target.ok_or(ompi::OPAL_ERR_BAD_PARAM)
     }
 }
 
-unsafe extern "C" fn put(
-    origin: *const c_void,
-    origin_count: c_int,
-    origin_type: *mut ompi_datatype_t,
-    target: c_int,
-    displacement: isize,
-    target_count: c_int,
-    target_type: *mut ompi_datatype_t,
-    win: *mut ompi_win_t,
-) -> c_int {
-    let work = || {
-        // SAFETY: Open MPI gives a window, datatypes, and elements of the origin's.
-        unsafe {
-            let target = of(win).target(target)?;
-            let to = target.member.elements(displacement, target_count, target_type)?;
-            checked(ompi::vmshm_osc_copy(
-                origin,
-                origin_count,
-                origin_type,
-                to.cast(),
-                target_count,
-                target_type,
-            ))
-        }
-    };
-    code(work())
-}
+impl Access for Direct {
+    #[inline]
+    fn member(&self, rank: c_int) -> Result<&Member, c_int> {
+        self.target(rank).map(|target| &target.member)
+    }
 
-unsafe extern "C" fn get(
-    origin: *mut c_void,
-    origin_count: c_int,
-    origin_type: *mut ompi_datatype_t,
-    target: c_int,
-    displacement: isize,
-    target_count: c_int,
-    target_type: *mut ompi_datatype_t,
-    win: *mut ompi_win_t,
-) -> c_int {
-    let work = || {
-        // SAFETY: Open MPI gives a window, datatypes, and room for the origin's elements.
-        unsafe {
-            let target = of(win).target(target)?;
-            let from = target.member.elements(displacement, target_count, target_type)?;
-            checked(ompi::vmshm_osc_copy(
-                from.cast(),
-                target_count,
-                target_type,
-                origin,
-                origin_count,
-                origin_type,
-            ))
-        }
-    };
-    code(work())
-}
+    #[inline]
+    unsafe fn put(&self, origin: Local, target: Remote) -> Result<(), c_int> {
+        // SAFETY: the caller vouches for both.
+        unsafe { origin.copy_to(&target.within(self.member(target.rank)?)?) }
+    }
 
-unsafe extern "C" fn accumulate(
-    origin: *const c_void,
-    origin_count: c_int,
-    origin_type: *mut ompi_datatype_t,
-    target: c_int,
-    displacement: isize,
-    target_count: c_int,
-    target_type: *mut ompi_datatype_t,
-    op: *mut ompi_op_t,
-    win: *mut ompi_win_t,
-) -> c_int {
-    let work = || {
-        // SAFETY: Open MPI gives a window, datatypes, an operation, and elements of the origin's.
+    #[inline]
+    unsafe fn accumulate(&self, origin: Local, target: Remote, op: *mut ompi_op_t) -> Result<(), c_int> {
+        // SAFETY: the caller vouches for all.
         unsafe {
-            let target = of(win).target(target)?;
-            let at = target.member.elements(displacement, target_count, target_type)?.cast();
-            checked(ompi::vmshm_osc_fits(origin_count, origin_type, target_count, target_type, op))?;
-            checked(target.state.guarded(epochs::pause, || {
-                ompi::vmshm_osc_combine(origin, origin_count, origin_type, at, target_count, target_type, op)
-            }))
+            let process = self.target(target.rank)?;
+            let to = target.within(&process.member)?;
+            fits(&origin, &to, op)?;
+            process.state.guarded(pause, || combine(&origin, &to, op))
         }
-    };
-    code(work())
-}
+    }
 
-unsafe extern "C" fn get_accumulate(
-    origin: *const c_void,
-    origin_count: c_int,
-    origin_type: *mut ompi_datatype_t,
-    result: *mut c_void,
-    result_count: c_int,
-    result_type: *mut ompi_datatype_t,
-    target: c_int,
-    displacement: isize,
-    target_count: c_int,
-    target_type: *mut ompi_datatype_t,
-    op: *mut ompi_op_t,
-    win: *mut ompi_win_t,
-) -> c_int {
-    let work = || {
-        // SAFETY: Open MPI gives a window, datatypes, an operation, elements of the origin's and room for the result's.
+    #[inline]
+    unsafe fn get_accumulate(
+        &self,
+        origin: Local,
+        result: Local,
+        target: Remote,
+        op: *mut ompi_op_t,
+    ) -> Result<(), c_int> {
+        // SAFETY: the caller vouches for all.
         unsafe {
-            let target = of(win).target(target)?;
-            let at = target.member.elements(displacement, target_count, target_type)?.cast();
-            checked(ompi::vmshm_osc_fits(origin_count, origin_type, target_count, target_type, op))?;
-            target.state.guarded(epochs::pause, || {
-                checked(ompi::vmshm_osc_copy(
-                    at,
-                    target_count,
-                    target_type,
-                    result,
-                    result_count,
-                    result_type,
-                ))?;
-                checked(ompi::vmshm_osc_combine(
-                    origin,
-                    origin_count,
-                    origin_type,
-                    at,
-                    target_count,
-                    target_type,
-                    op,
-                ))
+            let process = self.target(target.rank)?;
+            let to = target.within(&process.member)?;
+            fits(&origin, &to, op)?;
+            process.state.guarded(pause, || {
+                to.copy_to(&result)?;
+                combine(&origin, &to, op)
             })
         }
-    };
-    code(work())
-}
+    }
 
-unsafe extern "C" fn compare_and_swap(
-    origin: *const c_void,
-    compare: *const c_void,
-    result: *mut c_void,
-    datatype: *mut ompi_datatype_t,
-    target: c_int,
-    displacement: isize,
-    win: *mut ompi_win_t,
-) -> c_int {
-    let work = || {
-        // SAFETY: Open MPI gives a window, a datatype, two elements of it and room for one.
+    #[inline]
+    unsafe fn compare_and_swap(
+        &self,
+        origin: *const c_void,
+        compare: *const c_void,
+        result: *mut c_void,
+        target: Remote,
+    ) -> Result<(), c_int> {
+        // SAFETY: the caller vouches for all.
         unsafe {
-            let target = of(win).target(target)?;
-            let at = target.member.elements(displacement, 1, datatype)?.cast();
-            target.state.guarded(epochs::pause, || {
-                ompi::vmshm_osc_swap(origin, compare, result, datatype, at);
+            let process = self.target(target.rank)?;
+            let at = target.within(&process.member)?.at;
+            process.state.guarded(pause, || {
+                ompi::vmshm_osc_swap(origin, compare, result, target.datatype, at);
             });
         }
         Ok(())
-    };
-    code(work())
+    }
+}
+
+/// Whether an operation's operands are no more than what they are for.
+///
+/// # Safety
+/// As [`Access`].
+unsafe fn fits(origin: &Local, to: &Local, op: *mut ompi_op_t) -> Result<(), c_int> {
+    // SAFETY: the caller vouches for it.
+    checked(unsafe { ompi::vmshm_osc_fits(origin.count, origin.datatype, to.count, to.datatype, op) })
+}
+
+/// Does an operation on a process's elements, which nobody else works on.
+///
+/// # Safety
+/// As [`Access`].
+unsafe fn combine(origin: &Local, to: &Local, op: *mut ompi_op_t) -> Result<(), c_int> {
+    // SAFETY: the caller vouches for it.
+    checked(unsafe {
+        let (count, datatype) = (to.count, to.datatype);
+        ompi::vmshm_osc_combine(origin.at, origin.count, origin.datatype, to.at, count, datatype, op)
+    })
+}
+
+impl Epochs for Direct {
+    fn members(&self) -> &Members {
+        &self.members
+    }
+
+    fn groups(&self) -> &Groups {
+        &self.groups
+    }
+
+    #[inline]
+    fn locked(&self, rank: usize) -> &Cell<Option<Locked>> {
+        &self.targets[rank].lock
+    }
+
+    fn fence(&self) {
+        order();
+    }
+
+    fn await_post(&self, rank: usize) {
+        self.targets[self.members.me].state.take_post(rank, pause);
+    }
+
+    fn complete(&self, rank: usize) {
+        self.targets[rank].state.complete();
+    }
+
+    fn post(&self, rank: usize) {
+        self.targets[rank].state.post(self.members.me);
+    }
+
+    fn take_completed(&self, ranks: &[usize]) -> bool {
+        let have_all = self.targets[self.members.me].state.take_completed(ranks.len() as u64);
+        if have_all {
+            order();
+        }
+        have_all
+    }
+
+    #[inline]
+    fn ask_lock(&self, rank: usize, kind: Locked) -> Result<(), c_int> {
+        let state = &self.targets[rank].state;
+        match kind {
+            Locked::Alone => state.lock_alone(pause),
+            Locked::Shared => state.lock_shared(pause),
+            Locked::Unchecked => {}
+        }
+        Ok(())
+    }
+
+    /// It was had when it was asked for.
+    #[inline]
+    fn await_lock(&self, _: usize) {
+        order();
+    }
+
+    #[inline]
+    fn unlock(&self, rank: usize, kind: Locked) -> Result<(), c_int> {
+        let state = &self.targets[rank].state;
+        match kind {
+            Locked::Alone => state.unlock_alone(),
+            Locked::Shared => state.unlock_shared(),
+            Locked::Unchecked => {}
+        }
+        rest();
+        Ok(())
+    }
+
+    fn sync(&self) {
+        rest();
+    }
+
+    /// All is over when its function returns.
+    #[inline]
+    fn flush(&self, _: c_int) -> Result<(), c_int> {
+        rest();
+        Ok(())
+    }
+
+    #[inline]
+    fn flush_all(&self) {
+        rest();
+    }
+
+    /// After the barrier nobody uses our memory any more.
+    fn close(&self) -> c_int {
+        // SAFETY: the communicator is the window's.
+        unsafe { ompi::vmshm_osc_barrier(self.members.comm) }
+    }
 }
 
 unsafe extern "C" fn shared_query(
@@ -298,7 +282,7 @@ unsafe extern "C" fn shared_query(
     base: *mut c_void,
 ) -> c_int {
     // SAFETY: Open MPI gives a window.
-    let window = unsafe { of(win) };
+    let window = unsafe { of::<Direct>(win) };
     if !window.is_shared {
         return ompi::MPI_ERR_WIN as c_int;
     }
@@ -320,19 +304,4 @@ unsafe extern "C" fn shared_query(
         *base.cast::<*mut u8>() = at;
     }
     SUCCESS
-}
-
-unsafe extern "C" fn attach(_: *mut ompi_win_t, _: *mut c_void, _: usize) -> c_int {
-    ompi::MPI_ERR_RMA_ATTACH as c_int
-}
-
-unsafe extern "C" fn detach(_: *mut ompi_win_t, _: *const c_void) -> c_int {
-    ompi::MPI_ERR_RMA_ATTACH as c_int
-}
-
-unsafe extern "C" fn free(win: *mut ompi_win_t) -> c_int {
-    // SAFETY: Open MPI gives a window, and does not use it after this.
-    let window = unsafe { Box::from_raw(ompi::vmshm_osc_module(win).cast::<Direct>()) };
-    // SAFETY: the communicator is the window's. After the barrier nobody uses our memory any more.
-    unsafe { ompi::vmshm_osc_barrier(window.members.comm) }
 }

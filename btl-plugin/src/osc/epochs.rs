@@ -1,9 +1,10 @@
-//! When a direct window may be accessed: fences, groups that start and post, locks.
+//! When a window may be accessed, for both kinds of them: fences, groups that start and post, locks.
 
+use std::cell::{Cell, RefCell};
 use std::ffi::c_int;
 use std::sync::atomic::{self, AtomicU32, Ordering};
 
-use super::direct::{Direct, of};
+use super::calls::of;
 use super::members::{Members, checked, code};
 use crate::ompi::{self, ompi_group_t, ompi_win_t};
 use crate::sleep;
@@ -32,7 +33,7 @@ pub enum Locked {
 
 impl Locked {
     /// What a call of `MPI_Win_lock` is for.
-    pub fn new(kind: u32, assert: c_int) -> Self {
+    fn new(kind: u32, assert: c_int) -> Self {
         match kind {
             _ if !is_checked(assert) => Self::Unchecked,
             ompi::MPI_LOCK_EXCLUSIVE => Self::Alone,
@@ -65,25 +66,77 @@ pub fn order() {
 }
 
 /// Whether others are to be waited for.
-pub fn is_checked(assert: c_int) -> bool {
+fn is_checked(assert: c_int) -> bool {
     assert.cast_unsigned() & ompi::MPI_MODE_NOCHECK == 0
 }
 
-pub unsafe extern "C" fn fence(_: c_int, win: *mut ompi_win_t) -> c_int {
-    order();
-    // SAFETY: Open MPI gives a window, whose communicator is ours.
-    unsafe { ompi::vmshm_osc_barrier(of(win).members.comm) }
+/// The epochs of groups that a window is in.
+#[derive(Debug, Default)]
+pub struct Groups {
+    /// Those whose memory `MPI_Win_start` is for.
+    started: RefCell<Option<Vec<usize>>>,
+    /// Those who have to complete after `MPI_Win_post`.
+    posted: RefCell<Option<Vec<usize>>>,
 }
 
-/// Which ranks of a window a group has, for an epoch that is new unless one has `begun`.
+/// How a kind of window keeps its processes apart. Errors are Open MPI's codes. What is called with a rank is called with
+/// that of a process of the window.
+pub trait Epochs {
+    /// Its processes.
+    fn members(&self) -> &Members;
+    /// Its groups.
+    fn groups(&self) -> &Groups;
+    /// How this process has locked another one.
+    fn locked(&self, rank: usize) -> &Cell<Option<Locked>>;
+
+    /// What this process has done before is done, and seen by others after a barrier.
+    fn fence(&self);
+    /// Waits until a process has posted.
+    fn await_post(&self, rank: usize);
+    /// Tells a process that what was done to its memory is done.
+    fn complete(&self, rank: usize);
+    /// Tells a process that it may begin.
+    fn post(&self, rank: usize);
+    /// Whether these processes have all completed; once that is so.
+    fn take_completed(&self, ranks: &[usize]) -> bool;
+    /// Asks for a lock.
+    fn ask_lock(&self, rank: usize, kind: Locked) -> Result<(), c_int>;
+    /// Waits for what was asked for.
+    fn await_lock(&self, rank: usize);
+    /// Gives a lock of this kind back, when all is done that was done under it.
+    fn unlock(&self, rank: usize, kind: Locked) -> Result<(), c_int>;
+    /// What others have written is seen, and what was written here.
+    fn sync(&self);
+    /// What was done to a process's memory is done.
+    fn flush(&self, rank: c_int) -> Result<(), c_int>;
+    /// What was done to all processes' memory is done.
+    fn flush_all(&self);
+    /// Ends the window, for all processes; it is dropped next.
+    fn close(&self) -> c_int;
+}
+
+pub unsafe extern "C" fn fence<W: Epochs>(_: c_int, win: *mut ompi_win_t) -> c_int {
+    // SAFETY: Open MPI gives a window, whose communicator is ours.
+    unsafe {
+        let window = of::<W>(win);
+        window.fence();
+        ompi::vmshm_osc_barrier(window.members().comm)
+    }
+}
+
+/// Which ranks of a window a group has, for an epoch that must be new.
 ///
 /// # Errors
 /// Some are not the window's, or there is an epoch.
 ///
 /// # Safety
 /// `group` is Open MPI's.
-pub unsafe fn ranks(members: &Members, group: *mut ompi_group_t, begun: bool) -> Result<Vec<usize>, c_int> {
-    if begun {
+unsafe fn ranks(
+    members: &Members,
+    group: *mut ompi_group_t,
+    epoch: &RefCell<Option<Vec<usize>>>,
+) -> Result<Vec<usize>, c_int> {
+    if epoch.borrow().is_some() {
         return Err(OUT_OF_ORDER);
     }
     // SAFETY: the caller vouches for the group; there is room for as many ranks.
@@ -96,81 +149,87 @@ pub unsafe fn ranks(members: &Members, group: *mut ompi_group_t, begun: bool) ->
     ranks.into_iter().map(known).collect::<Option<_>>().ok_or(OUT_OF_ORDER)
 }
 
-pub unsafe extern "C" fn start(group: *mut ompi_group_t, assert: c_int, win: *mut ompi_win_t) -> c_int {
-    // SAFETY: Open MPI gives a window and a group.
-    let (window, ranks) = unsafe {
-        let window = of(win);
-        (window, ranks(&window.members, group, window.started.borrow().is_some()))
-    };
-    let ranks = match ranks {
-        Ok(ranks) => ranks,
-        Err(code) => return code,
-    };
-    if is_checked(assert) {
-        for &rank in &ranks {
-            window.targets[window.members.me].state.take_post(rank, pause);
+pub unsafe extern "C" fn start<W: Epochs>(
+    group: *mut ompi_group_t,
+    assert: c_int,
+    win: *mut ompi_win_t,
+) -> c_int {
+    let work = || {
+        // SAFETY: Open MPI gives a window and a group.
+        let (window, ranks) = unsafe {
+            let window = of::<W>(win);
+            (window, ranks(window.members(), group, &window.groups().started)?)
+        };
+        if is_checked(assert) {
+            ranks.iter().for_each(|rank| window.await_post(*rank));
         }
-    }
-    window.started.replace(Some(ranks));
-    SUCCESS
+        window.groups().started.replace(Some(ranks));
+        Ok(())
+    };
+    code(work())
 }
 
-pub unsafe extern "C" fn complete(win: *mut ompi_win_t) -> c_int {
+pub unsafe extern "C" fn complete<W: Epochs>(win: *mut ompi_win_t) -> c_int {
     order();
     // SAFETY: Open MPI gives a window.
-    let window = unsafe { of(win) };
-    let Some(ranks) = window.started.take() else { return OUT_OF_ORDER };
-    for rank in ranks {
-        window.targets[rank].state.complete();
-    }
+    let window = unsafe { of::<W>(win) };
+    let Some(ranks) = window.groups().started.take() else { return OUT_OF_ORDER };
+    ranks.into_iter().for_each(|rank| window.complete(rank));
     SUCCESS
 }
 
-pub unsafe extern "C" fn post(group: *mut ompi_group_t, assert: c_int, win: *mut ompi_win_t) -> c_int {
+pub unsafe extern "C" fn post<W: Epochs>(
+    group: *mut ompi_group_t,
+    assert: c_int,
+    win: *mut ompi_win_t,
+) -> c_int {
     order();
-    // SAFETY: Open MPI gives a window and a group.
-    let (window, ranks) = unsafe {
-        let window = of(win);
-        (window, ranks(&window.members, group, window.posted.get().is_some()))
-    };
-    let ranks = match ranks {
-        Ok(ranks) => ranks,
-        Err(code) => return code,
-    };
-    window.posted.set(Some(ranks.len() as u64));
-    if is_checked(assert) {
-        for rank in ranks {
-            window.targets[rank].state.post(window.members.me);
+    let work = || {
+        // SAFETY: Open MPI gives a window and a group.
+        let (window, ranks) = unsafe {
+            let window = of::<W>(win);
+            (window, ranks(window.members(), group, &window.groups().posted)?)
+        };
+        if is_checked(assert) {
+            ranks.iter().for_each(|rank| window.post(*rank));
         }
-    }
-    SUCCESS
+        window.groups().posted.replace(Some(ranks));
+        Ok(())
+    };
+    code(work())
 }
 
 /// Whether all have completed; then the epoch is over.
-fn is_over(window: &Direct, count: u64) -> bool {
-    let is_over = window.targets[window.members.me].state.take_completed(count);
+///
+/// # Errors
+/// There is none.
+fn is_over(window: &impl Epochs) -> Result<bool, c_int> {
+    let mut posted = window.groups().posted.borrow_mut();
+    let is_over = window.take_completed(posted.as_ref().ok_or(OUT_OF_ORDER)?);
     if is_over {
-        window.posted.set(None);
-        order();
+        *posted = None;
     }
-    is_over
+    Ok(is_over)
 }
 
-pub unsafe extern "C" fn wait(win: *mut ompi_win_t) -> c_int {
+pub unsafe extern "C" fn wait<W: Epochs>(win: *mut ompi_win_t) -> c_int {
     // SAFETY: Open MPI gives a window.
-    let window = unsafe { of(win) };
-    let Some(count) = window.posted.get() else { return OUT_OF_ORDER };
-    while !is_over(window, count) {
-        pause();
+    let window = unsafe { of::<W>(win) };
+    loop {
+        match is_over(window) {
+            Ok(true) => return SUCCESS,
+            Ok(false) => pause(),
+            Err(code) => return code,
+        }
     }
-    SUCCESS
 }
 
-pub unsafe extern "C" fn test(win: *mut ompi_win_t, flag: *mut c_int) -> c_int {
+pub unsafe extern "C" fn test<W: Epochs>(win: *mut ompi_win_t, flag: *mut c_int) -> c_int {
     // SAFETY: Open MPI gives a window.
-    let window = unsafe { of(win) };
-    let Some(count) = window.posted.get() else { return OUT_OF_ORDER };
-    let is_over = is_over(window, count);
+    let is_over = match is_over(unsafe { of::<W>(win) }) {
+        Ok(is_over) => is_over,
+        Err(code) => return code,
+    };
     if !is_over {
         pause();
     }
@@ -179,69 +238,83 @@ pub unsafe extern "C" fn test(win: *mut ompi_win_t, flag: *mut c_int) -> c_int {
     SUCCESS
 }
 
-/// Locks a process.
-fn lock_one(window: &Direct, rank: c_int, kind: Locked) -> Result<(), c_int> {
-    let target = window.target(rank)?;
-    if target.lock.get().is_some() {
+/// A process by its rank.
+fn known(window: &impl Epochs, rank: c_int) -> Result<usize, c_int> {
+    let rank = usize::try_from(rank).ok().filter(|rank| *rank < window.members().all.len());
+    rank.ok_or(ompi::OPAL_ERR_BAD_PARAM)
+}
+
+fn ask_lock(window: &impl Epochs, rank: usize, kind: Locked) -> Result<(), c_int> {
+    let locked = window.locked(rank);
+    if locked.get().is_some() {
         return Err(OUT_OF_ORDER);
     }
-    match kind {
-        Locked::Alone => target.state.lock_alone(pause),
-        Locked::Shared => target.state.lock_shared(pause),
-        Locked::Unchecked => {}
+    locked.set(Some(kind));
+    window.ask_lock(rank, kind)
+}
+
+fn give_back(window: &impl Epochs, rank: usize) -> Result<(), c_int> {
+    window.unlock(rank, window.locked(rank).take().ok_or(OUT_OF_ORDER)?)
+}
+
+pub unsafe extern "C" fn lock<W: Epochs>(
+    kind: c_int,
+    rank: c_int,
+    assert: c_int,
+    win: *mut ompi_win_t,
+) -> c_int {
+    let work = || {
+        // SAFETY: Open MPI gives a window.
+        let window = unsafe { of::<W>(win) };
+        let rank = known(window, rank)?;
+        ask_lock(window, rank, Locked::new(kind.cast_unsigned(), assert))?;
+        window.await_lock(rank);
+        Ok(())
+    };
+    code(work())
+}
+
+pub unsafe extern "C" fn unlock<W: Epochs>(rank: c_int, win: *mut ompi_win_t) -> c_int {
+    // SAFETY: Open MPI gives a window.
+    let window = unsafe { of::<W>(win) };
+    code(known(window, rank).and_then(|rank| give_back(window, rank)))
+}
+
+pub unsafe extern "C" fn lock_all<W: Epochs>(assert: c_int, win: *mut ompi_win_t) -> c_int {
+    // SAFETY: Open MPI gives a window.
+    let window = unsafe { of::<W>(win) };
+    let (kind, ranks) = (Locked::new(ompi::MPI_LOCK_SHARED, assert), 0..window.members().all.len());
+    let asked = ranks.clone().try_for_each(|rank| ask_lock(window, rank, kind));
+    if asked.is_ok() {
+        ranks.into_iter().for_each(|rank| window.await_lock(rank));
     }
-    target.lock.set(Some(kind));
-    order();
-    Ok(())
+    code(asked)
 }
 
-/// Unlocks a process.
-fn unlock_one(window: &Direct, rank: c_int) -> Result<(), c_int> {
-    let target = window.target(rank)?;
-    match target.lock.take().ok_or(OUT_OF_ORDER)? {
-        Locked::Alone => target.state.unlock_alone(),
-        Locked::Shared => target.state.unlock_shared(),
-        Locked::Unchecked => {}
-    }
-    rest();
-    Ok(())
-}
-
-pub unsafe extern "C" fn lock(kind: c_int, rank: c_int, assert: c_int, win: *mut ompi_win_t) -> c_int {
+pub unsafe extern "C" fn unlock_all<W: Epochs>(win: *mut ompi_win_t) -> c_int {
     // SAFETY: Open MPI gives a window.
-    code(lock_one(unsafe { of(win) }, rank, Locked::new(kind.cast_unsigned(), assert)))
+    let window = unsafe { of::<W>(win) };
+    code((0..window.members().all.len()).try_for_each(|rank| give_back(window, rank)))
 }
 
-pub unsafe extern "C" fn unlock(rank: c_int, win: *mut ompi_win_t) -> c_int {
+pub unsafe extern "C" fn sync<W: Epochs>(win: *mut ompi_win_t) -> c_int {
     // SAFETY: Open MPI gives a window.
-    code(unlock_one(unsafe { of(win) }, rank))
-}
-
-pub unsafe extern "C" fn lock_all(assert: c_int, win: *mut ompi_win_t) -> c_int {
-    // SAFETY: Open MPI gives a window.
-    let window = unsafe { of(win) };
-    let kind = Locked::new(ompi::MPI_LOCK_SHARED, assert);
-    code((0..window.targets.len()).try_for_each(|rank| lock_one(window, rank as c_int, kind)))
-}
-
-pub unsafe extern "C" fn unlock_all(win: *mut ompi_win_t) -> c_int {
-    // SAFETY: Open MPI gives a window.
-    let window = unsafe { of(win) };
-    code((0..window.targets.len()).try_for_each(|rank| unlock_one(window, rank as c_int)))
-}
-
-pub unsafe extern "C" fn sync(win: *mut ompi_win_t) -> c_int {
-    // SAFETY: Open MPI gives a window.
-    unsafe { flush_all(win) }
-}
-
-pub unsafe extern "C" fn flush(_: c_int, win: *mut ompi_win_t) -> c_int {
-    // SAFETY: Open MPI gives a window.
-    unsafe { flush_all(win) }
-}
-
-/// All is over when its function returns.
-pub unsafe extern "C" fn flush_all(_: *mut ompi_win_t) -> c_int {
-    rest();
+    unsafe { of::<W>(win) }.sync();
     SUCCESS
+}
+
+pub unsafe extern "C" fn flush<W: Epochs>(rank: c_int, win: *mut ompi_win_t) -> c_int {
+    // SAFETY: Open MPI gives a window.
+    code(unsafe { of::<W>(win) }.flush(rank))
+}
+
+pub unsafe extern "C" fn flush_all<W: Epochs>(win: *mut ompi_win_t) -> c_int {
+    // SAFETY: Open MPI gives a window.
+    unsafe { of::<W>(win) }.flush_all();
+    SUCCESS
+}
+
+pub unsafe extern "C" fn flush_local<W: Epochs>(_: c_int, win: *mut ompi_win_t) -> c_int {
+    // SAFETY: Open MPI gives a window.
+    unsafe { sync::<W>(win) }
 }

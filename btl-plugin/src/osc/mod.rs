@@ -11,17 +11,19 @@
 //!
 //! - `component`: what Open MPI calls once, and for each new window.
 //! - `members`: the processes of a window, and where their memory is.
-//! - `direct`, `epochs`, `state`: direct windows, when they may be accessed, and the words that say so.
+//! - `calls`: the functions of a window, as Open MPI wants them.
+//! - `access`, `epochs`: what they do for both kinds of windows, and what each kind has to do itself.
+//! - `direct`, `state`: direct windows, and the words that say when they may be accessed.
 //! - `served`: served windows.
-//! - `requests`: functions of both kinds of windows that are another one with something more.
 //! - `others`: what we know of windows that others make.
 
+mod access;
+mod calls;
 mod component;
 mod direct;
 mod epochs;
 mod members;
 mod others;
-mod requests;
 mod served;
 mod state;
 

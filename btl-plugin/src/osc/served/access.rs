@@ -1,4 +1,4 @@
-//! What Open MPI calls to access another process's memory.
+//! How another process's memory is accessed: it is read, and asked to change it.
 
 use std::borrow::Cow;
 use std::ffi::{c_int, c_void};
@@ -6,55 +6,29 @@ use std::slice;
 
 use vmshm_transport::copy_from_shared;
 
-use super::epochs;
 use super::request::{Kind, Request};
-use super::{REPLY_LEN, Served, Side, Word, of};
-use crate::ompi::{self, MODULE, ompi_datatype_t, ompi_op_t, ompi_osc_base_module_t, ompi_win_t};
-use crate::osc::members::{OUT_OF_RANGE, checked, code};
-use crate::osc::requests;
+use super::{REPLY_LEN, Served, Side};
+use crate::ompi::{self, MODULE, ompi_datatype_t, ompi_op_t};
+use crate::osc::access::{Access, Local, Remote};
+use crate::osc::epochs::OUT_OF_ORDER;
+use crate::osc::members::{Member, OUT_OF_RANGE, checked};
 
 /// Most bytes of a request: others are copied by the origin while the target copies this one. Every process has some memory
 /// of its section for messages of this length.
 const PIECE: usize = 16 << 10;
-
-/// The window's own functions.
-pub const FUNCTIONS: ompi_osc_base_module_t = ompi_osc_base_module_t {
-    osc_win_shared_query: None,
-    osc_win_attach: None,
-    osc_win_detach: None,
-    osc_free: Some(epochs::free),
-    osc_put: Some(put),
-    osc_get: Some(get),
-    osc_accumulate: Some(accumulate),
-    osc_compare_and_swap: Some(compare_and_swap),
-    osc_fetch_and_op: Some(requests::fetch_and_op),
-    osc_get_accumulate: Some(get_accumulate),
-    osc_rput: Some(requests::rput),
-    osc_rget: Some(requests::rget),
-    osc_raccumulate: Some(requests::raccumulate),
-    osc_rget_accumulate: Some(requests::rget_accumulate),
-    osc_fence: Some(epochs::fence),
-    osc_start: Some(epochs::start),
-    osc_complete: Some(epochs::complete),
-    osc_post: Some(epochs::post),
-    osc_wait: Some(epochs::wait),
-    osc_test: Some(epochs::test),
-    osc_lock: Some(epochs::lock),
-    osc_unlock: Some(epochs::unlock),
-    osc_lock_all: Some(epochs::lock_all),
-    osc_unlock_all: Some(epochs::unlock_all),
-    osc_sync: Some(epochs::sync),
-    osc_flush: Some(epochs::flush),
-    osc_flush_all: Some(epochs::flush_all),
-    osc_flush_local: Some(epochs::flush_local),
-    osc_flush_local_all: Some(epochs::sync),
-};
 
 /// How many bytes go with one request.
 fn piece() -> usize {
     // SAFETY: not changed after init.
     let most = unsafe { (*MODULE.get()).btl_max_send_size };
     most.min(PIECE).saturating_sub(size_of::<Request>())
+}
+
+impl Side {
+    /// Where `len` bytes at a displacement begin, counted from the start of the memory.
+    fn offset(&self, displacement: isize, len: usize) -> Result<usize, c_int> {
+        Ok(self.member.at(displacement, 0, len)?.addr() - self.member.base.addr())
+    }
 }
 
 /// All runs of bytes of the target's elements: where each begins, counted from the start of its memory, and its length.
@@ -79,12 +53,7 @@ impl Runs {
     ///
     /// # Safety
     /// The datatype is Open MPI's.
-    unsafe fn new(
-        side: &Side,
-        displacement: isize,
-        count: c_int,
-        datatype: *mut ompi_datatype_t,
-    ) -> Result<Self, c_int> {
+    unsafe fn new(side: &Side, target: Remote) -> Result<Self, c_int> {
         unsafe extern "C" fn each(runs: *mut c_void, at: isize, len: usize) {
             // SAFETY: the context is that given below.
             unsafe { (*runs.cast::<Vec<(isize, usize)>>()).push((at, len)) };
@@ -92,8 +61,8 @@ impl Runs {
         let mut runs: Vec<(isize, usize)> = Vec::new();
         // SAFETY: the caller vouches for the datatype.
         let start = unsafe {
-            let start = side.member.elements(displacement, count, datatype)?;
-            ompi::vmshm_osc_runs(count, datatype, Some(each), (&raw mut runs).cast());
+            let start = target.within(&side.member)?.at;
+            ompi::vmshm_osc_runs(target.count, target.datatype, Some(each), (&raw mut runs).cast());
             start
         };
         let start = start.addr().wrapping_sub(side.member.base.addr());
@@ -127,89 +96,16 @@ impl Runs {
 ///
 /// # Safety
 /// The datatype is Open MPI's, and has its elements there.
-unsafe fn packed(
-    from: *const c_void,
-    count: c_int,
-    datatype: *mut ompi_datatype_t,
-) -> Result<Vec<u8>, c_int> {
+unsafe fn packed(from: Local) -> Result<Vec<u8>, c_int> {
     // SAFETY: the caller vouches for it; there is room for what is packed.
     unsafe {
-        let mut bytes = vec![0; ompi::vmshm_osc_size(count, datatype)];
+        let mut bytes = vec![0; ompi::vmshm_osc_size(from.count, from.datatype)];
         if !bytes.is_empty() {
             let to = bytes.as_mut_ptr().cast();
-            checked(ompi::vmshm_coll_pack(datatype, count, from, to, bytes.len()))?;
+            checked(ompi::vmshm_coll_pack(from.datatype, from.count, from.at, to, bytes.len()))?;
         }
         Ok(bytes)
     }
-}
-
-unsafe extern "C" fn put(
-    origin: *const c_void,
-    origin_count: c_int,
-    origin_type: *mut ompi_datatype_t,
-    target: c_int,
-    displacement: isize,
-    target_count: c_int,
-    target_type: *mut ompi_datatype_t,
-    win: *mut ompi_win_t,
-) -> c_int {
-    let work = || {
-        // SAFETY: Open MPI gives a window, datatypes, and elements of the origin's.
-        unsafe {
-            let window = of(win);
-            let side = window.side(target)?;
-            let plain = ompi::vmshm_osc_plain(origin_count, origin_type, target_count, target_type);
-            let (bytes, runs) = match usize::try_from(plain) {
-                Ok(0) => return Ok(()),
-                Ok(len) => {
-                    let start = side.member.at(displacement, 0, len)?.addr() - side.member.base.addr();
-                    let bytes = slice::from_raw_parts(origin.cast::<u8>(), len);
-                    if len <= piece() {
-                        return window.ask(side, &Request::new(window.name, Kind::Put, start), bytes);
-                    }
-                    (Cow::Borrowed(bytes), Runs::one(start, len))
-                }
-                Err(_) => {
-                    let bytes = packed(origin, origin_count, origin_type)?;
-                    (Cow::Owned(bytes), Runs::new(side, displacement, target_count, target_type)?)
-                }
-            };
-            if runs.len() != bytes.len() {
-                return Err(OUT_OF_RANGE);
-            }
-            runs.each(piece(), |at, part| {
-                window.ask(side, &Request::new(window.name, Kind::Put, at), &bytes[part])
-            })
-        }
-    };
-    code(work())
-}
-
-unsafe extern "C" fn get(
-    origin: *mut c_void,
-    origin_count: c_int,
-    origin_type: *mut ompi_datatype_t,
-    target: c_int,
-    displacement: isize,
-    target_count: c_int,
-    target_type: *mut ompi_datatype_t,
-    win: *mut ompi_win_t,
-) -> c_int {
-    let work = || {
-        // SAFETY: Open MPI gives a window, datatypes, and room for the origin's elements.
-        unsafe {
-            let from = of(win).side(target)?.member.elements(displacement, target_count, target_type)?;
-            checked(ompi::vmshm_osc_copy(
-                from.cast(),
-                target_count,
-                target_type,
-                origin,
-                origin_count,
-                origin_type,
-            ))
-        }
-    };
-    code(work())
 }
 
 /// Numbers that are changed.
@@ -227,22 +123,16 @@ impl Numbers {
     ///
     /// # Safety
     /// The datatype is Open MPI's.
-    unsafe fn new(
-        side: &Side,
-        displacement: isize,
-        count: c_int,
-        datatype: *mut ompi_datatype_t,
-    ) -> Result<Self, c_int> {
+    unsafe fn new(side: &Side, target: Remote) -> Result<Self, c_int> {
         // SAFETY: the caller vouches for it.
         unsafe {
-            let (number, is_predefined) = number_of(datatype)?;
+            let (number, is_predefined) = number_of(target.datatype)?;
             let extent = ompi::vmshm_osc_extent(number.into());
             let runs = if is_predefined {
-                let len = usize::try_from(count).unwrap_or(0) * extent;
-                let start = side.member.at(displacement, 0, len)?.addr() - side.member.base.addr();
-                Runs::one(start, len)
+                let len = usize::try_from(target.count).unwrap_or(0) * extent;
+                Runs::one(side.offset(target.displacement, len)?, len)
             } else {
-                Runs::new(side, displacement, count, datatype)?
+                Runs::new(side, target)?
             };
             Ok(Self { number, extent, runs })
         }
@@ -255,23 +145,22 @@ impl Numbers {
     ///
     /// # Safety
     /// The datatype is Open MPI's, and has its elements there.
-    unsafe fn operands<'a>(
-        &self,
-        from: *const c_void,
-        count: c_int,
-        datatype: *mut ompi_datatype_t,
-    ) -> Result<Cow<'a, [u8]>, c_int> {
+    unsafe fn operands<'a>(&self, from: Local) -> Result<Cow<'a, [u8]>, c_int> {
         // SAFETY: the caller vouches for it.
         let bytes = unsafe {
-            let (number, is_predefined) = number_of(datatype)?;
+            let (number, is_predefined) = number_of(from.datatype)?;
             if number != self.number {
-                return Err(epochs::OUT_OF_ORDER);
+                return Err(OUT_OF_ORDER);
             }
             if is_predefined {
-                let len = usize::try_from(count).unwrap_or(0) * self.extent;
-                Cow::Borrowed(if len == 0 { &[][..] } else { slice::from_raw_parts(from.cast::<u8>(), len) })
+                let len = usize::try_from(from.count).unwrap_or(0) * self.extent;
+                Cow::Borrowed(if len == 0 {
+                    &[][..]
+                } else {
+                    slice::from_raw_parts(from.at.cast::<u8>(), len)
+                })
             } else {
-                Cow::Owned(packed(from, count, datatype)?)
+                Cow::Owned(packed(from)?)
             }
         };
         if bytes.len() == self.runs.len() { Ok(bytes) } else { Err(OUT_OF_RANGE) }
@@ -304,114 +193,114 @@ unsafe fn number_of(datatype: *mut ompi_datatype_t) -> Result<(u16, bool), c_int
     Ok((number, is_predefined))
 }
 
-unsafe extern "C" fn accumulate(
-    origin: *const c_void,
-    origin_count: c_int,
-    origin_type: *mut ompi_datatype_t,
-    target: c_int,
-    displacement: isize,
-    target_count: c_int,
-    target_type: *mut ompi_datatype_t,
-    op: *mut ompi_op_t,
-    win: *mut ompi_win_t,
-) -> c_int {
-    let work = || {
-        // SAFETY: Open MPI gives a window, datatypes, an operation, and elements of the origin's.
+impl Access for Served {
+    fn member(&self, rank: c_int) -> Result<&Member, c_int> {
+        self.side(rank).map(|side| &side.member)
+    }
+
+    unsafe fn put(&self, origin: Local, target: Remote) -> Result<(), c_int> {
+        let side = self.side(target.rank)?;
+        // SAFETY: the caller vouches for both.
+        let (bytes, runs) = unsafe {
+            let plain = ompi::vmshm_osc_plain(origin.count, origin.datatype, target.count, target.datatype);
+            match usize::try_from(plain) {
+                Ok(0) => return Ok(()),
+                Ok(len) => {
+                    let start = side.offset(target.displacement, len)?;
+                    let bytes = slice::from_raw_parts(origin.at.cast::<u8>(), len);
+                    if len <= piece() {
+                        return self.ask(side, &Request::new(self.name, Kind::Put, start), bytes);
+                    }
+                    (Cow::Borrowed(bytes), Runs::one(start, len))
+                }
+                Err(_) => (Cow::Owned(packed(origin)?), Runs::new(side, target)?),
+            }
+        };
+        if runs.len() != bytes.len() {
+            return Err(OUT_OF_RANGE);
+        }
+        runs.each(piece(), |at, part| self.ask(side, &Request::new(self.name, Kind::Put, at), &bytes[part]))
+    }
+
+    unsafe fn accumulate(&self, origin: Local, target: Remote, op: *mut ompi_op_t) -> Result<(), c_int> {
+        let side = self.side(target.rank)?;
+        // SAFETY: the caller vouches for all.
         unsafe {
-            let window = of(win);
-            let side = window.side(target)?;
-            let numbers = Numbers::new(side, displacement, target_count, target_type)?;
-            let operands = numbers.operands(origin, origin_count, origin_type)?;
+            let numbers = Numbers::new(side, target)?;
+            let operands = numbers.operands(origin)?;
             let op = ompi::vmshm_osc_op(op);
             numbers.runs.each(numbers.whole(piece()), |at, part| {
-                let request = numbers.request(window, Kind::Change, op, at, part.len());
-                window.ask(side, &request, &operands[part])
+                let request = numbers.request(self, Kind::Change, op, at, part.len());
+                self.ask(side, &request, &operands[part])
             })
         }
-    };
-    code(work())
-}
+    }
 
-unsafe extern "C" fn get_accumulate(
-    origin: *const c_void,
-    origin_count: c_int,
-    origin_type: *mut ompi_datatype_t,
-    result: *mut c_void,
-    result_count: c_int,
-    result_type: *mut ompi_datatype_t,
-    target: c_int,
-    displacement: isize,
-    target_count: c_int,
-    target_type: *mut ompi_datatype_t,
-    op: *mut ompi_op_t,
-    win: *mut ompi_win_t,
-) -> c_int {
-    let work = || {
-        // SAFETY: Open MPI gives a window, datatypes, an operation, elements of the origin's and room for the result's.
+    unsafe fn get_accumulate(
+        &self,
+        origin: Local,
+        result: Local,
+        target: Remote,
+        op: *mut ompi_op_t,
+    ) -> Result<(), c_int> {
+        let side = self.side(target.rank)?;
+        // SAFETY: the caller vouches for all.
         unsafe {
-            let window = of(win);
-            let side = window.side(target)?;
-            let numbers = Numbers::new(side, displacement, target_count, target_type)?;
+            let numbers = Numbers::new(side, target)?;
             let operands = if ompi::vmshm_osc_is_no_op(op) {
                 Cow::Borrowed(&[][..])
             } else {
-                numbers.operands(origin, origin_count, origin_type)?
+                numbers.operands(origin)?
             };
             let op = ompi::vmshm_osc_op(op);
             let mut found = vec![0u8; numbers.runs.len()];
             numbers.runs.each(numbers.whole(REPLY_LEN), |at, part| {
-                let request = numbers.request(window, Kind::Fetch, op, at, part.len());
-                window.ask(side, &request, operands.get(part.clone()).unwrap_or(&[]))?;
-                side.await_word(Word::Done, side.sent.get());
+                let request = numbers.request(self, Kind::Fetch, op, at, part.len());
+                self.ask(side, &request, operands.get(part.clone()).unwrap_or(&[]))?;
+                side.flush();
                 copy_from_shared(side.theirs.reply(), found[part.clone()].as_mut_ptr(), part.len());
                 Ok(())
             })?;
-            let (number, is_predefined) = number_of(result_type)?;
+            let (number, is_predefined) = number_of(result.datatype)?;
             if number != numbers.number {
-                return Err(epochs::OUT_OF_ORDER);
+                return Err(OUT_OF_ORDER);
             }
             let room = if is_predefined {
-                usize::try_from(result_count).unwrap_or(0) * numbers.extent
+                usize::try_from(result.count).unwrap_or(0) * numbers.extent
             } else {
-                ompi::vmshm_osc_size(result_count, result_type)
+                ompi::vmshm_osc_size(result.count, result.datatype)
             };
             if room < found.len() {
                 return Err(OUT_OF_RANGE);
             }
             if is_predefined {
-                result.cast::<u8>().copy_from_nonoverlapping(found.as_ptr(), found.len());
+                result.at.cast::<u8>().copy_from_nonoverlapping(found.as_ptr(), found.len());
                 return Ok(());
             }
             let from = found.as_ptr().cast();
-            checked(ompi::vmshm_coll_unpack(result_type, result_count, result, from, found.len()))
+            checked(ompi::vmshm_coll_unpack(result.datatype, result.count, result.at, from, found.len()))
         }
-    };
-    code(work())
-}
+    }
 
-unsafe extern "C" fn compare_and_swap(
-    origin: *const c_void,
-    compare: *const c_void,
-    result: *mut c_void,
-    datatype: *mut ompi_datatype_t,
-    target: c_int,
-    displacement: isize,
-    win: *mut ompi_win_t,
-) -> c_int {
-    let work = || {
-        // SAFETY: Open MPI gives a window, a datatype without gaps, two elements of it and room for one.
+    /// The datatype has no gaps.
+    unsafe fn compare_and_swap(
+        &self,
+        origin: *const c_void,
+        compare: *const c_void,
+        result: *mut c_void,
+        target: Remote,
+    ) -> Result<(), c_int> {
+        let side = self.side(target.rank)?;
+        // SAFETY: the caller vouches for all.
         unsafe {
-            let window = of(win);
-            let side = window.side(target)?;
-            let len = ompi::vmshm_osc_size(1, datatype);
-            let at = side.member.elements(displacement, 1, datatype)?.addr() - side.member.base.addr();
+            let len = ompi::vmshm_osc_size(1, target.datatype);
+            let at = target.within(&side.member)?.at.addr() - side.member.base.addr();
             let element = |from: *const c_void| slice::from_raw_parts(from.cast::<u8>(), len);
             let data = [element(compare), element(origin)].concat();
-            window.ask(side, &Request::new(window.name, Kind::Swap, at), &data)?;
-            side.await_word(Word::Done, side.sent.get());
+            self.ask(side, &Request::new(self.name, Kind::Swap, at), &data)?;
+            side.flush();
             copy_from_shared(side.theirs.reply(), result.cast(), len);
         }
         Ok(())
-    };
-    code(work())
+    }
 }

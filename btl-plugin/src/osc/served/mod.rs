@@ -25,7 +25,8 @@ use vmshm_transport::abi::EndpointName;
 use vmshm_transport::{Fragment, Peer, copy_from_shared, copy_to_shared};
 use zerocopy::IntoBytes;
 
-use super::epochs::{pause, rest};
+use super::calls;
+use super::epochs::{Groups, Locked, pause, rest};
 use super::members::{self, Member, Members, OUT_OF_RANGE, Wanted};
 use super::others;
 use crate::component;
@@ -107,11 +108,11 @@ struct Served {
     name: u32,
     /// Who has locked our memory.
     locks: RefCell<Locks>,
-    /// Those whose memory an epoch of `MPI_Win_start` is for.
-    started: RefCell<Option<Vec<usize>>>,
-    /// Those who have to complete after `MPI_Win_post`.
-    posted: RefCell<Option<Vec<usize>>>,
+    groups: Groups,
 }
+
+/// The window's own functions.
+const FUNCTIONS: ompi_osc_base_module_t = calls::functions::<Served>();
 
 /// What there is between this process and another one of the window, or itself.
 struct Side {
@@ -130,7 +131,7 @@ struct Side {
     posts: Cell<u64>,
     completions: Cell<u64>,
     /// How we have locked it.
-    lock: Cell<Option<epochs::Locked>>,
+    lock: Cell<Option<Locked>>,
 }
 
 /// A window that requests may be for.
@@ -171,13 +172,12 @@ pub unsafe fn make(win: *mut ompi_win_t, wanted: &Wanted, names: &[EndpointName]
     // SAFETY: as above; the communicator is ours.
     unsafe {
         let window = Box::into_raw(Box::new(Served {
-            functions: access::FUNCTIONS,
+            functions: FUNCTIONS,
             members,
             sides,
             name: ompi::vmshm_osc_name(comm),
             locks: RefCell::default(),
-            started: RefCell::new(None),
-            posted: RefCell::new(None),
+            groups: Groups::default(),
         }));
         ompi::vmshm_osc_set_module(win, window.cast());
         KNOWN.lock().push(Known(window));
@@ -217,15 +217,6 @@ unsafe fn connect(comm: *mut ompi_communicator_t, names: &[EndpointName]) -> Opt
 fn forget(window: *const Served) {
     KNOWN.lock().retain(|known| !ptr::eq(known.0, window));
     others::count(-1);
-}
-
-/// The window behind Open MPI's.
-///
-/// # Safety
-/// Open MPI calls this for a served window, which it has not freed.
-unsafe fn of<'a>(win: *mut ompi_win_t) -> &'a Served {
-    // SAFETY: the caller vouches for it: `make` has put it there.
-    unsafe { &*ompi::vmshm_osc_module(win).cast::<Served>() }
 }
 
 /// Does what a peer asks for; false if it may not.
@@ -390,18 +381,14 @@ impl Served {
         side.sent.set(side.sent.get() + 1);
         Ok(())
     }
-
-    /// Waits until a process has done all that it was asked for; orders as a fence does.
-    fn flush(&self, side: &Side) {
-        side.await_word(Word::Done, side.sent.get());
-    }
-
-    fn flush_all(&self) {
-        self.sides.iter().for_each(|side| self.flush(side));
-    }
 }
 
 impl Side {
+    /// Waits until the process has done all that it was asked for; orders as a fence does.
+    fn flush(&self) {
+        self.await_word(Word::Done, self.sent.get());
+    }
+
     /// Waits until a word of the other's has reached a value; orders as a fence does.
     fn await_word(&self, word: Word, value: u64) {
         loop {
@@ -477,13 +464,12 @@ mod tests {
             lock: Cell::new(None),
         };
         Served {
-            functions: access::FUNCTIONS,
+            functions: FUNCTIONS,
             sides: vec![side(0), side(1)],
             members: Members::over(vec![member, member]),
             name: 5,
             locks: RefCell::default(),
-            started: RefCell::new(None),
-            posted: RefCell::new(None),
+            groups: Groups::default(),
         }
     }
 

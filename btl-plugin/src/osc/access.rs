@@ -1,0 +1,275 @@
+//! What Open MPI calls to access another process's memory, for both kinds of windows.
+
+use std::ffi::{c_int, c_void};
+
+use super::calls::of;
+use super::epochs::rest;
+use super::members::{Member, checked, code};
+use crate::ompi::{self, ompi_datatype_t, ompi_op_t, ompi_request_t, ompi_win_t};
+
+/// Elements in memory of the caller's.
+#[derive(Debug, Clone, Copy)]
+pub struct Local {
+    /// Where they are.
+    pub at: *mut c_void,
+    /// How many.
+    pub count: c_int,
+    /// What each of them is.
+    pub datatype: *mut ompi_datatype_t,
+}
+
+/// Elements in a process's memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Remote {
+    /// Which process.
+    pub rank: c_int,
+    /// Where they are, in the window's units.
+    pub displacement: isize,
+    /// How many.
+    pub count: c_int,
+    /// What each of them is.
+    pub datatype: *mut ompi_datatype_t,
+}
+
+impl Remote {
+    /// The elements, where their process's memory is mapped.
+    ///
+    /// # Errors
+    /// They leave it.
+    ///
+    /// # Safety
+    /// The datatype is Open MPI's.
+    #[inline]
+    pub unsafe fn within(&self, member: &Member) -> Result<Local, c_int> {
+        // SAFETY: the caller vouches for it.
+        let at = unsafe { member.elements(self.displacement, self.count, self.datatype)? };
+        Ok(Local { at: at.cast(), count: self.count, datatype: self.datatype })
+    }
+}
+
+impl Local {
+    /// Copies the elements to those of another datatype.
+    ///
+    /// # Errors
+    /// Open MPI's code.
+    ///
+    /// # Safety
+    /// The datatypes are Open MPI's, and have their elements there.
+    #[inline]
+    pub unsafe fn copy_to(&self, to: &Local) -> Result<(), c_int> {
+        // SAFETY: the caller vouches for both.
+        checked(unsafe {
+            ompi::vmshm_osc_copy(self.at, self.count, self.datatype, to.at, to.count, to.datatype)
+        })
+    }
+}
+
+/// A kind of window's way to another process's memory. Errors are Open MPI's codes.
+///
+/// # Safety
+/// For all functions: datatypes and operations are Open MPI's; origins have their elements, and results room for theirs.
+pub trait Access {
+    /// A process by its rank.
+    fn member(&self, rank: c_int) -> Result<&Member, c_int>;
+
+    /// `MPI_Put`.
+    unsafe fn put(&self, origin: Local, target: Remote) -> Result<(), c_int>;
+
+    /// `MPI_Get`: everyone may read.
+    #[inline]
+    unsafe fn get(&self, origin: Local, target: Remote) -> Result<(), c_int> {
+        // SAFETY: the caller vouches for both.
+        unsafe { target.within(self.member(target.rank)?)?.copy_to(&origin) }
+    }
+
+    /// `MPI_Accumulate`.
+    unsafe fn accumulate(&self, origin: Local, target: Remote, op: *mut ompi_op_t) -> Result<(), c_int>;
+
+    /// `MPI_Get_accumulate`.
+    unsafe fn get_accumulate(
+        &self,
+        origin: Local,
+        result: Local,
+        target: Remote,
+        op: *mut ompi_op_t,
+    ) -> Result<(), c_int>;
+
+    /// `MPI_Compare_and_swap`, of one element.
+    unsafe fn compare_and_swap(
+        &self,
+        origin: *const c_void,
+        compare: *const c_void,
+        result: *mut c_void,
+        target: Remote,
+    ) -> Result<(), c_int>;
+}
+
+pub unsafe extern "C" fn put<W: Access>(
+    origin: *const c_void,
+    origin_count: c_int,
+    origin_type: *mut ompi_datatype_t,
+    rank: c_int,
+    displacement: isize,
+    count: c_int,
+    datatype: *mut ompi_datatype_t,
+    win: *mut ompi_win_t,
+) -> c_int {
+    let origin = Local { at: origin.cast_mut(), count: origin_count, datatype: origin_type };
+    // SAFETY: Open MPI gives a window, datatypes, and elements of the origin's.
+    code(unsafe { of::<W>(win).put(origin, Remote { rank, displacement, count, datatype }) })
+}
+
+pub unsafe extern "C" fn get<W: Access>(
+    origin: *mut c_void,
+    origin_count: c_int,
+    origin_type: *mut ompi_datatype_t,
+    rank: c_int,
+    displacement: isize,
+    count: c_int,
+    datatype: *mut ompi_datatype_t,
+    win: *mut ompi_win_t,
+) -> c_int {
+    let origin = Local { at: origin, count: origin_count, datatype: origin_type };
+    // SAFETY: Open MPI gives a window, datatypes, and room for the origin's elements.
+    code(unsafe { of::<W>(win).get(origin, Remote { rank, displacement, count, datatype }) })
+}
+
+pub unsafe extern "C" fn accumulate<W: Access>(
+    origin: *const c_void,
+    origin_count: c_int,
+    origin_type: *mut ompi_datatype_t,
+    rank: c_int,
+    displacement: isize,
+    count: c_int,
+    datatype: *mut ompi_datatype_t,
+    op: *mut ompi_op_t,
+    win: *mut ompi_win_t,
+) -> c_int {
+    let origin = Local { at: origin.cast_mut(), count: origin_count, datatype: origin_type };
+    // SAFETY: Open MPI gives a window, datatypes, an operation, and elements of the origin's.
+    code(unsafe { of::<W>(win).accumulate(origin, Remote { rank, displacement, count, datatype }, op) })
+}
+
+pub unsafe extern "C" fn get_accumulate<W: Access>(
+    origin: *const c_void,
+    origin_count: c_int,
+    origin_type: *mut ompi_datatype_t,
+    result: *mut c_void,
+    result_count: c_int,
+    result_type: *mut ompi_datatype_t,
+    rank: c_int,
+    displacement: isize,
+    count: c_int,
+    datatype: *mut ompi_datatype_t,
+    op: *mut ompi_op_t,
+    win: *mut ompi_win_t,
+) -> c_int {
+    let origin = Local { at: origin.cast_mut(), count: origin_count, datatype: origin_type };
+    let result = Local { at: result, count: result_count, datatype: result_type };
+    let target = Remote { rank, displacement, count, datatype };
+    // SAFETY: Open MPI gives a window, datatypes, an operation, elements of the origin's and room for the result's.
+    code(unsafe { of::<W>(win).get_accumulate(origin, result, target, op) })
+}
+
+pub unsafe extern "C" fn fetch_and_op<W: Access>(
+    origin: *const c_void,
+    result: *mut c_void,
+    datatype: *mut ompi_datatype_t,
+    rank: c_int,
+    displacement: isize,
+    op: *mut ompi_op_t,
+    win: *mut ompi_win_t,
+) -> c_int {
+    let one = |at| Local { at, count: 1, datatype };
+    let target = Remote { rank, displacement, count: 1, datatype };
+    // SAFETY: Open MPI gives a window, a datatype, an operation, an element of the origin's and room for the result's.
+    code(unsafe { of::<W>(win).get_accumulate(one(origin.cast_mut()), one(result), target, op) })
+}
+
+pub unsafe extern "C" fn compare_and_swap<W: Access>(
+    origin: *const c_void,
+    compare: *const c_void,
+    result: *mut c_void,
+    datatype: *mut ompi_datatype_t,
+    rank: c_int,
+    displacement: isize,
+    win: *mut ompi_win_t,
+) -> c_int {
+    let target = Remote { rank, displacement, count: 1, datatype };
+    // SAFETY: Open MPI gives a window, a datatype, two elements of it and room for one.
+    code(unsafe { of::<W>(win).compare_and_swap(origin, compare, result, target) })
+}
+
+/// Hands out the request of what is over already.
+///
+/// # Safety
+/// `request` has room for one.
+unsafe fn over(code: c_int, request: *mut *mut ompi_request_t) -> c_int {
+    // Its end may be waited for without looking for messages.
+    rest();
+    // SAFETY: the caller vouches for it.
+    unsafe { *request = ompi::vmshm_osc_over() };
+    code
+}
+
+/// Defines a function as another one, with a request.
+macro_rules! with_request {
+    ($name:ident, $other:ident, ($($argument:ident: $kind:ty),* $(,)?)) => {
+        pub unsafe extern "C" fn $name<W: Access>(
+            $($argument: $kind,)*
+            request: *mut *mut ompi_request_t,
+        ) -> c_int {
+            // SAFETY: Open MPI's arguments are those of the other function, and there is room for a request.
+            unsafe { over($other::<W>($($argument),*), request) }
+        }
+    };
+}
+
+with_request!(rput, put, (
+    origin: *const c_void,
+    origin_count: c_int,
+    origin_type: *mut ompi_datatype_t,
+    rank: c_int,
+    displacement: isize,
+    count: c_int,
+    datatype: *mut ompi_datatype_t,
+    win: *mut ompi_win_t,
+));
+
+with_request!(rget, get, (
+    origin: *mut c_void,
+    origin_count: c_int,
+    origin_type: *mut ompi_datatype_t,
+    rank: c_int,
+    displacement: isize,
+    count: c_int,
+    datatype: *mut ompi_datatype_t,
+    win: *mut ompi_win_t,
+));
+
+with_request!(raccumulate, accumulate, (
+    origin: *const c_void,
+    origin_count: c_int,
+    origin_type: *mut ompi_datatype_t,
+    rank: c_int,
+    displacement: isize,
+    count: c_int,
+    datatype: *mut ompi_datatype_t,
+    op: *mut ompi_op_t,
+    win: *mut ompi_win_t,
+));
+
+with_request!(rget_accumulate, get_accumulate, (
+    origin: *const c_void,
+    origin_count: c_int,
+    origin_type: *mut ompi_datatype_t,
+    result: *mut c_void,
+    result_count: c_int,
+    result_type: *mut ompi_datatype_t,
+    rank: c_int,
+    displacement: isize,
+    count: c_int,
+    datatype: *mut ompi_datatype_t,
+    op: *mut ompi_op_t,
+    win: *mut ompi_win_t,
+));
