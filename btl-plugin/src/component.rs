@@ -381,8 +381,10 @@ pub unsafe extern "C" fn progress() -> c_int {
             break;
         }
     }
+    let mut may_sleep = false;
     let rest = fabric.as_mut().map_or(Rest::Spin, |fabric| {
         fabric.inbox = Some(inbox);
+        may_sleep = fabric.sleep.is_some();
         fabric.rest(count > 0)
     });
     match rest {
@@ -393,8 +395,8 @@ pub unsafe extern "C" fn progress() -> c_int {
         }
         Rest::Sleep(time) => sleep::sleep(fabric, time),
     }
-    if count > 0 {
-        // What was for another thread, which sleeps.
+    if count > 0 && may_sleep {
+        // What was for another thread, which sleeps. Not where none does: it costs a full fence.
         sleep::rouse();
     }
     count
