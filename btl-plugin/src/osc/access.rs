@@ -104,7 +104,30 @@ pub trait Access {
     ) -> Result<(), c_int>;
 }
 
-pub unsafe extern "C" fn put<W: Access>(
+/// Defines a function of Open MPI's, and the one that does the same and hands out a request.
+macro_rules! with_request {
+    ($name:ident, $requested:ident, ($($argument:ident: $kind:ty),* $(,)?) $work:block) => {
+        pub unsafe extern "C" fn $name<W: Access>($($argument: $kind),*) -> c_int {
+            code($work)
+        }
+
+        pub unsafe extern "C" fn $requested<W: Access>(
+            $($argument: $kind,)*
+            request: *mut *mut ompi_request_t,
+        ) -> c_int {
+            // SAFETY: Open MPI's arguments are those of the other function, and there is room for a request.
+            let code = unsafe {
+                *request = ompi::vmshm_osc_over();
+                $name::<W>($($argument),*)
+            };
+            // The request's end may be waited for without looking for messages.
+            rest();
+            code
+        }
+    };
+}
+
+with_request!(put, rput, (
     origin: *const c_void,
     origin_count: c_int,
     origin_type: *mut ompi_datatype_t,
@@ -113,13 +136,13 @@ pub unsafe extern "C" fn put<W: Access>(
     count: c_int,
     datatype: *mut ompi_datatype_t,
     win: *mut ompi_win_t,
-) -> c_int {
+) {
     let origin = Local { at: origin.cast_mut(), count: origin_count, datatype: origin_type };
     // SAFETY: Open MPI gives a window, datatypes, and elements of the origin's.
-    code(unsafe { of::<W>(win).put(origin, Remote { rank, displacement, count, datatype }) })
-}
+    unsafe { of::<W>(win).put(origin, Remote { rank, displacement, count, datatype }) }
+});
 
-pub unsafe extern "C" fn get<W: Access>(
+with_request!(get, rget, (
     origin: *mut c_void,
     origin_count: c_int,
     origin_type: *mut ompi_datatype_t,
@@ -128,13 +151,13 @@ pub unsafe extern "C" fn get<W: Access>(
     count: c_int,
     datatype: *mut ompi_datatype_t,
     win: *mut ompi_win_t,
-) -> c_int {
+) {
     let origin = Local { at: origin, count: origin_count, datatype: origin_type };
     // SAFETY: Open MPI gives a window, datatypes, and room for the origin's elements.
-    code(unsafe { of::<W>(win).get(origin, Remote { rank, displacement, count, datatype }) })
-}
+    unsafe { of::<W>(win).get(origin, Remote { rank, displacement, count, datatype }) }
+});
 
-pub unsafe extern "C" fn accumulate<W: Access>(
+with_request!(accumulate, raccumulate, (
     origin: *const c_void,
     origin_count: c_int,
     origin_type: *mut ompi_datatype_t,
@@ -144,13 +167,13 @@ pub unsafe extern "C" fn accumulate<W: Access>(
     datatype: *mut ompi_datatype_t,
     op: *mut ompi_op_t,
     win: *mut ompi_win_t,
-) -> c_int {
+) {
     let origin = Local { at: origin.cast_mut(), count: origin_count, datatype: origin_type };
     // SAFETY: Open MPI gives a window, datatypes, an operation, and elements of the origin's.
-    code(unsafe { of::<W>(win).accumulate(origin, Remote { rank, displacement, count, datatype }, op) })
-}
+    unsafe { of::<W>(win).accumulate(origin, Remote { rank, displacement, count, datatype }, op) }
+});
 
-pub unsafe extern "C" fn get_accumulate<W: Access>(
+with_request!(get_accumulate, rget_accumulate, (
     origin: *const c_void,
     origin_count: c_int,
     origin_type: *mut ompi_datatype_t,
@@ -163,13 +186,13 @@ pub unsafe extern "C" fn get_accumulate<W: Access>(
     datatype: *mut ompi_datatype_t,
     op: *mut ompi_op_t,
     win: *mut ompi_win_t,
-) -> c_int {
+) {
     let origin = Local { at: origin.cast_mut(), count: origin_count, datatype: origin_type };
     let result = Local { at: result, count: result_count, datatype: result_type };
     let target = Remote { rank, displacement, count, datatype };
     // SAFETY: Open MPI gives a window, datatypes, an operation, elements of the origin's and room for the result's.
-    code(unsafe { of::<W>(win).get_accumulate(origin, result, target, op) })
-}
+    unsafe { of::<W>(win).get_accumulate(origin, result, target, op) }
+});
 
 pub unsafe extern "C" fn fetch_and_op<W: Access>(
     origin: *const c_void,
@@ -199,77 +222,3 @@ pub unsafe extern "C" fn compare_and_swap<W: Access>(
     // SAFETY: Open MPI gives a window, a datatype, two elements of it and room for one.
     code(unsafe { of::<W>(win).compare_and_swap(origin, compare, result, target) })
 }
-
-/// Hands out the request of what is over already.
-///
-/// # Safety
-/// `request` has room for one.
-unsafe fn over(code: c_int, request: *mut *mut ompi_request_t) -> c_int {
-    // Its end may be waited for without looking for messages.
-    rest();
-    // SAFETY: the caller vouches for it.
-    unsafe { *request = ompi::vmshm_osc_over() };
-    code
-}
-
-/// Defines a function as another one, with a request.
-macro_rules! with_request {
-    ($name:ident, $other:ident, ($($argument:ident: $kind:ty),* $(,)?)) => {
-        pub unsafe extern "C" fn $name<W: Access>(
-            $($argument: $kind,)*
-            request: *mut *mut ompi_request_t,
-        ) -> c_int {
-            // SAFETY: Open MPI's arguments are those of the other function, and there is room for a request.
-            unsafe { over($other::<W>($($argument),*), request) }
-        }
-    };
-}
-
-with_request!(rput, put, (
-    origin: *const c_void,
-    origin_count: c_int,
-    origin_type: *mut ompi_datatype_t,
-    rank: c_int,
-    displacement: isize,
-    count: c_int,
-    datatype: *mut ompi_datatype_t,
-    win: *mut ompi_win_t,
-));
-
-with_request!(rget, get, (
-    origin: *mut c_void,
-    origin_count: c_int,
-    origin_type: *mut ompi_datatype_t,
-    rank: c_int,
-    displacement: isize,
-    count: c_int,
-    datatype: *mut ompi_datatype_t,
-    win: *mut ompi_win_t,
-));
-
-with_request!(raccumulate, accumulate, (
-    origin: *const c_void,
-    origin_count: c_int,
-    origin_type: *mut ompi_datatype_t,
-    rank: c_int,
-    displacement: isize,
-    count: c_int,
-    datatype: *mut ompi_datatype_t,
-    op: *mut ompi_op_t,
-    win: *mut ompi_win_t,
-));
-
-with_request!(rget_accumulate, get_accumulate, (
-    origin: *const c_void,
-    origin_count: c_int,
-    origin_type: *mut ompi_datatype_t,
-    result: *mut c_void,
-    result_count: c_int,
-    result_type: *mut ompi_datatype_t,
-    rank: c_int,
-    displacement: isize,
-    count: c_int,
-    datatype: *mut ompi_datatype_t,
-    op: *mut ompi_op_t,
-    win: *mut ompi_win_t,
-));

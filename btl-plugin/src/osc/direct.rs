@@ -118,7 +118,6 @@ impl Access for Direct {
         unsafe {
             let process = self.target(target.rank)?;
             let to = target.within(&process.member)?;
-            fits(&origin, &to, op)?;
             process.state.guarded(pause, || combine(&origin, &to, op))
         }
     }
@@ -135,7 +134,6 @@ impl Access for Direct {
         unsafe {
             let process = self.target(target.rank)?;
             let to = target.within(&process.member)?;
-            fits(&origin, &to, op)?;
             process.state.guarded(pause, || {
                 to.copy_to(&result)?;
                 combine(&origin, &to, op)
@@ -163,16 +161,10 @@ impl Access for Direct {
     }
 }
 
-/// Whether an operation's operands are no more than what they are for.
-///
-/// # Safety
-/// As [`Access`].
-unsafe fn fits(origin: &Local, to: &Local, op: *mut ompi_op_t) -> Result<(), c_int> {
-    // SAFETY: the caller vouches for it.
-    checked(unsafe { ompi::vmshm_osc_fits(origin.count, origin.datatype, to.count, to.datatype, op) })
-}
-
 /// Does an operation on a process's elements, which nobody else works on.
+///
+/// # Errors
+/// There are more operands than elements; or Open MPI's code.
 ///
 /// # Safety
 /// As [`Access`].

@@ -120,23 +120,17 @@ int vmshm_osc_copy(const void *from, int count, struct ompi_datatype_t *type, vo
 int vmshm_osc_combine(const void *origin, int count, struct ompi_datatype_t *type, void *target, int target_count,
                       struct ompi_datatype_t *target_type, struct ompi_op_t *op)
 {
-    if (op == &ompi_mpi_op_no_op.op) {
+    /* An operation that leaves what there is need not have a datatype for operands. */
+    if (vmshm_osc_is_no_op(op)) {
         return OMPI_SUCCESS;
+    }
+    if (vmshm_osc_size(count, type) > vmshm_osc_size(target_count, target_type)) {
+        return MPI_ERR_TRUNCATE;
     }
     if (op == &ompi_mpi_op_replace.op) {
         return vmshm_osc_copy(origin, count, type, target, target_count, target_type);
     }
     return ompi_osc_base_sndrcv_op(origin, count, type, target, target_count, target_type, op);
-}
-
-int vmshm_osc_fits(int count, const struct ompi_datatype_t *type, int target_count,
-                   const struct ompi_datatype_t *target_type, const struct ompi_op_t *op)
-{
-    /* An operation that leaves what there is need not have a datatype for operands. */
-    if (vmshm_osc_is_no_op(op) || vmshm_osc_size(count, type) <= vmshm_osc_size(target_count, target_type)) {
-        return OMPI_SUCCESS;
-    }
-    return MPI_ERR_TRUNCATE;
 }
 
 unsigned vmshm_osc_name(struct ompi_communicator_t *comm)

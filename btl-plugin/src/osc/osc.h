@@ -47,13 +47,10 @@ size_t vmshm_osc_span(int count, const struct ompi_datatype_t *type, ptrdiff_t *
 int vmshm_osc_copy(const void *from, int count, struct ompi_datatype_t *type, void *to, int to_count,
                    struct ompi_datatype_t *to_type);
 
-/* Does an operation of MPI_Accumulate on memory that nobody else works on. */
+/* Does an operation of MPI_Accumulate on memory that nobody else works on; MPI_ERR_TRUNCATE if there are more operands than
+   elements. */
 int vmshm_osc_combine(const void *origin, int count, struct ompi_datatype_t *type, void *target, int target_count,
                       struct ompi_datatype_t *target_type, struct ompi_op_t *op);
-
-/* MPI_ERR_TRUNCATE if an operation's operands are more than the target's elements. */
-int vmshm_osc_fits(int count, const struct ompi_datatype_t *type, int target_count,
-                   const struct ompi_datatype_t *target_type, const struct ompi_op_t *op);
 
 /* What a communicator is called by all its processes. */
 unsigned vmshm_osc_name(struct ompi_communicator_t *comm);
