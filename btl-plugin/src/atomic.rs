@@ -6,11 +6,11 @@ use std::ptr;
 use vmshm_transport::{Peer, PeerError};
 
 use crate::fabric::Fabric;
-use crate::module::{at_remote, rdma_done};
 use crate::ompi::{
     self, mca_btl_base_atomic_op_t, mca_btl_base_endpoint_t, mca_btl_base_module_t,
     mca_btl_base_rdma_completion_fn_t, mca_btl_base_registration_handle_t,
 };
+use crate::rdma::{Completion, at_remote};
 
 /// What we can do, on 64-bit words; the processor's own atomics on the same memory are atomic with them.
 pub const SUPPORTED: u32 = ompi::MCA_BTL_ATOMIC_SUPPORTS_ADD
@@ -30,12 +30,12 @@ enum Failed {
     /// Others were quicker every time.
     Contended,
     /// The peer cannot be reached.
-    Lost,
+    Lost(PeerError),
 }
 
 impl From<PeerError> for Failed {
-    fn from(_: PeerError) -> Self {
-        Self::Lost
+    fn from(error: PeerError) -> Self {
+        Self::Lost(error)
     }
 }
 
@@ -75,22 +75,15 @@ fn update(
     Err(Failed::Contended)
 }
 
-/// Does `work` on the word that Open MPI means, stores what it was to `local`, and calls back.
+/// Does `work` on the word that Open MPI means, stores what it was if it is wanted, and calls back.
 ///
 /// # Safety
-/// The arguments are Open MPI's; `local` is NULL or has room for a word.
-#[allow(clippy::too_many_arguments, reason = "they are Open MPI's")]
+/// The arguments are Open MPI's.
 unsafe fn perform(
-    module: *mut mca_btl_base_module_t,
-    endpoint: *mut mca_btl_base_endpoint_t,
-    local: *mut c_void,
+    completion: Completion,
     address: u64,
-    local_handle: *mut mca_btl_base_registration_handle_t,
-    remote_handle: *mut mca_btl_base_registration_handle_t,
+    handle: *mut mca_btl_base_registration_handle_t,
     flags: c_int,
-    callback: mca_btl_base_rdma_completion_fn_t,
-    context: *mut c_void,
-    data: *mut c_void,
     work: impl FnOnce(&mut Fabric, Peer, u64) -> Result<u64, Failed>,
 ) -> c_int {
     // Words of 32 bits and floating point are not announced, and not done.
@@ -98,60 +91,65 @@ unsafe fn perform(
         return ompi::OPAL_ERR_NOT_AVAILABLE as c_int;
     }
     // SAFETY: Open MPI gives the handle that the peer sent.
-    let done = match unsafe { at_remote(endpoint, address, remote_handle, 8, work) } {
-        Ok(done) => done,
+    let done = match unsafe { at_remote(completion.endpoint, address, handle, 8, work) } {
+        Ok(Err(Failed::Contended)) => return ompi::OPAL_ERR_OUT_OF_RESOURCE as c_int,
+        Ok(Err(Failed::Lost(error))) => Err(error),
+        Ok(Ok(found)) => Ok(found),
         Err(code) => return code,
     };
-    match done {
-        Err(Failed::Contended) => return ompi::OPAL_ERR_OUT_OF_RESOURCE as c_int,
-        Ok(found) if !local.is_null() => {
-            // SAFETY: the caller vouches for it.
-            unsafe { local.cast::<u64>().write_unaligned(found) };
-        }
-        Ok(_) | Err(Failed::Lost) => {}
+    if let Ok(found) = done
+        && !completion.local.is_null()
+    {
+        // SAFETY: Open MPI gives room for a word.
+        unsafe { completion.local.cast::<u64>().write_unaligned(found) };
     }
     // SAFETY: the operation is over; the callback gets what was given for it.
-    unsafe { rdma_done(module, endpoint, local, local_handle, callback, context, data, done.is_ok()) }
+    unsafe { completion.done(done) }
+}
+
+/// Changes a word.
+///
+/// # Safety
+/// The arguments are Open MPI's.
+unsafe fn change(
+    completion: Completion,
+    address: u64,
+    handle: *mut mca_btl_base_registration_handle_t,
+    flags: c_int,
+    op: mca_btl_base_atomic_op_t,
+    operand: u64,
+) -> c_int {
+    if apply(op, 0, 0).is_none() {
+        return ompi::OPAL_ERR_NOT_AVAILABLE as c_int;
+    }
+    let work = |fabric: &mut Fabric, peer, offset| update(fabric, peer, offset, op, operand);
+    // SAFETY: the caller vouches for them.
+    unsafe { perform(completion, address, handle, flags, work) }
 }
 
 /// Changes a word.
 pub unsafe extern "C" fn op(
-    module: *mut mca_btl_base_module_t,
+    _: *mut mca_btl_base_module_t,
     endpoint: *mut mca_btl_base_endpoint_t,
     address: u64,
     handle: *mut mca_btl_base_registration_handle_t,
     op: mca_btl_base_atomic_op_t,
     operand: u64,
     flags: c_int,
-    order: c_int,
+    _: c_int,
     callback: mca_btl_base_rdma_completion_fn_t,
     context: *mut c_void,
     data: *mut c_void,
 ) -> c_int {
-    let none = ptr::null_mut();
+    let (local, local_handle) = (ptr::null_mut(), ptr::null_mut());
+    let completion = Completion { endpoint, local, local_handle, callback, context, data };
     // SAFETY: the arguments are Open MPI's; nothing is stored to NULL.
-    unsafe {
-        fetch_op(
-            module,
-            endpoint,
-            none,
-            address,
-            none.cast(),
-            handle,
-            op,
-            operand,
-            flags,
-            order,
-            callback,
-            context,
-            data,
-        )
-    }
+    unsafe { change(completion, address, handle, flags, op, operand) }
 }
 
 /// Changes a word and gets what it was.
 pub unsafe extern "C" fn fetch_op(
-    module: *mut mca_btl_base_module_t,
+    _: *mut mca_btl_base_module_t,
     endpoint: *mut mca_btl_base_endpoint_t,
     local: *mut c_void,
     address: u64,
@@ -165,31 +163,14 @@ pub unsafe extern "C" fn fetch_op(
     context: *mut c_void,
     data: *mut c_void,
 ) -> c_int {
-    if apply(op, 0, 0).is_none() {
-        return ompi::OPAL_ERR_NOT_AVAILABLE as c_int;
-    }
-    let work = |fabric: &mut Fabric, peer, offset| update(fabric, peer, offset, op, operand);
+    let completion = Completion { endpoint, local, local_handle, callback, context, data };
     // SAFETY: the arguments are Open MPI's.
-    unsafe {
-        perform(
-            module,
-            endpoint,
-            local,
-            address,
-            local_handle,
-            remote_handle,
-            flags,
-            callback,
-            context,
-            data,
-            work,
-        )
-    }
+    unsafe { change(completion, address, remote_handle, flags, op, operand) }
 }
 
 /// Replaces a word if it is what the caller thinks, and gets what it was.
 pub unsafe extern "C" fn compare_and_swap(
-    module: *mut mca_btl_base_module_t,
+    _: *mut mca_btl_base_module_t,
     endpoint: *mut mca_btl_base_endpoint_t,
     local: *mut c_void,
     address: u64,
@@ -206,22 +187,9 @@ pub unsafe extern "C" fn compare_and_swap(
     let work = |fabric: &mut Fabric, peer, offset| {
         Ok(fabric.endpoint.compare_exchange(peer, offset, compare, value)?)
     };
+    let completion = Completion { endpoint, local, local_handle, callback, context, data };
     // SAFETY: the arguments are Open MPI's.
-    unsafe {
-        perform(
-            module,
-            endpoint,
-            local,
-            address,
-            local_handle,
-            remote_handle,
-            flags,
-            callback,
-            context,
-            data,
-            work,
-        )
-    }
+    unsafe { perform(completion, address, remote_handle, flags, work) }
 }
 
 #[cfg(test)]

@@ -363,7 +363,7 @@ pub unsafe extern "C" fn progress() -> c_int {
     while let Some(pull) = fabric.as_mut().and_then(Fabric::read_on) {
         count += 1;
         // SAFETY: Open MPI gave all of it for this.
-        Held::unlocked(&mut fabric, || unsafe { pull.call_back(ompi::OPAL_SUCCESS as c_int) });
+        Held::unlocked(&mut fabric, || unsafe { pull.completion.call_back(ompi::OPAL_SUCCESS as c_int) });
     }
     let mut is_message = false;
     let mut messages = 0;
@@ -442,7 +442,7 @@ fn handle(fabric: &mut Held, inbox: &mut Inbox, event: Event) {
                 && let Some(pull) = open.placed(peer, tag, len)
             {
                 // SAFETY: Open MPI gave all of it for this.
-                Held::unlocked(fabric, || unsafe { pull.call_back(ompi::OPAL_SUCCESS as c_int) });
+                Held::unlocked(fabric, || unsafe { pull.completion.call_back(ompi::OPAL_SUCCESS as c_int) });
             }
         }
         Event::Fragment { peer, tag: osc::TAG, offset, len } => {
@@ -515,7 +515,9 @@ fn handle(fabric: &mut Held, inbox: &mut Inbox, event: Event) {
             let pulls = fabric.as_mut().map(|fabric| fabric.take_pulls(peer)).unwrap_or_default();
             for pull in pulls {
                 // SAFETY: Open MPI gave all of it for this.
-                Held::unlocked(fabric, || unsafe { pull.call_back(ompi::OPAL_ERR_UNREACH as c_int) });
+                Held::unlocked(fabric, || unsafe {
+                    pull.completion.call_back(ompi::OPAL_ERR_UNREACH as c_int)
+                });
             }
         }
         // This plugin makes no offers, so nobody has reason to send either.

@@ -177,7 +177,8 @@ impl Fabric {
     /// Copies what is there of a lead, until all of it is or nothing more comes for some time.
     pub fn read(&mut self, reading: &mut Reading, patience: u32) -> Result<(), PeerError> {
         let (peer, part) = (reading.peer, reading.part());
-        let Pull { lead, offset, local, .. } = reading.pull;
+        let Pull { lead, offset, .. } = reading.pull;
+        let local = reading.pull.local();
         let mut looks = 0;
         while reading.done < part {
             let there =

@@ -7,13 +7,15 @@
 //! - `component`: what Open MPI calls once: parameters, init, progress.
 //! - `module`: what it calls for each peer and message.
 //! - `fabric`: the endpoint, its peers and what waits for them, behind one lock.
-//! - `atomic`: atomic operations on a peer's memory.
 //! - `lock`: that lock.
 //! - `descriptor`: a message on its way from Open MPI to the transport.
 //! - `idle`: when to stop looking for messages.
 //! - `heard`: messages that come by other transports.
 //! - `sleep`: sleeping on the doorbell.
 //! - `stage`: long messages from memory that peers cannot read.
+//! - `lead`: their beginnings, which come without being asked for.
+//! - `rdma`: operations on a peer's registered memory.
+//! - `atomic`: atomic ones.
 //! - `mpool`: memory of the section for `MPI_Alloc_mem`.
 //! - `heap`: memory of the section for the program's own large allocations.
 //! - `coll`: collective operations.
@@ -38,5 +40,6 @@ mod module;
 mod mpool;
 pub mod ompi;
 mod osc;
+mod rdma;
 mod sleep;
 mod stage;

@@ -10,19 +10,18 @@ use std::time::Duration;
 use vmshm_transport::tune::Tuning;
 use vmshm_transport::{ConnectError, MAX_INLINE, Peer, copy_from_shared};
 
+use crate::atomic;
 use crate::component;
 use crate::descriptor::{Descriptor, from_endpoint, to_endpoint};
-use crate::fabric::{FABRIC, Fabric, Outgoing, Posted, Refused};
+use crate::fabric::{FABRIC, Outgoing, Posted, Refused};
 use crate::heap;
 use crate::help::{self, Topic};
-use crate::lead::Lead;
 use crate::mpool;
 use crate::ompi::{
     self, MODULE, mca_btl_active_message_callback_t, mca_btl_base_descriptor_t, mca_btl_base_endpoint_t,
-    mca_btl_base_module_t, mca_btl_base_rdma_completion_fn_t, mca_btl_base_registration_handle_t,
-    mca_btl_base_segment_t, opal_bitmap_t, opal_convertor_t, opal_proc_t,
+    mca_btl_base_module_t, mca_btl_base_segment_t, opal_bitmap_t, opal_convertor_t, opal_proc_t,
 };
-use crate::stage::Pull;
+use crate::rdma;
 
 const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
 
@@ -65,8 +64,8 @@ pub unsafe fn fill(module: *mut mca_btl_base_module_t) {
         | ompi::MCA_BTL_FLAGS_GET
         | ompi::MCA_BTL_FLAGS_PUT
         | ompi::MCA_BTL_FLAGS_RDMA_FLUSH;
-    module.btl_atomic_flags = crate::atomic::SUPPORTED;
-    module.btl_registration_handle_size = size_of::<Handle>();
+    module.btl_atomic_flags = atomic::SUPPORTED;
+    module.btl_registration_handle_size = size_of::<rdma::Handle>();
     module.btl_add_procs = Some(add_procs);
     module.btl_del_procs = Some(del_procs);
     module.btl_finalize = Some(finalize);
@@ -75,16 +74,16 @@ pub unsafe fn fill(module: *mut mca_btl_base_module_t) {
     module.btl_prepare_src = Some(prepare_src);
     module.btl_send = Some(send);
     module.btl_sendi = Some(sendi);
-    module.btl_get = Some(get);
-    module.btl_put = Some(put);
-    module.btl_atomic_op = Some(crate::atomic::op);
-    module.btl_atomic_fop = Some(crate::atomic::fetch_op);
-    module.btl_atomic_cswap = Some(crate::atomic::compare_and_swap);
-    module.btl_register_mem = Some(register_mem);
-    module.btl_deregister_mem = Some(deregister_mem);
+    module.btl_get = Some(rdma::get);
+    module.btl_put = Some(rdma::put);
+    module.btl_atomic_op = Some(atomic::op);
+    module.btl_atomic_fop = Some(atomic::fetch_op);
+    module.btl_atomic_cswap = Some(atomic::compare_and_swap);
+    module.btl_register_mem = Some(rdma::register_mem);
+    module.btl_deregister_mem = Some(rdma::deregister_mem);
     module.btl_register_error = Some(register_error);
     module.btl_dump = Some(ompi::mca_btl_base_dump);
-    module.btl_flush = Some(flush);
+    module.btl_flush = Some(rdma::flush);
 }
 
 fn default_eager_limit() -> usize {
@@ -615,265 +614,9 @@ pub fn deliver_in_place(tag: u8, payload: *mut u8, len: usize) -> bool {
     deliver(tag, first, copied, rest)
 }
 
-/// What a peer must know to reach registered memory. It travels in Open MPI's headers.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Handle {
-    /// Address in the process that registered it.
-    base: u64,
-    /// Offset in the region of that address, or [`LOCAL`].
-    offset: u64,
-    /// Bytes.
-    len: u64,
-    /// What of a stage need not be asked for.
-    lead: Lead,
-}
-
-/// The memory can only be used by the process that registered it.
-const LOCAL: u64 = u64::MAX;
-
-/// Added to the id of a stage. No region is so large that these could be offsets.
-const STAGED: u64 = 1 << 63;
-
-impl Handle {
-    /// Which stage `len` bytes at the owner's `address` belong to, and where in it they begin.
-    fn staged(&self, address: u64, len: u64) -> Option<(u64, u64)> {
-        let skip = address.checked_sub(self.base)?;
-        let fits = skip.checked_add(len)? <= self.len;
-        (self.offset != LOCAL && fits).then_some((self.offset.checked_sub(STAGED)?, skip))
-    }
-
-    /// Offset in the region of `len` bytes at the owner's `address`, if they are registered for others.
-    pub fn resolve(&self, address: u64, len: u64) -> Option<u64> {
-        let skip = address.checked_sub(self.base)?;
-        let fits = skip.checked_add(len)? <= self.len;
-        if self.offset >= STAGED || !fits { None } else { self.offset.checked_add(skip) }
-    }
-}
-
-/// Registers memory. Others can only reach what lies in our section; for ourselves all memory will do. One peer that will
-/// only read it can also have it staged, see [`crate::stage`]: that is how ob1 asks for a long message.
-unsafe extern "C" fn register_mem(
-    _: *mut mca_btl_base_module_t,
-    endpoint: *mut mca_btl_base_endpoint_t,
-    base: *mut c_void,
-    size: usize,
-    flags: u32,
-) -> *mut mca_btl_base_registration_handle_t {
-    let mut lead = Lead::default();
-    let offset = FABRIC.lock().as_mut().and_then(|fabric| {
-        let offset = fabric.endpoint.expose(base.cast::<u8>(), size as u64);
-        if offset.is_some() || flags != ompi::MCA_BTL_REG_FLAG_REMOTE_READ {
-            return offset;
-        }
-        let peer = fabric.peer(from_endpoint(endpoint))?;
-        let (id, promised) = fabric.stage(peer, base.cast::<u8>(), size);
-        lead = promised;
-        Some(STAGED | id)
-    });
-    let for_others = ompi::MCA_BTL_REG_FLAG_REMOTE_READ | ompi::MCA_BTL_REG_FLAG_REMOTE_ATOMIC;
-    if offset.is_none() && flags & for_others != 0 {
-        return ptr::null_mut();
-    }
-    let handle = Handle { base: base.addr() as u64, offset: offset.unwrap_or(LOCAL), len: size as u64, lead };
-    Box::into_raw(Box::new(handle)).cast()
-}
-
-unsafe extern "C" fn deregister_mem(
-    _: *mut mca_btl_base_module_t,
-    handle: *mut mca_btl_base_registration_handle_t,
-) -> c_int {
-    if !handle.is_null() {
-        // SAFETY: Open MPI gives back what register_mem gave it.
-        let handle = unsafe { Box::from_raw(handle.cast::<Handle>()) };
-        if let Some((id, _)) = handle.staged(handle.base, 0)
-            && let Some(fabric) = FABRIC.lock().as_mut()
-        {
-            fabric.unstage(id);
-        }
-    }
-    SUCCESS
-}
-
-/// Finds the peer and the place in the region that Open MPI means.
-///
-/// # Safety
-/// `handle` is a copy of a peer's handle, or NULL.
-unsafe fn remote(
-    fabric: &Fabric,
-    endpoint: *const mca_btl_base_endpoint_t,
-    address: u64,
-    handle: *const mca_btl_base_registration_handle_t,
-    len: u64,
-) -> Option<(Peer, u64)> {
-    if handle.is_null() {
-        return None;
-    }
-    // SAFETY: the caller vouches for it; Open MPI's copy may lie anywhere.
-    let handle = unsafe { handle.cast::<Handle>().read_unaligned() };
-    Some((fabric.peer(from_endpoint(endpoint))?, handle.resolve(address, len)?))
-}
-
-unsafe extern "C" fn get(
-    module: *mut mca_btl_base_module_t,
-    endpoint: *mut mca_btl_base_endpoint_t,
-    local: *mut c_void,
-    address: u64,
-    local_handle: *mut mca_btl_base_registration_handle_t,
-    remote_handle: *mut mca_btl_base_registration_handle_t,
-    size: usize,
-    _: c_int,
-    _: c_int,
-    callback: mca_btl_base_rdma_completion_fn_t,
-    context: *mut c_void,
-    data: *mut c_void,
-) -> c_int {
-    // SAFETY: Open MPI gives the handle that the peer sent, which may lie anywhere, or NULL.
-    let handle =
-        (!remote_handle.is_null()).then(|| unsafe { remote_handle.cast::<Handle>().read_unaligned() });
-    if let Some(handle) = handle
-        && let Some((stage, skip)) = handle.staged(address, size as u64)
-    {
-        return pull_staged(Pull {
-            stage,
-            offset: skip,
-            lead: handle.lead,
-            endpoint,
-            local: local.cast(),
-            len: size,
-            local_handle,
-            callback,
-            context,
-            data,
-        });
-    }
-    let work = |fabric: &mut Fabric, peer, offset| {
-        // SAFETY: Open MPI gives room for size bytes.
-        unsafe { fabric.endpoint.get(peer, offset, local.cast(), size) }
-    };
-    // SAFETY: Open MPI gives the handle that the peer sent.
-    let done = match unsafe { at_remote(endpoint, address, remote_handle, size as u64, work) } {
-        Ok(done) => done,
-        Err(code) => return code,
-    };
-    // SAFETY: the operation is over; the callback gets what was given for it.
-    unsafe { rdma_done(module, endpoint, local, local_handle, callback, context, data, done.is_ok()) }
-}
-
-/// Asks for what a peer has staged for us; the callback comes when it is there.
-fn pull_staged(pull: Pull) -> c_int {
-    let mut guard = FABRIC.lock();
-    let Some(fabric) = guard.as_mut() else { return ompi::OPAL_ERR_UNREACH as c_int };
-    let Some(peer) = fabric.peer(from_endpoint(pull.endpoint)) else {
-        return ompi::OPAL_ERR_UNREACH as c_int;
-    };
-    match fabric.begin(peer, pull) {
-        Ok(None) => SUCCESS,
-        Ok(Some(pull)) => {
-            drop(guard);
-            // SAFETY: Open MPI gave all of it for this, and the lock is not held.
-            unsafe { pull.call_back(SUCCESS) };
-            SUCCESS
-        }
-        Err(Refused::Busy) => ompi::OPAL_ERR_OUT_OF_RESOURCE as c_int,
-        Err(Refused::Lost) => {
-            component::report(&mut guard, peer);
-            ompi::OPAL_ERR_UNREACH as c_int
-        }
-    }
-}
-
-unsafe extern "C" fn put(
-    module: *mut mca_btl_base_module_t,
-    endpoint: *mut mca_btl_base_endpoint_t,
-    local: *mut c_void,
-    address: u64,
-    local_handle: *mut mca_btl_base_registration_handle_t,
-    remote_handle: *mut mca_btl_base_registration_handle_t,
-    size: usize,
-    _: c_int,
-    _: c_int,
-    callback: mca_btl_base_rdma_completion_fn_t,
-    context: *mut c_void,
-    data: *mut c_void,
-) -> c_int {
-    let work = |fabric: &mut Fabric, peer, offset| {
-        // SAFETY: Open MPI gives size bytes.
-        unsafe { fabric.endpoint.put(peer, offset, local.cast(), size) }
-    };
-    // SAFETY: Open MPI gives the handle that the peer sent.
-    let done = match unsafe { at_remote(endpoint, address, remote_handle, size as u64, work) } {
-        Ok(done) => done,
-        Err(code) => return code,
-    };
-    // SAFETY: the operation is over; the callback gets what was given for it.
-    unsafe { rdma_done(module, endpoint, local, local_handle, callback, context, data, done.is_ok()) }
-}
-
-/// Does `work` on `len` bytes of a peer's memory, under the lock.
-///
-/// # Errors
-/// Open MPI's code, where there is no such memory.
-///
-/// # Safety
-/// `handle` is a copy of a peer's handle, or NULL.
-pub unsafe fn at_remote<T, E>(
-    endpoint: *const mca_btl_base_endpoint_t,
-    address: u64,
-    handle: *const mca_btl_base_registration_handle_t,
-    len: u64,
-    work: impl FnOnce(&mut Fabric, Peer, u64) -> Result<T, E>,
-) -> Result<Result<T, E>, c_int> {
-    let mut fabric = FABRIC.lock();
-    let fabric = fabric.as_mut().ok_or(ompi::OPAL_ERR_UNREACH as c_int)?;
-    // SAFETY: the caller vouches for it.
-    let found = unsafe { remote(fabric, endpoint, address, handle, len) };
-    let (peer, offset) = found.ok_or(ompi::OPAL_ERR_BAD_PARAM as c_int)?;
-    Ok(work(fabric, peer, offset))
-}
-
-/// Tells Open MPI that an operation on a peer's memory is over.
-///
-/// # Safety
-/// The arguments are those that Open MPI gave for the operation.
-#[allow(clippy::too_many_arguments, reason = "they are Open MPI's")]
-pub unsafe fn rdma_done(
-    module: *mut mca_btl_base_module_t,
-    endpoint: *mut mca_btl_base_endpoint_t,
-    local: *mut c_void,
-    local_handle: *mut mca_btl_base_registration_handle_t,
-    callback: mca_btl_base_rdma_completion_fn_t,
-    context: *mut c_void,
-    data: *mut c_void,
-    done: bool,
-) -> c_int {
-    let status = if done { SUCCESS } else { ompi::OPAL_ERR_UNREACH as c_int };
-    if let Some(callback) = callback {
-        // SAFETY: the caller vouches for all of them.
-        unsafe { callback(module, endpoint, local, local_handle, context, data, status) };
-    }
-    SUCCESS
-}
-
-/// Waits for all operations on peers' memory; each is over when its function returns.
-unsafe extern "C" fn flush(_: *mut mca_btl_base_module_t, _: *mut mca_btl_base_endpoint_t) -> c_int {
-    SUCCESS
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_handle_resolves_only_what_lies_in_it() {
-        let handle = Handle { base: 0x1000, offset: 0x80, len: 0x100, lead: Lead::default() };
-        assert_eq!(handle.resolve(0x1000, 0x100), Some(0x80));
-        assert_eq!(handle.resolve(0x1010, 0xf0), Some(0x90));
-        assert_eq!(handle.resolve(0x1010, 0xf1), None);
-        assert_eq!(handle.resolve(0xfff, 1), None);
-        assert_eq!(handle.resolve(0x1010, u64::MAX), None);
-        assert_eq!(Handle { offset: LOCAL, ..handle }.resolve(0x1000, 1), None);
-    }
 
     #[test]
     fn tags_that_nobody_asked_for_are_refused() {

@@ -21,7 +21,6 @@
 //! level cache, both copies are half as fast again.
 
 use std::collections::VecDeque;
-use std::ffi::{c_int, c_void};
 
 use vmshm_transport::{Fragment, Peer, copy_to_shared};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -29,10 +28,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::descriptor::Descriptor;
 use crate::fabric::{Fabric, Outgoing, Posted, Refused};
 use crate::lead::{Ahead, Lead, Reading};
-use crate::ompi::{
-    self, MODULE, mca_btl_base_endpoint_t, mca_btl_base_rdma_completion_fn_t,
-    mca_btl_base_registration_handle_t,
-};
+use crate::ompi;
+use crate::rdma::Completion;
 
 /// The tag of a request for memory that is staged.
 pub const PULL: u8 = ompi::MCA_BTL_TAG_BTL as u8;
@@ -212,34 +209,15 @@ pub struct Pull {
     pub offset: u64,
     /// What of the stage comes without being asked for.
     pub lead: Lead,
-    pub endpoint: *mut mca_btl_base_endpoint_t,
-    pub local: *mut u8,
+    /// How many bytes.
     pub len: usize,
-    pub local_handle: *mut mca_btl_base_registration_handle_t,
-    pub callback: mca_btl_base_rdma_completion_fn_t,
-    pub context: *mut c_void,
-    pub data: *mut c_void,
+    pub completion: Completion,
 }
 
 impl Pull {
-    /// Tells Open MPI that the memory is there, or that it will never be.
-    ///
-    /// # Safety
-    /// The fields are those that Open MPI gave for one `get`. No lock may be held.
-    pub unsafe fn call_back(self, status: c_int) {
-        let Some(callback) = self.callback else { return };
-        // SAFETY: the caller vouches for all of them.
-        unsafe {
-            callback(
-                MODULE.get(),
-                self.endpoint,
-                self.local.cast(),
-                self.local_handle,
-                self.context,
-                self.data,
-                status,
-            );
-        }
+    /// Where it is wanted.
+    pub fn local(&self) -> *mut u8 {
+        self.completion.local.cast()
     }
 }
 
@@ -489,7 +467,7 @@ impl Fabric {
         let Reading { pull, done, .. } = &reading;
         // The chunk lies in the pull, so that this is inside of what Open MPI gave.
         let fits = reading.is_led() && len > 0 && len <= pull.len - done;
-        let place = fits.then(|| pull.local.wrapping_add(*done));
+        let place = fits.then(|| pull.local().wrapping_add(*done));
         self.staged(peer.index()).pulls[index] = Some(reading);
         place
     }
@@ -580,16 +558,18 @@ pub mod tests {
                 stage,
                 offset,
                 lead,
-                endpoint: ptr::null_mut(),
-                local: to.as_mut_ptr(),
                 len: to.len(),
-                local_handle: ptr::null_mut(),
-                callback: None,
-                context: ptr::null_mut(),
-                data: ptr::null_mut(),
+                completion: Completion {
+                    endpoint: ptr::null_mut(),
+                    local: to.as_mut_ptr().cast(),
+                    local_handle: ptr::null_mut(),
+                    callback: None,
+                    context: ptr::null_mut(),
+                    data: ptr::null_mut(),
+                },
             };
             let complete = self.fabric.begin(self.peer, pull)?;
-            self.done.extend(complete.map(|pull| pull.local));
+            self.done.extend(complete.map(|pull| pull.local()));
             Ok(())
         }
 
@@ -606,7 +586,7 @@ pub mod tests {
                 self.fabric.feed_hungry();
             }
             while let Some(pull) = self.fabric.read_on() {
-                self.done.push(pull.local);
+                self.done.push(pull.local());
             }
             match self.fabric.endpoint.poll(&mut self.inbox) {
                 Some(Event::Message { peer, tag: PULL, len }) => {
@@ -622,7 +602,7 @@ pub mod tests {
                     self.fabric.endpoint.consume(peer).unwrap();
                     match place {
                         Some(_) => {
-                            self.done.extend(self.fabric.placed(peer, tag, len).map(|pull| pull.local))
+                            self.done.extend(self.fabric.placed(peer, tag, len).map(|pull| pull.local()))
                         }
                         None => self.refused += 1,
                     }
