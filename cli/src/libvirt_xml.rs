@@ -4,12 +4,9 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
 
-use anyhow::Context;
-use uuid::Uuid;
-use vmshm_abi::region::ANY_NODE;
-use vmshm_host::{DEFAULT_VECTORS, Node, Registry, nodes, section_socket, socket};
+use vmshm_host::{Node, nodes};
 
-use crate::qemu_args::escape;
+use crate::device::{Device, DeviceArgs};
 
 /// Options of `vmshm libvirt-xml`.
 #[derive(Debug, clap::Args)]
@@ -18,62 +15,28 @@ Paste the output into the domain (`virsh edit DOMAIN`), each part where its comm
 
 For a domain that exists, give its UUID (`virsh domuuid DOMAIN`) with --uuid: libvirt does not let it change.")]
 pub struct Args {
-    /// Name of the region, or the path of its file
-    name: String,
-    /// Which section the VM gets
-    #[arg(long, value_name = "K")]
-    section: u32,
-    /// For a domain that exists already: its UUID
-    #[arg(long)]
-    uuid: Option<Uuid>,
-    /// A device with doorbells, by way of `vmshm serve`, which must run when the domain starts
-    #[arg(long)]
-    doorbell: bool,
-    /// With --doorbell: interrupt vectors, as many as the server has
-    #[arg(long, default_value_t = DEFAULT_VECTORS, value_name = "N", requires = "doorbell")]
-    vectors: u32,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 /// What the text is made from.
-struct Domain<'a> {
-    uuid: Uuid,
-    path: &'a str,
-    size: u64,
-    section: u32,
-    /// Socket and vectors, for a device with doorbells.
-    doorbell: Option<(&'a str, u32)>,
+struct Domain {
+    device: Device,
+    /// Where the section lies.
     node: Option<Node>,
 }
 
 impl Args {
     /// Assigns the section and prints the XML.
     pub fn run(&self) -> anyhow::Result<()> {
-        let region = Registry::from_env().open(&self.name)?;
-        let uuid = region.assign(self.section, self.uuid)?;
-        let path = std::fs::canonicalize(region.path())
-            .with_context(|| format!("cannot find {}", region.path().display()))?;
-        let socket = section_socket(&socket(&region), self.section);
-        let node = region.entry(self.section)?.node;
-        let domain = Domain {
-            uuid,
-            path: path.to_str().context("the path of the region is not UTF-8, which libvirt needs")?,
-            size: region.header().region_len,
-            section: self.section,
-            doorbell: match self.doorbell {
-                true => Some((
-                    socket.to_str().context("the path of the socket is not UTF-8, which libvirt needs")?,
-                    self.vectors,
-                )),
-                false => None,
-            },
-            node: nodes().into_iter().find(|n| node != ANY_NODE && i64::from(n.id) == i64::from(node)),
-        };
-        write!(std::io::stdout(), "{}", domain.xml())?;
+        let device = self.device.assign()?;
+        let node = nodes().into_iter().find(|node| device.node == Some(node.id));
+        write!(std::io::stdout(), "{}", Domain { device, node }.xml())?;
         Ok(())
     }
 }
 
-impl Domain<'_> {
+impl Domain {
     fn xml(&self) -> String {
         let mut xml = String::new();
         self.write(&mut xml).expect("a String takes everything");
@@ -81,19 +44,19 @@ impl Domain<'_> {
     }
 
     fn write(&self, xml: &mut String) -> std::fmt::Result {
-        writeln!(xml, "<!-- In <domain>. The VM finds section {} by it. -->", self.section)?;
-        writeln!(xml, "<uuid>{}</uuid>", self.uuid)?;
+        writeln!(xml, "<!-- In <domain>. The VM finds section {} by it. -->", self.device.section)?;
+        writeln!(xml, "<uuid>{}</uuid>", self.device.uuid)?;
         if let Some(node) = &self.node {
             writeln!(
                 xml,
                 "\n<!-- Section {} lies on NUMA node {} (CPUs {}). In <domain>, to keep the VM there:\n\
                  <vcpu placement='static' cpuset='{}'>number of CPUs</vcpu>\n\
                  <numatune>\n  <memory mode='strict' nodeset='{}'/>\n</numatune>\n-->",
-                self.section, node.id, node.cpus, node.cpus, node.id
+                self.device.section, node.id, node.cpus, node.cpus, node.id
             )?;
         }
         writeln!(xml)?;
-        if let Some((socket, vectors)) = self.doorbell {
+        if let Some((socket, vectors)) = &self.device.doorbell {
             writeln!(
                 xml,
                 "<!-- In <devices>. QEMU's user must be allowed to write to the socket (`vmshm serve --group`). -->\n\
@@ -110,7 +73,7 @@ impl Domain<'_> {
                  <size unit='M'>{}</size>\n</shmem>",
                 self.rights(),
                 attribute(name),
-                self.size >> 20
+                self.device.size >> 20
             );
         }
         writeln!(
@@ -120,11 +83,7 @@ impl Domain<'_> {
              (libvirt's own <shmem> knows only files directly in /dev/shm.)\n     {} -->\n<qemu:commandline>",
             self.rights()
         )?;
-        let object = format!(
-            "memory-backend-file,id=vmshm,mem-path={},size={},share=on",
-            escape(self.path),
-            self.size
-        );
+        let object = self.device.memory();
         for argument in ["-object", &object, "-device", "ivshmem-plain,memdev=vmshm"] {
             writeln!(xml, "  <qemu:arg value='{}'/>", attribute(argument))?;
         }
@@ -133,15 +92,15 @@ impl Domain<'_> {
 
     /// The name by which libvirt finds the region, if it can: it looks in `/dev/shm` only, and counts in MiB.
     fn plain_name(&self) -> Option<&str> {
-        let path = Path::new(self.path);
-        (path.parent() == Some(Path::new("/dev/shm")) && self.size >= 1 << 20)
+        let path = Path::new(&self.device.path);
+        (path.parent() == Some(Path::new("/dev/shm")) && self.device.size >= 1 << 20)
             .then(|| path.file_name()?.to_str())
             .flatten()
     }
 
     fn rights(&self) -> String {
         // A comment may not contain two hyphens.
-        let path = self.path.replace("--", "- -");
+        let path = self.device.path.replace("--", "- -");
         let rule = comment_rule(Path::new(&path));
         format!(
             "QEMU's user must be allowed to open {path}:\n     it needs the file's group. With AppArmor, add the line\n       {rule}\n     to /etc/apparmor.d/local/abstractions/libvirt-qemu; with SELinux: chcon -t svirt_image_t {path}"
@@ -160,10 +119,20 @@ fn attribute(value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
 
-    fn domain(path: &str) -> Domain<'_> {
-        Domain { uuid: Uuid::from_u128(7), path, size: 8 << 30, section: 1, doorbell: None, node: None }
+    fn domain(path: &str) -> Domain {
+        let device = Device {
+            section: 1,
+            uuid: Uuid::from_u128(7),
+            path: path.to_owned(),
+            size: 8 << 30,
+            doorbell: None,
+            node: None,
+        };
+        Domain { device, node: None }
     }
 
     #[test]
@@ -182,8 +151,9 @@ mod tests {
 
     #[test]
     fn a_device_with_doorbells_names_the_section_s_socket() {
-        let xml =
-            Domain { doorbell: Some(("/run/vmshm/job.1.sock", 4)), ..domain("/dev/shm/vmshm/job") }.xml();
+        let mut domain = domain("/dev/shm/vmshm/job");
+        domain.device.doorbell = Some(("/run/vmshm/job.1.sock".to_owned(), 4));
+        let xml = domain.xml();
         assert!(
             xml.contains("<server path='/run/vmshm/job.1.sock'/>") && xml.contains("vectors='4'"),
             "{xml}"

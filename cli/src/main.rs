@@ -1,6 +1,7 @@
 //! `vmshm`: regions of shared memory for MPI programs in virtual machines.
 
 mod completions;
+mod device;
 mod doctor;
 mod env;
 mod installed;
