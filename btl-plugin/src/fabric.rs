@@ -557,7 +557,7 @@ impl Flights {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use std::ptr;
 
     use tempfile::TempDir;
@@ -568,7 +568,25 @@ mod tests {
 
     const TAG: u8 = 0x41;
 
-    /// Two fabrics in one region, which know each other.
+    /// Two fabrics in sections of one region, each with the other as its peer.
+    pub fn pair() -> ([(Fabric, Peer); 2], TempDir) {
+        let directory = TempDir::new().unwrap();
+        let registry = Registry::at(directory.path());
+        let region =
+            registry.create(&RegionName::new("test").unwrap(), &CreateOptions::new(16 << 20)).unwrap();
+        let open = |section| {
+            let device = Some(region.path().display().to_string());
+            Fabric::new(
+                open_endpoint(&Options { device, section: Some(section), ..Options::default() }).unwrap(),
+            )
+        };
+        let (mut a, mut b) = (open(0), open(1));
+        let to_b = a.add(&b.endpoint.name(), ptr::null_mut()).unwrap();
+        let to_a = b.add(&a.endpoint.name(), ptr::null_mut()).unwrap();
+        ([(a, to_b), (b, to_a)], directory)
+    }
+
+    /// Two fabrics, the first of which sends.
     struct Pair {
         a: Fabric,
         b: Fabric,
@@ -578,19 +596,7 @@ mod tests {
 
     impl Pair {
         fn new() -> Self {
-            let directory = TempDir::new().unwrap();
-            let registry = Registry::at(directory.path());
-            let region =
-                registry.create(&RegionName::new("test").unwrap(), &CreateOptions::new(16 << 20)).unwrap();
-            let open = |section| {
-                let device = Some(region.path().display().to_string());
-                Fabric::new(
-                    open_endpoint(&Options { device, section: Some(section), ..Options::default() }).unwrap(),
-                )
-            };
-            let (mut a, mut b) = (open(0), open(1));
-            let to_b = a.add(&b.endpoint.name(), ptr::null_mut()).unwrap();
-            b.add(&a.endpoint.name(), ptr::null_mut()).unwrap();
+            let ([(a, to_b), (b, _)], directory) = pair();
             Self { a, b, to_b, _directory: directory }
         }
 

@@ -496,11 +496,11 @@ pub mod tests {
     use std::ptr;
 
     use tempfile::TempDir;
-    use vmshm_host::{CreateOptions, RegionName, Registry};
     use vmshm_transport::attach::{Attached, Options, open_endpoint};
     use vmshm_transport::{Event, Inbox, copy_from_shared};
 
     use super::*;
+    use crate::fabric;
 
     /// A process in a region of its own.
     pub struct Side {
@@ -516,24 +516,13 @@ pub mod tests {
     impl Side {
         /// Two that know each other, with `count` chunks of `size` bytes.
         pub fn pair(size: usize, count: usize) -> (Self, Self, TempDir) {
-            let directory = TempDir::new().unwrap();
-            let registry = Registry::at(directory.path());
-            let region =
-                registry.create(&RegionName::new("test").unwrap(), &CreateOptions::new(16 << 20)).unwrap();
-            let open = |section| {
-                let device = Some(region.path().display().to_string());
-                let options = Options { device, section: Some(section), ..Options::default() };
-                let mut fabric = Fabric::new(open_endpoint(&options).unwrap());
+            let (sides, directory) = fabric::tests::pair();
+            let [a, b] = sides.map(|(mut fabric, peer)| {
                 fabric.cut = Cut { size, piece: size / 2, count, few: 2 };
                 fabric.keep_chunks();
-                fabric
-            };
-            let (mut a, mut b) = (open(0), open(1));
-            let to_b = a.add(&b.endpoint.name(), ptr::null_mut()).unwrap();
-            let to_a = b.add(&a.endpoint.name(), ptr::null_mut()).unwrap();
-            let side =
-                |fabric, peer| Self { fabric, peer, inbox: Box::default(), done: Vec::new(), refused: 0 };
-            (side(a, to_b), side(b, to_a), directory)
+                Self { fabric, peer, inbox: Box::default(), done: Vec::new(), refused: 0 }
+            });
+            (a, b, directory)
         }
 
         /// One more endpoint in the section of the other side.
