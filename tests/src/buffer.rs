@@ -42,7 +42,13 @@ impl Buffer {
 
     /// A buffer from `MPI_Alloc_mem`, which may lie in memory that peers can read.
     pub fn from_mpi(length: usize) -> Buffer {
-        Buffer::over(Memory::Mpi(MpiMemory::new(length + 2 * GUARD)), GUARD, length)
+        Buffer::from_mpi_at(length, 0)
+    }
+
+    /// The same, with the payload `offset` bytes further on than it needs to be.
+    pub fn from_mpi_at(length: usize, offset: usize) -> Buffer {
+        let start = GUARD + offset;
+        Buffer::over(Memory::Mpi(MpiMemory::new(start + length + GUARD)), start, length)
     }
 
     /// A heap buffer that holds `bytes`.

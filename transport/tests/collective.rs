@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::sync::atomic::Ordering;
 use std::thread;
 
 use common::{Region, View, pattern};
@@ -80,12 +81,50 @@ fn joined(seed: u64, members: usize, len: usize) -> Vec<u8> {
     out
 }
 
+/// What a member has beside the group.
+struct Own {
+    memory: View,
+    /// Memory of its section for operands, [`AREA`] bytes.
+    area: u64,
+}
+
+const AREA: usize = 4 << 20;
+
+/// An operand or a result, in the section or not.
+struct Buffer {
+    at: *mut u8,
+    len: usize,
+    _heap: Vec<u8>,
+}
+
+impl Buffer {
+    /// In the section if it fits there behind `used`.
+    fn new(own: &Own, used: &mut usize, content: &[u8], random: &mut StdRng) -> Self {
+        let (begin, len) = (*used + random.random_range(0..100), content.len());
+        let mut heap = Vec::new();
+        let at = if random.random_bool(0.6) && begin + len <= AREA {
+            *used = begin + len;
+            own.memory.write(own.area + begin as u64, content);
+            own.memory.address(own.area + begin as u64, len as u64)
+        } else {
+            heap = content.to_vec();
+            heap.as_mut_ptr()
+        };
+        Self { at, len, _heap: heap }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        // SAFETY: it has so many bytes, and no operation uses it now.
+        unsafe { std::slice::from_raw_parts(self.at, self.len) }.to_vec()
+    }
+}
+
 /// Makes a group of so many members in two sections, and runs `work` in each.
-fn group(size: usize, chunk: usize, work: impl Fn(&mut Group<View>, &View) + Sync) {
-    let region = Region::new(64 << 20, 2, 16);
+fn group(size: usize, chunk: usize, work: impl Fn(&mut Group<View>, &Own) + Sync) {
+    let region = Region::new(256 << 20, 2, 16);
     let mut endpoints: Vec<_> = (0..size).map(|member| region.endpoint(member as u32 % 2)).collect();
     let mut members = Vec::new();
-    let mut chunks: Vec<Fragment> = Vec::new();
+    let (mut chunks, mut areas): (Vec<Fragment>, Vec<Fragment>) = (Vec::new(), Vec::new());
     for (number, endpoint) in endpoints.iter_mut().enumerate() {
         let (section, tag) = (*endpoint.section(), 100 + number as u64);
         let block = endpoint.fragment(BLOCK).expect("memory");
@@ -94,11 +133,12 @@ fn group(size: usize, chunk: usize, work: impl Fn(&mut Group<View>, &View) + Syn
         Group::prepare(endpoint.memory(), block.offset(), tag);
         members.push(Member { section, block: block.offset(), tag });
         chunks.push(endpoint.fragment(chunks_len(chunk, MIN_CHUNKS)).expect("memory"));
+        areas.push(endpoint.fragment(AREA).expect("memory"));
     }
     thread::scope(|scope| {
         for (me, endpoint) in endpoints.iter().enumerate() {
             let (members, work, memory) = (members.clone(), &work, endpoint.memory().clone());
-            let mine = chunks[me].offset();
+            let (mine, area) = (chunks[me].offset(), areas[me].offset());
             scope.spawn(move || {
                 let mut group = Group::new(memory.clone(), me, members, 20).expect("sound blocks");
                 assert!(
@@ -106,15 +146,19 @@ fn group(size: usize, chunk: usize, work: impl Fn(&mut Group<View>, &View) + Syn
                         .add_chunks(mine, chunk, MIN_CHUNKS << me, &mut Patience::default())
                         .expect("chunks")
                 );
-                work(&mut group, &memory);
+                work(&mut group, &Own { memory, area });
             });
         }
     });
 }
 
 /// One operation, chosen by the seed, with its result checked.
-fn operate(group: &mut Group<View>, seed: u64) {
+fn operate(group: &mut Group<View>, own: &Own, seed: u64) {
     let mut random = StdRng::seed_from_u64(seed);
+    // Each chooses for itself where its operands lie.
+    let mut choice = StdRng::seed_from_u64(seed ^ (group.me() as u64 + 1) << 32);
+    let mut used = 0;
+    let mut buffer = |content: &[u8]| Buffer::new(own, &mut used, content, &mut choice);
     let pause = &mut Patience::default();
     let (size, me) = (group.size(), group.me());
     let root = random.random_range(0..size);
@@ -127,58 +171,69 @@ fn operate(group: &mut Group<View>, seed: u64) {
         match random.random_range(0..8u32) {
             0 => group.barrier(pause).expect("barrier"),
             1 => {
-                let mut data = if me == root { mine } else { vec![0; len] };
-                group.broadcast(root, data.as_mut_ptr(), len, pause).expect("broadcast");
-                assert!(data == data_of(seed, root, len), "broadcast of {len}, seed {seed}");
+                let data = buffer(&if me == root { mine } else { vec![0; len] });
+                group.broadcast(root, data.at, len, pause).expect("broadcast");
+                assert!(data.bytes() == data_of(seed, root, len), "broadcast of {len}, seed {seed}");
             }
             2 => {
                 let length = |member: usize| data_of(seed ^ 1, member, 2)[0] as usize * len / 255;
-                let mut out: Vec<Vec<u8>> = (0..size).map(|member| vec![0; length(member)]).collect();
-                let parts: Vec<_> = out.iter_mut().map(|part| (part.as_mut_ptr(), part.len())).collect();
-                let part = |member: usize| parts[member];
-                group.all_gather(mine.as_ptr(), length(me), part, pause).expect("all_gather");
+                let out: Vec<Buffer> = (0..size).map(|member| buffer(&vec![0; length(member)])).collect();
+                let own = if in_place { None } else { Some(buffer(&mine[..length(me)])) };
+                if own.is_none() {
+                    out[me].at.copy_from(mine.as_ptr(), length(me));
+                }
+                let from = own.as_ref().unwrap_or(&out[me]).at;
+                let part = |member: usize| {
+                    let stays = in_place && member == me;
+                    (if stays { std::ptr::null_mut() } else { out[member].at }, out[member].len)
+                };
+                group.all_gather(from, length(me), part, pause).expect("all_gather");
                 for (member, out) in out.iter().enumerate() {
                     let wanted = &data_of(seed, member, len)[..length(member)];
-                    assert!(out == wanted, "all_gather of {len}, seed {seed}");
+                    assert!(out.bytes() == wanted, "all_gather of {len}, seed {seed}");
                 }
             }
             3 => {
-                let mut out = vec![0; len * size];
-                let to = out.as_mut_ptr();
-                let part = |member: usize| to.add(member * len);
-                group.gather(root, mine.as_ptr(), len, part, pause).expect("gather");
+                let (mine, out) = (buffer(&mine), buffer(&vec![0; len * size]));
+                let part = |member: usize| out.at.add(member * len);
+                group.gather(root, mine.at, len, part, pause).expect("gather");
+                let out = out.bytes();
                 for member in (0..size).filter(|member| me == root && *member != me) {
                     let found = &out[member * len..][..len];
                     assert!(found == data_of(seed, member, len), "gather of {len}, seed {seed}");
                 }
             }
             4 => {
-                let all = if me == root { data_of(seed, 99, len * size) } else { vec![] };
-                let mut part = vec![0; len];
-                group.scatter(root, all.as_ptr(), part.as_mut_ptr(), len, pause).expect("scatter");
+                let all = buffer(&if me == root { data_of(seed, 99, len * size) } else { vec![] });
+                let part = buffer(&vec![0; len]);
+                group.scatter(root, all.at, part.at, len, pause).expect("scatter");
                 let wanted = &data_of(seed, 99, len * size)[me * len..][..len];
-                assert!(me == root || part == wanted, "scatter of {len}, seed {seed}");
+                assert!(me == root || part.bytes() == wanted, "scatter of {len}, seed {seed}");
             }
             5 => {
-                let all = data_of(seed, me, len * size);
-                let mut out = vec![0; len * size];
-                group.all_to_all(all.as_ptr(), out.as_mut_ptr(), len, pause).expect("all_to_all");
+                let (all, out) = (buffer(&data_of(seed, me, len * size)), buffer(&vec![0; len * size]));
+                group.all_to_all(all.at, out.at, len, pause).expect("all_to_all");
+                let out = out.bytes();
                 for member in (0..size).filter(|member| *member != me) {
                     let wanted = &data_of(seed, member, len * size)[me * len..][..len];
                     assert!(out[member * len..][..len] == *wanted, "all_to_all of {len}, seed {seed}");
                 }
             }
             kind @ 6.. => {
-                let mut out = if in_place { mine.clone() } else { vec![0; len] };
-                let from = if in_place { out.as_ptr() } else { mine.as_ptr() };
+                let mine = buffer(&mine);
+                let out = if in_place { None } else { Some(buffer(&vec![0; len])) };
+                let to = out.as_ref().unwrap_or(&mine);
                 if kind == 6 {
-                    group.reduce(root, from, out.as_mut_ptr(), len, &mut Horner, pause).expect("reduce");
+                    group.reduce(root, mine.at, to.at, len, &mut Horner, pause).expect("reduce");
                 } else {
-                    group.all_reduce(from, out.as_mut_ptr(), len, &mut Horner, pause).expect("all_reduce");
+                    group.all_reduce(mine.at, to.at, len, &mut Horner, pause).expect("all_reduce");
                 }
                 if kind == 7 || me == root {
-                    assert!(out == joined(seed, size, len), "{kind}: {len} in place {in_place}, seed {seed}");
+                    let wanted = joined(seed, size, len);
+                    assert!(to.bytes() == wanted, "{kind}: {len} in place {in_place}, seed {seed}");
                 }
+                // Nobody else writes there, and who has lent it may now write what it likes.
+                mine.at.write_bytes(0xaa, len);
             }
         }
     }
@@ -190,9 +245,9 @@ fn any_sequence_of_operations_gives_what_it_should() {
         for chunk in [MIN_CHUNK, 32 << 10] {
             let seed = rand::random::<u64>() >> 20;
             println!("{size} members, chunks of {chunk}, seed {seed}");
-            group(size, chunk, |group, _| {
+            group(size, chunk, |group, own| {
                 for round in 0..60 {
-                    operate(group, seed + round);
+                    operate(group, own, seed + round);
                 }
             });
         }
@@ -227,6 +282,61 @@ fn who_takes_part_with_another_length_is_found_out() {
         match group.me() {
             0 => assert_eq!(result, Ok(())),
             _ => assert_eq!(result, Err(Broken::Length { member: 0, expected: 32, found: 64 })),
+        }
+    });
+}
+
+/// Writes at a member's next step what it would if it had lent these bytes.
+fn lend(group: &Group<View>, step: u64, offset: u64, len: u64) {
+    let head = group.member(group.me()).block + 256 + step % 64 * 128;
+    group.memory().store_words(head + 16, [offset, len]);
+    group.memory().store(head, step << 21 | 0x1f_ffff, Ordering::Release);
+}
+
+#[test]
+fn memory_that_a_member_cannot_lend_is_not_read() {
+    let len = 3 * MIN_CHUNK;
+    let gate = std::sync::Barrier::new(2);
+    group(2, MIN_CHUNK, |group, own| {
+        // The meeting took two steps.
+        let step = 3;
+        let section = group.member(0).section.entry;
+        let ranges = [
+            (section.offset - 1, len as u64),
+            (section.offset + section.len - len as u64 + 1, len as u64),
+            (group.member(1).section.entry.offset + 4096, len as u64),
+            (u64::MAX - 5, len as u64),
+            (own.area, len as u64 + 1),
+            (own.area, u64::MAX),
+        ];
+        for (offset, lent) in ranges {
+            gate.wait();
+            if group.me() == 0 {
+                lend(group, step, offset, lent);
+            }
+            gate.wait();
+            let mut data = vec![0u8; 2 * len];
+            let data = data.as_mut_ptr();
+            let mut results = Vec::new();
+            if group.me() == 1 {
+                let pause = &mut Patience::default();
+                // SAFETY: the data has twice `len` bytes, the result in the second half.
+                unsafe {
+                    results = vec![
+                        group.broadcast(0, data, len, pause),
+                        group.all_gather(data, 0, |member| (data, if member == 0 { len } else { 0 }), pause),
+                        group.reduce(1, data, data.add(len), len, &mut Horner, pause),
+                        group.gather(1, data, len, |_| data.add(len), pause),
+                    ];
+                }
+            }
+            for result in results {
+                let expected = match lent == len as u64 {
+                    true => Broken::Outside { member: 0, offset, len },
+                    false => Broken::Length { member: 0, expected: len, found: lent as usize },
+                };
+                assert_eq!(result, Err(expected), "{lent} bytes at {offset}");
+            }
         }
     });
 }
@@ -313,7 +423,8 @@ fn chunks_of_nonsensical_length_are_refused() {
 #[test]
 fn what_was_said_last_stays_until_it_is_read() {
     let gate = std::sync::Barrier::new(2);
-    group(2, MIN_CHUNK, |group, memory| {
+    group(2, MIN_CHUNK, |group, own| {
+        let memory = &own.memory;
         let mut value = 5u64;
         let data = (&raw mut value).cast();
         let me = group.me();

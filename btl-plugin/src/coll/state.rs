@@ -456,6 +456,7 @@ impl State {
         let member = match broken {
             Broken::Lost(member)
             | Broken::Told(member)
+            | Broken::Outside { member, .. }
             | Broken::Step { member, .. }
             | Broken::Length { member, .. } => member,
         };

@@ -5,6 +5,7 @@ use std::ffi::{c_int, c_void};
 
 use mpi::ffi;
 
+use crate::buffer::Buffer;
 use crate::check::{Case, Context, Needs, Outcome};
 use crate::comm::{Comm, Rank};
 use crate::datatype::Datatype;
@@ -54,16 +55,33 @@ fn shape(random: &mut Random, words: usize) -> (Datatype, usize) {
     }
 }
 
+/// Blank memory from the heap or from MPI, which others may be able to read where it is.
+fn blank(random: &mut Random, length: usize) -> Buffer {
+    let mut memory = match random.below(4) {
+        0 => Buffer::new(length),
+        1 => Buffer::at_offset(length, 8 * random.below(8)),
+        2 => Buffer::from_mpi(length),
+        _ => Buffer::from_mpi_at(length, 8 * random.below(1000)),
+    };
+    memory.payload_mut().fill(BLANK);
+    memory
+}
+
+fn address(memory: &mut Buffer) -> *mut c_void {
+    memory.payload_mut().as_mut_ptr().cast()
+}
+
 /// Memory for `parts` parts, each so many elements of a datatype.
 struct Area {
     datatype: Datatype,
     count: usize,
-    memory: Vec<u8>,
+    memory: Buffer,
 }
 
 impl Area {
-    fn new((datatype, count): (Datatype, usize), parts: usize) -> Area {
-        let memory = vec![BLANK; datatype.span(count * parts)];
+    fn new(random: &mut Random, parts: usize, words: usize) -> Area {
+        let (datatype, count) = shape(random, words);
+        let memory = blank(random, datatype.span(count * parts));
         Area { datatype, count, memory }
     }
 
@@ -73,11 +91,11 @@ impl Area {
 
     fn put(&mut self, number: usize, packed: &[u8]) {
         let (part, count) = (self.part(number), self.count);
-        self.datatype.unpack(count, packed, &mut self.memory[part]);
+        self.datatype.unpack(count, packed, &mut self.memory.payload_mut()[part]);
     }
 
     fn address(&mut self) -> *mut c_void {
-        self.memory.as_mut_ptr().cast()
+        address(&mut self.memory)
     }
 
     fn count(&self) -> c_int {
@@ -123,19 +141,23 @@ fn move_once(
     let data = |from: usize, to: usize, words: usize| ctx.key(int(from), int(to), number).bytes(words * 8);
     let name = ["bcast", "allgather", "allgatherv", "gather", "scatter", "alltoall"][which];
     let parts = if which == 0 { 1 } else { size };
-    let mut out = Area::new(shape(mine, words), 1);
-    let mut to = Area::new(shape(mine, words), parts);
+    let mut out = Area::new(mine, 1, words);
+    let mut to = Area::new(mine, parts, words);
     let raw = comm.raw();
     let root_c = int(root);
     let checked = |expected: &Area, got: &Area| {
-        ctx.check_equal(&expected.memory, &got.memory, || {
-            format!("{name} of {words} words, root {root}, in place {wants_in_place}, operation {number}, {size} ranks")
-        });
+        let what = || {
+            format!(
+                "{name} of {words} words, root {root}, in place {wants_in_place}, operation {number}, {size} ranks"
+            )
+        };
+        ctx.check_equal(expected.memory.payload(), got.memory.payload(), what);
+        ctx.ensure(got.memory.guards_intact().is_ok(), what);
     };
     let copy_of = |area: &Area| Area {
         datatype: Datatype::resized(area.datatype.extent(), &area.datatype),
         count: area.count,
-        memory: area.memory.clone(),
+        memory: Buffer::holding(area.memory.payload()),
     };
     // SAFETY: in each call the buffers have the elements that are named.
     unsafe {
@@ -172,23 +194,33 @@ fn move_once(
                 let kind = Datatype::resized(if wants_in_place { 8 } else { 16 }, &Datatype::i64());
                 let counts: Vec<c_int> = (0..size).map(|rank| int(length(rank))).collect();
                 let places: Vec<c_int> = (0..size).map(|rank| int((size - 1 - rank) * (words + 3))).collect();
-                let mut memory = vec![BLANK; size * (words + 3) * kind.extent()];
-                let mut expected = memory.clone();
+                let mut to = blank(mine, size * (words + 3) * kind.extent());
+                let mut expected = to.payload().to_vec();
                 for (rank, &place) in places.iter().enumerate() {
                     let at = place as usize * kind.extent();
                     let packed = data(rank, 0, length(rank));
                     kind.unpack(length(rank), &packed, &mut expected[at..]);
                     if rank == me && wants_in_place {
-                        kind.unpack(length(rank), &packed, &mut memory[at..]);
+                        kind.unpack(length(rank), &packed, &mut to.payload_mut()[at..]);
                     }
                 }
-                let packed = data(me, 0, length(me));
-                let from = if wants_in_place { in_place().cast_const() } else { packed.as_ptr().cast() };
-                let to = memory.as_mut_ptr().cast();
+                let mut out = blank(mine, length(me) * 8);
+                out.payload_mut().copy_from_slice(&data(me, 0, length(me)));
+                let from = if wants_in_place { in_place() } else { address(&mut out) };
+                let target = address(&mut to);
                 let (count, word) = (int(length(me)), Datatype::i64());
                 let (counts, places) = (counts.as_ptr(), places.as_ptr());
-                succeed(ffi::MPI_Allgatherv(from, count, word.raw(), to, counts, places, kind.raw(), raw));
-                ctx.check_equal(&expected, &memory, || {
+                succeed(ffi::MPI_Allgatherv(
+                    from,
+                    count,
+                    word.raw(),
+                    target,
+                    counts,
+                    places,
+                    kind.raw(),
+                    raw,
+                ));
+                ctx.check_equal(&expected, to.payload(), || {
                     format!(
                         "{name} of {words} words, in place {wants_in_place}, operation {number}, {size} ranks"
                     )
@@ -237,7 +269,7 @@ fn move_once(
             _ => {
                 let mut expected = copy_of(&to);
                 (0..size).for_each(|rank| expected.put(rank, &data(rank, me, words)));
-                let mut out = Area::new(shape(mine, words), size);
+                let mut out = Area::new(mine, size, words);
                 for rank in 0..size {
                     out.put(rank, &data(me, rank, words));
                     if wants_in_place {
@@ -276,19 +308,20 @@ fn reduce_once(ctx: &Context, number: usize) {
         .collect();
     let datatype = &reduction.datatype;
     let gets = to_all || me == root;
-    let mut out = vec![BLANK; datatype.span(count)];
-    datatype.unpack(count, &operands[me], &mut out);
-    let mut to = vec![BLANK; datatype.span(count)];
+    let mine = &mut ctx.random_of(int(me), 6000 + number as u64);
+    let mut out = blank(mine, datatype.span(count));
+    datatype.unpack(count, &operands[me], out.payload_mut());
+    let mut to = blank(mine, datatype.span(count));
     let stays = wants_in_place && gets;
     if stays {
-        datatype.unpack(count, &operands[me], &mut to);
+        datatype.unpack(count, &operands[me], to.payload_mut());
     }
-    let mut expected = to.clone();
+    let mut expected = to.payload().to_vec();
     if gets {
         datatype.unpack(count, &reduction.joined(&operands, count), &mut expected);
     }
-    let from = if stays { in_place().cast_const() } else { out.as_ptr().cast() };
-    let (target, n, kind, op) = (to.as_mut_ptr().cast(), int(count), datatype.raw(), reduction.raw());
+    let from = if stays { in_place() } else { address(&mut out) };
+    let (target, n, kind, op) = (address(&mut to), int(count), datatype.raw(), reduction.raw());
     // SAFETY: both buffers have `count` elements.
     succeed(unsafe {
         match to_all {
@@ -296,7 +329,7 @@ fn reduce_once(ctx: &Context, number: usize) {
             false => ffi::MPI_Reduce(from, target, n, kind, op, int(root), comm.raw()),
         }
     });
-    ctx.check_equal(&expected, &to, || {
+    ctx.check_equal(&expected, to.payload(), || {
         let (name, what) = (&reduction.name, if to_all { "allreduce" } else { "reduce" });
         format!("{what}, {name}, {count} of them, root {root}, in place {wants_in_place}, operation {number}, {size} ranks")
     });

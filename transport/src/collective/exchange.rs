@@ -2,6 +2,7 @@
 
 use super::group::{Broken, Group, Pause, Readers};
 use super::layout::{HEAD_SLOTS, LAG, MIN_CHUNKS, SLOTS};
+use super::lend::Piece;
 use crate::memory::Memory;
 
 /// So many pieces are published before the others' are read.
@@ -77,14 +78,17 @@ impl<M: Memory> Group<M> {
         let (own, own_len) = part(me);
         // What a member has of a piece of the longest.
         let cut = |len: usize, at: usize, now: usize| len.saturating_sub(at).min(now);
+        let lent = self.lendable(data, len);
         self.exchange(
             longest,
             piece,
             pause,
-            |group, step, at, now, pause| match cut(len, at, now) {
-                0 => Ok(()),
+            |group, step, at, now, pause| match (lent, cut(len, at, now)) {
+                (_, 0) => Ok(()),
+                (Some(offset), _) if at == 0 => group.lend(step, offset, len, Readers::All, pause),
+                (Some(_), _) => Ok(()),
                 // SAFETY: at + now <= len.
-                now => unsafe { group.say(step, data.add(at), now, Readers::All, pause) },
+                (None, now) => unsafe { group.say(step, data.add(at), now, Readers::All, pause) },
             },
             |group, step, at, longest, pause| {
                 let kept = cut(len.min(own_len), at, longest);
@@ -99,12 +103,13 @@ impl<M: Memory> Group<M> {
                     let now = cut(len, at, longest);
                     if now > 0 {
                         // SAFETY: as above.
-                        unsafe { group.hear(member, step, to.add(at), now, pause)? };
+                        unsafe { group.hear_piece(member, Piece { step, at, now, len }, to.add(at), pause)? };
                     }
                 }
                 Ok(())
             },
-        )
+        )?;
+        if lent.is_some() { self.get_back(Readers::All, pause) } else { Ok(()) }
     }
 
     /// Collects the members' bytes at `root`, `len` of each: ours from `data`, and the others' where `part` says.
@@ -125,15 +130,21 @@ impl<M: Memory> Group<M> {
         part: impl Fn(usize) -> *mut u8,
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
-        let (size, me) = (self.size(), self.me);
-        self.in_pieces(len, self.piece(len), |group, step, at, now| {
+        let (size, me, piece) = (self.size(), self.me, self.piece(len));
+        if root != me
+            && let Some(offset) = self.lendable(data, len)
+        {
+            return self.lend_all(offset, len, len.div_ceil(piece), Readers::One(root), pause);
+        }
+        self.in_pieces(len, piece, |group, step, at, now| {
             if root != me {
                 // SAFETY: at + now <= len.
                 return unsafe { group.say(step, data.add(at), now, Readers::One(root), pause) };
             }
             for member in (0..size).filter(|member| *member != me) {
+                let piece = Piece { step, at, now, len };
                 // SAFETY: as above.
-                unsafe { group.hear(member, step, part(member).add(at), now, pause)? };
+                unsafe { group.hear_piece(member, piece, part(member).add(at), pause)? };
             }
             Ok(())
         })
@@ -157,20 +168,27 @@ impl<M: Memory> Group<M> {
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
         let (size, me) = (self.size(), self.me);
+        let lent = self.lendable(data, len * size);
         self.exchange(
             len,
             self.share(len),
             pause,
-            // SAFETY: at + now <= len.
-            |group, step, at, now, pause| unsafe { group.deal(step, data.add(at), len, now, pause) },
+            |group, step, at, now, pause| match lent {
+                Some(offset) if at == 0 => group.lend(step, offset, len * size, Readers::All, pause),
+                Some(_) => Ok(()),
+                // SAFETY: at + now <= len.
+                None => unsafe { group.deal(step, data.add(at), len, now, pause) },
+            },
             |group, step, at, now, pause| {
                 group.settle(step, now * (size - 1), pause);
                 for member in (me + 1..size).chain(0..me) {
+                    let piece = Piece { step, at, now, len };
                     // SAFETY: as above.
-                    unsafe { group.take(member, step, out.add(member * len + at), now, pause)? };
+                    unsafe { group.take(member, piece, out.add(member * len + at), pause)? };
                 }
                 Ok(())
             },
-        )
+        )?;
+        if lent.is_some() { self.get_back(Readers::All, pause) } else { Ok(()) }
     }
 }

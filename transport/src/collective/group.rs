@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use super::layout::{
-    BLOCK, DONE, HEAD_PAYLOAD, HEAD_SLOTS, LAG, MAX_BODY, MAX_HEAD, SLOTS, TAG, body, chunks_len, head,
+    BLOCK, DONE, HEAD_PAYLOAD, HEAD_SLOTS, LAG, LENT, MAX_BODY, MAX_HEAD, SLOTS, TAG, body, chunks_len, head,
     head_payload, is_chunk, is_count, stamp, stamped,
 };
 use crate::copy;
@@ -67,6 +67,16 @@ pub enum Broken {
         /// What its stamp says.
         found: usize,
     },
+    /// A member has lent memory that is not its own.
+    #[error("member {member} lends {len} bytes at {offset}, which are not in its section")]
+    Outside {
+        /// Which member.
+        member: usize,
+        /// Where they begin in the region.
+        offset: u64,
+        /// How many they are.
+        len: usize,
+    },
     /// A member was told something else of the others' memory than we were.
     #[error("member {0} was told something else of the members' memory than this process")]
     Told(usize),
@@ -101,7 +111,7 @@ const PAGE: usize = 4096;
 pub struct Group<M> {
     pub(super) memory: M,
     pub(super) me: usize,
-    members: Vec<Member>,
+    pub(super) members: Vec<Member>,
     /// Offsets of the members' chunks; empty where there are none.
     chunks: Vec<u64>,
     chunk: usize,
@@ -117,6 +127,8 @@ pub struct Group<M> {
     done: Vec<u64>,
     /// All other members have finished with the steps before this one, as far as known.
     all_done: u64,
+    /// Where the members' operands of an operation lie, as far as they are lent.
+    pub(super) lent: Vec<Option<u64>>,
     spins: u32,
 }
 
@@ -145,6 +157,7 @@ impl<M: Memory> Group<M> {
             me,
             done: members.iter().map(|_| 0).collect(),
             all_done: 0,
+            lent: members.iter().map(|_| None).collect(),
             members,
             chunks: Vec::new(),
             chunk: 0,
@@ -300,7 +313,7 @@ impl<M: Memory> Group<M> {
         if used.0 < self.all_done { Ok(()) } else { self.await_readers(used, pause) }
     }
 
-    fn await_readers(
+    pub(super) fn await_readers(
         &mut self,
         (step, readers): (u64, Readers),
         pause: &mut impl Pause,
@@ -358,13 +371,19 @@ impl<M: Memory> Group<M> {
     /// Says that our payload of a step is there.
     #[inline(always)]
     pub(super) fn publish(&mut self, step: u64, len: usize, readers: Readers) {
-        self.published[(step % HEAD_SLOTS) as usize] = (step, readers);
         if len as u64 > MAX_BODY {
             let turn = self.turn(step);
             self.long[turn] = (step, readers);
         } else if len as u64 > MAX_HEAD {
             self.bodies[(step % SLOTS) as usize] = (step, readers);
         }
+        self.raise(step, len, readers);
+    }
+
+    /// Writes the stamp of a step.
+    #[inline(always)]
+    pub(super) fn raise(&mut self, step: u64, len: usize, readers: Readers) {
+        self.published[(step % HEAD_SLOTS) as usize] = (step, readers);
         let at = self.members[self.me].block + head(step);
         self.memory.store(at, stamp(step, len), Ordering::Release);
     }
@@ -414,10 +433,13 @@ impl<M: Memory> Group<M> {
     }
 
     #[cold]
-    fn surprise(&self, member: usize, step: u64, len: usize, found: u64) -> Broken {
-        let (found_step, found) = stamped(found);
+    pub(super) fn surprise(&self, member: usize, step: u64, len: usize, found: u64) -> Broken {
+        let (found_step, mut found) = stamped(found);
         if found_step != step {
             return Broken::Step { member, expected: step, found: found_step };
+        }
+        if found == LENT {
+            found = self.told(member, step).1;
         }
         Broken::Length { member, expected: len, found }
     }

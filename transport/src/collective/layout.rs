@@ -88,7 +88,10 @@ const LEN_BITS: u32 = 21;
 /// Longest payload that a stamp can name, bytes.
 const MAX_LEN: usize = (1 << LEN_BITS) - 1;
 
-const _: () = assert!(MAX_CHUNK <= MAX_LEN);
+/// What the stamp of an operand that is lent has for a length: none that is published in a slot.
+pub const LENT: usize = MAX_LEN;
+
+const _: () = assert!(MAX_CHUNK < LENT);
 
 /// The stamp of a step with `len` bytes of payload.
 pub const fn stamp(step: u64, len: usize) -> u64 {

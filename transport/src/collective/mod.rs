@@ -15,6 +15,8 @@
 //! and a slot is used again only when its readers are known to have finished: a later stamp of theirs says so, or else
 //! their `done` word. So no operation waits for more than the data that it needs, and none ends with a barrier.
 //!
+//! A long operand that lies in its member's own section anyway is *lent* instead: the others read it where it is.
+//!
 //! Nothing here knows of MPI: payloads are bytes, and what joins two of them is the caller's ([`Combine`]). Waiting is the
 //! caller's too ([`Pause`]).
 
@@ -22,6 +24,7 @@ mod barrier;
 mod exchange;
 mod group;
 mod layout;
+mod lend;
 mod reduce;
 mod spread;
 

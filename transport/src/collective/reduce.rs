@@ -1,6 +1,8 @@
 //! Joining what all members have.
 
 use super::group::{Broken, Group, Pause, Readers};
+use super::layout::MAX_BODY;
+use super::lend::Piece;
 use crate::memory::Memory;
 
 /// What joins two operands of the same length.
@@ -34,14 +36,30 @@ impl<M: Memory> Group<M> {
         element <= self.chunk() / 2
     }
 
-    /// Waits for all other members' payloads of a step.
+    /// Waits for all other members' pieces.
     #[inline]
-    fn expect_all(&mut self, step: u64, len: usize, pause: &mut impl Pause) -> Result<(), Broken> {
+    fn expect_all(&mut self, piece: Piece, pause: &mut impl Pause) -> Result<(), Broken> {
         let me = self.me;
         for member in (0..self.size()).filter(|member| *member != me) {
-            self.expect(member, step, len, pause)?;
+            self.expect_piece(member, piece, piece.now, pause)?;
         }
         Ok(())
+    }
+
+    /// Where bytes of another member's piece lie in this process, from `within` on.
+    #[inline]
+    fn operand(&self, member: usize, piece: Piece, within: usize, len: usize) -> *const u8 {
+        let begin = match self.lent[member] {
+            Some(offset) => offset + piece.at as u64,
+            None => self.place(member, piece.step, piece.now),
+        };
+        self.memory.address(begin + within as u64, len as u64)
+    }
+
+    /// Whether an operand whose place the result takes must be kept elsewhere until it is joined: the last one is the first to
+    /// be joined.
+    fn keeps(&self, data: *const u8, out: *const u8) -> bool {
+        core::ptr::eq(data, out) && self.me != self.size() - 1
     }
 
     /// A length of whole elements, `len` at most and one at least.
@@ -49,17 +67,17 @@ impl<M: Memory> Group<M> {
         (len / element).max(1) * element
     }
 
-    /// Joins what the members have published at a step, in their order, to `out`.
+    /// Joins `len` bytes of the members' pieces, from `within` on, to `out`, in the members' order.
     ///
     /// # Safety
     ///
-    /// `out` is valid for writes of `len` bytes, and `mine`, our own operand, for reads; they do not overlap.
+    /// `out` is valid for writes of `len` bytes, and `mine`, our own operand, for reads; they do not overlap, or are the same
+    /// where [`Group::keeps`] allows it.
     #[allow(clippy::too_many_arguments, reason = "where, what, whereto and how")]
     #[inline]
     unsafe fn join_members(
         &self,
-        step: u64,
-        published: usize,
+        piece: Piece,
         within: usize,
         mine: *const u8,
         out: *mut u8,
@@ -68,18 +86,20 @@ impl<M: Memory> Group<M> {
     ) {
         let operand = |member: usize| match member == self.me {
             true => mine,
-            // SAFETY: within + len <= published, which lies in the member's slot.
-            false => unsafe { self.address(member, step, published).cast_const().add(within) },
+            false => self.operand(member, piece, within, len),
         };
         let last = self.size() - 1;
-        if last == 0 {
-            // SAFETY: the caller vouches for both.
-            return unsafe { mine.copy_to_nonoverlapping(out, len) };
-        }
-        // SAFETY: operands have `len` bytes each, and `out` is none of them.
+        // SAFETY: operands have `len` bytes each, and `out` is none of them, but for the last which is there already.
         unsafe {
-            combine.join_to(operand(last - 1), operand(last), out, len);
-            for member in (0..last - 1).rev() {
+            let rest = if core::ptr::eq(mine, out) {
+                last
+            } else if last == 0 {
+                return mine.copy_to_nonoverlapping(out, len);
+            } else {
+                combine.join_to(operand(last - 1), operand(last), out, len);
+                last - 1
+            };
+            for member in (0..rest).rev() {
                 combine.join(operand(member), out, len);
             }
         }
@@ -106,6 +126,11 @@ impl<M: Memory> Group<M> {
     ) -> Result<(), Broken> {
         let me = self.me;
         let piece = Self::whole(self.piece(len), combine.element());
+        if root != me
+            && let Some(offset) = self.lendable(data, len)
+        {
+            return self.lend_all(offset, len, len.div_ceil(piece), Readers::One(root), pause);
+        }
         self.in_pieces(len, piece, |group, step, at, now| {
             // SAFETY: at + now <= len.
             unsafe {
@@ -113,14 +138,14 @@ impl<M: Memory> Group<M> {
                 if root != me {
                     return group.say(step, mine, now, Readers::One(root), pause);
                 }
-                if core::ptr::eq(data, out) {
-                    // The result must not overwrite what is still to be joined.
+                if group.keeps(data, out) {
                     group.vacate(step, now, pause)?;
                     group.memory.copy_in(group.place(me, step, now), mine, now);
                     mine = group.address(me, step, now);
                 }
-                group.expect_all(step, now, pause)?;
-                group.join_members(step, now, 0, mine, out.add(at), now, combine);
+                let piece = Piece { step, at, now, len };
+                group.expect_all(piece, pause)?;
+                group.join_members(piece, 0, mine, out.add(at), now, combine);
                 Ok(())
             }
         })
@@ -149,21 +174,31 @@ impl<M: Memory> Group<M> {
             return unsafe { self.all_reduce_by_shares(data, out, len, combine, pause) };
         }
         let (me, step) = (self.me, self.step);
+        let in_place = core::ptr::eq(data, out);
+        // What others still read must not be overwritten.
+        let lent = if in_place { None } else { self.lendable(data, len) };
         // SAFETY: the caller vouches for `len` bytes.
         unsafe {
-            self.say(step, data, len, Readers::All, pause)?;
+            match lent {
+                Some(offset) => self.lend(step, offset, len, Readers::All, pause)?,
+                None => self.say(step, data, len, Readers::All, pause)?,
+            }
             self.settle(step, len, pause);
-            self.expect_all(step, len, pause)?;
-            let mine = if core::ptr::eq(data, out) { self.address(me, step, len) } else { data };
-            self.join_members(step, len, 0, mine, out, len, combine);
+            let piece = Piece { step, at: 0, now: len, len };
+            self.expect_all(piece, pause)?;
+            let mine = if self.keeps(data, out) { self.address(me, step, len) } else { data };
+            self.join_members(piece, 0, mine, out, len, combine);
         }
         self.end(step + 1);
-        Ok(())
+        if lent.is_some() { self.get_back(Readers::All, pause) } else { Ok(()) }
     }
 
     /// [`Group::all_reduce`] of long payloads. In each round, all publish a piece, then each joins its share of it and
     /// publishes that, then each collects the others' shares. A round's pieces are published while the last round's are
     /// still being joined, so that nobody waits long.
+    ///
+    /// Operands and results may be lent. An operand in whose place the results come is no exception: what is overwritten with a
+    /// member's share has been joined by that member, and nobody else reads it.
     ///
     /// # Safety
     ///
@@ -176,109 +211,118 @@ impl<M: Memory> Group<M> {
         combine: &mut impl Combine,
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
-        let first = self.step;
-        let rounds =
-            Rounds::new(len, Self::whole(self.piece(len), combine.element()), combine.element(), self.size());
+        let (element, members) = (combine.element(), self.size());
+        let piece = Self::whole(self.piece(len), element);
+        let (first, count) = (self.step, len.div_ceil(piece));
+        let (lent, lent_out) = (self.lendable(data, len), self.lendable(out, len));
+        let rounds = Rounds { first, data, out, len, piece, element, members, lent, lent_out };
         // SAFETY: the rounds lie in `len` bytes, and each is read before its result is written.
         unsafe {
-            self.publish_inputs(first, &rounds, 0, data, out, pause)?;
-            for round in 0..rounds.count {
-                if round + 1 < rounds.count {
-                    self.publish_inputs(first, &rounds, round + 1, data, out, pause)?;
+            self.publish_inputs(&rounds, 0, pause)?;
+            for round in 0..count {
+                if round + 1 < count {
+                    self.publish_inputs(&rounds, round + 1, pause)?;
                 }
-                self.join_share(first, &rounds, round, data, out, combine, pause)?;
+                self.join_share(&rounds, round, combine, pause)?;
                 if round > 0 {
-                    self.collect_shares(first, &rounds, round - 1, out, pause)?;
+                    self.collect_shares(&rounds, round - 1, pause)?;
                     // The next round's input is not finished with, nor this round's shares.
-                    self.finish(Rounds::input(first, round + 1).min(Rounds::output(first, round)));
+                    self.finish(rounds.input(round + 1).min(rounds.output(round)));
                 }
             }
-            self.collect_shares(first, &rounds, rounds.count - 1, out, pause)?;
+            self.collect_shares(&rounds, count - 1, pause)?;
         }
-        self.end(Rounds::output(first, rounds.count - 1) + 1);
-        Ok(())
+        self.end(rounds.output(count - 1) + 1);
+        // Operands have been read by who has published its last share.
+        if lent_out.is_some() { self.get_back(Readers::All, pause) } else { Ok(()) }
     }
 
     /// # Safety
     ///
-    /// `data` has the bytes of the round.
+    /// The data has the bytes of the round.
     unsafe fn publish_inputs(
         &mut self,
-        first: u64,
         rounds: &Rounds,
         round: usize,
-        data: *const u8,
-        out: *const u8,
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
-        let (step, (at, len)) = (Rounds::input(first, round), rounds.piece(round));
-        self.vacate(step, len, pause)?;
-        let place = self.place(self.me, step, len);
+        let Piece { step, at, now, len } = rounds.piece(round);
+        let keeps = self.keeps(rounds.data, rounds.out);
+        if rounds.lent.is_none() || keeps {
+            self.vacate(step, now, pause)?;
+        }
+        let place = self.place(self.me, step, now);
         let (mine, mine_len) = rounds.share(round, self.me);
+        let end = mine + mine_len;
         // SAFETY: all parts lie in the round, and the slot has room for it.
         unsafe {
-            if core::ptr::eq(data, out) {
+            let from = rounds.data.add(at);
+            if keeps {
                 // Our own share is joined from there, since its result takes its place.
-                self.memory.copy_in(place, data.add(at), len);
-            } else {
-                let end = mine + mine_len;
-                self.memory.copy_in(place, data.add(at), mine);
-                self.memory.copy_in(place + end as u64, data.add(at + end), len - end);
+                self.memory.copy_in(place + mine as u64, from.add(mine), mine_len);
+            }
+            if rounds.lent.is_none() {
+                self.memory.copy_in(place, from, mine);
+                self.memory.copy_in(place + end as u64, from.add(end), now - end);
             }
         }
-        self.publish(step, len, Readers::All);
+        match rounds.lent {
+            None => self.publish(step, now, Readers::All),
+            Some(offset) if round == 0 => self.lend(step, offset, len, Readers::All, pause)?,
+            Some(_) => {}
+        }
         Ok(())
     }
 
     /// # Safety
     ///
-    /// `data` and `out` have the bytes of the round.
-    #[allow(clippy::too_many_arguments, reason = "where, what, whereto and how")]
+    /// Data and result have the bytes of the round.
     unsafe fn join_share(
         &mut self,
-        first: u64,
         rounds: &Rounds,
         round: usize,
-        data: *const u8,
-        out: *mut u8,
         combine: &mut impl Combine,
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
         let me = self.me;
-        let (input, (at, published)) = (Rounds::input(first, round), rounds.piece(round));
-        self.expect_all(input, published, pause)?;
+        let piece = rounds.piece(round);
+        self.expect_all(piece, pause)?;
         let (share, len) = rounds.share(round, me);
+        let step = rounds.output(round);
         // SAFETY: the share lies in the round.
         unsafe {
-            let mine = match core::ptr::eq(data, out) {
-                true => self.address(me, input, published).cast_const().add(share),
-                false => data.add(at + share),
+            let mine = match self.keeps(rounds.data, rounds.out) {
+                true => self.address(me, piece.step, piece.now).cast_const().add(share),
+                false => rounds.data.add(piece.at + share),
             };
-            let to = out.add(at + share);
+            let to = rounds.out.add(piece.at + share);
             if len > 0 {
-                self.join_members(input, published, share, mine, to, len, combine);
+                self.join_members(piece, share, mine, to, len, combine);
             }
-            self.say(Rounds::output(first, round), to, len, Readers::All, pause)
+            match rounds.lent_out {
+                Some(offset) if len as u64 > MAX_BODY => {
+                    self.lend(step, offset + (piece.at + share) as u64, len, Readers::All, pause)
+                }
+                _ => self.say(step, to, len, Readers::All, pause),
+            }
         }
     }
 
     /// # Safety
     ///
-    /// `out` has the bytes of the round.
+    /// The result has the bytes of the round.
     unsafe fn collect_shares(
         &mut self,
-        first: u64,
         rounds: &Rounds,
         round: usize,
-        out: *mut u8,
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
         let (size, me) = (self.size(), self.me);
-        let (at, _) = rounds.piece(round);
+        let at = rounds.piece(round).at;
         for member in (me + 1..size).chain(0..me) {
             let (share, len) = rounds.share(round, member);
             // SAFETY: the share lies in the round.
-            unsafe { self.hear(member, Rounds::output(first, round), out.add(at + share), len, pause)? };
+            unsafe { self.hear_any(member, rounds.output(round), rounds.out.add(at + share), len, pause)? };
         }
         Ok(())
     }
@@ -286,37 +330,40 @@ impl<M: Memory> Group<M> {
 
 /// How a long payload is cut: in rounds, and each round in shares, one a member.
 struct Rounds {
+    /// The first step.
+    first: u64,
+    data: *const u8,
+    out: *mut u8,
     len: usize,
     piece: usize,
     element: usize,
     members: usize,
-    count: usize,
+    /// Where our data lies, if we lend it.
+    lent: Option<u64>,
+    /// Where our result lies, if we lend that.
+    lent_out: Option<u64>,
 }
 
 impl Rounds {
-    fn new(len: usize, piece: usize, element: usize, members: usize) -> Self {
-        Self { len, piece, element, members, count: len.div_ceil(piece) }
-    }
-
     /// The step at which a round's input is published.
-    fn input(first: u64, round: usize) -> u64 {
-        first + (2 * round as u64).saturating_sub(1)
+    fn input(&self, round: usize) -> u64 {
+        self.first + (2 * round as u64).saturating_sub(1)
     }
 
     /// The step at which a round's shares are published.
-    fn output(first: u64, round: usize) -> u64 {
-        first + 2 * round as u64 + 2
+    fn output(&self, round: usize) -> u64 {
+        self.first + 2 * round as u64 + 2
     }
 
-    /// Where a round begins, and its length.
-    fn piece(&self, round: usize) -> (usize, usize) {
+    /// What goes through a round.
+    fn piece(&self, round: usize) -> Piece {
         let at = round * self.piece;
-        (at, self.piece.min(self.len - at))
+        Piece { step: self.input(round), at, now: self.piece.min(self.len - at), len: self.len }
     }
 
     /// Where a member's share begins in its round, and its length.
     fn share(&self, round: usize, member: usize) -> (usize, usize) {
-        let (_, len) = self.piece(round);
+        let len = self.piece(round).now;
         let elements = (len / self.element).div_ceil(self.members);
         // Whole lines, where elements allow it.
         let line = if 64 % self.element == 0 { 64 / self.element } else { 1 };

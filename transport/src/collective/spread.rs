@@ -1,6 +1,7 @@
 //! From one member to the others.
 
 use super::group::{Broken, Group, Pause, Readers};
+use super::lend::Piece;
 use crate::memory::Memory;
 
 impl<M: Memory> Group<M> {
@@ -20,13 +21,19 @@ impl<M: Memory> Group<M> {
         len: usize,
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
-        self.in_pieces(len, self.piece(len), |group, step, at, now| {
+        let piece = self.piece(len);
+        if root == self.me
+            && let Some(offset) = self.lendable(data, len)
+        {
+            return self.lend_all(offset, len, len.div_ceil(piece), Readers::All, pause);
+        }
+        self.in_pieces(len, piece, |group, step, at, now| {
             // SAFETY: at + now <= len.
             unsafe {
                 if root == group.me {
                     group.say(step, data.add(at), now, Readers::All, pause)
                 } else {
-                    group.hear(root, step, data.add(at), now, pause)
+                    group.hear_piece(root, Piece { step, at, now, len }, data.add(at), pause)
                 }
             }
         })
@@ -51,13 +58,19 @@ impl<M: Memory> Group<M> {
         len: usize,
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
-        self.in_pieces(len, self.share(len), |group, step, at, now| {
+        let piece = self.share(len);
+        if root == self.me
+            && let Some(offset) = self.lendable(data, len * self.size())
+        {
+            return self.lend_all(offset, len * self.size(), len.div_ceil(piece), Readers::All, pause);
+        }
+        self.in_pieces(len, piece, |group, step, at, now| {
             // SAFETY: at + now <= len, as far as the parts reach.
             unsafe {
                 if root == group.me {
                     group.deal(step, data.add(at), len, now, pause)
                 } else {
-                    group.take(root, step, part.add(at), now, pause)
+                    group.take(root, Piece { step, at, now, len }, part.add(at), pause)
                 }
             }
         })
@@ -88,25 +101,30 @@ impl<M: Memory> Group<M> {
         Ok(())
     }
 
-    /// Waits for the piece of `now` bytes that a member has dealt us, and copies it.
+    /// Waits for the piece that a member has dealt us of our part, and copies it.
     ///
     /// # Safety
     ///
-    /// `to` is valid for writes of `now` bytes.
+    /// `to` is valid for writes of the piece's bytes.
     #[inline]
     pub(super) unsafe fn take(
         &mut self,
         member: usize,
-        step: u64,
+        piece: Piece,
         to: *mut u8,
-        now: usize,
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
+        let Piece { step, now, len, .. } = piece;
         let all = now * (self.size() - 1);
-        self.expect(member, step, all, pause)?;
-        // The dealer has no piece for itself.
-        let number = if self.me > member { self.me - 1 } else { self.me };
-        let place = self.place(member, step, all) + (number * now) as u64;
+        let whole = Piece { len: len * self.size(), ..piece };
+        let place = match self.expect_piece(member, whole, all, pause)? {
+            Some(place) => place + (self.me * len) as u64,
+            None => {
+                // The dealer has no piece for itself.
+                let number = if self.me > member { self.me - 1 } else { self.me };
+                self.place(member, step, all) + (number * now) as u64
+            }
+        };
         // SAFETY: the caller vouches for `to`.
         unsafe { self.memory.copy_out(place, to, now) };
         Ok(())

@@ -59,6 +59,7 @@ const BANDWIDTH: &[Part] = &[part(1, 8192, 500, 20), part(16_384, 4 << 20, 10, 2
 const BANDWIDTH_LARGE: &[Part] = &[part(16_384, 4 << 20, 10, 2)];
 const RATE: &[Part] = &[part(1, 64, 1000, 50)];
 const COLLECTIVE: &[Part] = &[part(4, 4096, 3000, 200), part(65_536, 1 << 20, 100, 10)];
+const COLLECTIVE_LARGE: &[Part] = &[part(65_536, 1 << 20, 100, 10)];
 const ONCE: &[Part] = &[part(0, 0, 10_000, 500)];
 const ONE_SIDED: &[Part] = &[part(8, 4096, 5000, 200)];
 
@@ -85,6 +86,10 @@ pub fn all(osc: Option<Way>) -> Vec<Case> {
     for program in COLLECTIVES.iter().chain(&["osu_gather", "osu_scatter", "osu_alltoall"]) {
         add(program, &[], COLLECTIVE, &COPYING, MICROSECONDS);
         add(program, VARY, COLLECTIVE, &COPYING, MICROSECONDS);
+    }
+    for program in COLLECTIVES {
+        add(program, ALLOC, COLLECTIVE_LARGE, &COPYING, MICROSECONDS);
+        add(program, ALLOC_VARY, COLLECTIVE_LARGE, &COPYING, MICROSECONDS);
     }
     if let Some(osc) = osc {
         let ways = [&[osc], &OSC_PEERS[..]].concat();

@@ -129,8 +129,11 @@ fn targets() -> Vec<Target> {
     for program in COLLECTIVES {
         let name = program.trim_start_matches("osu_");
         let (small, large) = (format!("{name}, to 4 KiB"), format!("{name}, 64 KiB-1 MiB"));
+        let (sizes, bound) = (64 * KIB..=MIB, Bound::AtMost(0.7));
         all.push(target(&small, program, "", 0..=4 * KIB, Peers::Vader, Bound::AtMost(0.5)));
-        all.push(target(&large, program, "", 64 * KIB..=MIB, Peers::Vader, Bound::AtMost(0.7)));
+        all.push(target(&large, program, "", sizes.clone(), Peers::Vader, bound));
+        let allocated = format!("{large}, MPI_Alloc_mem");
+        all.push(target(&allocated, program, "--alloc-mem", sizes, Peers::Vader, bound));
     }
     for (what, program, ours) in [
         ("MPI_Put", "osu_put_latency", ["", OPEN]),
