@@ -376,8 +376,13 @@ pub unsafe extern "C" fn progress() -> c_int {
         is_message = matches!(event, Event::Message { .. });
         messages += usize::from(!matches!(event, Event::Sent { .. }));
         count += 1;
-        handle(&mut fabric, &mut inbox, event);
-        if messages == BATCH {
+        match event {
+            Event::Message { peer, tag, len } if !is_ours(tag) => {
+                messages += deliver(&mut fabric, &mut inbox, peer, tag, len);
+            }
+            event => handle(&mut fabric, &mut inbox, event),
+        }
+        if messages >= BATCH {
             break;
         }
     }
@@ -402,6 +407,30 @@ pub unsafe extern "C" fn progress() -> c_int {
     count
 }
 
+/// Whether messages with this tag are for this plugin itself.
+#[inline(always)]
+fn is_ours(tag: u8) -> bool {
+    tag == stage::PULL || tag == osc::TAG
+}
+
+/// Hands on a message of Open MPI's, and those that came together with it. Returns how many of those there were.
+#[inline(always)]
+fn deliver(fabric: &mut Held, inbox: &mut Inbox, peer: Peer, mut tag: u8, mut len: usize) -> usize {
+    let mut others = 0;
+    let heard = Held::unlocked(fabric, || {
+        while module::deliver(tag, inbox.bytes_mut(len).as_mut_ptr(), len, None) {
+            let Some(next) = inbox.next_if(|tag| !is_ours(tag)) else { return true };
+            (tag, len) = next;
+            others += 1;
+        }
+        false
+    });
+    if !heard {
+        reject(fabric, peer, tag);
+    }
+    others
+}
+
 fn handle(fabric: &mut Held, inbox: &mut Inbox, event: Event) {
     match event {
         Event::Message { peer, tag: stage::PULL, len } => {
@@ -417,11 +446,7 @@ fn handle(fabric: &mut Held, inbox: &mut Inbox, event: Event) {
             }
         }
         Event::Message { peer, tag, len } => {
-            let bytes = inbox.bytes_mut(len);
-            let heard = Held::unlocked(fabric, || module::deliver(tag, bytes.as_mut_ptr(), len, None));
-            if !heard {
-                reject(fabric, peer, tag);
-            }
+            deliver(fabric, inbox, peer, tag, len);
         }
         Event::Fragment { peer, tag, offset, len } if stage::is_chunk(tag) => {
             let Some(open) = fabric.as_mut() else { return };

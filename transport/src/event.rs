@@ -1,6 +1,6 @@
 //! What an endpoint hands out: peers, fragments, events.
 
-use vmshm_abi::ring::Descriptor;
+use vmshm_abi::ring::{Descriptor, SLOT, STAMP, Stamp};
 
 #[cfg(doc)]
 use crate::endpoint::Endpoint;
@@ -47,25 +47,90 @@ impl Fragment {
     }
 }
 
-/// Where [`Endpoint::poll`] puts the bytes of an inline message.
+/// Where [`Endpoint::poll`] puts the bytes of an inline message. Each endpoint has its own: short messages are read several at a
+/// time, and wait here for the next polls.
 #[derive(Debug)]
 #[repr(C, align(64))]
-pub struct Inbox(pub(crate) [u8; MAX_INLINE]);
+pub struct Inbox {
+    /// One message from its first byte on, or several short ones, each as it lay in its slot.
+    slots: [[u8; SLOT as usize]; MAX_INLINE.div_ceil(SLOT as usize)],
+    /// Where the message begins that was found last, bytes.
+    at: usize,
+    /// Short messages that were read together, and how many of them were found.
+    read: usize,
+    found: usize,
+    /// Who sent them.
+    peer: Peer,
+}
+
+/// Most short messages that are read together.
+const RUN: usize = 8;
 
 impl Inbox {
     /// An empty inbox.
     pub fn new() -> Self {
-        Self([0; MAX_INLINE])
+        Self {
+            slots: [[0; SLOT as usize]; MAX_INLINE.div_ceil(SLOT as usize)],
+            at: 0,
+            read: 0,
+            found: 0,
+            peer: Peer(0),
+        }
     }
 
     /// The first `len` bytes.
+    #[inline]
     pub fn bytes(&self, len: usize) -> &[u8] {
-        &self.0[..len]
+        &self.slots.as_flattened()[self.at..][..len]
     }
 
     /// The first `len` bytes, to change them in place.
+    #[inline]
     pub fn bytes_mut(&mut self, len: usize) -> &mut [u8] {
-        &mut self.0[..len]
+        &mut self.slots.as_flattened_mut()[self.at..][..len]
+    }
+
+    /// The tag and the length of the next message, if it has come together with the last one and its tag is `wanted`: what
+    /// [`Endpoint::poll`] would find, only sooner.
+    #[inline(always)]
+    pub fn next_if(&mut self, wanted: impl FnOnce(u8) -> bool) -> Option<(u8, usize)> {
+        if self.found == self.read {
+            return None;
+        }
+        let slot = self.slots.get(self.found)?;
+        let stamp = Stamp::unpack(u64::from_ne_bytes(*slot.first_chunk()?));
+        if !wanted(stamp.tag) {
+            return None;
+        }
+        self.at = self.found * SLOT as usize + STAMP as usize;
+        self.found += 1;
+        Some((stamp.tag, usize::from(stamp.len)))
+    }
+
+    /// As [`Inbox::next_if`], whatever its tag.
+    #[inline(always)]
+    pub(crate) fn next(&mut self) -> Option<Event> {
+        let (tag, len) = self.next_if(|_| true)?;
+        Some(Event::Message { peer: self.peer, tag, len })
+    }
+
+    /// Where a single message goes.
+    #[inline(always)]
+    pub(crate) fn whole(&mut self) -> &mut [u8] {
+        self.at = 0;
+        self.slots.as_flattened_mut()
+    }
+
+    /// Where messages go that are read together; they are there after [`Inbox::hold`].
+    #[inline(always)]
+    pub(crate) fn run(&mut self) -> &mut [[u8; SLOT as usize]] {
+        &mut self.slots[..RUN]
+    }
+
+    /// The first `count` slots hold short messages of `peer`.
+    #[inline(always)]
+    pub(crate) fn hold(&mut self, peer: Peer, count: usize) {
+        (self.peer, self.read, self.found) = (peer, count, 0);
     }
 }
 

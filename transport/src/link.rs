@@ -166,7 +166,7 @@ impl Link {
     pub fn is_polled(&self, memory: &impl Memory) -> bool {
         self.theirs
             .as_ref()
-            .is_some_and(|theirs| memory.load(theirs.connection + HOT, Ordering::Relaxed) == POLLED)
+            .is_some_and(|theirs| memory.load_theirs(theirs.connection + HOT, Ordering::Relaxed) == POLLED)
     }
 
     /// Looks how far the peer has consumed our ring, once it has connected to us.
@@ -179,7 +179,7 @@ impl Link {
     ) -> Result<(), Fault> {
         self.resolve(memory, region, me, life)?;
         let Some(theirs) = &self.theirs else { return Ok(()) };
-        let value = memory.load(theirs.connection + CONSUMED, Ordering::Acquire);
+        let value = memory.load_theirs(theirs.connection + CONSUMED, Ordering::Acquire);
         // Asked after the number was read: a departed peer's memory may be another's by now, and so may the number.
         if value != self.producer.acknowledged()
             && !read_claim(memory, theirs.connection).is_for(me, life, self.incarnation)
@@ -211,7 +211,7 @@ pub fn close(memory: &impl Memory, connection: u64) {
 /// [`slot::lives`], whose fence orders it behind the reading of the owner's bytes.
 #[inline]
 pub fn is_closed(memory: &impl Memory, connection: u64) -> bool {
-    memory.load(connection + HOT, Ordering::Relaxed) == CLOSED
+    memory.load_theirs(connection + HOT, Ordering::Relaxed) == CLOSED
 }
 
 /// What a connection block says that it is: its first words, which do not change.

@@ -23,6 +23,12 @@ pub trait Memory {
     /// Loads a word.
     fn load(&self, offset: u64, order: Ordering) -> u64;
 
+    /// As [`Memory::load`], of a word that a peer writes: our own memory need not be looked at first.
+    #[inline(always)]
+    fn load_theirs(&self, offset: u64, order: Ordering) -> u64 {
+        self.load(offset, order)
+    }
+
     /// Stores a word.
     fn store(&self, offset: u64, value: u64, order: Ordering);
 
@@ -89,13 +95,13 @@ pub trait Memory {
         unsafe { self.copy_in(offset, from.as_ptr(), from.len()) }
     }
 
-    /// Copies a few words out of the region.
+    /// Copies a few words that a peer writes out of the region.
     #[inline(always)]
-    fn load_words<const N: usize>(&self, offset: u64) -> [u64; N]
+    fn load_words_of_theirs<const N: usize>(&self, offset: u64) -> [u64; N]
     where
         Self: Sized,
     {
-        core::array::from_fn(|n| self.load(offset + n as u64 * 8, Ordering::Relaxed))
+        core::array::from_fn(|n| self.load_theirs(offset + n as u64 * 8, Ordering::Relaxed))
     }
 
     /// Copies a few words into the region.
@@ -125,11 +131,15 @@ macro_rules! forward {
             fn len(&self) -> u64 {
                 (**self).len()
             }
-            #[inline]
+            #[inline(always)]
             fn load(&self, offset: u64, order: Ordering) -> u64 {
                 (**self).load(offset, order)
             }
-            #[inline]
+            #[inline(always)]
+            fn load_theirs(&self, offset: u64, order: Ordering) -> u64 {
+                (**self).load_theirs(offset, order)
+            }
+            #[inline(always)]
             fn store(&self, offset: u64, value: u64, order: Ordering) {
                 (**self).store(offset, value, order);
             }
@@ -176,8 +186,8 @@ macro_rules! forward {
                 (**self).offset_of(address, len)
             }
             #[inline(always)]
-            fn load_words<const N: usize>(&self, offset: u64) -> [u64; N] {
-                (**self).load_words(offset)
+            fn load_words_of_theirs<const N: usize>(&self, offset: u64) -> [u64; N] {
+                (**self).load_words_of_theirs(offset)
             }
             #[inline(always)]
             fn store_words<const N: usize>(&self, offset: u64, words: [u64; N]) {

@@ -33,7 +33,7 @@ pub struct Fault {
 
 /// Slots that a message of `len` bytes takes.
 #[inline]
-const fn slots_for(len: usize) -> u64 {
+pub const fn slots_for(len: usize) -> u64 {
     (STAMP + len as u64).div_ceil(SLOT)
 }
 
@@ -252,6 +252,13 @@ fn copy_short(to: &mut [u8], from: &[u8]) {
     }
 }
 
+/// Whether the word is the stamp of a message at `position` that lies in one slot.
+#[inline(always)]
+const fn is_short(word: u64, position: u64) -> bool {
+    let stamp = Stamp::unpack(word);
+    stamp.sequence == Stamp::sequence_at(position) && stamp.kind == KIND_INLINE && stamp.len as usize <= HEAD
+}
+
 /// The receiving end of a ring, in the section of a peer.
 #[derive(Debug)]
 pub struct Consumer {
@@ -276,7 +283,7 @@ impl Consumer {
     /// A stamp with the right number that says what no producer says.
     #[inline(always)]
     pub fn peek(&self, memory: &impl Memory) -> Result<Option<Stamp>, Fault> {
-        let word = memory.load(self.slots + self.at, Ordering::Acquire);
+        let word = memory.load_theirs(self.slots + self.at, Ordering::Acquire);
         let stamp = Stamp::unpack(word);
         if stamp.sequence != Stamp::sequence_at(self.position) || stamp.kind == 0 {
             return Ok(None);
@@ -299,7 +306,7 @@ impl Consumer {
         if stamp.len <= 24
             && let Some(to) = to.first_chunk_mut::<24>()
         {
-            let words: [u64; 3] = memory.load_words(self.slots + at);
+            let words: [u64; 3] = memory.load_words_of_theirs(self.slots + at);
             for (to, word) in to.chunks_exact_mut(8).zip(words) {
                 to.copy_from_slice(&word.to_ne_bytes());
             }
@@ -313,6 +320,28 @@ impl Consumer {
         }
     }
 
+    /// Copies short messages, from the next one on, as they lie in their slots: all that are there, up to the length of `to`
+    /// and the end of the ring. Returns how many; they have not been stepped over.
+    #[inline(always)]
+    pub fn read_run(&self, memory: &impl Memory, to: &mut [[u8; SLOT as usize]]) -> usize {
+        let room = (self.count - self.at / SLOT) as usize;
+        let mut at = self.slots + self.at;
+        let mut position = self.position;
+        for to in to.iter_mut().take(room) {
+            let word = memory.load_theirs(at, Ordering::Acquire);
+            if !is_short(word, position) {
+                break;
+            }
+            let body: [u64; 3] = memory.load_words_of_theirs(at + STAMP);
+            for (to, word) in to.chunks_exact_mut(8).zip([word, body[0], body[1], body[2]]) {
+                to.copy_from_slice(&word.to_ne_bytes());
+            }
+            position += 1;
+            at += SLOT;
+        }
+        (position - self.position) as usize
+    }
+
     /// Copies the descriptor of the message that [`Consumer::peek`] showed.
     #[inline]
     pub fn descriptor(&self, memory: &impl Memory) -> Descriptor {
@@ -324,7 +353,12 @@ impl Consumer {
     /// Steps behind the message that [`Consumer::peek`] showed. Its bytes still stand until it is acknowledged.
     #[inline(always)]
     pub fn advance(&mut self, memory: &impl Memory, stamp: Stamp) {
-        let slots = slots_for(usize::from(stamp.len));
+        self.advance_by(memory, slots_for(usize::from(stamp.len)));
+    }
+
+    /// Steps over `slots` slots that were read, no more than a ring.
+    #[inline(always)]
+    pub fn advance_by(&mut self, memory: &impl Memory, slots: u64) {
         self.position += slots;
         self.at += slots * SLOT;
         if self.at >= self.count * SLOT {

@@ -32,7 +32,7 @@ const DIED: u64 = offset_of!(EndpointSlot, died) as u64;
 #[inline]
 pub fn lives(memory: &impl Memory, slot: u64, incarnation: u64) -> bool {
     memory.fence(Ordering::Acquire);
-    memory.load(slot, Ordering::Acquire) == (SlotState { incarnation, state: STATE_LIVE }).pack()
+    memory.load_theirs(slot, Ordering::Acquire) == (SlotState { incarnation, state: STATE_LIVE }).pack()
 }
 
 /// Why the life `incarnation` of a slot has ended, or is about to be taken for ended. `member` is what

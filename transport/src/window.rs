@@ -76,16 +76,24 @@ impl Window {
     #[inline(always)]
     fn word(&self, offset: u64) -> &AtomicU64 {
         let at = offset.wrapping_sub(self.writable.start);
-        // SAFETY: `has_word` says that the word lies in the writable range, or in the region. All accesses to words of the
-        // region are atomic.
+        if has_word(self.writable.end - self.writable.start, at) {
+            // SAFETY: just checked against the writable range. All accesses to words of the region are atomic.
+            return unsafe { AtomicU64::from_ptr(self.write.add(at as usize).cast()) };
+        }
+        let [word] = self.words_of_all(offset);
+        word
+    }
+
+    /// The words from `offset` on, to be read where the whole region is mapped.
+    #[inline(always)]
+    fn words_of_all<const N: usize>(&self, offset: u64) -> [&AtomicU64; N] {
+        if !has_word((self.len >> 3).saturating_sub(N as u64 - 1) << 3, offset) {
+            leaves("the region", offset, 8 * N as u64);
+        }
+        // SAFETY: just checked against the length of the mapping. All accesses to words of the region are atomic.
         unsafe {
-            if has_word(self.writable.end - self.writable.start, at) {
-                return AtomicU64::from_ptr(self.write.add(at as usize).cast());
-            }
-            if !has_word(self.len, offset) {
-                leaves("the region", offset, 8);
-            }
-            AtomicU64::from_ptr(self.read.add(offset as usize).cast())
+            let first = self.read.add(offset as usize).cast::<u64>();
+            core::array::from_fn(|n| AtomicU64::from_ptr(first.add(n)))
         }
     }
 
@@ -119,12 +127,18 @@ impl Memory for Window {
         self.len
     }
 
-    #[inline]
+    #[inline(always)]
     fn load(&self, offset: u64, order: Ordering) -> u64 {
         self.word(offset).load(order)
     }
 
-    #[inline]
+    #[inline(always)]
+    fn load_theirs(&self, offset: u64, order: Ordering) -> u64 {
+        let [word] = self.words_of_all(offset);
+        word.load(order)
+    }
+
+    #[inline(always)]
     fn store(&self, offset: u64, value: u64, order: Ordering) {
         self.own_word(offset).store(value, order);
     }
@@ -157,11 +171,8 @@ impl Memory for Window {
     }
 
     #[inline(always)]
-    fn load_words<const N: usize>(&self, offset: u64) -> [u64; N] {
-        let words = self.readable(offset, 8 * N as u64).cast::<u64>();
-        assert!(words.is_aligned());
-        // SAFETY: just checked.
-        core::array::from_fn(|n| unsafe { AtomicU64::from_ptr(words.add(n)) }.load(Ordering::Relaxed))
+    fn load_words_of_theirs<const N: usize>(&self, offset: u64) -> [u64; N] {
+        self.words_of_all(offset).map(|word| word.load(Ordering::Relaxed))
     }
 
     #[inline(always)]

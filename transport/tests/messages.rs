@@ -429,10 +429,10 @@ fn fragments_come_back_to_who_always_finds_a_message() {
             if with_slow_peer {
                 assert!(forwarded.send(&mut b, to_slow));
             }
-            let mut inbox = Inbox::new();
+            let [mut inbox, mut others] = [(); 2].map(|()| Inbox::new());
             let (mut owed, mut arrived) = (VecDeque::new(), 0);
             for _ in 0..ROUNDS {
-                while let Some(event) = a.poll(&mut inbox) {
+                while let Some(event) = a.poll(&mut others) {
                     let Event::Sent { token, .. } = event else { panic!("{event:?}") };
                     ours.come_back(token);
                 }
@@ -458,7 +458,7 @@ fn fragments_come_back_to_who_always_finds_a_message() {
                 }
                 for end in [&mut c, &mut d] {
                     for _ in 0..4 * BATCH {
-                        let event = end.poll(&mut inbox);
+                        let event = end.poll(&mut others);
                         arrived +=
                             usize::from(event.and_then(|event| take(end, &mut inbox, event)).is_some());
                     }
@@ -543,7 +543,7 @@ proptest! {
         }
         let mut under_way: HashMap<(usize, usize), VecDeque<Vec<u8>>> = HashMap::new();
         let mut fragments: Vec<HashMap<u64, Fragment>> = (0..4).map(|_| HashMap::new()).collect();
-        let mut inbox = Inbox::new();
+        let mut inboxes = [(); 4].map(|()| Inbox::new());
         let mut seed = 0;
         let all_steps = steps.into_iter().chain((0..40).map(|n| Step::Receive { at: n % 4, most: usize::MAX }));
         for step in all_steps {
@@ -562,8 +562,9 @@ proptest! {
                 Step::Send { .. } => {}
                 Step::Receive { at, most } => {
                     let mut idle = 0;
+                    let inbox = &mut inboxes[at];
                     for _ in 0..most {
-                        let Some(event) = all[at].poll(&mut inbox) else {
+                        let Some(event) = all[at].poll(inbox) else {
                             idle += 1;
                             if idle > 20 { break }
                             continue;
@@ -573,7 +574,7 @@ proptest! {
                             all[at].free(fragment);
                             continue;
                         }
-                        let (peer, _, bytes) = take(&mut all[at], &mut inbox, event).expect("a message");
+                        let (peer, _, bytes) = take(&mut all[at], inbox, event).expect("a message");
                         let expected = under_way.get_mut(&(who[at][&peer], at)).and_then(VecDeque::pop_front);
                         prop_assert!(expected == Some(bytes));
                     }

@@ -11,6 +11,7 @@ use crate::activity::Activity;
 use crate::event::{Event, Inbox, Peer};
 use crate::link::{HOT, PeerError, check_descriptor, find_connection, read_claim};
 use crate::memory::Memory;
+use crate::ring::slots_for;
 use crate::slot;
 
 /// Rings that are looked at in each poll; the others are found by their activity lines.
@@ -33,6 +34,9 @@ impl<M: Memory> Endpoint<M> {
     /// section's activity line and at one silent ring as well.
     #[inline(always)]
     pub fn poll(&mut self, inbox: &mut Inbox) -> Option<Event> {
+        if let Some(event) = inbox.next() {
+            return Some(event);
+        }
         self.turn = self.turn.wrapping_add(1);
         // Busy peers first, but they never keep the others from their turn.
         if !self.turn.is_multiple_of(FAIR) {
@@ -62,6 +66,9 @@ impl<M: Memory> Endpoint<M> {
     /// in vain fetches a line that the peer has just prepared for its next message.
     #[inline(always)]
     pub fn poll_more(&mut self, inbox: &mut Inbox) -> Option<Event> {
+        if let Some(event) = inbox.next() {
+            return Some(event);
+        }
         if self.streams {
             self.turn = self.turn.wrapping_add(1);
             if self.turn.is_multiple_of(FAIR) {
@@ -283,6 +290,18 @@ impl<M: Memory> Endpoint<M> {
             return None;
         }
         let Some(theirs) = &mut link.theirs else { return self.pop_first(index, inbox) };
+        if self.streams && self.flying <= CROWD {
+            // There may be many: what they have in common is looked at once.
+            let count = theirs.consumer.read_run(&self.memory, inbox.run());
+            if count > 0 {
+                if !link.lives(&self.memory) {
+                    return self.give_up(index, self.ending(index));
+                }
+                inbox.hold(Peer(index), count);
+                self.step(index, count as u64);
+                return inbox.next();
+            }
+        }
         let stamp = match theirs.consumer.peek(&self.memory) {
             Ok(stamp) => stamp?,
             Err(fault) => return self.give_up(index, fault.into()),
@@ -290,11 +309,11 @@ impl<M: Memory> Endpoint<M> {
         if stamp.kind != KIND_INLINE {
             return self.pop_descriptor(index, stamp);
         }
-        theirs.consumer.read(&self.memory, stamp, &mut inbox.0);
+        theirs.consumer.read(&self.memory, stamp, inbox.whole());
         if !link.lives(&self.memory) {
             return self.give_up(index, self.ending(index));
         }
-        self.step(index, stamp);
+        self.step(index, slots_for(usize::from(stamp.len)));
         Some(Event::Message { peer: Peer(index), tag: stamp.tag, len: usize::from(stamp.len) })
     }
 
@@ -332,7 +351,7 @@ impl<M: Memory> Endpoint<M> {
                 theirs.consumer.advance(&self.memory, stamp);
             }
         } else {
-            self.step(index, stamp);
+            self.step(index, slots_for(usize::from(stamp.len)));
         }
         Some(event)
     }
@@ -343,12 +362,12 @@ impl<M: Memory> Endpoint<M> {
         None
     }
 
-    /// Steps behind a message, and acknowledges it if that is due, or remembers to.
+    /// Steps over slots that were read, and acknowledges it if that is due, or remembers to.
     #[inline(always)]
-    fn step(&mut self, index: u32, stamp: Stamp) {
+    fn step(&mut self, index: u32, slots: u64) {
         let link = &mut self.links[index as usize];
         let Some(theirs) = &mut link.theirs else { return };
-        theirs.consumer.advance(&self.memory, stamp);
+        theirs.consumer.advance_by(&self.memory, slots);
         if theirs.consumer.is_acknowledgement_due() {
             link.acknowledge(&self.memory);
         } else if !link.dirty {
