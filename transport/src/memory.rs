@@ -97,7 +97,7 @@ pub trait Memory {
 
     /// Copies a few words that a peer writes out of the region.
     #[inline(always)]
-    fn load_words_of_theirs<const N: usize>(&self, offset: u64) -> [u64; N]
+    fn load_words<const N: usize>(&self, offset: u64) -> [u64; N]
     where
         Self: Sized,
     {
@@ -186,8 +186,8 @@ macro_rules! forward {
                 (**self).offset_of(address, len)
             }
             #[inline(always)]
-            fn load_words_of_theirs<const N: usize>(&self, offset: u64) -> [u64; N] {
-                (**self).load_words_of_theirs(offset)
+            fn load_words<const N: usize>(&self, offset: u64) -> [u64; N] {
+                (**self).load_words(offset)
             }
             #[inline(always)]
             fn store_words<const N: usize>(&self, offset: u64, words: [u64; N]) {

@@ -306,7 +306,7 @@ impl Consumer {
         if stamp.len <= 24
             && let Some(to) = to.first_chunk_mut::<24>()
         {
-            let words: [u64; 3] = memory.load_words_of_theirs(self.slots + at);
+            let words: [u64; 3] = memory.load_words(self.slots + at);
             for (to, word) in to.chunks_exact_mut(8).zip(words) {
                 to.copy_from_slice(&word.to_ne_bytes());
             }
@@ -332,7 +332,7 @@ impl Consumer {
             if !is_short(word, position) {
                 break;
             }
-            let body: [u64; 3] = memory.load_words_of_theirs(at + STAMP);
+            let body: [u64; 3] = memory.load_words(at + STAMP);
             for (to, word) in to.chunks_exact_mut(8).zip([word, body[0], body[1], body[2]]) {
                 to.copy_from_slice(&word.to_ne_bytes());
             }

@@ -171,7 +171,7 @@ impl Memory for Window {
     }
 
     #[inline(always)]
-    fn load_words_of_theirs<const N: usize>(&self, offset: u64) -> [u64; N] {
+    fn load_words<const N: usize>(&self, offset: u64) -> [u64; N] {
         self.words_of_all(offset).map(|word| word.load(Ordering::Relaxed))
     }
 
