@@ -24,6 +24,7 @@ mod native;
 #[path = "copy/plain.rs"]
 mod native;
 
+pub use native::copy as vectors;
 use native::{SHORTEST, copy, copy_block, has_blocks};
 #[cfg(feature = "std")]
 pub use native::{set_string_from, string_from};

@@ -13,28 +13,40 @@ impl<M: Memory> Group<M> {
     ///
     /// A member that is gone.
     pub fn barrier(&mut self, pause: &mut impl Pause) -> Result<(), Broken> {
-        let (size, me, mut step) = (self.size(), self.me, self.step);
         // A stamp of a later step says as well that its member was here, so nobody misses one that is overwritten.
-        if size <= FEW {
-            self.vacate(step, 0, pause)?;
-            self.publish(step, 0, Readers::Lenient);
-            self.settle(step, 0, pause);
-            for member in (0..size).filter(|member| *member != me) {
+        if self.size() > FEW {
+            return self.barrier_in_rounds(pause);
+        }
+        let step = self.step;
+        self.say_here(step, pause)?;
+        for member in 0..self.size() {
+            if member != self.me {
                 self.reached(member, step, pause)?;
             }
+        }
+        self.end(step + 1);
+        Ok(())
+    }
+
+    fn barrier_in_rounds(&mut self, pause: &mut impl Pause) -> Result<(), Broken> {
+        let (size, me, mut step) = (self.size(), self.me, self.step);
+        let mut distance = 1;
+        while distance < size {
+            self.say_here(step, pause)?;
+            self.reached((me + size - distance) % size, step, pause)?;
+            distance *= 2;
             step += 1;
-        } else {
-            let mut distance = 1;
-            while distance < size {
-                self.vacate(step, 0, pause)?;
-                self.publish(step, 0, Readers::Lenient);
-                self.settle(step, 0, pause);
-                self.reached((me + size - distance) % size, step, pause)?;
-                distance *= 2;
-                step += 1;
-            }
         }
         self.end(step);
+        Ok(())
+    }
+
+    /// Says that we are at a step.
+    #[inline(always)]
+    fn say_here(&mut self, step: u64, pause: &mut impl Pause) -> Result<(), Broken> {
+        self.vacate(step, 0, pause)?;
+        self.publish(step, 0, Readers::Lenient);
+        self.settle(step, 0, pause);
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 use super::group::{Broken, Group, Pause, Readers};
 use super::layout::{HEAD_SLOTS, LAG, MIN_CHUNKS, SLOTS};
 use super::lend::Piece;
+use super::short::is_short;
 use crate::memory::Memory;
 
 /// So many pieces are published before the others' are read.
@@ -74,6 +75,10 @@ impl<M: Memory> Group<M> {
         let (size, me) = (self.size(), self.me);
         let longest =
             (0..size).map(|member| if member == me { len } else { part(member).1 }).max().unwrap_or(0);
+        if is_short(longest) {
+            // SAFETY: the caller keeps the contract.
+            return unsafe { self.all_gather_short(data, len, part, pause) };
+        }
         let piece = self.piece(longest);
         let (own, own_len) = part(me);
         // What a member has of a piece of the longest.

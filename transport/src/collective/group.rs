@@ -4,10 +4,10 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use super::layout::{
-    BLOCK, DONE, HEAD_PAYLOAD, HEAD_SLOTS, LAG, LENT, MAX_BODY, MAX_HEAD, SLOTS, TAG, body, chunks_len, head,
-    head_payload, is_chunk, is_count, stamp, stamped,
+    BLOCK, DONE, HEAD_SLOTS, LAG, LENT, MAX_BODY, MAX_HEAD, SLOTS, TAG, body, chunks_len, head, head_payload,
+    is_chunk, is_count, stamp, stamped,
 };
-use crate::copy;
+use super::short::is_short;
 use crate::memory::Memory;
 use crate::region::Section;
 
@@ -99,10 +99,6 @@ pub(super) enum Readers {
 /// the next one do not look yet.
 const AHEAD: u64 = 2;
 
-/// Bodies of up to so many bytes are copied out in words: these the processor begins to fetch while the stamp is still under
-/// way, which it was not seen to do for other copies. (Vectors took 1.1 times as long in a broadcast, 1.3 in an allgather.)
-const MAX_WORDS: usize = 1024;
-
 /// Bytes of the smallest page.
 const PAGE: usize = 4096;
 
@@ -112,6 +108,10 @@ pub struct Group<M> {
     pub(super) memory: M,
     pub(super) me: usize,
     pub(super) members: Vec<Member>,
+    /// Offset of our block.
+    pub(super) block: u64,
+    /// Offsets of all members' blocks.
+    blocks: Vec<u64>,
     /// Offsets of the members' chunks; empty where there are none.
     chunks: Vec<u64>,
     chunk: usize,
@@ -125,6 +125,8 @@ pub struct Group<M> {
     long: Vec<(u64, Readers)>,
     /// The first step that each member may not have finished with, as far as known.
     done: Vec<u64>,
+    /// The step of our last short payload.
+    pub(super) said: u64,
     /// All other members have finished with the steps before this one, as far as known.
     all_done: u64,
     /// Where the members' operands of an operation lie, as far as they are lent.
@@ -156,8 +158,11 @@ impl<M: Memory> Group<M> {
             memory,
             me,
             done: members.iter().map(|_| 0).collect(),
+            said: 0,
             all_done: 0,
             lent: members.iter().map(|_| None).collect(),
+            block: members[me].block,
+            blocks: members.iter().map(|member| member.block).collect(),
             members,
             chunks: Vec::new(),
             chunk: 0,
@@ -277,7 +282,7 @@ impl<M: Memory> Group<M> {
     /// Where a member puts the payload of a step.
     #[inline]
     pub(super) fn place(&self, member: usize, step: u64, len: usize) -> u64 {
-        let block = self.members[member].block;
+        let block = self.blocks[member];
         if len as u64 <= MAX_HEAD {
             block + head_payload(step)
         } else if len as u64 <= MAX_BODY {
@@ -297,22 +302,26 @@ impl<M: Memory> Group<M> {
     /// written.
     #[inline(always)]
     pub(super) fn vacate(&mut self, step: u64, len: usize, pause: &mut impl Pause) -> Result<(), Broken> {
-        self.all_finished(self.published[(step % HEAD_SLOTS) as usize], pause)?;
-        if len as u64 <= MAX_HEAD {
-            Ok(())
-        } else if len as u64 <= MAX_BODY {
-            self.all_finished(self.bodies[(step % SLOTS) as usize], pause)
-        } else {
-            self.all_finished(self.long[self.turn(step)], pause)
+        // Their last use lies at least so many steps behind.
+        let round = if len as u64 <= MAX_HEAD { HEAD_SLOTS } else { SLOTS };
+        if step < self.all_done + round { Ok(()) } else { self.await_slots(step, len, pause) }
+    }
+
+    /// The rest of [`Group::vacate`], where it is not yet known that all others have finished.
+    #[inline(never)]
+    fn await_slots(&mut self, step: u64, len: usize, pause: &mut impl Pause) -> Result<(), Broken> {
+        self.await_readers(self.published[(step % HEAD_SLOTS) as usize], pause)?;
+        if len as u64 > MAX_BODY {
+            self.await_readers(self.long[self.turn(step)], pause)?;
+        } else if len as u64 > MAX_HEAD {
+            self.await_readers(self.bodies[(step % SLOTS) as usize], pause)?;
         }
+        let others = self.done.iter().enumerate().filter(|(member, _)| *member != self.me);
+        self.all_done = others.map(|(_, done)| *done).min().unwrap_or(step);
+        Ok(())
     }
 
     /// Waits until the readers of a step have finished with it.
-    #[inline(always)]
-    fn all_finished(&mut self, used: (u64, Readers), pause: &mut impl Pause) -> Result<(), Broken> {
-        if used.0 < self.all_done { Ok(()) } else { self.await_readers(used, pause) }
-    }
-
     pub(super) fn await_readers(
         &mut self,
         (step, readers): (u64, Readers),
@@ -326,8 +335,6 @@ impl<M: Memory> Group<M> {
                 for reader in (0..size).filter(|reader| *reader != me) {
                     self.finished(reader, step, pause)?;
                 }
-                let others = (0..size).filter(|member| *member != me).map(|member| self.done[member]);
-                self.all_done = others.min().unwrap_or(0);
             }
         }
         Ok(())
@@ -345,7 +352,7 @@ impl<M: Memory> Group<M> {
     /// Waits until a word of a member's block has this value or a greater one, and returns it.
     #[inline(always)]
     fn at_least(&self, member: usize, word: u64, value: u64, pause: &mut impl Pause) -> Result<u64, Broken> {
-        let at = self.members[member].block + word;
+        let at = self.blocks[member] + word;
         let found = self.memory.load(at, Ordering::Acquire);
         if found >= value { Ok(found) } else { self.wait(member, at, value, pause) }
     }
@@ -384,7 +391,7 @@ impl<M: Memory> Group<M> {
     #[inline(always)]
     pub(super) fn raise(&mut self, step: u64, len: usize, readers: Readers) {
         self.published[(step % HEAD_SLOTS) as usize] = (step, readers);
-        let at = self.members[self.me].block + head(step);
+        let at = self.block + head(step);
         self.memory.store(at, stamp(step, len), Ordering::Release);
     }
 
@@ -392,13 +399,10 @@ impl<M: Memory> Group<M> {
     /// theirs at the same time.
     #[inline]
     pub(super) fn settle(&self, step: u64, len: usize, pause: &impl Pause) {
-        let block = self.members[self.me].block;
         if len as u64 <= MAX_HEAD {
-            self.memory.give(block + head(step));
-            self.memory.own(block + head(step + AHEAD), HEAD_PAYLOAD + len as u64);
-        } else {
-            self.memory.own(block + head(step + AHEAD), 1);
+            self.memory.give(self.block + head(step));
         }
+        self.memory.own(self.block + head(step + AHEAD), 1);
         pause.settle();
     }
 
@@ -429,6 +433,10 @@ impl<M: Memory> Group<M> {
         let found = self.at_least(member, head(step), stamp(step, 0), pause)?;
         let known = &mut self.done[member];
         *known = (*known).max(step.saturating_sub(LAG));
+        if self.blocks.len() == 2 {
+            // There are no others.
+            self.all_done = *known;
+        }
         Ok(found)
     }
 
@@ -447,7 +455,7 @@ impl<M: Memory> Group<M> {
     /// Says that we have finished with all steps before this one.
     #[inline]
     pub(super) fn finish(&mut self, step: u64) {
-        self.memory.store(self.members[self.me].block + DONE, step, Ordering::Release);
+        self.memory.store(self.block + DONE, step, Ordering::Release);
     }
 
     /// Ends an operation: the next one begins with this step.
@@ -489,14 +497,14 @@ impl<M: Memory> Group<M> {
         readers: Readers,
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
+        if is_short(len) {
+            // SAFETY: the caller vouches for it.
+            return unsafe { self.say_short(step, from, len, readers, pause) };
+        }
         self.vacate(step, len, pause)?;
-        // SAFETY: the caller vouches for it.
+        // SAFETY: as above.
         unsafe { self.memory.copy_in(self.place(self.me, step, len), from, len) };
         self.publish(step, len, readers);
-        if len as u64 > MAX_HEAD && len as u64 <= MAX_BODY {
-            // The next payload is likely to be as long.
-            self.memory.own(self.place(self.me, step + AHEAD, len), len as u64);
-        }
         Ok(())
     }
 
@@ -514,15 +522,13 @@ impl<M: Memory> Group<M> {
         len: usize,
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
-        self.expect(member, step, len, pause)?;
-        // SAFETY: the caller vouches for `to`, and the slot has room for `len` bytes.
-        unsafe {
-            if len as u64 > MAX_HEAD && len <= MAX_WORDS {
-                copy::words(self.address(member, step, len), to, len);
-            } else {
-                self.memory.copy_out(self.place(member, step, len), to, len);
-            }
+        if is_short(len) {
+            // SAFETY: the caller vouches for it.
+            return unsafe { self.hear_short(member, step, to, len, pause) };
         }
+        self.expect(member, step, len, pause)?;
+        // SAFETY: as above.
+        unsafe { self.memory.copy_out(self.place(member, step, len), to, len) };
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! Where the parts of a member's block lie.
 
-use vmshm_abi::LINE_PAIR;
+use vmshm_abi::{LINE, LINE_PAIR};
 
 /// Slots for payloads that do not travel with their stamp. More than [`LAG`] steps can be published before a slot comes
 /// round again.
@@ -21,14 +21,15 @@ pub const DONE: u64 = LINE_PAIR;
 
 const HEADS: u64 = 2 * LINE_PAIR;
 
-/// Bytes of a head: the stamp, and a payload that travels with it.
+/// Bytes from one head to the next. In its first line are the stamp, and a payload that travels with it.
 const HEAD: u64 = LINE_PAIR;
 
 /// Where the payload of a head begins: as aligned as any number that is computed with needs.
 pub const HEAD_PAYLOAD: u64 = 16;
 
-/// Longest payload of a head, bytes.
-pub const MAX_HEAD: u64 = HEAD - HEAD_PAYLOAD;
+/// Longest payload of a head, bytes: what shares the stamp's line. Who waits for the stamp has the line behind it fetched as
+/// well, and takes it away from its writer.
+pub const MAX_HEAD: u64 = LINE - HEAD_PAYLOAD;
 
 const BODIES: u64 = HEADS + HEAD_SLOTS * HEAD;
 

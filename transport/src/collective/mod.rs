@@ -26,6 +26,7 @@ mod group;
 mod layout;
 mod lend;
 mod reduce;
+mod short;
 mod spread;
 
 pub use exchange::Part;

@@ -3,6 +3,7 @@
 use super::group::{Broken, Group, Pause, Readers};
 use super::layout::MAX_BODY;
 use super::lend::Piece;
+use super::short::is_short;
 use crate::memory::Memory;
 
 /// What joins two operands of the same length.
@@ -58,7 +59,7 @@ impl<M: Memory> Group<M> {
 
     /// Whether an operand whose place the result takes must be kept elsewhere until it is joined: the last one is the first to
     /// be joined.
-    fn keeps(&self, data: *const u8, out: *const u8) -> bool {
+    pub(super) fn keeps(&self, data: *const u8, out: *const u8) -> bool {
         core::ptr::eq(data, out) && self.me != self.size() - 1
     }
 
@@ -67,18 +68,16 @@ impl<M: Memory> Group<M> {
         (len / element).max(1) * element
     }
 
-    /// Joins `len` bytes of the members' pieces, from `within` on, to `out`, in the members' order.
+    /// Joins `len` bytes of the members' operands to `out`, in the members' order. `others` says where they lie, but for `mine`.
     ///
     /// # Safety
     ///
-    /// `out` is valid for writes of `len` bytes, and `mine`, our own operand, for reads; they do not overlap, or are the same
+    /// They are valid for reads, and `out` is valid for writes of `len` bytes, and `mine`, our own operand, for reads; they do not overlap, or are the same
     /// where [`Group::keeps`] allows it.
-    #[allow(clippy::too_many_arguments, reason = "where, what, whereto and how")]
     #[inline]
-    unsafe fn join_members(
+    pub(super) unsafe fn join_members(
         &self,
-        piece: Piece,
-        within: usize,
+        others: impl Fn(usize) -> *const u8,
         mine: *const u8,
         out: *mut u8,
         len: usize,
@@ -86,7 +85,7 @@ impl<M: Memory> Group<M> {
     ) {
         let operand = |member: usize| match member == self.me {
             true => mine,
-            false => self.operand(member, piece, within, len),
+            false => others(member),
         };
         let last = self.size() - 1;
         // SAFETY: operands have `len` bytes each, and `out` is none of them, but for the last which is there already.
@@ -124,6 +123,10 @@ impl<M: Memory> Group<M> {
         combine: &mut impl Combine,
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
+        if is_short(len) {
+            // SAFETY: the caller keeps the contract.
+            return unsafe { self.reduce_short(root, data, out, len, combine, pause) };
+        }
         let me = self.me;
         let piece = Self::whole(self.piece(len), combine.element());
         if root != me
@@ -145,7 +148,13 @@ impl<M: Memory> Group<M> {
                 }
                 let piece = Piece { step, at, now, len };
                 group.expect_all(piece, pause)?;
-                group.join_members(piece, 0, mine, out.add(at), now, combine);
+                group.join_members(
+                    |member| group.operand(member, piece, 0, now),
+                    mine,
+                    out.add(at),
+                    now,
+                    combine,
+                );
                 Ok(())
             }
         })
@@ -169,7 +178,11 @@ impl<M: Memory> Group<M> {
         combine: &mut impl Combine,
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
-        if len > self.chunk() || len.saturating_mul(self.size() - 1) > JOIN_ALL.max(self.short()) {
+        if is_short(len) {
+            // SAFETY: the caller keeps the contract.
+            return unsafe { self.all_reduce_short(data, out, len, combine, pause) };
+        }
+        if len > self.chunk() || len.saturating_mul(self.size() - 1) > JOIN_ALL {
             // SAFETY: the caller keeps the contract.
             return unsafe { self.all_reduce_by_shares(data, out, len, combine, pause) };
         }
@@ -187,7 +200,7 @@ impl<M: Memory> Group<M> {
             let piece = Piece { step, at: 0, now: len, len };
             self.expect_all(piece, pause)?;
             let mine = if self.keeps(data, out) { self.address(me, step, len) } else { data };
-            self.join_members(piece, 0, mine, out, len, combine);
+            self.join_members(|member| self.operand(member, piece, 0, len), mine, out, len, combine);
         }
         self.end(step + 1);
         if lent.is_some() { self.get_back(Readers::All, pause) } else { Ok(()) }
@@ -297,7 +310,7 @@ impl<M: Memory> Group<M> {
             };
             let to = rounds.out.add(piece.at + share);
             if len > 0 {
-                self.join_members(piece, share, mine, to, len, combine);
+                self.join_members(|member| self.operand(member, piece, share, len), mine, to, len, combine);
             }
             match rounds.lent_out {
                 Some(offset) if len as u64 > MAX_BODY => {

@@ -2,6 +2,7 @@
 
 use super::group::{Broken, Group, Pause, Readers};
 use super::lend::Piece;
+use super::short::is_short;
 use crate::memory::Memory;
 
 impl<M: Memory> Group<M> {
@@ -21,6 +22,10 @@ impl<M: Memory> Group<M> {
         len: usize,
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
+        if is_short(len) {
+            // SAFETY: the caller keeps the contract.
+            return unsafe { self.broadcast_short(root, data, len, pause) };
+        }
         let piece = self.piece(len);
         if root == self.me
             && let Some(offset) = self.lendable(data, len)

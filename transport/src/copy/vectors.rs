@@ -34,7 +34,7 @@ static STRING_FROM: AtomicUsize = AtomicUsize::new(STRING);
 ///
 /// # Safety
 ///
-/// `from` must be valid for reads and `to` for writes of `len` bytes, [`SHORTEST`] or more, and they must not overlap.
+/// `from` must be valid for reads and `to` for writes of `len` bytes, 32 or more, and they must not overlap.
 #[inline]
 pub unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
     // SAFETY: the caller vouches for the pointers; the processor has the vectors.
