@@ -35,6 +35,9 @@ pub trait Pause {
     /// tens of nanoseconds. Who looks at a line that is just being written takes it away from its writer.
     fn settle(&self) {}
 
+    /// Called once when memory of this many bytes was lent, and there is nothing to do until others have read it.
+    fn lent(&self, _len: usize) {}
+
     /// How often to look before each pause, where `usual` is what the group was made with.
     fn spins(&self, usual: u32) -> u32 {
         usual

@@ -66,6 +66,7 @@ impl<M: Memory> Group<M> {
     ) -> Result<(), Broken> {
         self.lend(self.step, offset, len, readers, pause)?;
         self.end(self.step + pieces as u64);
+        pause.lent(len);
         self.get_back(readers, pause)
     }
 
