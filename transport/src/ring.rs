@@ -342,6 +342,15 @@ impl Consumer {
         (position - self.position) as usize
     }
 
+    /// Fetches the lines of the next `slots` slots.
+    #[inline(always)]
+    pub fn expect(&self, memory: &impl Memory, slots: u64) {
+        for slot in (0..slots).step_by((LINE / SLOT) as usize) {
+            let at = self.at + slot * SLOT;
+            memory.expect(self.slots + if at < self.count * SLOT { at } else { at - self.count * SLOT });
+        }
+    }
+
     /// Copies the descriptor of the message that [`Consumer::peek`] showed.
     #[inline]
     pub fn descriptor(&self, memory: &impl Memory) -> Descriptor {

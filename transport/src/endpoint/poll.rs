@@ -299,6 +299,11 @@ impl<M: Memory> Endpoint<M> {
                 }
                 inbox.hold(Peer(index), count);
                 self.step(index, count as u64);
+                if count == inbox.run().len()
+                    && let Some(theirs) = &self.links[index as usize].theirs
+                {
+                    theirs.consumer.expect(&self.memory, count as u64);
+                }
                 return inbox.next();
             }
         }
