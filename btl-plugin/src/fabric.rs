@@ -294,10 +294,12 @@ impl Fabric {
         }
     }
 
-    /// Sends an inline message at once or not at all.
+    /// Sends an inline message to the peer behind the `number` that Open MPI keeps, at once or not at all.
     #[inline(always)]
-    pub fn send_now(&mut self, peer: Peer, tag: u8, parts: &[&[u8]]) -> Result<(), Refused> {
-        if !self.is_free(peer) {
+    pub fn send_now(&mut self, number: usize, tag: u8, parts: &[&[u8]]) -> Result<(), Refused> {
+        let known = self.peers.get(number).ok_or(Refused::Lost)?;
+        let peer = known.peer.ok_or(Refused::Lost)?;
+        if !known.queue.is_empty() {
             return Err(Refused::Busy);
         }
         match self.endpoint.send(peer, tag, parts) {
@@ -729,7 +731,7 @@ pub mod tests {
             // SAFETY: it came back, and is freed once.
             unsafe { a.free(descriptor) };
         }
-        assert_eq!(a.send_now(to_b, TAG, &[&[1]]), Err(Refused::Lost));
+        assert_eq!(a.send_now(to_b.index(), TAG, &[&[1]]), Err(Refused::Lost));
     }
 
     #[test]

@@ -505,8 +505,7 @@ unsafe fn send_inline(
     };
     let mut fabric = FABRIC.lock();
     let fabric = fabric.as_mut().ok_or(Refused::Lost)?;
-    let peer = fabric.peer(number).ok_or(Refused::Lost)?;
-    fabric.send_now(peer, tag, &[header, payload])
+    fabric.send_now(number, tag, &[header, payload])
 }
 
 /// Sends a message in a fragment of our section.

@@ -123,11 +123,11 @@ impl<M: Memory> Endpoint<M> {
 
     #[inline(always)]
     fn push(&mut self, peer: Peer, kind: u8, tag: u8, parts: &[&[u8]], len: usize) -> Result<(), SendError> {
-        let link = &mut self.links[peer.index()];
+        let mut link = &mut self.links[peer.index()];
         if link.failed.is_some() || !link.producer.has_room(len) {
             self.make_room(peer, len)?;
+            link = &mut self.links[peer.index()];
         }
-        let link = &mut self.links[peer.index()];
         link.producer.push(&self.memory, kind, tag, parts);
         if !link.is_polled(&self.memory) {
             bump(&self.memory, &self.section, self.slot, link.id);

@@ -409,7 +409,7 @@ fn send(peer: Peer, request: &[u8], data: &[u8]) -> Result<(), Refused> {
     let fabric = fabric.as_mut().ok_or(Refused::Lost)?;
     let len = request.len() + data.len();
     if len <= SHORT {
-        return fabric.send_now(peer, TAG, &[request, data]);
+        return fabric.send_now(peer.index(), TAG, &[request, data]);
     }
     if !fabric.is_free(peer) {
         return Err(Refused::Busy);
