@@ -389,7 +389,7 @@ pub unsafe extern "C" fn progress() -> c_int {
     let mut may_sleep = false;
     let rest = fabric.as_mut().map_or(Rest::Spin, |fabric| {
         fabric.inbox = Some(inbox);
-        may_sleep = fabric.sleep.is_some();
+        may_sleep = fabric.sleep.as_ref().is_some_and(Sleep::has_doorbell);
         fabric.rest(count > 0)
     });
     match rest {

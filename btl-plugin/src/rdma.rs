@@ -81,6 +81,7 @@ pub unsafe extern "C" fn register_mem(
     Box::into_raw(Box::new(handle)).cast()
 }
 
+/// Ends what [`register_mem`] began.
 pub unsafe extern "C" fn deregister_mem(
     _: *mut mca_btl_base_module_t,
     handle: *mut mca_btl_base_registration_handle_t,
@@ -99,9 +100,13 @@ pub unsafe extern "C" fn deregister_mem(
 
 /// What Open MPI is told when an operation is over.
 pub struct Completion {
+    /// The peer.
     pub endpoint: *mut mca_btl_base_endpoint_t,
+    /// Where the bytes are or come to, here.
     pub local: *mut c_void,
+    /// What [`register_mem`] has given for that memory, or NULL.
     pub local_handle: *mut mca_btl_base_registration_handle_t,
+    /// What is called, with the two that follow.
     pub callback: mca_btl_base_rdma_completion_fn_t,
     pub context: *mut c_void,
     pub data: *mut c_void,
@@ -119,7 +124,8 @@ impl Completion {
         unsafe { callback(MODULE.get(), endpoint, local, local_handle, context, data, status) };
     }
 
-    /// Tells Open MPI how an operation went, if the peer can be reached.
+    /// Tells Open MPI that an operation is over, and whether the peer could be reached; the code for its function, which
+    /// is that of success.
     ///
     /// # Safety
     /// As [`Completion::call_back`].
@@ -163,6 +169,7 @@ pub unsafe fn at_remote<T>(
     Ok(work(fabric, peer, offset))
 }
 
+/// Copies a peer's memory to our own.
 pub unsafe extern "C" fn get(
     _: *mut mca_btl_base_module_t,
     endpoint: *mut mca_btl_base_endpoint_t,
@@ -220,6 +227,7 @@ fn pull_staged(pull: Pull) -> c_int {
     }
 }
 
+/// Copies our own memory to a peer's.
 pub unsafe extern "C" fn put(
     _: *mut mca_btl_base_module_t,
     endpoint: *mut mca_btl_base_endpoint_t,

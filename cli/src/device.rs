@@ -14,7 +14,7 @@ pub struct DeviceArgs {
     /// Which section the VM gets
     #[arg(long, value_name = "K")]
     section: u32,
-    /// For a VM that exists already: its UUID
+    /// For a VM that has a UUID already: the UUID
     #[arg(long)]
     uuid: Option<Uuid>,
     /// A device with doorbells, by way of `vmshm serve`, which must run when the VM starts
@@ -27,6 +27,7 @@ pub struct DeviceArgs {
 
 /// A section that is kept for a VM.
 pub struct Device {
+    /// Its number.
     pub section: u32,
     /// The VM's.
     pub uuid: Uuid,

@@ -243,6 +243,17 @@ pub enum Change {
     One,
 }
 
+/// What [`Epoch::give`] does.
+#[derive(Clone, Copy, Debug)]
+pub enum Unequal {
+    /// `MPI_Put`.
+    Put,
+    /// `MPI_Accumulate`.
+    Add,
+    /// `MPI_Get_accumulate`.
+    FetchAndAdd,
+}
+
 impl<'d> Epoch<'_, 'd> {
     /// Changes `count` elements of `datatype` at `offset` in `target`'s memory by `op` and `origin`; the functions that
     /// fetch store what they were in `result`.
@@ -390,14 +401,29 @@ impl<'d> Epoch<'_, 'd> {
         }
     }
 
-    /// Adds all of `data` to fewer numbers at `offset` in `target`'s memory: MPI's code for that.
-    pub fn add_too_many(&self, data: &'d [i64], fewer: usize, target: Rank, offset: usize) -> c_int {
-        assert!(fewer < data.len(), "there is nothing wrong with that");
-        let (n, from) = (int(data.len()), data.as_ptr().cast());
-        // SAFETY: `data` lives until the epoch has ended.
+    /// Gives all of `data` to `count` numbers at `offset` in `target`'s memory, be they as many or not: MPI's code for that.
+    /// What they were is in `before` when the epoch has ended, if that is asked for.
+    pub fn give(
+        &self,
+        how: Unequal,
+        data: &'d [i64],
+        before: &'d mut [i64],
+        target: Rank,
+        (offset, count): (usize, usize),
+    ) -> c_int {
+        assert!(before.len() >= count, "no room for what they were");
+        let (n, from, to) = (int(data.len()), data.as_ptr().cast(), before.as_mut_ptr().cast());
+        let (at, count) = (aint(offset), int(count));
+        // SAFETY: both live until the epoch has ended, and there is room for all numbers.
         unsafe {
             let (kind, op, win) = (ffi::RSMPI_INT64_T, ffi::RSMPI_SUM, self.window.raw);
-            ffi::MPI_Accumulate(from, n, kind, target, aint(offset), int(fewer), kind, op, win)
+            match how {
+                Unequal::Put => ffi::MPI_Put(from, n, kind, target, at, count, kind, win),
+                Unequal::Add => ffi::MPI_Accumulate(from, n, kind, target, at, count, kind, op, win),
+                Unequal::FetchAndAdd => {
+                    ffi::MPI_Get_accumulate(from, n, kind, to, count, kind, target, at, count, kind, op, win)
+                }
+            }
         }
     }
 

@@ -8,10 +8,7 @@ use vmshm_host::inspect;
 #[test]
 fn a_killed_process_is_noticed_and_the_others_go_on() {
     let room = Room::with(16 << 20, 3, 4);
-    let (mut a, mut b, mut c) = (room.process(0), room.process(1), room.process(2));
-    a.meet(&mut b);
-    a.meet(&mut c);
-    b.meet(&mut c);
+    let [mut a, mut b, c] = room.three([0, 1, 2]);
     a.hears(&c, 50);
     b.hears(&c, 50);
     let dead = c.id();

@@ -7,10 +7,7 @@ use common::Room;
 #[test]
 fn three_processes_in_two_sections_talk_and_leave() {
     let room = Room::with(16 << 20, 2, 8);
-    let (mut a, mut b, mut c) = (room.process(0), room.process(0), room.process(1));
-    a.meet(&mut b);
-    a.meet(&mut c);
-    b.meet(&mut c);
+    let [mut a, mut b, mut c] = room.three([0, 0, 1]);
     for _ in 0..3 {
         a.hears(&b, 300);
         b.hears(&c, 300);

@@ -115,20 +115,11 @@ fn undisturbed(room: &Room, a: &mut Process, b: &mut Process, section: u32, seed
     }
 }
 
-/// A process for each of the first three sections; all know each other.
-fn three(room: &Room) -> [Process; 3] {
-    let (mut a, mut b, mut third) = (room.process(0), room.process(1), room.process(2));
-    a.meet(&mut b);
-    a.meet(&mut third);
-    b.meet(&mut third);
-    [a, b, third]
-}
-
 #[test]
 fn rubbish_in_the_own_section_harms_nobody_else() {
     for seed in 1..=3 {
         let room = Room::with(8 << 20, 3, 4);
-        let [mut a, mut b, hostile] = three(&room);
+        let [mut a, mut b, hostile] = room.three([0, 1, 2]);
         a.hears(&hostile, 20);
         b.hears(&hostile, 20);
         undisturbed(&room, &mut a, &mut b, 2, seed);
@@ -140,7 +131,7 @@ fn rubbish_in_the_own_section_harms_nobody_else() {
 #[test]
 fn rubbish_from_a_process_that_does_nothing_else_harms_nobody() {
     let room = Room::with(8 << 20, 3, 4);
-    let [mut a, mut b, hostile] = three(&room);
+    let [mut a, mut b, hostile] = room.three([0, 1, 2]);
     a.hears(&hostile, 20);
     // Its own code repairs nothing: it stands still and lives.
     hostile.signal(libc::SIGSTOP);
@@ -158,7 +149,7 @@ fn in_an_open_region_the_victim_survives_and_the_others_are_undisturbed() {
         CreateOptions { sections: 4, endpoints: Some(4), open: true, ..CreateOptions::new(8 << 20) };
     for seed in 20..=22 {
         let room = Room::new(&options);
-        let [mut a, mut b, mut victim] = three(&room);
+        let [mut a, mut b, mut victim] = room.three([0, 1, 2]);
         a.hears(&victim, 20);
         victim.hears(&b, 20);
         // Written by the member of section 3, whom all may write to and who may write to all.

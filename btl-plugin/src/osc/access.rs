@@ -23,7 +23,7 @@ pub struct Local {
 pub struct Remote {
     /// Which process.
     pub rank: c_int,
-    /// Where they are, in the window's units.
+    /// Where they are, in that process's units.
     pub displacement: isize,
     /// How many.
     pub count: c_int,
@@ -67,7 +67,8 @@ impl Local {
 /// A kind of window's way to another process's memory. Errors are Open MPI's codes.
 ///
 /// # Safety
-/// For all functions: datatypes and operations are Open MPI's; origins have their elements, and results room for theirs.
+/// For all functions: datatypes and operations are Open MPI's; origins have their elements, or for `get` room for them, as
+/// results have for theirs.
 pub trait Access {
     /// A process by its rank.
     fn member(&self, rank: c_int) -> Result<&Member, c_int>;
@@ -94,7 +95,7 @@ pub trait Access {
         op: *mut ompi_op_t,
     ) -> Result<(), c_int>;
 
-    /// `MPI_Compare_and_swap`, of one element.
+    /// `MPI_Compare_and_swap`, of one element of a datatype without gaps.
     unsafe fn compare_and_swap(
         &self,
         origin: *const c_void,

@@ -46,7 +46,7 @@ pub const fn functions<W: Access + Epochs>() -> ompi_osc_base_module_t {
         osc_sync: Some(epochs::sync::<W>),
         osc_flush: Some(epochs::flush::<W>),
         osc_flush_all: Some(epochs::flush_all::<W>),
-        // Origins are read before their function returns.
+        // Origins are read, and results written, before their function returns.
         osc_flush_local: Some(epochs::flush_local::<W>),
         osc_flush_local_all: Some(epochs::sync::<W>),
     }

@@ -28,6 +28,7 @@ struct Direct {
     targets: Vec<Target>,
     /// The user asks for the others' memory, to use it as its own.
     is_shared: bool,
+    /// Its epochs of groups.
     groups: Groups,
 }
 
@@ -95,8 +96,7 @@ impl Direct {
     /// There is none.
     #[inline]
     fn target(&self, rank: c_int) -> Result<&Target, c_int> {
-        let target = usize::try_from(rank).ok().and_then(|rank| self.targets.get(rank));
-        target.ok_or(ompi::OPAL_ERR_BAD_PARAM)
+        Ok(&self.targets[self.members.index(rank)?])
     }
 }
 

@@ -97,7 +97,7 @@ pub trait Epochs {
     fn complete(&self, rank: usize);
     /// Tells a process that it may begin.
     fn post(&self, rank: usize);
-    /// Whether these processes have all completed; once that is so.
+    /// Whether these processes have all completed; if so, their completions are used up.
     fn take_completed(&self, ranks: &[usize]) -> bool;
     /// Asks for a lock.
     fn ask_lock(&self, rank: usize, kind: Locked) -> Result<(), c_int>;
@@ -145,8 +145,8 @@ unsafe fn ranks(
         checked(ompi::vmshm_osc_ranks(members.comm, group, ranks.as_mut_ptr()))?;
         ranks
     };
-    let known = |rank| usize::try_from(rank).ok().filter(|rank| *rank < members.all.len());
-    ranks.into_iter().map(known).collect::<Option<_>>().ok_or(OUT_OF_ORDER)
+    let indices: Result<_, _> = ranks.into_iter().map(|rank| members.index(rank)).collect();
+    indices.map_err(|_| OUT_OF_ORDER)
 }
 
 pub unsafe extern "C" fn start<W: Epochs>(
@@ -170,6 +170,7 @@ pub unsafe extern "C" fn start<W: Epochs>(
 }
 
 pub unsafe extern "C" fn complete<W: Epochs>(win: *mut ompi_win_t) -> c_int {
+    // What was written directly is seen before its end is told.
     order();
     // SAFETY: Open MPI gives a window.
     let window = unsafe { of::<W>(win) };
@@ -238,12 +239,6 @@ pub unsafe extern "C" fn test<W: Epochs>(win: *mut ompi_win_t, flag: *mut c_int)
     SUCCESS
 }
 
-/// A process by its rank.
-fn known(window: &impl Epochs, rank: c_int) -> Result<usize, c_int> {
-    let rank = usize::try_from(rank).ok().filter(|rank| *rank < window.members().all.len());
-    rank.ok_or(ompi::OPAL_ERR_BAD_PARAM)
-}
-
 fn ask_lock(window: &impl Epochs, rank: usize, kind: Locked) -> Result<(), c_int> {
     let locked = window.locked(rank);
     if locked.get().is_some() {
@@ -266,7 +261,7 @@ pub unsafe extern "C" fn lock<W: Epochs>(
     let work = || {
         // SAFETY: Open MPI gives a window.
         let window = unsafe { of::<W>(win) };
-        let rank = known(window, rank)?;
+        let rank = window.members().index(rank)?;
         ask_lock(window, rank, Locked::new(kind.cast_unsigned(), assert))?;
         window.await_lock(rank);
         Ok(())
@@ -277,7 +272,7 @@ pub unsafe extern "C" fn lock<W: Epochs>(
 pub unsafe extern "C" fn unlock<W: Epochs>(rank: c_int, win: *mut ompi_win_t) -> c_int {
     // SAFETY: Open MPI gives a window.
     let window = unsafe { of::<W>(win) };
-    code(known(window, rank).and_then(|rank| give_back(window, rank)))
+    code(window.members().index(rank).and_then(|rank| give_back(window, rank)))
 }
 
 pub unsafe extern "C" fn lock_all<W: Epochs>(assert: c_int, win: *mut ompi_win_t) -> c_int {

@@ -42,6 +42,18 @@ impl Members {
     }
 }
 
+impl Members {
+    /// The place of a process among all, from its rank.
+    ///
+    /// # Errors
+    /// There is none.
+    #[inline]
+    pub fn index(&self, rank: c_int) -> Result<usize, c_int> {
+        let index = usize::try_from(rank).ok().filter(|index| *index < self.all.len());
+        index.ok_or(ompi::OPAL_ERR_BAD_PARAM)
+    }
+}
+
 /// A process of a window.
 #[derive(Debug, Clone, Copy)]
 pub struct Member {

@@ -114,6 +114,9 @@ int vmshm_osc_copy(const void *from, int count, struct ompi_datatype_t *type, vo
         memcpy(to, from, (size_t) bytes);
         return OMPI_SUCCESS;
     }
+    if (vmshm_osc_size(count, type) > vmshm_osc_size(to_count, to_type)) {
+        return MPI_ERR_TRUNCATE;
+    }
     return ompi_datatype_sndrcv(from, count, type, to, to_count, to_type);
 }
 

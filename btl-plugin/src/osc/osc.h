@@ -43,7 +43,7 @@ struct ompi_request_t *vmshm_osc_over(void);
    last; 0 for none, SIZE_MAX for more than can be. */
 size_t vmshm_osc_span(int count, const struct ompi_datatype_t *type, ptrdiff_t *first);
 
-/* Copies elements of one datatype to those of another. */
+/* Copies elements of one datatype to those of another; MPI_ERR_TRUNCATE if these are fewer bytes. */
 int vmshm_osc_copy(const void *from, int count, struct ompi_datatype_t *type, void *to, int to_count,
                    struct ompi_datatype_t *to_type);
 

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use crate::buffer::Buffer;
 use crate::check::{Case, Context, Needs, Outcome};
 use crate::collective::{Number, Op};
-use crate::comm::{Comm, Mode};
+use crate::comm::{Comm, Mode, Rank};
 use crate::universe::{SUCCESS, int};
-use crate::window::Window;
+use crate::window::{Unequal, Window};
 
 pub(super) const CASES: &[Case] = &[
     Case::new("one-sided/fence-put", "everyone puts to everyone", |ctx| on_both(ctx, fence_put)),
@@ -29,6 +29,9 @@ pub(super) const CASES: &[Case] = &[
     }),
     Case::new("one-sided/too-many", "more operands than numbers change nothing", |ctx| {
         on_ours(ctx, too_many)
+    }),
+    Case::new("one-sided/too-few", "numbers without operands are left as they are", |ctx| {
+        on_ours(ctx, too_few)
     }),
     Case::new("one-sided/hints", "not all want the parts of a shared window apart", |ctx| {
         on_ours(ctx, hints)
@@ -293,10 +296,39 @@ fn downwards(ctx: &Context) -> Result<(), String> {
 
 fn too_many(ctx: &Context) -> Result<(), String> {
     let to = ctx.comm.after(1);
-    let window = Window::allocate(&ctx.comm, 4 * 8)?;
-    let code = window.fenced(|epoch| epoch.add_too_many(&[1, 2, 3, 4], 1, to, 3 * 8));
-    ctx.ensure(code != SUCCESS, || "four numbers were added to one".into());
-    ctx.check_numbers(&[0; 4], &as_numbers(&window.read(0, 4 * 8)), || "what was to be left".into());
+    for how in [Unequal::Put, Unequal::Add, Unequal::FetchAndAdd] {
+        let window = Window::allocate(&ctx.comm, 4 * 8)?;
+        let mut before = [0];
+        let code = window.fenced(|epoch| epoch.give(how, &[1, 2, 3, 4], &mut before, to, (3 * 8, 1)));
+        ctx.ensure(code != SUCCESS, || format!("four numbers were given to one ({how:?})"));
+        ctx.check_numbers(&[0; 4], &as_numbers(&window.read(0, 4 * 8)), || format!("left by {how:?}"));
+    }
+    Ok(())
+}
+
+fn too_few(ctx: &Context) -> Result<(), String> {
+    let (to, from) = (ctx.comm.after(1), ctx.comm.before(1));
+    let numbers = |rank: Rank, count| (0..count).map(|i| i64::from(rank) * 10_000 + i).collect::<Vec<_>>();
+    for (given, count) in [(0, 2), (1, 2), (1000, 2500)] {
+        for how in [Unequal::Put, Unequal::Add, Unequal::FetchAndAdd] {
+            let name = || format!("{how:?} of {given} to {count}");
+            let window = Window::allocate(&ctx.comm, count * 8)?;
+            let mine = numbers(ctx.comm.rank(), int(count).into());
+            let bytes: Vec<u8> = mine.iter().flat_map(|n| n.to_ne_bytes()).collect();
+            window.locked(ctx.comm.rank(), true, |_| window.write(0, &bytes));
+            let mut before = vec![0; count];
+            let code = window.fenced(|epoch| epoch.give(how, &mine[..given], &mut before, to, (0, count)));
+            ctx.ensure(code == SUCCESS, || format!("{}: error {code}", name()));
+            let mut wanted = mine.clone();
+            for (number, other) in wanted.iter_mut().zip(numbers(from, int(given).into())) {
+                *number = if matches!(how, Unequal::Put) { other } else { *number + other };
+            }
+            ctx.check_numbers(&wanted, &as_numbers(&window.read(0, count * 8)), name);
+            if matches!(how, Unequal::FetchAndAdd) {
+                ctx.check_numbers(&numbers(to, int(count).into()), &before, name);
+            }
+        }
+    }
     Ok(())
 }
 

@@ -44,6 +44,15 @@ impl Room {
         self.try_process(section).unwrap_or_else(|error| panic!("no process in {section}: {error}"))
     }
 
+    /// Starts three processes in these sections, which all know each other.
+    pub fn three(&self, sections: [u32; 3]) -> [Process; 3] {
+        let [mut a, mut b, mut c] = sections.map(|section| self.process(section));
+        a.meet(&mut b);
+        a.meet(&mut c);
+        b.meet(&mut c);
+        [a, b, c]
+    }
+
     /// Starts a process in a section; if it ends at once, what it said.
     pub fn try_process(&self, section: u32) -> Result<Process, String> {
         // A file, not a pipe: nobody reads while the process runs.

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::ffi::{c_int, c_void};
+use std::ops::Range;
 use std::slice;
 
 use vmshm_transport::copy_from_shared;
@@ -11,11 +12,14 @@ use super::{REPLY_LEN, Served, Side};
 use crate::ompi::{self, MODULE, ompi_datatype_t, ompi_op_t};
 use crate::osc::access::{Access, Local, Remote};
 use crate::osc::epochs::OUT_OF_ORDER;
-use crate::osc::members::{Member, OUT_OF_RANGE, checked};
+use crate::osc::members::{Member, checked};
 
 /// Most bytes of a request: others are copied by the origin while the target copies this one. Every process has some memory
 /// of its section for messages of this length.
 const PIECE: usize = 16 << 10;
+
+/// There are more elements than those that they are for.
+const TOO_MANY: c_int = ompi::MPI_ERR_TRUNCATE as c_int;
 
 /// How many bytes go with one request.
 fn piece() -> usize {
@@ -70,17 +74,18 @@ impl Runs {
         Ok(Self { many, ..Self::default() })
     }
 
-    /// Calls `work` for all pieces of at most `most` bytes: where each lies, and which part of the packed bytes it is.
+    /// Calls `work` for these of the packed bytes, in pieces of at most `most`: where each lies, and which bytes it is.
     fn each(
         &self,
         most: usize,
-        mut work: impl FnMut(usize, std::ops::Range<usize>) -> Result<(), c_int>,
+        wanted: Range<usize>,
+        mut work: impl FnMut(usize, Range<usize>) -> Result<(), c_int>,
     ) -> Result<(), c_int> {
         let mut packed = 0;
         for &(at, len) in self.iter() {
-            for done in (0..len).step_by(most.max(1)) {
-                let part = most.min(len - done);
-                work(at + done, packed + done..packed + done + part)?;
+            let end = wanted.end.min(packed + len);
+            for start in (wanted.start.max(packed)..end).step_by(most.max(1)) {
+                work(at + start - packed, start..end.min(start + most))?;
             }
             packed += len;
         }
@@ -141,7 +146,7 @@ impl Numbers {
     /// The operands for them: as they lie, or one behind the other.
     ///
     /// # Errors
-    /// They are others, or not as many.
+    /// They are others, or more.
     ///
     /// # Safety
     /// The datatype is Open MPI's, and has its elements there.
@@ -163,7 +168,7 @@ impl Numbers {
                 Cow::Owned(packed(from)?)
             }
         };
-        if bytes.len() == self.runs.len() { Ok(bytes) } else { Err(OUT_OF_RANGE) }
+        if bytes.len() <= self.runs.len() { Ok(bytes) } else { Err(TOO_MANY) }
     }
 
     /// So many whole numbers are at most so many bytes.
@@ -216,10 +221,12 @@ impl Access for Served {
                 Err(_) => (Cow::Owned(packed(origin)?), Runs::new(side, target)?),
             }
         };
-        if runs.len() != bytes.len() {
-            return Err(OUT_OF_RANGE);
+        if runs.len() < bytes.len() {
+            return Err(TOO_MANY);
         }
-        runs.each(piece(), |at, part| self.ask(side, &Request::new(self.name, Kind::Put, at), &bytes[part]))
+        runs.each(piece(), 0..bytes.len(), |at, part| {
+            self.ask(side, &Request::new(self.name, Kind::Put, at), &bytes[part])
+        })
     }
 
     unsafe fn accumulate(&self, origin: Local, target: Remote, op: *mut ompi_op_t) -> Result<(), c_int> {
@@ -229,7 +236,7 @@ impl Access for Served {
             let numbers = Numbers::new(side, target)?;
             let operands = numbers.operands(origin)?;
             let op = ompi::vmshm_osc_op(op);
-            numbers.runs.each(numbers.whole(piece()), |at, part| {
+            numbers.runs.each(numbers.whole(piece()), 0..operands.len(), |at, part| {
                 let request = numbers.request(self, Kind::Change, op, at, part.len());
                 self.ask(side, &request, &operands[part])
             })
@@ -254,13 +261,17 @@ impl Access for Served {
             };
             let op = ompi::vmshm_osc_op(op);
             let mut found = vec![0u8; numbers.runs.len()];
-            numbers.runs.each(numbers.whole(REPLY_LEN), |at, part| {
+            let mut fetch = |at, part: Range<usize>| {
                 let request = numbers.request(self, Kind::Fetch, op, at, part.len());
                 self.ask(side, &request, operands.get(part.clone()).unwrap_or(&[]))?;
                 side.flush();
                 copy_from_shared(side.theirs.reply(), found[part.clone()].as_mut_ptr(), part.len());
                 Ok(())
-            })?;
+            };
+            // Numbers without operands are left as they are.
+            let (most, few, all) = (numbers.whole(REPLY_LEN), operands.len(), numbers.runs.len());
+            numbers.runs.each(most, 0..few, &mut fetch)?;
+            numbers.runs.each(most, few..all, fetch)?;
             let (number, is_predefined) = number_of(result.datatype)?;
             if number != numbers.number {
                 return Err(OUT_OF_ORDER);
@@ -271,7 +282,7 @@ impl Access for Served {
                 ompi::vmshm_osc_size(result.count, result.datatype)
             };
             if room < found.len() {
-                return Err(OUT_OF_RANGE);
+                return Err(TOO_MANY);
             }
             if is_predefined {
                 result.at.cast::<u8>().copy_from_nonoverlapping(found.as_ptr(), found.len());
@@ -282,7 +293,6 @@ impl Access for Served {
         }
     }
 
-    /// The datatype has no gaps.
     unsafe fn compare_and_swap(
         &self,
         origin: *const c_void,

@@ -108,6 +108,7 @@ struct Served {
     name: u32,
     /// Who has locked our memory.
     locks: RefCell<Locks>,
+    /// Its epochs of groups.
     groups: Groups,
 }
 
@@ -243,8 +244,7 @@ impl Served {
     /// # Errors
     /// There is none.
     fn side(&self, rank: c_int) -> Result<&Side, c_int> {
-        let side = usize::try_from(rank).ok().and_then(|rank| self.sides.get(rank));
-        side.ok_or(ompi::OPAL_ERR_BAD_PARAM)
+        Ok(&self.sides[self.members.index(rank)?])
     }
 
     /// Does what process `rank` asks for; false if it may not.
