@@ -62,8 +62,8 @@ pub trait Memory {
     /// Says that these bytes, which the member may write, will be written soon: a hint to fetch their cache lines.
     fn own(&self, _offset: u64, _len: u64) {}
 
-    /// Says that the line at this offset, which the member has written, is wanted by others: a hint to bring it nearer.
-    fn give(&self, _offset: u64) {}
+    /// Says that these bytes, which the member has written, are wanted by others: a hint to bring their cache lines nearer.
+    fn give(&self, _offset: u64, _len: u64) {}
 
     /// Says that the line at this offset will be read soon: a hint to fetch it.
     fn expect(&self, _offset: u64) {}
@@ -170,8 +170,8 @@ macro_rules! forward {
                 (**self).own(offset, len);
             }
             #[inline]
-            fn give(&self, offset: u64) {
-                (**self).give(offset);
+            fn give(&self, offset: u64, len: u64) {
+                (**self).give(offset, len);
             }
             #[inline]
             fn expect(&self, offset: u64) {

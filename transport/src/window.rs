@@ -194,8 +194,11 @@ impl Memory for Window {
     }
 
     #[inline]
-    fn give(&self, offset: u64) {
-        cache::give(self.writable(offset, 1));
+    fn give(&self, offset: u64, len: u64) {
+        let start = self.writable(offset, len);
+        for at in (0..len as usize).step_by(LINE as usize) {
+            cache::give(start.wrapping_add(at));
+        }
     }
 
     #[inline]

@@ -46,7 +46,7 @@ impl<M: Memory> Group<M> {
     fn say_here(&mut self, step: u64, pause: &mut impl Pause) -> Result<(), Broken> {
         self.vacate(step, 0, pause)?;
         self.publish(step, 0, Readers::Lenient);
-        self.settle(step, 0, pause);
+        self.settle(step, pause);
         Ok(())
     }
 }

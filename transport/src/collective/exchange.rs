@@ -101,7 +101,7 @@ impl<M: Memory> Group<M> {
                     // SAFETY: as above, and it is no more than our part has room for.
                     unsafe { data.add(at).copy_to(own.add(at), kept) };
                 }
-                group.settle(step, cut(len, at, longest), pause);
+                group.settle(step, pause);
                 // Each begins with its neighbour, so that not all read from the same member at once.
                 for member in (me + 1..size).chain(0..me) {
                     let (to, len) = part(member);
@@ -185,7 +185,7 @@ impl<M: Memory> Group<M> {
                 None => unsafe { group.deal(step, data.add(at), len, now, pause) },
             },
             |group, step, at, now, pause| {
-                group.settle(step, now * (size - 1), pause);
+                group.settle(step, pause);
                 for member in (me + 1..size).chain(0..me) {
                     let piece = Piece { step, at, now, len };
                     // SAFETY: as above.

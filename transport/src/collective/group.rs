@@ -396,15 +396,13 @@ impl<M: Memory> Group<M> {
         self.published[(step % HEAD_SLOTS) as usize] = (step, readers);
         let at = self.block + head(step);
         self.memory.store(at, stamp(step, len), Ordering::Release);
+        self.memory.give(at, 1);
     }
 
-    /// To be called after a payload of `len` bytes was published at a step, and before others are looked for who publish
-    /// theirs at the same time.
+    /// To be called after something was published at a step, and before others are looked for who publish theirs at the same
+    /// time.
     #[inline]
-    pub(super) fn settle(&self, step: u64, len: usize, pause: &impl Pause) {
-        if len as u64 <= MAX_HEAD {
-            self.memory.give(self.block + head(step));
-        }
+    pub(super) fn settle(&self, step: u64, pause: &impl Pause) {
         self.memory.own(self.block + head(step + AHEAD), 1);
         pause.settle();
     }

@@ -196,7 +196,7 @@ impl<M: Memory> Group<M> {
                 Some(offset) => self.lend(step, offset, len, Readers::All, pause)?,
                 None => self.say(step, data, len, Readers::All, pause)?,
             }
-            self.settle(step, len, pause);
+            self.settle(step, pause);
             let piece = Piece { step, at: 0, now: len, len };
             self.expect_all(piece, pause)?;
             let mine = if self.keeps(data, out) { self.address(me, step, len) } else { data };

@@ -8,9 +8,10 @@ use super::reduce::Combine;
 use crate::copy;
 use crate::memory::Memory;
 
-/// Bodies of up to so many bytes are copied out in words: these the processor begins to fetch while the stamp is still under
-/// way, which it was not seen to do for other copies. (Vectors took 1.1 times as long in a broadcast, 1.3 in an allgather.)
-const MAX_WORDS: usize = 1024;
+/// Bodies of up to so many bytes are passed on to the shared cache, where others get them faster (longer ones take the writer
+/// too long), and are copied out in words: these the processor begins to fetch while the stamp is still under way, which it
+/// was not seen to do for other copies. (Vectors took 1.1 times as long in a broadcast, 1.3 in an allgather.)
+const SMALL: usize = 1024;
 
 /// Whether a payload goes through one slot and needs no chunks.
 #[inline(always)]
@@ -44,6 +45,9 @@ impl<M: Memory> Group<M> {
             // SAFETY: as above, and the slot is ours and has room for a body, which is longer than 32 bytes.
             unsafe { copy::vectors(from, to, len) };
             self.publish(step, len, readers);
+            if len <= SMALL {
+                self.memory.give(self.block + body(step), len as u64);
+            }
             // The next payload is likely to be as long, and as many steps ahead as the last one lies behind.
             let ahead = (step - self.said).min(LAG);
             self.memory.own(self.block + body(step + ahead), len as u64);
@@ -69,7 +73,7 @@ impl<M: Memory> Group<M> {
         self.expect(member, step, len, pause)?;
         // SAFETY: the caller vouches for `to`, and the slot has room for `len` bytes.
         unsafe {
-            if len as u64 > MAX_HEAD && len <= MAX_WORDS {
+            if len as u64 > MAX_HEAD && len <= SMALL {
                 copy::words(self.address(member, step, len), to, len);
             } else {
                 self.memory.copy_out(self.place(member, step, len), to, len);
@@ -181,7 +185,7 @@ impl<M: Memory> Group<M> {
         // SAFETY: the caller vouches for `data` and `out`.
         unsafe {
             self.say_short(step, data, len, Readers::All, pause)?;
-            self.settle(step, len, pause);
+            self.settle(step, pause);
             let mine = if self.keeps(data, out) { self.address(me, step, len) } else { data };
             self.join_short(step, mine, out, len, combine, pause)?;
         }
@@ -212,7 +216,7 @@ impl<M: Memory> Group<M> {
             // SAFETY: the caller vouches for both.
             unsafe { data.copy_to(own, len.min(room)) };
         }
-        self.settle(step, len, pause);
+        self.settle(step, pause);
         // Each begins with its neighbour, so that not all read from the same member at once.
         for member in (me + 1..self.size()).chain(0..me) {
             let (to, len) = part(member);
