@@ -21,6 +21,7 @@ use vmshm_transport::{Fragment, Memory, Peer, PeerError, copy_to_shared};
 
 use crate::component;
 use crate::fabric::{Fabric, Refused};
+use crate::nearest;
 use crate::sleep;
 use crate::stage::Pull;
 
@@ -124,7 +125,7 @@ impl Fabric {
     pub fn fill(&mut self) {
         while let Some(id) = self.promised.pop() {
             // It may have ended meanwhile.
-            let Some((base, ahead)) = self.stages.ahead(id) else { continue };
+            let Some((base, whole, ahead)) = self.stages.ahead(id) else { continue };
             let all = ahead.lead.len as usize;
             let piece = (all / PIECES).clamp(SHORTEST, self.cut.piece.max(SHORTEST));
             let memory = self.endpoint.memory();
@@ -135,6 +136,10 @@ impl Fabric {
                 unsafe { copy_to_shared(base.add(at), ahead.chunk.ptr().add(at), len) };
                 // Release: who sees the mark sees what it counts.
                 memory.store(ahead.mark.offset(), (at + len) as u64, Ordering::Release);
+            }
+            if all == whole && self.stages.count() == 1 {
+                // That is all of the only message.
+                nearest::leave(all);
             }
         }
     }

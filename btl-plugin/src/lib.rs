@@ -38,6 +38,7 @@ mod lead;
 mod lock;
 mod module;
 mod mpool;
+mod nearest;
 pub mod ompi;
 mod osc;
 mod rdma;

@@ -28,6 +28,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::descriptor::Descriptor;
 use crate::fabric::{Fabric, Outgoing, Posted, Refused};
 use crate::lead::{Ahead, Lead, Reading};
+use crate::nearest;
 use crate::ompi;
 use crate::rdma::Completion;
 
@@ -173,10 +174,10 @@ impl Stages {
         stage.as_ref().filter(|_| u64::from(*uses) == id >> 32)
     }
 
-    /// The stage's memory and its lead, if it has one.
-    pub fn ahead(&self, id: u64) -> Option<(*const u8, &Ahead)> {
+    /// The stage's memory and its length, and its lead, if it has one.
+    pub fn ahead(&self, id: u64) -> Option<(*const u8, usize, &Ahead)> {
         let stage = self.get(id)?;
-        Some((stage.base, stage.ahead.as_ref()?))
+        Some((stage.base, stage.len, stage.ahead.as_ref()?))
     }
 
     fn remove(&mut self, id: u64) -> Option<Stage> {
@@ -186,7 +187,7 @@ impl Stages {
     }
 
     /// How many there are.
-    fn count(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 }
@@ -438,6 +439,10 @@ impl Fabric {
             if posted == Posted::Lost {
                 // The event that follows says so.
                 return;
+            }
+            if self.stages.count() == 1 && self.staged(peer.index()).serving.is_empty() {
+                // That was the last of the only message.
+                nearest::leave(cut.size);
             }
         }
     }

@@ -3,7 +3,6 @@
 use std::ffi::{c_int, c_void};
 use std::hint::spin_loop;
 use std::mem;
-use std::ptr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
@@ -14,7 +13,6 @@ use vmshm_transport::collective::{
     BLOCK, Broken, Farewell, Group, MIN_CHUNKS, Member, Pause, chunks_len, is_chunk,
 };
 use vmshm_transport::parts::lives;
-use vmshm_transport::tune::Machine;
 use vmshm_transport::{Fragment, Mapping, Memory};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -23,6 +21,7 @@ use super::levels::{Levels, is_one_region};
 use crate::fabric::FABRIC;
 use crate::help;
 use crate::module;
+use crate::nearest;
 use crate::ompi::{self, ompi_communicator_t, opal_proc_t, vmshm_coll_module_t};
 
 /// How often a member looks for another's step before it lets Open MPI make progress: some microseconds.
@@ -52,16 +51,6 @@ static SETTLE_PAUSES: LazyLock<u32> = LazyLock::new(|| {
     // The fastest: others may have been interrupted.
     let all = (0..8).map(|_| measure()).min().unwrap_or(0).max(1);
     ((SETTLE * u128::from(MANY) + all / 2) / all).clamp(1, 16) as u32
-});
-
-/// More memory than the nearest cache holds.
-static FAR: LazyLock<Vec<u64>> = LazyLock::new(|| {
-    let cache = match Machine::read().level1 {
-        0 => 48 << 10,
-        known => known as usize,
-    };
-    // Written, so that it has pages of its own.
-    vec![1; cache / 3 * 4 / size_of::<u64>()]
 });
 
 /// A communicator's module, on our side.
@@ -152,17 +141,8 @@ impl Pause for Waiting {
         (0..self.settle).for_each(|_| spin_loop());
     }
 
-    /// What was written last lies in the nearest cache, out of which others read it at half the speed of the next one. So
-    /// that is filled with something else, which is worth its time from about half of it on. (Broadcast of 32 KiB that were
-    /// just written 0.67 of the time, of 256 KiB 0.88.)
     fn lent(&self, len: usize) {
-        let far = &*FAR;
-        if len >= size_of_val(&far[..]) / 2 {
-            for line in far.chunks(8) {
-                // SAFETY: a reference can be read.
-                unsafe { ptr::from_ref(&line[0]).read_volatile() };
-            }
-        }
+        nearest::leave(len);
     }
 
     fn spins(&self, usual: u32) -> u32 {
