@@ -288,7 +288,7 @@ fn who_takes_part_with_another_length_is_found_out() {
 
 /// Writes at a member's next step what it would if it had lent these bytes.
 fn lend(group: &Group<View>, step: u64, offset: u64, len: u64) {
-    let head = group.member(group.me()).block + 256 + step % 64 * 128;
+    let head = group.member(group.me()).block + 256 + step * 27 % 64 * 128;
     group.memory().store_words(head + 16, [offset, len]);
     group.memory().store(head, step << 21 | 0x1f_ffff, Ordering::Release);
 }
