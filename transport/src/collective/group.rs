@@ -509,30 +509,6 @@ impl<M: Memory> Group<M> {
         Ok(())
     }
 
-    /// Waits for a member's payload of a step, and copies it.
-    ///
-    /// # Safety
-    ///
-    /// `to` is valid for writes of `len` bytes.
-    #[inline]
-    pub(super) unsafe fn hear(
-        &mut self,
-        member: usize,
-        step: u64,
-        to: *mut u8,
-        len: usize,
-        pause: &mut impl Pause,
-    ) -> Result<(), Broken> {
-        if is_short(len) {
-            // SAFETY: the caller vouches for it.
-            return unsafe { self.hear_short(member, step, to, len, pause) };
-        }
-        self.expect(member, step, len, pause)?;
-        // SAFETY: as above.
-        unsafe { self.memory.copy_out(self.place(member, step, len), to, len) };
-        Ok(())
-    }
-
     /// Leaves the group. Our block and chunks must stay as they are until [`Farewell::is_over`].
     pub fn leave(self) -> Farewell {
         let (me, members) = (self.me, self.members);

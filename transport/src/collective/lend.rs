@@ -5,9 +5,9 @@
 //! say that they have finished with the operation. Each member decides by itself, and anew for each operand: all others
 //! take what comes.
 
-use super::group::Pause;
-use super::group::{Broken, Group, Readers};
-use super::layout::{LENT, MAX_BODY, head_payload, stamp};
+use super::group::{Broken, Group, Pause, Readers};
+use super::layout::{LENT, head_payload, stamp};
+use super::short::is_short;
 use crate::memory::Memory;
 
 /// A piece of a member's operand.
@@ -26,7 +26,7 @@ pub(super) struct Piece {
 impl<M: Memory> Group<M> {
     /// Where our operand lies, if the others can read it there, and it is long enough.
     pub(super) fn lendable(&self, data: *const u8, len: usize) -> Option<u64> {
-        if len as u64 <= MAX_BODY {
+        if is_short(len) {
             return None;
         }
         let offset = self.memory.offset_of(data, len as u64)?;
@@ -141,9 +141,9 @@ impl<M: Memory> Group<M> {
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
         let Piece { step, now, len, .. } = piece;
-        if len as u64 <= MAX_BODY {
+        if is_short(len) {
             // SAFETY: the caller vouches for `to`.
-            return unsafe { self.hear(member, step, to, now, pause) };
+            return unsafe { self.hear_short(member, step, to, now, pause) };
         }
         let lent = self.expect_piece(member, piece, now, pause)?;
         let place = lent.unwrap_or_else(|| self.place(member, step, now));
@@ -166,9 +166,9 @@ impl<M: Memory> Group<M> {
         len: usize,
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
-        if len as u64 <= MAX_BODY {
+        if is_short(len) {
             // SAFETY: the caller vouches for `to`.
-            return unsafe { self.hear(member, step, to, len, pause) };
+            return unsafe { self.hear_short(member, step, to, len, pause) };
         }
         let lent = self.expect_any(member, step, len, len, pause)?;
         let place = lent.unwrap_or_else(|| self.place(member, step, len));

@@ -1,7 +1,6 @@
 //! Joining what all members have.
 
 use super::group::{Broken, Group, Pause, Readers};
-use super::layout::MAX_BODY;
 use super::lend::Piece;
 use super::short::is_short;
 use crate::memory::Memory;
@@ -72,8 +71,8 @@ impl<M: Memory> Group<M> {
     ///
     /// # Safety
     ///
-    /// They are valid for reads, and `out` is valid for writes of `len` bytes, and `mine`, our own operand, for reads; they do not overlap, or are the same
-    /// where [`Group::keeps`] allows it.
+    /// All operands are valid for reads of `len` bytes, and `out` for writes. It overlaps none of them, or is `mine` where
+    /// [`Group::keeps`] allows that.
     #[inline]
     pub(super) unsafe fn join_members(
         &self,
@@ -313,7 +312,7 @@ impl<M: Memory> Group<M> {
                 self.join_members(|member| self.operand(member, piece, share, len), mine, to, len, combine);
             }
             match rounds.lent_out {
-                Some(offset) if len as u64 > MAX_BODY => {
+                Some(offset) if !is_short(len) => {
                     self.lend(step, offset + (piece.at + share) as u64, len, Readers::All, pause)
                 }
                 _ => self.say(step, to, len, Readers::All, pause),
