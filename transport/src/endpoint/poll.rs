@@ -299,9 +299,10 @@ impl<M: Memory> Endpoint<M> {
                 }
                 inbox.hold(Peer(index), count);
                 self.step(index, count as u64);
-                if count == inbox.run().len()
-                    && let Some(theirs) = &self.links[index as usize].theirs
-                {
+                if count < inbox.run().len() {
+                    // The next one is not there yet: to look for it at once, where there is no other ring, is in vain.
+                    self.streams = self.hot.len() > 1;
+                } else if let Some(theirs) = &self.links[index as usize].theirs {
                     theirs.consumer.expect(&self.memory, count as u64);
                 }
                 return inbox.next();
