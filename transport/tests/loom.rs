@@ -10,7 +10,7 @@ use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 use vmshm_transport::abi::EndpointId;
 use vmshm_transport::abi::region::RegionHeader;
-use vmshm_transport::abi::ring::KIND_INLINE;
+use vmshm_transport::abi::ring::{KIND_INLINE, Stamp};
 use vmshm_transport::abi::section::{
     STATE_ATTACHING, STATE_FREE, STATE_LIVE, SectionLayout, SlotState, chunk_owner,
 };
@@ -153,6 +153,86 @@ fn receive(memory: &Words, consumer: &mut Consumer) -> Option<Vec<u8>> {
     consumer.advance(memory, stamp);
     consumer.acknowledge(memory, CONSUMED);
     Some(bytes)
+}
+
+/// Takes the short messages that are there together, two words of each.
+fn receive_run(memory: &Words, consumer: &mut Consumer) -> Vec<[u64; 2]> {
+    let mut slots = [[0; 32]; 8];
+    let count = consumer.read_run(memory, &mut slots);
+    if count > 0 {
+        consumer.advance_by(memory, count as u64);
+        consumer.acknowledge(memory, CONSUMED);
+    }
+    let word = |slot: &[u8; 32], at: usize| u64::from_ne_bytes(slot[at..at + 8].try_into().unwrap());
+    slots[..count].iter().map(|slot| [word(slot, 8), word(slot, 16)]).collect()
+}
+
+/// Sends short messages with these numbers, each of which has its complement with it.
+fn send_short(memory: &Words, producer: &mut Producer, numbers: impl Iterator<Item = u64>) {
+    for number in numbers {
+        while !producer.has_room(16) {
+            producer.learn(memory, CONSUMED).expect("an honest consumer");
+            thread::yield_now();
+        }
+        producer.push(memory, KIND_INLINE, 0, &[&number.to_le_bytes(), &(!number).to_le_bytes()]);
+    }
+}
+
+/// Five messages through a ring of four slots, taken together as they come: whole, in order.
+#[test]
+fn run_of_short_messages() {
+    model(|| {
+        let memory = Arc::new(Words::new(1 << 12));
+        let sender = memory.clone();
+        let producing = thread::spawn(move || send_short(&sender, &mut Producer::new(SLOTS, 4), 1..=5));
+        let mut consumer = Consumer::new(SLOTS, 4);
+        let mut found = Vec::new();
+        while found.len() < 5 {
+            let run = receive_run(&memory, &mut consumer);
+            if run.is_empty() {
+                thread::yield_now();
+            }
+            found.extend(run);
+        }
+        assert_eq!(found, [1, 2, 3, 4, 5].map(|number: u64| [number, !number]));
+        producing.join().unwrap();
+    });
+}
+
+/// A payload whose words look like the stamps that come next is taken for none of them on the next lap.
+#[test]
+fn run_behind_a_payload_that_looks_like_it() {
+    model(|| {
+        let memory = Arc::new(Words::new(1 << 12));
+        let sender = memory.clone();
+        let producing = thread::spawn(move || {
+            let mut producer = Producer::new(SLOTS, 5);
+            let stamp = |position| {
+                let sequence = Stamp::sequence_at(position);
+                Stamp { sequence, len: 8, kind: KIND_INLINE, tag: 0 }.pack()
+            };
+            let mut payload = vec![0; 24 + 64];
+            for (word, bytes) in payload[24..].chunks_exact_mut(8).enumerate() {
+                bytes.copy_from_slice(&stamp(6 + word as u64 / 4).to_le_bytes());
+            }
+            producer.push(&*sender, KIND_INLINE, 0, &[&payload]);
+            send_short(&sender, &mut producer, 1..=4);
+        });
+        let mut consumer = Consumer::new(SLOTS, 5);
+        while receive(&memory, &mut consumer).is_none() {
+            thread::yield_now();
+        }
+        let mut found = Vec::new();
+        while found.len() < 4 {
+            let run = receive_run(&memory, &mut consumer);
+            if run.is_empty() {
+                thread::yield_now();
+            }
+            found.extend(run);
+        }
+        assert_eq!(found, [1, 2, 3, 4].map(|number: u64| [number, !number]));
+        producing.join().unwrap();
+    });
 }
 
 /// Three messages through a ring of three slots, which holds two at a time: whole, in order, none overwritten before it was read.
