@@ -47,8 +47,8 @@ impl Fragment {
     }
 }
 
-/// Where [`Endpoint::poll`] puts the bytes of an inline message. Each endpoint has its own: short messages are read several at a
-/// time, and wait here for the next polls.
+/// Where [`Endpoint::poll`] puts the bytes of an inline message. Each endpoint has its own: short messages are read several
+/// at a time, and wait here for the next polls.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct Inbox {

@@ -368,7 +368,7 @@ impl<M: Memory> Endpoint<M> {
         None
     }
 
-    /// Steps over slots that were read, and acknowledges it if that is due, or remembers to.
+    /// Steps over slots that were read, and acknowledges them if that is due, or remembers to.
     #[inline(always)]
     fn step(&mut self, index: u32, slots: u64) {
         let link = &mut self.links[index as usize];
