@@ -4,6 +4,7 @@ mod common;
 
 use std::sync::atomic::Ordering;
 use std::thread;
+use std::time::Duration;
 
 use common::{Region, View, pattern};
 use rand::rngs::StdRng;
@@ -86,6 +87,8 @@ struct Own {
     memory: View,
     /// Memory of its section for operands, [`AREA`] bytes.
     area: u64,
+    /// Its chunks.
+    chunks: u64,
 }
 
 const AREA: usize = 4 << 20;
@@ -100,7 +103,8 @@ struct Buffer {
 impl Buffer {
     /// In the section if it fits there behind `used`.
     fn new(own: &Own, used: &mut usize, content: &[u8], random: &mut StdRng) -> Self {
-        let (begin, len) = (*used + random.random_range(0..100), content.len());
+        // Half of them at a multiple of 16, as it must be to be lent.
+        let (begin, len) = (used.next_multiple_of(16) + 8 * random.random_range(0..12), content.len());
         let mut heap = Vec::new();
         let at = if random.random_bool(0.6) && begin + len <= AREA {
             *used = begin + len;
@@ -113,14 +117,24 @@ impl Buffer {
         Self { at, len, _heap: heap }
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    /// What is in it; afterwards something else is, which nobody may see.
+    fn take(&self) -> Vec<u8> {
         // SAFETY: it has so many bytes, and no operation uses it now.
-        unsafe { std::slice::from_raw_parts(self.at, self.len) }.to_vec()
+        unsafe {
+            let bytes = std::slice::from_raw_parts(self.at, self.len).to_vec();
+            self.at.write_bytes(0xaa, self.len);
+            bytes
+        }
     }
 }
 
 /// Makes a group of so many members in two sections, and runs `work` in each.
 fn group(size: usize, chunk: usize, work: impl Fn(&mut Group<View>, &Own) + Sync) {
+    group_to_leave(size, chunk, |mut group, own| work(&mut group, &own));
+}
+
+/// The same for members that leave.
+fn group_to_leave(size: usize, chunk: usize, work: impl Fn(Group<View>, Own) + Sync) {
     let region = Region::new(256 << 20, 2, 16);
     let mut endpoints: Vec<_> = (0..size).map(|member| region.endpoint(member as u32 % 2)).collect();
     let mut members = Vec::new();
@@ -146,7 +160,7 @@ fn group(size: usize, chunk: usize, work: impl Fn(&mut Group<View>, &Own) + Sync
                         .add_chunks(mine, chunk, MIN_CHUNKS << me, &mut Patience::default())
                         .expect("chunks")
                 );
-                work(&mut group, &Own { memory, area });
+                work(group, Own { memory, area, chunks: mine });
             });
         }
     });
@@ -173,7 +187,7 @@ fn operate(group: &mut Group<View>, own: &Own, seed: u64) {
             1 => {
                 let data = buffer(&if me == root { mine } else { vec![0; len] });
                 group.broadcast(root, data.at, len, pause).expect("broadcast");
-                assert!(data.bytes() == data_of(seed, root, len), "broadcast of {len}, seed {seed}");
+                assert!(data.take() == data_of(seed, root, len), "broadcast of {len}, seed {seed}");
             }
             2 => {
                 let length = |member: usize| data_of(seed ^ 1, member, 2)[0] as usize * len / 255;
@@ -188,16 +202,18 @@ fn operate(group: &mut Group<View>, own: &Own, seed: u64) {
                     (if stays { std::ptr::null_mut() } else { out[member].at }, out[member].len)
                 };
                 group.all_gather(from, length(me), part, pause).expect("all_gather");
+                let out: Vec<_> = out.iter().map(Buffer::take).collect();
+                own.iter().for_each(|own| drop(own.take()));
                 for (member, out) in out.iter().enumerate() {
                     let wanted = &data_of(seed, member, len)[..length(member)];
-                    assert!(out.bytes() == wanted, "all_gather of {len}, seed {seed}");
+                    assert!(out == wanted, "all_gather of {len}, seed {seed}");
                 }
             }
             3 => {
                 let (mine, out) = (buffer(&mine), buffer(&vec![0; len * size]));
                 let part = |member: usize| out.at.add(member * len);
                 group.gather(root, mine.at, len, part, pause).expect("gather");
-                let out = out.bytes();
+                let (out, _) = (out.take(), mine.take());
                 for member in (0..size).filter(|member| me == root && *member != me) {
                     let found = &out[member * len..][..len];
                     assert!(found == data_of(seed, member, len), "gather of {len}, seed {seed}");
@@ -207,13 +223,14 @@ fn operate(group: &mut Group<View>, own: &Own, seed: u64) {
                 let all = buffer(&if me == root { data_of(seed, 99, len * size) } else { vec![] });
                 let part = buffer(&vec![0; len]);
                 group.scatter(root, all.at, part.at, len, pause).expect("scatter");
+                let (part, _) = (part.take(), all.take());
                 let wanted = &data_of(seed, 99, len * size)[me * len..][..len];
-                assert!(me == root || part.bytes() == wanted, "scatter of {len}, seed {seed}");
+                assert!(me == root || part == wanted, "scatter of {len}, seed {seed}");
             }
             5 => {
                 let (all, out) = (buffer(&data_of(seed, me, len * size)), buffer(&vec![0; len * size]));
                 group.all_to_all(all.at, out.at, len, pause).expect("all_to_all");
-                let out = out.bytes();
+                let (out, _) = (out.take(), all.take());
                 for member in (0..size).filter(|member| *member != me) {
                     let wanted = &data_of(seed, member, len * size)[me * len..][..len];
                     assert!(out[member * len..][..len] == *wanted, "all_to_all of {len}, seed {seed}");
@@ -228,12 +245,11 @@ fn operate(group: &mut Group<View>, own: &Own, seed: u64) {
                 } else {
                     group.all_reduce(mine.at, to.at, len, &mut Horner, pause).expect("all_reduce");
                 }
+                let (to, _) = (to.take(), mine.take());
                 if kind == 7 || me == root {
                     let wanted = joined(seed, size, len);
-                    assert!(to.bytes() == wanted, "{kind}: {len} in place {in_place}, seed {seed}");
+                    assert!(to == wanted, "{kind}: {len} in place {in_place}, seed {seed}");
                 }
-                // Nobody else writes there, and who has lent it may now write what it likes.
-                mine.at.write_bytes(0xaa, len);
             }
         }
     }
@@ -336,6 +352,133 @@ fn memory_that_a_member_cannot_lend_is_not_read() {
                     false => Broken::Length { member: 0, expected: len, found: lent as usize },
                 };
                 assert_eq!(result, Err(expected), "{lent} bytes at {offset}");
+            }
+        }
+    });
+}
+
+#[test]
+fn what_is_lent_is_not_copied() {
+    let (len, all) = (3 * MIN_CHUNK, chunks_len(MIN_CHUNK, MIN_CHUNKS));
+    for is_lent in [false, true] {
+        group(2, MIN_CHUNK, |group, own| {
+            let me = group.me();
+            let (data, mut heap) = (data_of(1, 0, len), vec![0; len]);
+            if me == 0 {
+                own.memory.write(own.area, &data);
+                heap.copy_from_slice(&data);
+                own.memory.zero(own.chunks, all as u64);
+            }
+            let lent = me == 0 && is_lent;
+            let at = if lent { own.memory.address(own.area, len as u64) } else { heap.as_mut_ptr() };
+            // SAFETY: both have so many bytes.
+            unsafe { group.broadcast(0, at, len, &mut Patience::default()) }.expect("broadcast");
+            let mut copy = vec![0; all];
+            own.memory.read(own.chunks, &mut copy);
+            if me == 0 {
+                assert_eq!(copy.iter().all(|byte| *byte == 0), is_lent, "the chunks of who has lent {is_lent}");
+            } else {
+                assert!(heap == data, "what came where it was lent {is_lent}");
+            }
+        });
+    }
+}
+
+/// Looks away for some time after it has lent something.
+#[derive(Default)]
+struct Absent(Patience);
+
+impl Pause for Absent {
+    fn pause(&mut self, member: usize) -> Result<(), Broken> {
+        self.0.pause(member)
+    }
+
+    fn lent(&self, _: usize) {
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn who_has_lent_something_need_not_be_looking_when_its_reader_leaves() {
+    let len = 3 * MIN_CHUNK;
+    group_to_leave(2, MIN_CHUNK, |mut group, own| {
+        let (block, at) = (group.member(1).block, own.memory.address(own.area, len as u64));
+        // SAFETY: the area is longer.
+        unsafe { group.broadcast(0, at, len, &mut Absent::default()) }.expect("broadcast");
+        if group.me() == 1 {
+            assert!(group.leave().is_over(&own.memory));
+            // The memory is that of another group's block now.
+            Group::prepare(&own.memory, block, 777);
+        }
+    });
+}
+
+#[test]
+fn who_fails_lets_go_those_who_have_lent_it_something() {
+    let len = 3 * MIN_CHUNK;
+    group_to_leave(2, MIN_CHUNK, |mut group, own| {
+        let (me, at) = (group.me(), own.memory.address(own.area, len as u64));
+        let mine = len - 8 * me;
+        // SAFETY: the area is longer.
+        let result = unsafe { group.broadcast(0, at, mine, &mut Patience::default()) };
+        if me == 1 {
+            assert_eq!(result, Err(Broken::Length { member: 0, expected: mine, found: len }));
+            group.give_up();
+        } else {
+            assert_eq!(result, Ok(()));
+        }
+    });
+}
+
+/// Waits for all but member 0, which is lost.
+struct WithoutFirst;
+
+impl Pause for WithoutFirst {
+    fn pause(&mut self, member: usize) -> Result<(), Broken> {
+        thread::yield_now();
+        if member == 0 { Err(Broken::Lost(0)) } else { Ok(()) }
+    }
+}
+
+#[test]
+fn who_has_lent_something_waits_for_all_who_live() {
+    let len = 3 * MIN_CHUNK;
+    group(3, MIN_CHUNK, |group, own| {
+        let at = own.memory.address(own.area, len as u64);
+        match group.me() {
+            1 => {
+                own.memory.write(own.area, &vec![7; len]);
+                // SAFETY: the area is longer.
+                let result = unsafe { group.broadcast(1, at, len, &mut WithoutFirst) };
+                assert_eq!(result, Err(Broken::Lost(0)));
+                own.memory.write(own.area, &vec![8; len]);
+            }
+            2 => {
+                thread::sleep(Duration::from_millis(100));
+                // SAFETY: the area is longer.
+                unsafe { group.broadcast(1, at, len, &mut WithoutFirst) }.expect("broadcast");
+                let mut found = vec![0; len];
+                own.memory.read(own.area, &mut found);
+                assert!(found.iter().all(|byte| *byte == 7), "what came after the operation was read");
+            }
+            _ => {}
+        }
+    });
+}
+
+#[test]
+fn who_claims_to_have_finished_with_everything_harms_only_itself() {
+    let len = 3 * MIN_CHUNK;
+    group(2, MIN_CHUNK, |group, own| {
+        if group.me() == 1 {
+            own.memory.store(group.member(1).block + 128, u64::MAX, Ordering::Release);
+            return;
+        }
+        let mut heap = vec![1; len];
+        for at in [own.memory.address(own.area, len as u64), heap.as_mut_ptr()] {
+            for _ in 0..200 {
+                // SAFETY: both have so many bytes.
+                unsafe { group.broadcast(0, at, len, &mut Patience::default()) }.expect("broadcast");
             }
         }
     });

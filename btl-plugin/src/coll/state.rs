@@ -457,7 +457,10 @@ impl State {
     pub unsafe fn fail(module: *mut vmshm_coll_module_t, broken: Broken) -> c_int {
         // SAFETY: as in `met`.
         let state = unsafe { &mut *(*module).state.cast::<State>() };
-        state.stage = Stage::Broken;
+        if let Stage::Met(met) = mem::replace(&mut state.stage, Stage::Broken) {
+            // Its memory stays as it is: others may still read it.
+            met.group.give_up();
+        }
         let member = match broken {
             Broken::Lost(member)
             | Broken::Told(member)

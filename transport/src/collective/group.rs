@@ -71,7 +71,9 @@ pub enum Broken {
         found: usize,
     },
     /// A member has lent memory that is not its own.
-    #[error("member {member} lends {len} bytes at {offset}, which are not in its section")]
+    #[error(
+        "member {member} lends {len} bytes at {offset}, which are not in its section, or begin at no multiple of 16"
+    )]
     Outside {
         /// Which member.
         member: usize,
@@ -307,7 +309,7 @@ impl<M: Memory> Group<M> {
     pub(super) fn vacate(&mut self, step: u64, len: usize, pause: &mut impl Pause) -> Result<(), Broken> {
         // Their last use lies at least so many steps behind.
         let round = if len as u64 <= MAX_HEAD { HEAD_SLOTS } else { SLOTS };
-        if step < self.all_done + round { Ok(()) } else { self.await_slots(step, len, pause) }
+        if step.saturating_sub(self.all_done) < round { Ok(()) } else { self.await_slots(step, len, pause) }
     }
 
     /// The rest of [`Group::vacate`], where it is not yet known that all others have finished.
@@ -335,9 +337,12 @@ impl<M: Memory> Group<M> {
             Readers::Nobody | Readers::Lenient => {}
             Readers::One(reader) => self.finished(reader, step, pause)?,
             Readers::All => {
+                // Of one that is lost we tell only when the rest, too, read no more.
+                let mut result = Ok(());
                 for reader in (0..size).filter(|reader| *reader != me) {
-                    self.finished(reader, step, pause)?;
+                    result = result.and(self.finished(reader, step, pause));
                 }
+                return result;
             }
         }
         Ok(())
@@ -373,9 +378,19 @@ impl<M: Memory> Group<M> {
                     return Ok(found);
                 }
             }
+            if at == self.blocks[member] + DONE && self.has_left(member) {
+                return Ok(value);
+            }
             pause.pause(member)?;
             looks = spins;
         }
+    }
+
+    /// Whether a member has left the group, having finished: then its block may be another's by now. To be asked after its
+    /// words were read.
+    fn has_left(&self, member: usize) -> bool {
+        let Member { block, tag, .. } = self.members[member];
+        self.memory.load(block + TAG, Ordering::Acquire) != tag
     }
 
     /// Says that our payload of a step is there.
@@ -507,6 +522,12 @@ impl<M: Memory> Group<M> {
         unsafe { self.memory.copy_in(self.place(self.me, step, len), from, len) };
         self.publish(step, len, readers);
         Ok(())
+    }
+
+    /// Leaves the group for ever, after an operation has failed: says that we read nothing any more, so that nobody waits
+    /// for that. Our block and chunks must stay as they are.
+    pub fn give_up(mut self) {
+        self.finish(u64::MAX);
     }
 
     /// Leaves the group. Our block and chunks must stay as they are until [`Farewell::is_over`].

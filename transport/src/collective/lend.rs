@@ -10,6 +10,9 @@ use super::layout::{LENT, head_payload, stamp};
 use super::short::is_short;
 use crate::memory::Memory;
 
+/// What is lent begins at a multiple of so many bytes, as what lies in slots does.
+const ALIGNMENT: u64 = 16;
+
 /// A piece of a member's operand.
 #[derive(Clone, Copy)]
 pub(super) struct Piece {
@@ -24,14 +27,16 @@ pub(super) struct Piece {
 }
 
 impl<M: Memory> Group<M> {
-    /// Where our operand lies, if the others can read it there, and it is long enough.
+    /// Where our operand lies, if the others can read it there, and it is long enough. Operations are not asked to read
+    /// numbers at worse places than in slots.
     pub(super) fn lendable(&self, data: *const u8, len: usize) -> Option<u64> {
         if is_short(len) {
             return None;
         }
         let offset = self.memory.offset_of(data, len as u64)?;
         // In an open region there is memory that we may write, and that is another's.
-        self.members[self.me].section.contains(offset, len as u64).then_some(offset)
+        let is_ours = self.members[self.me].section.contains(offset, len as u64);
+        (is_ours && offset.is_multiple_of(ALIGNMENT)).then_some(offset)
     }
 
     /// Says at a step where our operand lies.
@@ -121,7 +126,8 @@ impl<M: Memory> Group<M> {
         if len != expected {
             return Err(Broken::Length { member, expected, found: len });
         }
-        if !self.members[member].section.contains(offset, len as u64) {
+        let section = &self.members[member].section;
+        if !section.contains(offset, len as u64) || !offset.is_multiple_of(ALIGNMENT) {
             return Err(Broken::Outside { member, offset, len });
         }
         Ok(offset)
