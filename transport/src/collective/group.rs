@@ -307,7 +307,7 @@ impl<M: Memory> Group<M> {
     /// written.
     #[inline(always)]
     pub(super) fn vacate(&mut self, step: u64, len: usize, pause: &mut impl Pause) -> Result<(), Broken> {
-        // Their last use lies at least so many steps behind.
+        // Their last use lies at least so many steps behind: there are no fewer chunks than bodies.
         let round = if len as u64 <= MAX_HEAD { HEAD_SLOTS } else { SLOTS };
         if step.saturating_sub(self.all_done) < round { Ok(()) } else { self.await_slots(step, len, pause) }
     }

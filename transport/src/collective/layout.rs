@@ -54,6 +54,9 @@ pub const fn is_chunk(bytes: usize) -> bool {
 /// comes round again.
 pub const MIN_CHUNKS: u64 = 8;
 
+// `Group::vacate` counts on it.
+const _: () = assert!(MIN_CHUNKS >= SLOTS && HEAD_SLOTS >= SLOTS);
+
 /// See [`MIN_CHUNKS`].
 pub const MAX_CHUNKS: u64 = 1024;
 
