@@ -376,7 +376,11 @@ fn what_is_lent_is_not_copied() {
             let mut copy = vec![0; all];
             own.memory.read(own.chunks, &mut copy);
             if me == 0 {
-                assert_eq!(copy.iter().all(|byte| *byte == 0), is_lent, "the chunks of who has lent {is_lent}");
+                assert_eq!(
+                    copy.iter().all(|byte| *byte == 0),
+                    is_lent,
+                    "the chunks of who has lent {is_lent}"
+                );
             } else {
                 assert!(heap == data, "what came where it was lent {is_lent}");
             }
