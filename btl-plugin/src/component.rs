@@ -431,6 +431,7 @@ fn deliver(fabric: &mut Held, inbox: &mut Inbox, peer: Peer, mut tag: u8, mut le
     others
 }
 
+/// Does what an event asks for, other than a message of Open MPI's in the inbox.
 fn handle(fabric: &mut Held, inbox: &mut Inbox, event: Event) {
     match event {
         Event::Message { peer, tag: stage::PULL, len } => {
@@ -438,15 +439,13 @@ fn handle(fabric: &mut Held, inbox: &mut Inbox, event: Event) {
                 reject(fabric, peer, stage::PULL);
             }
         }
-        Event::Message { peer, tag: osc::TAG, len } => {
+        // Messages of Open MPI's do not come here.
+        Event::Message { peer, len, .. } => {
             let bytes = inbox.bytes(len);
             // SAFETY: the bytes are there.
             if !Held::unlocked(fabric, || unsafe { osc::heard(peer, bytes.as_ptr(), len) }) {
                 reject(fabric, peer, osc::TAG);
             }
-        }
-        Event::Message { peer, tag, len } => {
-            deliver(fabric, inbox, peer, tag, len);
         }
         Event::Fragment { peer, tag, offset, len } if stage::is_chunk(tag) => {
             let Some(open) = fabric.as_mut() else { return };

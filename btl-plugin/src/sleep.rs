@@ -91,7 +91,7 @@ pub fn sleep(mut fabric: Held, time: Duration) {
     let is_only = !ASLEEP.swap(true, Ordering::SeqCst);
     let sleeper = fabric.as_mut().filter(|_| is_only).and_then(|fabric| {
         let sleeper = fabric.sleep.as_ref()?.sleeper.clone()?;
-        fabric.endpoint.fall_asleep().then_some(sleeper)
+        fabric.endpoint.fall_asleep(fabric.inbox.as_ref()?).then_some(sleeper)
     });
     let heard = fabric.as_ref().and_then(|fabric| Some(fabric.sleep.as_ref()?.heard));
     if let Some(sleeper) = &sleeper {

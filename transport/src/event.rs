@@ -47,8 +47,8 @@ impl Fragment {
     }
 }
 
-/// Where [`Endpoint::poll`] puts the bytes of an inline message. Each endpoint has its own: short messages are read several
-/// at a time, and wait here for the next polls.
+/// Where [`Endpoint::poll`] puts the bytes of an inline message. Each endpoint has one, always the same: short messages are
+/// read several at a time, and wait here for the next polls.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct Inbox {
@@ -94,7 +94,7 @@ impl Inbox {
     /// [`Endpoint::poll`] would find, only sooner.
     #[inline(always)]
     pub fn next_if(&mut self, wanted: impl FnOnce(u8) -> bool) -> Option<(u8, usize)> {
-        if self.found == self.read {
+        if self.is_empty() {
             return None;
         }
         let slot = self.slots.get(self.found)?;
@@ -105,6 +105,11 @@ impl Inbox {
         self.at = self.found * SLOT as usize + STAMP as usize;
         self.found += 1;
         Some((stamp.tag, usize::from(stamp.len)))
+    }
+
+    /// Whether there is no message that [`Endpoint::poll`] would find here.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.found == self.read
     }
 
     /// As [`Inbox::next_if`], whatever its tag.

@@ -275,6 +275,7 @@ mod tests {
         Endpoint::take(mapping, region, section, slot, life, &process).unwrap()
     }
 
+    /// What happens to an endpoint that is sent no messages.
     fn next(endpoint: &mut Endpoint<Arc<Mapping>>) -> Option<Event> {
         let mut inbox = Inbox::new();
         (0..200).find_map(|_| endpoint.poll(&mut inbox))

@@ -111,12 +111,12 @@ fn next(endpoint: &mut Endpoint<Ringing>, inbox: &mut Inbox) -> Event {
         if let Some(event) = endpoint.poll(inbox) {
             return event;
         }
-        sleep(endpoint);
+        sleep(endpoint, inbox);
     }
 }
 
-fn sleep(endpoint: &mut Endpoint<Ringing>) {
-    if endpoint.fall_asleep() {
+fn sleep(endpoint: &mut Endpoint<Ringing>, inbox: &Inbox) {
+    if endpoint.fall_asleep(inbox) {
         let section = endpoint.section().number;
         endpoint.memory().bells.wait(section);
         endpoint.wake_up();
@@ -128,7 +128,7 @@ fn settles(endpoint: &mut Endpoint<Ringing>) -> bool {
     let mut inbox = Inbox::new();
     (0..200).any(|_| {
         assert_eq!(endpoint.poll(&mut inbox), None);
-        endpoint.fall_asleep()
+        endpoint.fall_asleep(&inbox)
     })
 }
 
@@ -223,7 +223,7 @@ fn sleeping_for_credit() {
             match a.poll(&mut inbox) {
                 Some(Event::Sent { token, .. }) => spare.push(lent.remove(&token).expect("it was under way")),
                 Some(event) => panic!("{event:?}"),
-                None => sleep(&mut a),
+                None => sleep(&mut a, &inbox),
             }
         }
     });
@@ -243,15 +243,34 @@ fn nobody_sleeps_on_news() {
     b.send(to_a, 1, &[b"wake up, I say"]).expect("room");
     assert_eq!(*bells.rings[0].0.lock().unwrap(), 1, "one ring for one sleep");
     a.wake_up();
-    assert!(!a.fall_asleep(), "a message is there");
+    assert!(!a.fall_asleep(&inbox), "a message is there");
     for _ in 0..2 {
         assert!(matches!(next(&mut a, &mut inbox), Event::Message { .. }));
     }
     assert!(settles(&mut a));
     a.wake_up();
     a.watch().report(vmshm_transport::abi::EndpointId(b.name().id), b.name().incarnation, PeerError::Silent);
-    assert!(!a.fall_asleep(), "news of a peer are there");
+    assert!(!a.fall_asleep(&inbox), "news of a peer are there");
     assert_eq!(next(&mut a, &mut inbox), Event::Gone { peer: to_b, why: PeerError::Silent });
+    assert!(settles(&mut a));
+}
+
+#[test]
+fn nobody_sleeps_with_messages_in_the_inbox() {
+    let region = Region::new(8 << 20, 2, 1);
+    let (mut a, mut b, _bells) = pair(&region);
+    let mut inbox = Inbox::new();
+    a.connect(&b.name()).expect("b is there");
+    let to_a = b.connect(&a.name()).expect("a is there");
+    assert!(settles(&mut a), "nothing has happened");
+    a.wake_up();
+    for _ in 0..6 {
+        b.send(to_a, 1, &[b"x"]).expect("room");
+    }
+    for left in (0..6).rev() {
+        assert!(matches!(next(&mut a, &mut inbox), Event::Message { .. }));
+        assert!(left == 0 || !a.fall_asleep(&inbox), "{left} messages were left");
+    }
     assert!(settles(&mut a));
 }
 

@@ -17,7 +17,7 @@ use crate::slot;
 /// Rings that are looked at in each poll; the others are found by their activity lines.
 const MAX_HOT: usize = 8;
 
-/// One poll in so many looks at the silent peers first.
+/// One poll in so many looks at the silent peers first; a short message that was read with others counts as a poll.
 const FAIR: u32 = 32;
 
 /// With more fragments than these under way, most polls look for those that have landed before they look for messages: who
@@ -298,6 +298,8 @@ impl<M: Memory> Endpoint<M> {
                     return self.give_up(index, self.ending(index));
                 }
                 inbox.hold(Peer(index), count);
+                // Each counts as a turn, up to the next in which the silent ones have theirs.
+                self.turn = self.turn.wrapping_add(count as u32 - 1).min(self.turn | (FAIR - 1));
                 self.step(index, count as u64);
                 if count < inbox.run().len() {
                     // The next one is not there yet: to look for it at once, where there is no other ring, is in vain.

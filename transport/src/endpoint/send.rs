@@ -164,7 +164,7 @@ impl<M: Memory> Endpoint<M> {
         SendError::Gone
     }
 
-    /// Whether all that was sent to living peers has been consumed. An endpoint should only be closed then.
+    /// Whether living peers have all that was sent to them, short messages at least in their inboxes. An endpoint should only be closed then.
     pub fn is_drained(&mut self) -> bool {
         self.flush();
         for index in 0..self.links.len() as u32 {

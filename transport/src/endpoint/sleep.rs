@@ -1,20 +1,21 @@
 //! Sleeping: the last look before it.
 
 use super::Endpoint;
+use crate::event::Inbox;
 use crate::memory::Memory;
 use crate::sleep;
 
 impl<M: Memory> Endpoint<M> {
     /// Announces that the process is about to sleep until its doorbell rings, and looks once more at everything that may
-    /// have happened.
+    /// have happened, and at the inbox of its polls.
     ///
     /// True: nothing has happened, and whoever writes something for us from now on rings; the caller waits for the
     /// doorbell and then calls [`Endpoint::wake_up`]. False: the endpoint is awake, and the caller goes on to
     /// [`Endpoint::poll`] and to send what found no room. Always false where the process never said that it may sleep
     /// ([`Process::may_sleep`](super::Process)), and as long as a peer lives that has no doorbell to ring. A process without
     /// one that we have not met yet is only heard after the sleep, so that no sleep should be without end.
-    pub fn fall_asleep(&mut self) -> bool {
-        if !self.may_sleep {
+    pub fn fall_asleep(&mut self, inbox: &Inbox) -> bool {
+        if !self.may_sleep || !inbox.is_empty() {
             return false;
         }
         // Peers may be waiting for what we have not acknowledged yet.
