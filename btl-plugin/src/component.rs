@@ -44,6 +44,7 @@ struct Parameters {
     max_inline: UnsafeCell<usize>,
     chunk_size: UnsafeCell<usize>,
     chunks: UnsafeCell<c_uint>,
+    leave: UnsafeCell<usize>,
     patience: UnsafeCell<c_uint>,
     sleep_after: UnsafeCell<c_uint>,
 }
@@ -57,6 +58,7 @@ static PARAMETERS: Parameters = Parameters {
     max_inline: UnsafeCell::new(DEFAULT_INLINE),
     chunk_size: UnsafeCell::new(0),
     chunks: UnsafeCell::new(0),
+    leave: UnsafeCell::new(0),
     patience: UnsafeCell::new(30),
     sleep_after: UnsafeCell::new(0),
 };
@@ -122,6 +124,16 @@ pub unsafe extern "C" fn register() -> c_int {
             ompi::MCA_BASE_VAR_TYPE_UNSIGNED_INT,
             ompi::OPAL_INFO_LVL_5,
             PARAMETERS.chunks.get().cast(),
+        );
+        register_variable(
+            version(),
+            c"leave",
+            c"From so many bytes on that it has just written for others to read, a process that waits for them fills its \
+              nearest cache with something else, since others read that cache slowly; more than the longest message: never. \
+              0: what suits this machine, as shown by `vmshm tune`.",
+            ompi::MCA_BASE_VAR_TYPE_SIZE_T,
+            ompi::OPAL_INFO_LVL_6,
+            PARAMETERS.leave.get().cast(),
         );
         register_variable(
             version(),
@@ -341,6 +353,15 @@ fn cut(size: usize, count: c_uint, section: u64) -> Cut {
 pub fn max_inline() -> usize {
     // SAFETY: not changed after init.
     unsafe { *PARAMETERS.max_inline.get() }
+}
+
+/// From how many bytes on [`crate::nearest`] does its work.
+pub fn leave() -> usize {
+    // SAFETY: not changed after init.
+    match unsafe { *PARAMETERS.leave.get() } {
+        0 => Tuning::of_this_machine().leave,
+        asked => asked,
+    }
 }
 
 /// Largest fragment that a user may ask for.

@@ -9,24 +9,28 @@ use std::sync::LazyLock;
 
 use vmshm_transport::tune::Machine;
 
-/// More memory than the nearest cache holds.
-static FAR: LazyLock<Vec<u64>> = LazyLock::new(|| {
+use crate::component;
+
+/// What the cache is filled with: more than it holds.
+static OTHER: LazyLock<Vec<u64>> = LazyLock::new(|| {
     let cache = match Machine::read().level1 {
         0 => 48 << 10,
-        known => known as usize,
+        known => known.min(1 << 20) as usize,
     };
     // Written, so that it has pages of its own.
     vec![1; cache / 3 * 4 / size_of::<u64>()]
 });
 
-/// Fills the nearest cache with something else, where `len` bytes that others are about to read were just written: to be
-/// called when there is nothing else to do. It is worth its time from about half of that cache on.
+static LIMIT: LazyLock<usize> = LazyLock::new(component::leave);
+
+/// Fills the nearest cache with something else, where `len` bytes that others are about to read were just written, and are
+/// enough for that: to be called when there is nothing else to do.
 pub fn leave(len: usize) {
-    let far = &*FAR;
-    if len >= size_of_val(&far[..]) / 2 {
-        for line in far.chunks(8) {
-            // SAFETY: a reference can be read.
-            unsafe { ptr::from_ref(&line[0]).read_volatile() };
-        }
+    if len < *LIMIT {
+        return;
+    }
+    for line in OTHER.chunks(8) {
+        // SAFETY: a reference can be read.
+        unsafe { ptr::from_ref(&line[0]).read_volatile() };
     }
 }

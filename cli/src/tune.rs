@@ -90,6 +90,7 @@ fn as_json(machine: &Machine, tuning: &Tuning, copies: &Copies) -> serde_json::V
             "piece": tuning.piece,
             "ahead": tuning.ahead,
             "turn": tuning.turn,
+            "leave": tuning.leave,
         },
     })
 }
@@ -132,6 +133,7 @@ fn as_text(machine: &Machine, tuning: &Tuning, copies: &Copies) -> String {
         ("", tuning.piece as u64, "chunk of one that is alone"),
         ("", tuning.turn as u64, "memory of chunks that one takes in turn"),
         ("", tuning.ahead as u64, "lead of the sender of many"),
+        ("btl_vmshm_leave", tuning.leave as u64, "just written for others: leaves the nearest cache"),
     ];
     text += "\nSizes\n";
     for (name, size, what) in rows {

@@ -97,6 +97,8 @@ pub struct Tuning {
     pub ahead: usize,
     /// The memory that the chunks of a single one take in turn.
     pub turn: usize,
+    /// With so many bytes just written for others, who waits fills its nearest cache with something else.
+    pub leave: usize,
 }
 
 impl Tuning {
@@ -120,6 +122,8 @@ impl Tuning {
             piece: (chunk / 4) as usize,
             ahead: ahead as usize,
             turn: (ahead / 16).max(chunk) as usize,
+            // With less, that takes longer than the others then save.
+            leave: (level1 / 3 * 2).clamp(8 << 10, 256 << 10) as usize,
         }
     }
 
