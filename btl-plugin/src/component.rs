@@ -15,6 +15,7 @@ use crate::fabric::{FABRIC, Fabric, Held};
 use crate::help::{self, Topic};
 use crate::idle::Rest;
 use crate::module;
+use crate::nearest;
 use crate::ompi::{self, MODULE, mca_base_component_t, mca_btl_base_module_t, mca_btl_vmshm_component};
 use crate::osc;
 use crate::sleep::{self, Sleep};
@@ -312,6 +313,7 @@ fn attach(module: *mut mca_btl_base_module_t) -> Result<Fabric, (Topic, String)>
     let name = endpoint.name();
     let mut fabric = Fabric::new(endpoint);
     fabric.cut = cut(chunk_size, chunks, fabric.endpoint.section().entry.len);
+    nearest::prepare();
     if sleep_after > 0 {
         let sleep = Sleep::new(&fabric.endpoint, Duration::from_micros(sleep_after.into()));
         if !sleep.has_doorbell() {

@@ -23,6 +23,12 @@ static OTHER: LazyLock<Vec<u64>> = LazyLock::new(|| {
 
 static LIMIT: LazyLock<usize> = LazyLock::new(component::leave);
 
+/// Asks the machine and takes the memory, so that this need not be done in the midst of a message.
+pub fn prepare() {
+    LazyLock::force(&LIMIT);
+    LazyLock::force(&OTHER);
+}
+
 /// Fills the nearest cache with something else, where `len` bytes that others are about to read were just written, and are
 /// enough for that: to be called when there is nothing else to do.
 pub fn leave(len: usize) {

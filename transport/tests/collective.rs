@@ -31,9 +31,14 @@ impl Pause for Patience {
 
 /// Appends one history to another, element by element: neither commutative nor blind to any mix-up. The result of joining
 /// members 0..n in order is a polynomial of their values.
-struct Horner;
+struct Horner {
+    /// Bytes that must not be cut, a multiple of [`NUMBER`].
+    element: usize,
+}
 
-const ELEMENT: usize = 8;
+const HORNER: Horner = Horner { element: NUMBER };
+
+const NUMBER: usize = 8;
 const BASE: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// An element is (value, weight) in 32 bits each: (v1, w1) + (v2, w2) = (v1 * w2 + v2, w1 * w2).
@@ -44,11 +49,11 @@ fn join(left: u64, right: u64) -> u64 {
 
 impl Combine for Horner {
     fn element(&self) -> usize {
-        ELEMENT
+        self.element
     }
     unsafe fn join(&mut self, left: *const u8, inout: *mut u8, len: usize) {
-        assert_eq!(len % ELEMENT, 0);
-        for at in (0..len).step_by(ELEMENT) {
+        assert_eq!(len % self.element, 0);
+        for at in (0..len).step_by(NUMBER) {
             // SAFETY: at + 8 <= len.
             unsafe {
                 let result = join(
@@ -77,7 +82,7 @@ fn joined(seed: u64, members: usize, len: usize) -> Vec<u8> {
     let mut out = data_of(seed, members - 1, len);
     for member in (0..members - 1).rev() {
         // SAFETY: both have len bytes.
-        unsafe { Horner.join(data_of(seed, member, len).as_ptr(), out.as_mut_ptr(), len) };
+        unsafe { { HORNER }.join(data_of(seed, member, len).as_ptr(), out.as_mut_ptr(), len) };
     }
     out
 }
@@ -177,7 +182,9 @@ fn operate(group: &mut Group<View>, own: &Own, seed: u64) {
     let (size, me) = (group.size(), group.me());
     let root = random.random_range(0..size);
     let longest = [16, 300, 5000, 40_000, 200_000][random.random_range(0..5)];
-    let len = random.random_range(1..=longest) / ELEMENT * ELEMENT + ELEMENT;
+    // Of those in threes, the members' shares begin anywhere.
+    let element = NUMBER * [1, 3][random.random_range(0..2)];
+    let len = random.random_range(1..=longest) / element * element + element;
     let in_place = random.random_bool(0.5);
     let mine = data_of(seed, me, len);
     // SAFETY: in all operations the buffers have the length that is given.
@@ -240,10 +247,11 @@ fn operate(group: &mut Group<View>, own: &Own, seed: u64) {
                 let mine = buffer(&mine);
                 let out = if in_place { None } else { Some(buffer(&vec![0; len])) };
                 let to = out.as_ref().unwrap_or(&mine);
+                let join = &mut Horner { element };
                 if kind == 6 {
-                    group.reduce(root, mine.at, to.at, len, &mut Horner, pause).expect("reduce");
+                    group.reduce(root, mine.at, to.at, len, join, pause).expect("reduce");
                 } else {
-                    group.all_reduce(mine.at, to.at, len, &mut Horner, pause).expect("all_reduce");
+                    group.all_reduce(mine.at, to.at, len, join, pause).expect("all_reduce");
                 }
                 let (to, _) = (to.take(), mine.take());
                 if kind == 7 || me == root {
@@ -341,7 +349,7 @@ fn memory_that_a_member_cannot_lend_is_not_read() {
                     results = vec![
                         group.broadcast(0, data, len, pause),
                         group.all_gather(data, 0, |member| (data, if member == 0 { len } else { 0 }), pause),
-                        group.reduce(1, data, data.add(len), len, &mut Horner, pause),
+                        group.reduce(1, data, data.add(len), len, &mut { HORNER }, pause),
                         group.gather(1, data, len, |_| data.add(len), pause),
                     ];
                 }
@@ -353,6 +361,27 @@ fn memory_that_a_member_cannot_lend_is_not_read() {
                 };
                 assert_eq!(result, Err(expected), "{lent} bytes at {offset}");
             }
+        }
+    });
+}
+
+#[test]
+fn operands_are_not_joined_where_they_may_not_be_read_as_numbers() {
+    let len = 3 * MIN_CHUNK;
+    let gate = std::sync::Barrier::new(2);
+    group(2, MIN_CHUNK, |group, _| {
+        let offset = group.member(0).section.entry.offset + 4096 + 8;
+        if group.me() == 0 {
+            lend(group, 3, offset, len as u64);
+        }
+        gate.wait();
+        if group.me() == 1 {
+            let (mine, mut out) = (vec![0; len], vec![0; len]);
+            let pause = &mut Patience::default();
+            // SAFETY: both have `len` bytes.
+            let result =
+                unsafe { group.reduce(1, mine.as_ptr(), out.as_mut_ptr(), len, &mut { HORNER }, pause) };
+            assert_eq!(result, Err(Broken::Outside { member: 0, offset, len }));
         }
     });
 }

@@ -10,8 +10,8 @@ use super::layout::{LENT, head_payload, stamp};
 use super::short::is_short;
 use crate::memory::Memory;
 
-/// What is lent begins at a multiple of so many bytes, as what lies in slots does.
-const ALIGNMENT: u64 = 16;
+/// An operand that is lent begins at a multiple of so many bytes, as what lies in slots does: operations may count on it.
+pub(super) const ALIGNMENT: u64 = 16;
 
 /// A piece of a member's operand.
 #[derive(Clone, Copy)]
@@ -27,8 +27,7 @@ pub(super) struct Piece {
 }
 
 impl<M: Memory> Group<M> {
-    /// Where our operand lies, if the others can read it there, and it is long enough. Operations are not asked to read
-    /// numbers at worse places than in slots.
+    /// Where our operand lies, if the others can read it there, and it is long enough.
     pub(super) fn lendable(&self, data: *const u8, len: usize) -> Option<u64> {
         if is_short(len) {
             return None;
@@ -126,8 +125,7 @@ impl<M: Memory> Group<M> {
         if len != expected {
             return Err(Broken::Length { member, expected, found: len });
         }
-        let section = &self.members[member].section;
-        if !section.contains(offset, len as u64) || !offset.is_multiple_of(ALIGNMENT) {
+        if !self.members[member].section.contains(offset, len as u64) {
             return Err(Broken::Outside { member, offset, len });
         }
         Ok(offset)

@@ -1,7 +1,7 @@
 //! Joining what all members have.
 
 use super::group::{Broken, Group, Pause, Readers};
-use super::lend::Piece;
+use super::lend::{ALIGNMENT, Piece};
 use super::short::is_short;
 use crate::memory::Memory;
 
@@ -42,6 +42,11 @@ impl<M: Memory> Group<M> {
         let me = self.me;
         for member in (0..self.size()).filter(|member| *member != me) {
             self.expect_piece(member, piece, piece.now, pause)?;
+            if let Some(offset) = self.lent[member]
+                && !offset.is_multiple_of(ALIGNMENT)
+            {
+                return Err(Broken::Outside { member, offset, len: piece.len });
+            }
         }
         Ok(())
     }

@@ -49,7 +49,7 @@ impl<M: Memory> Group<M> {
                 self.memory.give(self.block + body(step), len as u64);
             }
             // The next payload is likely to be as long, and as many steps ahead as the last one lies behind.
-            let ahead = (step - self.said).min(LAG);
+            let ahead = step.saturating_sub(self.said).min(LAG);
             self.memory.own(self.block + body(step + ahead), len as u64);
         }
         self.said = step;

@@ -302,7 +302,7 @@ impl<M: Memory> Endpoint<M> {
                 self.turn = self.turn.wrapping_add(count as u32 - 1).min(self.turn | (FAIR - 1));
                 self.step(index, count as u64);
                 if count < inbox.run().len() {
-                    // The next one is not there yet: to look for it at once, where there is no other ring, is in vain.
+                    // Mostly the next one is not there yet: to look for it at once, where there is no other ring, is in vain.
                     self.streams = self.hot.len() > 1;
                 } else if let Some(theirs) = &self.links[index as usize].theirs {
                     theirs.consumer.expect(&self.memory, count as u64);
