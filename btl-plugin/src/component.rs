@@ -383,6 +383,13 @@ pub unsafe extern "C" fn progress() -> c_int {
     if let Some(fabric) = fabric.as_mut().filter(|fabric| fabric.hungry) {
         fabric.feed_hungry();
     }
+    if let Some(fabric) = fabric.as_mut().filter(|fabric| !fabric.exposed.is_empty()) {
+        if let [len] = fabric.exposed[..] {
+            // Who sends more than one at a time has more to do than to wait.
+            nearest::leave(len);
+        }
+        fabric.exposed.clear();
+    }
     while let Some(pull) = fabric.as_mut().and_then(Fabric::read_on) {
         count += 1;
         // SAFETY: Open MPI gave all of it for this.

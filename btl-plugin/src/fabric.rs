@@ -64,6 +64,8 @@ pub struct Fabric {
     pub first_fed: usize,
     /// Stages whose leads are to be copied.
     pub promised: Vec<u64>,
+    /// The lengths of messages that peers were allowed to read in place since progress was last made, bytes.
+    pub exposed: Vec<usize>,
     /// Pulls of nothing but leads that are not all there.
     pub readings: Vec<Reading>,
     /// Some of a lead was read since the process was last asked whether it rests.
@@ -165,6 +167,7 @@ impl Fabric {
             hungry: false,
             first_fed: 0,
             promised: Vec::new(),
+            exposed: Vec::new(),
             readings: Vec::new(),
             has_read: false,
             chunks: Chunks::default(),

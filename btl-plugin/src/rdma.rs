@@ -65,7 +65,11 @@ pub unsafe extern "C" fn register_mem(
     let mut lead = Lead::default();
     let offset = FABRIC.lock().as_mut().and_then(|fabric| {
         let offset = fabric.endpoint.expose(base.cast::<u8>(), size as u64);
-        if offset.is_some() || flags != ompi::MCA_BTL_REG_FLAG_REMOTE_READ {
+        if flags != ompi::MCA_BTL_REG_FLAG_REMOTE_READ {
+            return offset;
+        }
+        if offset.is_some() {
+            fabric.exposed.push(size);
             return offset;
         }
         let peer = fabric.peer(from_endpoint(endpoint))?;
