@@ -357,13 +357,10 @@ pub fn max_inline() -> usize {
     unsafe { *PARAMETERS.max_inline.get() }
 }
 
-/// From how many bytes on [`crate::nearest`] does its work.
+/// From how many bytes on [`nearest`] is to do its work; 0: from what suits this machine.
 pub fn leave() -> usize {
     // SAFETY: not changed after init.
-    match unsafe { *PARAMETERS.leave.get() } {
-        0 => Tuning::of_this_machine().leave,
-        asked => asked,
-    }
+    unsafe { *PARAMETERS.leave.get() }
 }
 
 /// Largest fragment that a user may ask for.

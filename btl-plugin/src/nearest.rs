@@ -7,35 +7,41 @@
 use std::ptr;
 use std::sync::LazyLock;
 
-use vmshm_transport::tune::Machine;
+use vmshm_transport::tune::Tuning;
 
 use crate::component;
 
-/// What the cache is filled with: more than it holds.
-static OTHER: LazyLock<Vec<u64>> = LazyLock::new(|| {
-    let cache = match Machine::read().level1 {
-        0 => 48 << 10,
-        known => known.min(1 << 20) as usize,
-    };
-    // Written, so that it has pages of its own.
-    vec![1; cache / 3 * 4 / size_of::<u64>()]
-});
+/// How the cache is filled.
+struct Filling {
+    /// From so many bytes on that were just written.
+    limit: usize,
+    /// With this, which is more than the cache holds.
+    other: Vec<u64>,
+}
 
-static LIMIT: LazyLock<usize> = LazyLock::new(component::leave);
+static FILLING: LazyLock<Filling> = LazyLock::new(|| {
+    let leave = Tuning::of_this_machine().leave;
+    let limit = match component::leave() {
+        0 => leave,
+        asked => asked,
+    };
+    // `leave` is two thirds of the cache. Written, so that it has pages of its own.
+    Filling { limit, other: vec![1; 2 * leave / size_of::<u64>()] }
+});
 
 /// Asks the machine and takes the memory, so that this need not be done in the midst of a message.
 pub fn prepare() {
-    LazyLock::force(&LIMIT);
-    LazyLock::force(&OTHER);
+    LazyLock::force(&FILLING);
 }
 
 /// Fills the nearest cache with something else, where `len` bytes that others are about to read were just written, and are
 /// enough for that: to be called when there is nothing else to do.
 pub fn leave(len: usize) {
-    if len < *LIMIT {
+    let Filling { limit, other } = &*FILLING;
+    if len < *limit {
         return;
     }
-    for line in OTHER.chunks(8) {
+    for line in other.chunks(8) {
         // SAFETY: a reference can be read.
         unsafe { ptr::from_ref(&line[0]).read_volatile() };
     }

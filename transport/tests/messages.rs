@@ -429,10 +429,10 @@ fn fragments_come_back_to_who_always_finds_a_message() {
             if with_slow_peer {
                 assert!(forwarded.send(&mut b, to_slow));
             }
-            let [mut inbox, mut others] = [(); 2].map(|()| Inbox::new());
+            let [mut inbox, mut of_a, mut of_c, mut of_d] = [(); 4].map(|()| Inbox::new());
             let (mut owed, mut arrived) = (VecDeque::new(), 0);
             for _ in 0..ROUNDS {
-                while let Some(event) = a.poll(&mut others) {
+                while let Some(event) = a.poll(&mut of_a) {
                     let Event::Sent { token, .. } = event else { panic!("{event:?}") };
                     ours.come_back(token);
                 }
@@ -456,11 +456,10 @@ fn fragments_come_back_to_who_always_finds_a_message() {
                 {
                     owed.pop_front();
                 }
-                for end in [&mut c, &mut d] {
+                for (end, inbox) in [(&mut c, &mut of_c), (&mut d, &mut of_d)] {
                     for _ in 0..4 * BATCH {
-                        let event = end.poll(&mut others);
-                        arrived +=
-                            usize::from(event.and_then(|event| take(end, &mut inbox, event)).is_some());
+                        let event = end.poll(inbox);
+                        arrived += usize::from(event.and_then(|event| take(end, inbox, event)).is_some());
                     }
                 }
             }
