@@ -48,8 +48,7 @@ impl<M: Memory> Group<M> {
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
         self.vacate(step, 0, pause)?;
-        let block = self.members[self.me].block;
-        self.memory.store_words(block + head_payload(step), [offset, len as u64]);
+        self.memory.store_words(self.block + head_payload(step), [offset, len as u64]);
         self.raise(step, LENT, readers);
         Ok(())
     }
@@ -76,7 +75,7 @@ impl<M: Memory> Group<M> {
 
     /// What a member says of the operand that it lends: where it begins, and its length.
     pub(super) fn told(&self, member: usize, step: u64) -> (u64, usize) {
-        let [offset, len] = self.memory.load_words(self.members[member].block + head_payload(step));
+        let [offset, len] = self.memory.load_words(self.blocks[member] + head_payload(step));
         (offset, usize::try_from(len).unwrap_or(usize::MAX))
     }
 
