@@ -75,7 +75,7 @@ impl<M: Memory> Group<M> {
 
     /// What a member says of the operand that it lends: where it begins, and its length.
     pub(super) fn told(&self, member: usize, step: u64) -> (u64, usize) {
-        let [offset, len] = self.memory.load_words(self.blocks[member] + head_payload(step));
+        let [offset, len] = self.memory.load_words(self.members[member].block + head_payload(step));
         (offset, usize::try_from(len).unwrap_or(usize::MAX))
     }
 
