@@ -1,5 +1,6 @@
 //! Operations on a peer's registered memory, as Open MPI's one-sided components and ob1's RGET use them.
 
+use std::convert::identity;
 use std::ffi::{c_int, c_void};
 use std::ptr;
 
@@ -201,10 +202,8 @@ pub unsafe extern "C" fn get(
     };
     // SAFETY: Open MPI gives the handle that the peer sent; the callback gets what was given for it.
     unsafe {
-        match at_remote(endpoint, address, remote_handle, size as u64, work) {
-            Ok(done) => completion.done(done),
-            Err(code) => code,
-        }
+        at_remote(endpoint, address, remote_handle, size as u64, work)
+            .map_or_else(identity, |done| completion.done(done))
     }
 }
 
@@ -253,10 +252,8 @@ pub unsafe extern "C" fn put(
     let completion = Completion { endpoint, local, local_handle, callback, context, data };
     // SAFETY: Open MPI gives the handle that the peer sent; the callback gets what was given for it.
     unsafe {
-        match at_remote(endpoint, address, remote_handle, size as u64, work) {
-            Ok(done) => completion.done(done),
-            Err(code) => code,
-        }
+        at_remote(endpoint, address, remote_handle, size as u64, work)
+            .map_or_else(identity, |done| completion.done(done))
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::Once;
+use std::sync::{LazyLock, Once};
 use std::time::{Duration, Instant};
 
 use crate::copy;
@@ -127,9 +127,10 @@ impl Tuning {
         }
     }
 
-    /// What suits this machine.
-    pub fn of_this_machine() -> Self {
-        Self::of(&Machine::read())
+    /// What suits this machine, which is asked once.
+    pub fn of_this_machine() -> &'static Self {
+        static TUNING: LazyLock<Tuning> = LazyLock::new(|| Tuning::of(&Machine::read()));
+        &TUNING
     }
 }
 

@@ -4,7 +4,6 @@ use std::cell::UnsafeCell;
 use std::collections::HashMap;
 use std::ffi::c_int;
 use std::ptr;
-use std::sync::LazyLock;
 
 use parking_lot::Mutex;
 use vmshm_transport::abi::EndpointName;
@@ -89,15 +88,12 @@ pub unsafe extern "C" fn register() -> c_int {
     ompi::OPAL_SUCCESS as c_int
 }
 
-/// What suits this machine: half of the chunk of a message and a quarter of how far a sender runs ahead, since here both
-/// sides copy at the same time, and others' caches hold only what they read.
-static TUNING: LazyLock<Tuning> = LazyLock::new(Tuning::of_this_machine);
-
 /// Bytes of a chunk, within bounds and whole pages.
 pub fn chunk() -> usize {
     // SAFETY: not changed after the component was registered.
     let chunk = match unsafe { *PARAMETERS.chunk.get() } {
-        0 => TUNING.chunk / 2,
+        // Half of a message's: here both sides copy at the same time.
+        0 => Tuning::of_this_machine().chunk / 2,
         given => given,
     };
     chunk.clamp(MIN_CHUNK, MAX_CHUNK) & !4095
@@ -111,8 +107,9 @@ const SECTION_PART: u64 = 128;
 pub fn chunks(chunk: usize, members: usize, section: u64) -> u64 {
     // SAFETY: not changed after the component was registered.
     let turn = match unsafe { *PARAMETERS.turn.get() } {
-        // Who reads from several comes back to each the later.
-        0 => TUNING.ahead / 4 / (members - 1).max(1),
+        // A quarter of how far a sender runs ahead, as others' caches hold only what they read. Who reads from several comes
+        // back to each the later.
+        0 => Tuning::of_this_machine().ahead / 4 / (members - 1).max(1),
         given => given,
     };
     let most = (turn as u64).min(section / SECTION_PART) / chunk as u64;
