@@ -118,9 +118,23 @@ impl Producer {
         let stamp = Stamp { sequence: Stamp::sequence_at(self.position), len: len as u16, kind, tag };
         // Release: whoever sees this stamp sees all the bytes above, and the zero behind them.
         memory.store(self.slots + self.at, stamp.pack(), Ordering::Release);
+        if slots > LINE / SLOT {
+            self.give(memory, slots);
+        }
         self.position += slots;
         self.at = self.behind(slots);
         self.prepare(memory);
+    }
+
+    /// Passes the next slots, which were just written, on to the shared cache, but for a line that the next message begins in.
+    #[inline(never)]
+    fn give(&self, memory: &impl Memory, slots: u64) {
+        let (start, ring_end) = (self.slots + self.at, self.slots + self.count * SLOT);
+        let end = (start + slots * SLOT) & !(LINE - 1);
+        memory.give(start, end.min(ring_end) - start);
+        if end > ring_end {
+            memory.give(self.slots, end - ring_end);
+        }
     }
 
     /// Asks for the cache lines of the slots that will be written next, and zeroes the stamps of the first of them.

@@ -13,8 +13,9 @@ use crate::link::PeerError;
 use crate::memory::Memory;
 use crate::ring::MAX_INLINE;
 
-/// So many bytes of a freed fragment, the next to be used, are made our own while there is nothing else to do.
-const OWNED: usize = 4096 + 128;
+/// So many bytes of a freed fragment, the next to be used, are made our own while there is nothing else to do. A message of
+/// no more, if it is alone, is passed on to the shared cache, from where its reader gets it faster than out of ours.
+const SMALL: usize = 4096 + 128;
 
 impl<M: Memory> Endpoint<M> {
     /// Sends an inline message, whose bytes are the `parts` in their order.
@@ -59,7 +60,7 @@ impl<M: Memory> Endpoint<M> {
 
     /// Gives a fragment back; it must not be under way.
     pub fn free(&mut self, fragment: Fragment) {
-        self.memory.own(fragment.offset, fragment.len.min(OWNED) as u64);
+        self.memory.own(fragment.offset, fragment.len.min(SMALL) as u64);
         self.arena.free(&self.memory, &self.section, fragment.offset, fragment.len as u64);
     }
 
@@ -82,6 +83,10 @@ impl<M: Memory> Endpoint<M> {
         }
         let descriptor = Descriptor { offset: fragment.offset, len: len as u64, cookie: 0 };
         self.push_descriptor(peer, KIND_FRAGMENT, tag, &descriptor)?;
+        // In a stream this would keep us from writing the next one.
+        if self.flying == 0 && len <= SMALL {
+            self.memory.give(fragment.offset, len as u64);
+        }
         let link = &mut self.links[peer.index()];
         link.in_flight.push_back((link.producer.position(), token));
         self.flying += 1;
