@@ -84,22 +84,33 @@ impl<M: Memory> Group<M> {
         // What a member has of a piece of the longest.
         let cut = |len: usize, at: usize, now: usize| len.saturating_sub(at).min(now);
         let lent = self.lendable(data, len);
+        // Copies so many bytes of ours from `at` on to our part, as far as both reach.
+        let keep = |at: usize, now: usize| {
+            let kept = cut(len.min(own_len), at, now);
+            if kept > 0 && !own.is_null() {
+                // SAFETY: the caller vouches for both.
+                unsafe { data.add(at).copy_to(own.add(at), kept) };
+            }
+        };
         self.exchange(
             longest,
             piece,
             pause,
             |group, step, at, now, pause| match (lent, cut(len, at, now)) {
                 (_, 0) => Ok(()),
-                (Some(offset), _) if at == 0 => group.lend(step, offset, len, Readers::All, pause),
+                (Some(offset), _) if at == 0 => {
+                    group.lend(step, offset, len, Readers::All, pause)?;
+                    // At once, since it was written last and others are about to take it out of our cache.
+                    keep(0, len);
+                    Ok(())
+                }
                 (Some(_), _) => Ok(()),
                 // SAFETY: at + now <= len.
                 (None, now) => unsafe { group.say(step, data.add(at), now, Readers::All, pause) },
             },
             |group, step, at, longest, pause| {
-                let kept = cut(len.min(own_len), at, longest);
-                if kept > 0 && !own.is_null() {
-                    // SAFETY: as above, and it is no more than our part has room for.
-                    unsafe { data.add(at).copy_to(own.add(at), kept) };
+                if lent.is_none() {
+                    keep(at, longest);
                 }
                 group.settle(step, pause);
                 // Each begins with its neighbour, so that not all read from the same member at once.
