@@ -277,6 +277,11 @@ impl<M: Memory> Group<M> {
         }
     }
 
+    /// Bytes of all of a member's chunks.
+    pub(super) fn turn_len(&self) -> usize {
+        self.chunk * self.long.len()
+    }
+
     /// Which chunk belongs to a step.
     #[inline]
     fn turn(&self, step: u64) -> usize {
