@@ -29,6 +29,8 @@ pub enum Topic {
     PeerLost,
     /// The device with the shared memory is gone.
     DeviceLost,
+    /// No component makes a window.
+    Window,
 }
 
 impl Topic {
@@ -40,6 +42,7 @@ impl Topic {
             Self::Advice => c"advice",
             Self::PeerLost => c"peer lost",
             Self::DeviceLost => c"device lost",
+            Self::Window => c"window",
         }
     }
 }
@@ -154,6 +157,7 @@ mod tests {
             Topic::Advice,
             Topic::PeerLost,
             Topic::DeviceLost,
+            Topic::Window,
         ];
         for topic in topics {
             let head = format!("[{}]\n", topic.key().to_str().unwrap());

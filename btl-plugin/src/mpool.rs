@@ -176,16 +176,19 @@ fn take(fabric: &mut Fabric, len: usize, align: usize) -> Option<*mut u8> {
     Some(address)
 }
 
+/// Whether programs want memory of the section without asking for it: others do not read it, and it is not slow.
+pub fn is_wanted() -> bool {
+    FABRIC.lock().as_ref().is_some_and(|fabric| {
+        let is_file = matches!(fabric.endpoint.source(), Source::File(_));
+        fabric.endpoint.advice().is_none() && !ompi::others_read(is_file)
+    })
+}
+
 /// Takes memory for a window, aligned to a power of two, and copied like other memory of programs if the section is left
-/// before it is given back. None where there is no room, or where it is not wanted: others read it, or it is slow.
+/// before it is given back. None where there is no room.
 pub fn take_aligned(len: usize, align: usize) -> Option<*mut u8> {
     let mut fabric = FABRIC.lock();
     let fabric = fabric.as_mut()?;
-    if fabric.endpoint.advice().is_some()
-        || ompi::others_read(matches!(fabric.endpoint.source(), Source::File(_)))
-    {
-        return None;
-    }
     // Whole chunks lie on pages.
     take(fabric, len.checked_next_multiple_of(align)?, 16)
 }

@@ -18,6 +18,8 @@ use crate::workspace::Workspace;
 const REGION: &str = "1G";
 /// Small, so that it is full now and then.
 const HEAP_REGION: &str = "256M";
+/// Smaller than some of the windows that the checker makes.
+const FULL_REGION: &str = "16M";
 const LIMIT: Duration = Duration::from_secs(600);
 /// What makes the plugin say what it does.
 const VERBOSE: [&str; 3] = ["--mca", "btl_base_verbose", "10"];
@@ -66,6 +68,8 @@ const BENCHES: &[(&str, &[&str])] = &[
 enum Writers {
     /// Itself alone.
     Owner,
+    /// So it is, and no other component makes windows: on Debian as it is, between hosts.
+    OwnerAlone,
     /// The region is open.
     All,
     /// All processes are in one section.
@@ -76,6 +80,7 @@ impl Writers {
     fn suffix(self) -> &'static str {
         match self {
             Writers::Owner => "",
+            Writers::OwnerAlone => "-alone",
             Writers::All => "-open",
             Writers::Section => "-one-section",
         }
@@ -100,11 +105,16 @@ impl Bench {
     fn with_windows(stage: &Path, writers: Writers) -> Result<Self> {
         let region = match writers {
             Writers::All => Region::create_open(stage, REGION, 2)?,
+            Writers::OwnerAlone => Region::create(stage, FULL_REGION, 2, true)?,
             Writers::Owner | Writers::Section => Region::create(stage, REGION, 2, true)?,
         };
         let mut environment = region.environment()?;
         // Where windows cannot be direct, Open MPI by itself takes another component for processes of one host.
-        let components = if writers == Writers::Owner { "vmshm,pt2pt" } else { "vmshm,pt2pt,sm" };
+        let components = match writers {
+            Writers::Owner => "vmshm,pt2pt",
+            Writers::OwnerAlone => "vmshm",
+            Writers::All | Writers::Section => "vmshm,pt2pt,sm",
+        };
         environment.push(("OMPI_MCA_osc".into(), components.into()));
         if writers == Writers::Section {
             environment.push(("VMSHM_SECTION".into(), "0".into()));
@@ -206,6 +216,7 @@ pub fn steps(
     for (ranks, writers) in [
         (2, Writers::Owner),
         (3, Writers::Owner),
+        (3, Writers::OwnerAlone),
         (2, Writers::All),
         (3, Writers::All),
         (3, Writers::Section),
@@ -215,8 +226,16 @@ pub fn steps(
             let bench = Bench::with_windows(stage()?, writers)?;
             let mut command = bench.mpi.mpirun(ranks, Layer::Vmshm);
             command.arg(stage()?.join("bin/vmshm-mpi-check")).arg("--quick");
-            let mut count =
-                checked(bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?)?;
+            let done = bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?;
+            // Only shared ones are sm's where each process writes its own section only.
+            let is_shared = |line: &str| line.contains("/hints") || line.contains("/shared");
+            let is_owned = matches!(writers, Writers::Owner | Writers::OwnerAlone);
+            let is_missing =
+                |line: &&str| line.contains("makes no window here") && !(is_owned && is_shared(line));
+            if let Some(line) = done.text.lines().find(is_missing) {
+                bail!("{}", line.trim());
+            }
+            let mut count = checked(done)?;
             if let Suite::Ready(kit) = mpi4py::prepare(workspace, logs)? {
                 let got = mpi4py::run_windows(&kit, &bench.mpi, ranks, logs, LIMIT)?;
                 if let Some((_, verdict)) = got.iter().find(|(_, verdict)| !verdict.starts_with("OK")) {

@@ -64,24 +64,30 @@ impl Local {
     }
 }
 
+/// Reads elements of a process's memory that is mapped.
+///
+/// # Errors
+/// They leave it.
+///
+/// # Safety
+/// The datatypes are Open MPI's, and the origin has room for its elements.
+#[inline]
+pub unsafe fn read(member: &Member, origin: Local, target: Remote) -> Result<(), c_int> {
+    // SAFETY: the caller vouches for both.
+    unsafe { target.within(member)?.copy_to(&origin) }
+}
+
 /// A kind of window's way to another process's memory. Errors are Open MPI's codes.
 ///
 /// # Safety
 /// For all functions: datatypes and operations are Open MPI's; origins have their elements, or for `get` room for them, as
 /// results have for theirs.
 pub trait Access {
-    /// A process by its rank.
-    fn member(&self, rank: c_int) -> Result<&Member, c_int>;
-
     /// `MPI_Put`.
     unsafe fn put(&self, origin: Local, target: Remote) -> Result<(), c_int>;
 
-    /// `MPI_Get`: everyone may read.
-    #[inline]
-    unsafe fn get(&self, origin: Local, target: Remote) -> Result<(), c_int> {
-        // SAFETY: the caller vouches for both.
-        unsafe { target.within(self.member(target.rank)?)?.copy_to(&origin) }
-    }
+    /// `MPI_Get`.
+    unsafe fn get(&self, origin: Local, target: Remote) -> Result<(), c_int>;
 
     /// `MPI_Accumulate`.
     unsafe fn accumulate(&self, origin: Local, target: Remote, op: *mut ompi_op_t) -> Result<(), c_int>;

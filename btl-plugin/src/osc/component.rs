@@ -10,6 +10,7 @@ use super::members::Wanted;
 use super::{direct, others, served};
 use crate::component::register_variable;
 use crate::fabric::FABRIC;
+use crate::help::{self, Topic};
 use crate::ompi::{
     self, mca_base_component_t, mca_osc_vmshm_component, ompi_communicator_t, ompi_osc_base_component_t,
     ompi_win_t, opal_info_t, opal_proc_t,
@@ -90,7 +91,7 @@ fn other(name: &CStr) -> Option<*mut ompi_osc_base_component_t> {
 }
 
 /// The component that makes the window where some process's memory is not in its section, and whether it does all by
-/// messages.
+/// messages. Sites leave out some: Debian's configuration leaves out `pt2pt`.
 ///
 /// # Safety
 /// `comm` is a communicator of Open MPI.
@@ -125,12 +126,16 @@ pub unsafe extern "C" fn query(
     unsafe {
         let priority = *PRIORITY.0.get();
         let Some(names) = members(comm) else { return -1 };
-        // Sections may be full.
-        let Some((_, is_messages)) = below(comm, flavor) else { return -1 };
+        let below = below(comm, flavor);
+        let is_served = flavor == ompi::MPI_WIN_FLAVOR_ALLOCATE || flavor == ompi::MPI_WIN_FLAVOR_CREATE;
+        if below.is_none() && !is_served {
+            // Sections may be full, or the memory of others.
+            return -1;
+        }
         let is_placed = flavor == ompi::MPI_WIN_FLAVOR_ALLOCATE || flavor == ompi::MPI_WIN_FLAVOR_SHARED;
         if is_placed && direct::is_possible(&names) {
             priority
-        } else if !is_messages {
+        } else if below.is_some_and(|(_, is_messages)| !is_messages) {
             -1
         } else if ompi::vmshm_osc_spans_hosts(comm) {
             priority
@@ -183,13 +188,8 @@ pub unsafe extern "C" fn select(
     unsafe {
         let Some(names) = members(comm) else { return ompi::OPAL_ERR_NOT_SUPPORTED };
         let wanted = Wanted { comm, base, size, unit, flavor: kind, info };
-        let made = match kind {
-            ompi::MPI_WIN_FLAVOR_DYNAMIC => Ok(false),
-            _ if direct::is_possible(&names) => direct::make(win, &wanted, &names),
-            ompi::MPI_WIN_FLAVOR_SHARED => Ok(false),
-            _ => served::make(win, &wanted, &names),
-        };
-        match made {
+        let below = below(comm, kind);
+        match make(win, &wanted, &names, below.is_none()) {
             Ok(true) => {
                 *model = ompi::MPI_WIN_UNIFIED as c_int;
                 return SUCCESS;
@@ -198,13 +198,46 @@ pub unsafe extern "C" fn select(
             Ok(false) => {}
             Err(code) => return code,
         }
-        let Some((below, is_messages)) = below(comm, kind) else { return ompi::OPAL_ERR_NOT_SUPPORTED };
+        let Some((below, is_messages)) = below else {
+            help::show(Topic::Window, "a section is too full for the few KiB that it takes");
+            return ompi::OPAL_ERR_NOT_SUPPORTED;
+        };
         let Some(make) = (*below).osc_select else { return ompi::OPAL_ERR_NOT_SUPPORTED };
         let code = make(win, base, size, unit, comm, info, flavor, model);
         if code == SUCCESS && is_messages {
             others::watch(ompi::vmshm_osc_module(win));
         }
         code
+    }
+}
+
+/// Makes a window of one of our kinds; `is_last` where no other component would. False if some process's memory is not where
+/// this needs it.
+///
+/// # Errors
+/// Open MPI's code.
+///
+/// # Safety
+/// All of it is Open MPI's, for a new window. All processes call this with names of all of them.
+unsafe fn make(
+    win: *mut ompi_win_t,
+    wanted: &Wanted,
+    names: &[EndpointName],
+    is_last: bool,
+) -> Result<bool, c_int> {
+    // SAFETY: the caller vouches for all.
+    unsafe {
+        if wanted.flavor == ompi::MPI_WIN_FLAVOR_DYNAMIC {
+            return Ok(false);
+        }
+        let is_direct = direct::is_possible(names);
+        if is_direct && direct::make(win, wanted, names)? {
+            return Ok(true);
+        }
+        if wanted.flavor == ompi::MPI_WIN_FLAVOR_SHARED || is_direct && !is_last {
+            return Ok(false);
+        }
+        served::make(win, wanted, names, is_last)
     }
 }
 

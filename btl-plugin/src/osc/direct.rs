@@ -7,7 +7,7 @@ use std::ptr;
 
 use vmshm_transport::abi::{EndpointId, EndpointName};
 
-use super::access::{Access, Local, Remote};
+use super::access::{Access, Local, Remote, read};
 use super::calls::{self, of};
 use super::epochs::{Epochs, Groups, Locked, order, pause, rest};
 use super::members::{self, Member, Members, Wanted, checked};
@@ -67,7 +67,8 @@ pub fn is_possible(names: &[EndpointName]) -> bool {
 /// All of it is Open MPI's, for a new window. All processes call this with names of all of them.
 pub unsafe fn make(win: *mut ompi_win_t, wanted: &Wanted, names: &[EndpointName]) -> Result<bool, c_int> {
     // SAFETY: the caller vouches for all.
-    let Some(members) = (unsafe { members::meet(wanted, names, State::len(names.len()), true)? }) else {
+    let Some(members) = (unsafe { members::meet(wanted, names, State::len(names.len()), true, false)? })
+    else {
         return Ok(false);
     };
     let target = |member: &Member| Target {
@@ -102,14 +103,15 @@ impl Direct {
 
 impl Access for Direct {
     #[inline]
-    fn member(&self, rank: c_int) -> Result<&Member, c_int> {
-        self.target(rank).map(|target| &target.member)
+    unsafe fn get(&self, origin: Local, target: Remote) -> Result<(), c_int> {
+        // SAFETY: the caller vouches for both.
+        unsafe { read(&self.target(target.rank)?.member, origin, target) }
     }
 
     #[inline]
     unsafe fn put(&self, origin: Local, target: Remote) -> Result<(), c_int> {
         // SAFETY: the caller vouches for both.
-        unsafe { origin.copy_to(&target.within(self.member(target.rank)?)?) }
+        unsafe { origin.copy_to(&target.within(&self.target(target.rank)?.member)?) }
     }
 
     #[inline]

@@ -3,6 +3,7 @@
 use std::ffi::{c_int, c_void};
 use std::ptr;
 
+use memmap2::MmapMut;
 use vmshm_transport::abi::{EndpointId, EndpointName};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -13,7 +14,7 @@ use crate::ompi::{self, ompi_communicator_t, ompi_datatype_t, opal_info_t};
 
 const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
 
-/// All processes of a window, whose memory lies in sections.
+/// All processes of a window.
 pub struct Members {
     /// The same processes, for ourselves, until this is dropped.
     pub comm: *mut ompi_communicator_t,
@@ -21,8 +22,8 @@ pub struct Members {
     pub me: usize,
     /// Each of them.
     pub all: Vec<Member>,
-    /// Memory of the section, given back in the end.
-    _memory: Vec<Taken>,
+    /// What was taken for it, given back in the end.
+    _memory: Vec<Memory>,
 }
 
 impl Drop for Members {
@@ -57,8 +58,10 @@ impl Members {
 /// A process of a window.
 #[derive(Debug, Clone, Copy)]
 pub struct Member {
-    /// Its memory, or NULL.
+    /// Its memory; NULL where there is none, or only it can access it.
     pub base: *mut u8,
+    /// Whether this process can read the memory.
+    pub is_mapped: bool,
     /// Bytes.
     pub len: usize,
     /// Bytes that displacements count in.
@@ -67,18 +70,39 @@ pub struct Member {
     pub words: *mut u8,
 }
 
-/// Memory of the section.
-struct Taken(*mut u8);
+/// Memory for a window.
+enum Memory {
+    /// Of the section.
+    Section(*mut u8),
+    /// Other memory, on pages of its own.
+    Ordinary(MmapMut),
+}
 
-impl Taken {
-    fn new(len: usize) -> Option<Self> {
-        mpool::take_aligned(len, ALIGNMENT).map(Self)
+impl Memory {
+    /// So many bytes of the section.
+    fn of_section(len: usize) -> Option<Self> {
+        mpool::take_aligned(len, ALIGNMENT).map(Self::Section)
+    }
+
+    /// So many bytes for the user: of the section if that is wanted and there is room, or ordinary ones if they will do.
+    fn for_user(len: usize, anywhere: bool) -> Option<Self> {
+        let placed = if mpool::is_wanted() { Self::of_section(len) } else { None };
+        placed.or_else(|| anywhere.then(|| MmapMut::map_anon(len).ok().map(Self::Ordinary)).flatten())
+    }
+
+    fn start(&mut self) -> *mut u8 {
+        match self {
+            Self::Section(start) => *start,
+            Self::Ordinary(pages) => pages.as_mut_ptr(),
+        }
     }
 }
 
-impl Drop for Taken {
+impl Drop for Memory {
     fn drop(&mut self) {
-        mpool::give_back(self.0);
+        if let Self::Section(start) = self {
+            mpool::give_back(*start);
+        }
     }
 }
 
@@ -86,9 +110,9 @@ impl Drop for Taken {
 #[repr(C)]
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
 struct Exposed {
-    /// 1 where the memory is in the section, and the process is ready.
+    /// 1 where the memory is where it may be, and the process is ready.
     is_ready: u64,
-    /// Offset in the region of the first byte.
+    /// Offset in the region of the first byte, or [`ELSEWHERE`].
     offset: u64,
     /// Bytes, of the window and of all parts of it that lie in this memory.
     len: u64,
@@ -98,6 +122,9 @@ struct Exposed {
     /// What displacements count in, bytes.
     unit: u64,
 }
+
+/// The memory is not in the region.
+const ELSEWHERE: u64 = u64::MAX;
 
 /// A window as `MPI_Win_create` and its like ask for it.
 pub struct Wanted {
@@ -115,8 +142,8 @@ pub struct Wanted {
     pub info: *mut opal_info_t,
 }
 
-/// Meets all processes, each with so many bytes of words, all zero; or nobody if some process's memory is not in its
-/// section, or some process is not `ready`.
+/// Meets all processes, each with so many bytes of words, all zero; or nobody if some process is not `ready`, has no room for
+/// its words, or has its memory outside its section and that is not to be `anywhere`.
 ///
 /// # Errors
 /// Open MPI's code.
@@ -128,6 +155,7 @@ pub unsafe fn meet(
     names: &[EndpointName],
     words: usize,
     ready: bool,
+    anywhere: bool,
 ) -> Result<Option<Members>, c_int> {
     // SAFETY: the caller vouches for all.
     let (me, parts, given) = unsafe {
@@ -149,26 +177,25 @@ pub unsafe fn meet(
     } else {
         Some(wanted.size)
     };
-    let mut memory: Vec<Taken> = Vec::new();
-    let taken = Taken::new(words);
-    if given.is_none() && held.is_some_and(|held| held > 0) {
-        memory.extend(Taken::new(held.unwrap_or(0)));
-    }
-    let start = given.or_else(|| memory.first().map(|taken| taken.0));
+    let mut own_words = Memory::of_section(words);
+    let mut memory = match held {
+        Some(held) if given.is_none() && held > 0 => Memory::for_user(held, anywhere),
+        _ => None,
+    };
+    let start = given.or_else(|| memory.as_mut().map(Memory::start));
     let expose = |address: *mut u8, len: usize| {
         FABRIC.lock().as_ref().and_then(|fabric| fabric.endpoint.expose(address, len as u64))
     };
     let offset = match held {
         Some(0) => Some(0),
-        Some(held) => start.and_then(|start| expose(start, held)),
+        Some(held) => start.and_then(|start| expose(start, held).or(anywhere.then_some(ELSEWHERE))),
         None => None,
     };
-    let words_offset = taken.as_ref().and_then(|taken| {
+    let words_offset = own_words.as_mut().and_then(|taken| {
         // SAFETY: so many bytes were taken, and nobody knows of them.
-        unsafe { taken.0.write_bytes(0, words) };
-        expose(taken.0, words)
+        unsafe { taken.start().write_bytes(0, words) };
+        expose(taken.start(), words)
     });
-    memory.extend(taken);
     let mine = Exposed {
         is_ready: u64::from(ready && offset.is_some() && words_offset.is_some()),
         offset: offset.unwrap_or(0),
@@ -182,7 +209,10 @@ pub unsafe fn meet(
     if all.iter().any(|exposed| exposed.is_ready != 1) {
         return Ok(None);
     }
-    let all = members(&all, names, is_joint, words);
+    let mut all = members(&all, names, is_joint, words, anywhere);
+    if let (ELSEWHERE, Some(all), Some(start)) = (mine.offset, &mut all, start) {
+        all[me] = Member { base: start, is_mapped: true, ..all[me] };
+    }
     // SAFETY: as above. Who finds something wrong with what another one says leaves nobody behind.
     let agreed = unsafe { gather(wanted.comm, &u64::from(all.is_some()), names.len())? };
     let Some(all) = all.filter(|_| agreed.iter().all(|agreed| *agreed == 1)) else { return Ok(None) };
@@ -197,11 +227,18 @@ pub unsafe fn meet(
             *wanted.base = all[me].base.cast();
         }
     }
+    let memory = own_words.into_iter().chain(memory).collect();
     Ok(Some(Members { comm, me, all, _memory: memory }))
 }
 
-/// All processes; None where some memory is not in the section of who says so.
-fn members(all: &[Exposed], names: &[EndpointName], is_joint: bool, words: usize) -> Option<Vec<Member>> {
+/// All processes; None where some memory is not in the section of who says so, unless it may be `anywhere`.
+fn members(
+    all: &[Exposed],
+    names: &[EndpointName],
+    is_joint: bool,
+    words: usize,
+    anywhere: bool,
+) -> Option<Vec<Member>> {
     let fabric = FABRIC.lock();
     let endpoint = &fabric.as_ref()?.endpoint;
     let address = |rank: usize, offset: u64, len: u64| {
@@ -211,17 +248,19 @@ fn members(all: &[Exposed], names: &[EndpointName], is_joint: bool, words: usize
     let mut before = 0u64;
     let member = |(rank, exposed): (usize, &Exposed)| {
         let words = address(rank, exposed.words, words as u64).filter(|at| at.cast::<u64>().is_aligned())?;
+        let is_mapped = !anywhere || exposed.offset != ELSEWHERE;
         let base = if is_joint {
             let offset = all[0].offset.checked_add(before)?;
             before = before.checked_add(exposed.len).filter(|end| *end <= all[0].held)?;
             if all[0].held == 0 { ptr::null_mut() } else { address(0, offset, exposed.len)? }
-        } else if exposed.len == 0 {
+        } else if exposed.len == 0 || !is_mapped {
             ptr::null_mut()
         } else {
             address(rank, exposed.offset, exposed.len)?
         };
         Some(Member {
             base,
+            is_mapped,
             len: usize::try_from(exposed.len).ok()?,
             unit: c_int::try_from(exposed.unit).ok()?,
             words,

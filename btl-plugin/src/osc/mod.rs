@@ -7,7 +7,8 @@
 //! each process does all by itself, on memory and on words in the section of the one it is for. Else they are *served*: a
 //! process writes its own memory only, and does so for others when they ask.
 //!
-//! Where some memory is elsewhere, Open MPI's component `sm` or `pt2pt` makes the window.
+//! Where some memory is elsewhere, Open MPI's component `sm` or `pt2pt` makes the window. Where there is none of them, it is
+//! served, and who owns the memory reads it for others too.
 //!
 //! - `component`: what Open MPI calls once, and for each new window.
 //! - `members`: the processes of a window, and where their memory is.

@@ -1,18 +1,16 @@
-//! How another process's memory is accessed: it is read, and asked to change it.
+//! How another process's memory is accessed: it is read where that can be, and asked to change it.
 
 use std::borrow::Cow;
 use std::ffi::{c_int, c_void};
 use std::ops::Range;
 use std::slice;
 
-use vmshm_transport::copy_from_shared;
-
 use super::request::{Kind, Request};
 use super::{REPLY_LEN, Served, Side};
 use crate::ompi::{self, MODULE, ompi_datatype_t, ompi_op_t};
-use crate::osc::access::{Access, Local, Remote};
+use crate::osc::access::{Access, Local, Remote, read};
 use crate::osc::epochs::OUT_OF_ORDER;
-use crate::osc::members::{Member, checked};
+use crate::osc::members::checked;
 
 /// Most bytes of a request: others are copied by the origin while the target copies this one. Every process has some memory
 /// of its section for messages of this length.
@@ -113,6 +111,24 @@ unsafe fn packed(from: Local) -> Result<Vec<u8>, c_int> {
     }
 }
 
+/// Takes bytes that lie one behind the other apart, to elements.
+///
+/// # Safety
+/// The datatype is Open MPI's, and has room for its elements there.
+unsafe fn unpack(bytes: &[u8], to: Local) -> Result<(), c_int> {
+    // SAFETY: the caller vouches for it.
+    unsafe {
+        if ompi::vmshm_osc_size(to.count, to.datatype) < bytes.len() {
+            return Err(TOO_MANY);
+        }
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let from = bytes.as_ptr().cast();
+        checked(ompi::vmshm_coll_unpack(to.datatype, to.count, to.at, from, bytes.len()))
+    }
+}
+
 /// Numbers that are changed.
 struct Numbers {
     /// What the datatype of a single one is called.
@@ -199,8 +215,22 @@ unsafe fn number_of(datatype: *mut ompi_datatype_t) -> Result<(u16, bool), c_int
 }
 
 impl Access for Served {
-    fn member(&self, rank: c_int) -> Result<&Member, c_int> {
-        self.side(rank).map(|side| &side.member)
+    unsafe fn get(&self, origin: Local, target: Remote) -> Result<(), c_int> {
+        let side = self.side(target.rank)?;
+        // SAFETY: the caller vouches for both.
+        unsafe {
+            if side.member.is_mapped {
+                return read(&side.member, origin, target);
+            }
+            let runs = Runs::new(side, target)?;
+            let mut found = vec![0u8; runs.len()];
+            runs.each(REPLY_LEN, 0..found.len(), |at, part| {
+                let count = part.len() as u32;
+                let request = Request { count, ..Request::new(self.name, Kind::Read, at) };
+                self.fetch(side, &request, &[], &mut found[part])
+            })?;
+            unpack(&found, origin)
+        }
     }
 
     unsafe fn put(&self, origin: Local, target: Remote) -> Result<(), c_int> {
@@ -263,10 +293,8 @@ impl Access for Served {
             let mut found = vec![0u8; numbers.runs.len()];
             let mut fetch = |at, part: Range<usize>| {
                 let request = numbers.request(self, Kind::Fetch, op, at, part.len());
-                self.ask(side, &request, operands.get(part.clone()).unwrap_or(&[]))?;
-                side.flush();
-                copy_from_shared(side.theirs.reply(), found[part.clone()].as_mut_ptr(), part.len());
-                Ok(())
+                let operands = operands.get(part.clone()).unwrap_or(&[]);
+                self.fetch(side, &request, operands, &mut found[part])
             };
             // Numbers without operands are left as they are.
             let (most, few, all) = (numbers.whole(REPLY_LEN), operands.len(), numbers.runs.len());
@@ -276,20 +304,14 @@ impl Access for Served {
             if number != numbers.number {
                 return Err(OUT_OF_ORDER);
             }
-            let room = if is_predefined {
-                usize::try_from(result.count).unwrap_or(0) * numbers.extent
-            } else {
-                ompi::vmshm_osc_size(result.count, result.datatype)
-            };
-            if room < found.len() {
+            if !is_predefined {
+                return unpack(&found, result);
+            }
+            if usize::try_from(result.count).unwrap_or(0) * numbers.extent < found.len() {
                 return Err(TOO_MANY);
             }
-            if is_predefined {
-                result.at.cast::<u8>().copy_from_nonoverlapping(found.as_ptr(), found.len());
-                return Ok(());
-            }
-            let from = found.as_ptr().cast();
-            checked(ompi::vmshm_coll_unpack(result.datatype, result.count, result.at, from, found.len()))
+            result.at.cast::<u8>().copy_from_nonoverlapping(found.as_ptr(), found.len());
+            Ok(())
         }
     }
 
@@ -307,10 +329,8 @@ impl Access for Served {
             let at = target.within(&side.member)?.at.addr() - side.member.base.addr();
             let element = |from: *const c_void| slice::from_raw_parts(from.cast::<u8>(), len);
             let data = [element(compare), element(origin)].concat();
-            self.ask(side, &Request::new(self.name, Kind::Swap, at), &data)?;
-            side.flush();
-            copy_from_shared(side.theirs.reply(), result.cast(), len);
+            let result = slice::from_raw_parts_mut(result.cast::<u8>(), len);
+            self.fetch(side, &Request::new(self.name, Kind::Swap, at), &data, result)
         }
-        Ok(())
     }
 }

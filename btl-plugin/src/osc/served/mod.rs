@@ -4,7 +4,7 @@
 //!     origin                                             target
 //!     put, accumulate, lock ... ──── a request ────────► when it looks for messages: does so,
 //!     flush: looks whether all ◄──── its words ───────── and says how many it has done
-//!     get ◄───────────────────────── its memory
+//!     get ◄───────────────────────── its memory, or where that is not in its section, a request too
 //! ```
 //!
 //! A request travels as a message of the transport with a tag of its own. There are no answers: a process has a block of
@@ -143,18 +143,24 @@ unsafe impl Send for Known {}
 
 static KNOWN: Lock<Vec<Known>> = Lock::new(Vec::new());
 
-/// Makes a served window, or returns false if some process's memory is not in its section.
+/// Makes a served window, or returns false if some process has no room for its words, or has its memory outside its section
+/// and that is not to be `anywhere`.
 ///
 /// # Errors
 /// Open MPI's code.
 ///
 /// # Safety
 /// All of it is Open MPI's, for a new window. All processes call this with names of all of them.
-pub unsafe fn make(win: *mut ompi_win_t, wanted: &Wanted, names: &[EndpointName]) -> Result<bool, c_int> {
+pub unsafe fn make(
+    win: *mut ompi_win_t,
+    wanted: &Wanted,
+    names: &[EndpointName],
+    anywhere: bool,
+) -> Result<bool, c_int> {
     // SAFETY: the caller vouches for all.
     let peers = unsafe { connect(wanted.comm, names) };
     // SAFETY: as above.
-    let met = unsafe { members::meet(wanted, names, names.len() * BLOCK, peers.is_some())? };
+    let met = unsafe { members::meet(wanted, names, names.len() * BLOCK, peers.is_some(), anywhere)? };
     let (Some(members), Some(peers)) = (met, peers) else { return Ok(false) };
     let me = members.me;
     let side = |((rank, member), peer): ((usize, &Member), Option<Peer>)| Side {
@@ -260,6 +266,13 @@ impl Served {
                     copy_from_shared(data, to, len);
                     true
                 }),
+                Some(Kind::Read) => {
+                    let len = request.count as usize;
+                    self.place(request.offset, len).filter(|_| len <= REPLY_LEN).is_some_and(|from| {
+                        copy_to_shared(from, ours.reply(), len);
+                        true
+                    })
+                }
                 Some(Kind::Change | Kind::Fetch) => self.change(request, data, len, ours),
                 Some(Kind::Swap) => self.swap(request, data, len, ours),
                 Some(Kind::Lock | Kind::LockAlone) => {
@@ -357,7 +370,20 @@ impl Served {
         true
     }
 
-    /// Asks process `rank` for something; once it can be asked.
+    /// Asks a process for something once it can be asked, and waits for its reply, which fills `to`.
+    ///
+    /// # Errors
+    /// It is gone, or may not be asked for this.
+    fn fetch(&self, side: &Side, request: &Request, data: &[u8], to: &mut [u8]) -> Result<(), c_int> {
+        self.ask(side, request, data)?;
+        side.flush();
+        assert!(to.len() <= REPLY_LEN);
+        // SAFETY: a reply has room for so many.
+        unsafe { copy_from_shared(side.theirs.reply(), to.as_mut_ptr(), to.len()) };
+        Ok(())
+    }
+
+    /// Asks a process for something once it can be asked.
     ///
     /// # Errors
     /// It is gone, or may not be asked for this.
@@ -448,6 +474,7 @@ mod tests {
         let mut block = |number: usize| Block(blocks[number].as_mut_ptr().cast());
         let member = Member {
             base: memory.as_mut_ptr().cast(),
+            is_mapped: true,
             len: size_of_val(memory),
             unit: 1,
             words: ptr::null_mut(),
@@ -500,8 +527,11 @@ mod tests {
             let request = Request { number, count, op, ..at(Kind::Change, 0) };
             assert!(!serve(&request, len), "{request:?}");
         }
+        for (offset, count) in [(0, 65), (57, 8), (0, u32::MAX)] {
+            assert!(!serve(&Request { count, ..at(Kind::Read, offset) }, 0), "{count} bytes at {offset}");
+        }
         assert_eq!(memory, [7; 8]);
-        assert_eq!(blocks[1][0], 13, "all are counted, so that nobody waits for them");
+        assert_eq!(blocks[1][0], 16, "all are counted, so that nobody waits for them");
     }
 
     #[test]
@@ -526,5 +556,23 @@ mod tests {
         assert_eq!(window.sides[1].ours.load(Word::Done), 5);
         assert_eq!(memory, [7, 1, 2, 7, 7, 7, 7, 8]);
         assert_eq!(blocks[1][REPLY / 8], 7);
+        let request = Request { count: 16, ..Request::new(5, Kind::Read, 8) };
+        // SAFETY: there are no data.
+        assert!(unsafe { window.serve(1, &request, ptr::null(), 0) });
+        assert_eq!(blocks[1][REPLY / 8..][..2], [1, 2]);
+    }
+
+    #[test]
+    fn no_more_is_read_than_a_reply_holds() {
+        let mut memory = [7u64; REPLY_LEN / 8 + 1];
+        let mut blocks = [[0; BLOCK / 8]; 4];
+        let window = window(&mut memory, &mut blocks);
+        let serve = |count: usize| {
+            let request = Request { count: count as u32, ..Request::new(5, Kind::Read, 0) };
+            // SAFETY: there are no data.
+            unsafe { window.serve(1, &request, ptr::null(), 0) }
+        };
+        assert!(serve(REPLY_LEN));
+        assert!(!serve(REPLY_LEN + 1));
     }
 }

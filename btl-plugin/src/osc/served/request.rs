@@ -15,6 +15,8 @@ pub const TAG: u8 = ompi::MCA_BTL_TAG_PML as u8 - 1;
 pub enum Kind {
     /// To store the data.
     Put = 1,
+    /// To say what so many bytes are.
+    Read,
     /// To change numbers, of which the data are the operands.
     Change,
     /// The same, and to say what they were.
@@ -43,7 +45,7 @@ pub struct Request {
     pub offset: u64,
     /// The number of an operation.
     pub op: u32,
-    /// How many numbers.
+    /// How many numbers, or bytes.
     pub count: u32,
 }
 
@@ -56,7 +58,9 @@ impl Request {
     /// What it asks for, if anything.
     pub fn kind(&self) -> Option<Kind> {
         use Kind::*;
-        [Put, Change, Fetch, Swap, Lock, LockAlone, Unlock].into_iter().find(|kind| *kind as u16 == self.kind)
+        [Put, Read, Change, Fetch, Swap, Lock, LockAlone, Unlock]
+            .into_iter()
+            .find(|kind| *kind as u16 == self.kind)
     }
 
     /// Takes a request apart: itself, and where its data are.
@@ -97,7 +101,7 @@ mod tests {
 
     #[test]
     fn nothing_else_is_a_request() {
-        for kind in [0, 8, u16::MAX] {
+        for kind in [0, 9, u16::MAX] {
             assert_eq!(Request { kind, ..Request::new(0, Kind::Put, 0) }.kind(), None);
         }
     }
