@@ -298,6 +298,7 @@ impl<M: Memory> Endpoint<M> {
             in_flight: VecDeque::new(),
             held: false,
             hot: false,
+            heard: 0,
             queued: false,
             dirty: false,
             failed: None,

@@ -81,6 +81,8 @@ pub struct Link {
     pub held: bool,
     /// We poll the peer's ring in each poll.
     pub hot: bool,
+    /// Where its ring was when we last looked which hot ones are silent.
+    pub heard: u64,
     /// The link waits to be looked at.
     pub queued: bool,
     /// Something was consumed and not acknowledged.

@@ -433,6 +433,11 @@ impl Consumer {
         memory.expect(self.slots + self.at);
     }
 
+    /// Slots stepped over so far.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
     /// Slots that were stepped over but not yet acknowledged.
     pub fn unacknowledged(&self) -> u64 {
         self.position - self.acknowledged

@@ -2,8 +2,10 @@
 
 mod common;
 
-use common::Region;
-use vmshm_transport::{Event, Inbox};
+use std::sync::atomic::Ordering;
+
+use common::{Region, View};
+use vmshm_transport::{Endpoint, Event, Inbox, Memory};
 
 /// Most messages of the stream before something else is noticed: a few turns of all rings and fragments.
 const MOST: u32 = 500;
@@ -59,4 +61,48 @@ fn a_stream_holds_up_neither_fragments_nor_strangers() {
             assert!(before < MOST, "a stranger is not heard after {before} steps");
         }
     }
+}
+
+/// Whether a message is found soon.
+fn hears(receiver: &mut Endpoint<View>) -> bool {
+    let mut inbox = Inbox::new();
+    (0..50).any(|_| matches!(receiver.poll(&mut inbox), Some(Event::Message { .. })))
+}
+
+#[test]
+fn a_ring_that_is_silent_while_another_is_not_is_looked_at_less_and_still_heard() {
+    let region = Region::new(64 << 20, 3, 2);
+    let host = region.host();
+    let (mut receiver, mut one, mut other) = (region.endpoint(0), region.endpoint(1), region.endpoint(2));
+    let [to_one, to_other] = [&mut one, &mut other].map(|sender| {
+        receiver.connect(&sender.name()).unwrap();
+        sender.connect(&receiver.name()).unwrap()
+    });
+    // Sends a message, and returns whether the sender had to say so because its ring is not looked at anyway.
+    let says = |sender: &mut Endpoint<View>, to, receiver: &mut Endpoint<View>| {
+        let section = sender.section();
+        let line = section.entry.offset + section.layout.activity_line(receiver.name().id);
+        let told = || -> u64 { (0..8).map(|word| host.load(line + 8 * word, Ordering::Acquire)).sum() };
+        let before = told();
+        sender.send(to, 1, &[b"12345678"]).unwrap();
+        assert!(hears(receiver), "the message is not found");
+        told() > before
+    };
+    let both = |one: &mut _, other: &mut _, receiver: &mut _| {
+        (says(one, to_one, receiver), says(other, to_other, receiver))
+    };
+    assert_eq!(both(&mut one, &mut other, &mut receiver), (true, true), "nobody knows them");
+    for sender in [&mut one, &mut other] {
+        assert!(!hears(sender), "it only finds out where the receiver says what it looks at");
+    }
+    assert_eq!(both(&mut one, &mut other, &mut receiver), (false, false), "both rings are looked at");
+    for _ in 0..40_000 {
+        assert!(!says(&mut one, to_one, &mut receiver), "it was not silent");
+    }
+    assert_eq!(both(&mut one, &mut other, &mut receiver), (false, true), "the other one was silent");
+    assert_eq!(both(&mut one, &mut other, &mut receiver), (false, false), "both rings are looked at again");
+    for _ in 0..1000 {
+        assert!(!hears(&mut receiver), "there is no message");
+    }
+    assert_eq!(both(&mut one, &mut other, &mut receiver), (false, false), "both were silent");
 }

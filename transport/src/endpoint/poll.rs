@@ -27,6 +27,10 @@ const CROWD: usize = 8;
 /// One poll in so many looks at all else where nothing is known to be due, and at messages first where fragments are.
 const CALM: u32 = 4;
 
+/// A ring that was silent for so many polls, while others were not, is not looked at in each poll any more. That is some
+/// half a millisecond of waiting; to be found again costs its first message less than one microsecond.
+const COOL: u32 = 1 << 14;
+
 impl<M: Memory> Endpoint<M> {
     /// The next thing that has happened, or `None`.
     ///
@@ -96,6 +100,9 @@ impl<M: Memory> Endpoint<M> {
         if fair && self.turn.is_multiple_of(2 * FAIR) {
             self.hear_news();
             self.check_one();
+            if self.turn.is_multiple_of(COOL) {
+                self.cool();
+            }
             self.flush();
             self.poll_activity();
             self.sweep_one();
@@ -259,13 +266,36 @@ impl<M: Memory> Endpoint<M> {
             return;
         }
         if self.hot.len() == MAX_HOT {
-            let cooled = self.hot.remove(0);
-            self.set_hot(cooled, false);
-            // The peer may just have sent in the belief that we poll.
-            self.enqueue(cooled);
+            self.cool_at(0);
         }
         self.set_hot(index, true);
         self.hot.push(index);
+    }
+
+    /// Cools the rings that were silent since this was called last, if others were not.
+    #[inline(never)]
+    fn cool(&mut self) {
+        let mut silent = 0u32;
+        for (n, &index) in self.hot.iter().enumerate() {
+            let link = &mut self.links[index as usize];
+            let position = link.theirs.as_ref().map_or(0, |theirs| theirs.consumer.position());
+            silent |= u32::from(position == link.heard) << n;
+            link.heard = position;
+        }
+        if silent.count_ones() as usize == self.hot.len() {
+            return;
+        }
+        for n in (0..self.hot.len()).rev().filter(|n| silent >> n & 1 == 1) {
+            self.cool_at(n);
+        }
+    }
+
+    /// Makes the link at place `n` of the hot ones silent.
+    fn cool_at(&mut self, n: usize) {
+        let cooled = self.hot.remove(n);
+        self.set_hot(cooled, false);
+        // The peer may just have sent in the belief that we poll.
+        self.enqueue(cooled);
     }
 
     fn set_hot(&mut self, index: u32, hot: bool) {
