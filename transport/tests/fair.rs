@@ -106,3 +106,27 @@ fn a_ring_that_is_silent_while_another_is_not_is_looked_at_less_and_still_heard(
     }
     assert_eq!(both(&mut one, &mut other, &mut receiver), (false, false), "both were silent");
 }
+
+#[test]
+fn a_burst_of_who_was_silent_takes_two_calls_of_progress() {
+    let region = Region::new(64 << 20, 2, 2);
+    let (mut receiver, mut sender) = (region.endpoint(0), region.endpoint(1));
+    receiver.connect(&sender.name()).unwrap();
+    let to_receiver = sender.connect(&receiver.name()).unwrap();
+    for _ in 0..16 {
+        sender.send(to_receiver, 1, &[b"12345678"]).unwrap();
+    }
+    let mut inbox = Inbox::new();
+    // As progress does: more is looked for where there was a message.
+    let mut progress = || {
+        let first = receiver.poll(&mut inbox);
+        let more = std::iter::from_fn(|| first.and_then(|_| receiver.poll_more(&mut inbox)));
+        first.into_iter().chain(more).count()
+    };
+    let first = std::iter::repeat_with(&mut progress).take(50).find(|found| *found > 0);
+    assert_eq!(
+        (first, progress()),
+        (Some(1), 15),
+        "what is found by the call that finds the first, and by the next"
+    );
+}

@@ -254,6 +254,7 @@ impl<M: Memory> Endpoint<M> {
             self.links[index as usize].queued = false;
             if let Some(event) = self.pop_first(index, inbox) {
                 self.heat(index);
+                self.found = true;
                 return Some(event);
             }
         }
