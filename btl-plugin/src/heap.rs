@@ -8,6 +8,7 @@ mod lock;
 mod space;
 
 use std::ffi::{c_int, c_void};
+use std::io::{self, Write};
 use std::mem;
 use std::ptr;
 use std::sync::Once;
@@ -177,7 +178,9 @@ pub fn close() -> bool {
     drop(space);
     help::verbose(&line);
     if is_verbose {
-        eprintln!("[{}] {line}", std::process::id());
+        // At once, as other processes write there too.
+        let line = format!("[{}] {line}\n", std::process::id());
+        let _ = io::stderr().write_all(line.as_bytes());
     }
     is_used
 }

@@ -227,6 +227,7 @@ pub fn leave() {
     let fabric = FABRIC.lock().take();
     if let Some(mut fabric) = fabric {
         fabric.drain(PATIENCE);
+        mpool::tell();
         if heap::close() {
             // The program goes on to use memory of the section.
             fabric.endpoint.withdraw();

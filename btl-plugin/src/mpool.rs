@@ -7,6 +7,7 @@ use std::cell::UnsafeCell;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use vmshm_transport::attach::Source;
 use vmshm_transport::{Fragment, copy_from_shared};
@@ -202,9 +203,32 @@ pub fn give_back(address: *mut u8) {
     }
 }
 
+/// Allocations that found the section full, and their bytes.
+static REFUSED: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+
+/// Counts an allocation that is in ordinary memory since the section is full.
+pub fn refused(len: usize) {
+    for (sum, add) in REFUSED.iter().zip([1, len as u64]) {
+        sum.fetch_add(add, Ordering::Relaxed);
+    }
+}
+
+/// Tells how many those were.
+pub fn tell() {
+    let [count, bytes] = REFUSED.each_ref().map(|sum| sum.load(Ordering::Relaxed));
+    if count > 0 {
+        help::verbose(&format!(
+            "MPI_Alloc_mem, windows: {count} allocations of {bytes} bytes in ordinary memory, since the section was full"
+        ));
+    }
+}
+
 unsafe extern "C" fn alloc(_: *mut mca_mpool_base_module_t, len: usize, align: usize, _: u32) -> *mut c_void {
     let mut fabric = FABRIC.lock();
     let taken = fabric.as_mut().and_then(|fabric| take(fabric, len, align));
+    if taken.is_none() {
+        refused(len);
+    }
     taken.map_or(ptr::null_mut(), |address| address.cast())
 }
 

@@ -225,7 +225,7 @@ pub fn steps(
         tally.step(&name, |logs| {
             let bench = Bench::with_windows(stage()?, writers)?;
             let mut command = bench.mpi.mpirun(ranks, Layer::Vmshm);
-            command.arg(stage()?.join("bin/vmshm-mpi-check")).arg("--quick");
+            command.args(VERBOSE).arg(stage()?.join("bin/vmshm-mpi-check")).arg("--quick");
             let done = bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?;
             // Only shared ones are sm's where each process writes its own section only.
             let is_shared = |line: &str| line.contains("/hints") || line.contains("/shared");
@@ -234,6 +234,11 @@ pub fn steps(
                 |line: &&str| line.contains("makes no window here") && !(is_owned && is_shared(line));
             if let Some(line) = done.text.lines().find(is_missing) {
                 bail!("{}", line.trim());
+            }
+            if writers == Writers::OwnerAlone
+                && !done.text.contains("in ordinary memory, since the section was full")
+            {
+                bail!("nobody counted the windows that found the section full");
             }
             let mut count = checked(done)?;
             if let Suite::Ready(kit) = mpi4py::prepare(workspace, logs)? {

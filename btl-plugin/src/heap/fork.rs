@@ -7,9 +7,11 @@
 use std::mem;
 use std::ops::Range;
 use std::ptr;
+use std::sync::Once;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use super::HEAP;
+use crate::help::{self, Topic};
 use crate::mpool::copy_limit;
 
 /// Bytes that are copied without asking how much memory there is.
@@ -150,11 +152,30 @@ extern "C" fn in_parent() {
     if was_within() {
         return;
     }
-    // SAFETY: `before` has left the lock with this thread.
-    let mut heap = unsafe { HEAP.resume() };
-    if let Some(copy) = heap.as_mut().and_then(|heap| heap.copy.take()) {
-        copy.discard();
+    let copy = {
+        // SAFETY: `before` has left the lock with this thread.
+        let mut heap = unsafe { HEAP.resume() };
+        let Some(heap) = heap.as_mut() else { return };
+        heap.copy.take()
+    };
+    match copy {
+        Some(copy) => copy.discard(),
+        None => advise(),
     }
+}
+
+/// Tells the user, once, what becomes of a child without a copy.
+fn advise() {
+    static TOLD: Once = Once::new();
+    TOLD.call_once(|| {
+        help::show(
+            Topic::Advice,
+            "The program has forked, and its memory in the section (VMSHM_HEAP) is more than a quarter of what this \
+             machine has left, so that it was not copied: the child can read it, and is killed by SIGSEGV if it writes \
+             there. Children that only run another program are well. For others, set VMSHM_HEAP_MIN (bytes) so that less \
+             is placed, or do without VMSHM_HEAP.",
+        );
+    });
 }
 
 extern "C" fn in_child() {

@@ -86,8 +86,14 @@ impl Memory {
 
     /// So many bytes for the user: of the section if that is wanted and there is room, or ordinary ones if they will do.
     fn for_user(len: usize, anywhere: bool) -> Option<Self> {
-        let placed = if mpool::is_wanted() { Self::of_section(len) } else { None };
-        placed.or_else(|| anywhere.then(|| MmapMut::map_anon(len).ok().map(Self::Ordinary)).flatten())
+        if mpool::is_wanted() {
+            let placed = Self::of_section(len);
+            if placed.is_some() {
+                return placed;
+            }
+            mpool::refused(len);
+        }
+        if anywhere { MmapMut::map_anon(len).ok().map(Self::Ordinary) } else { None }
     }
 
     fn start(&mut self) -> *mut u8 {
