@@ -15,11 +15,11 @@ type Speeds = Vec<(Kernel, f64)>;
 /// Options of `vmshm tune`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The plugin takes the same sizes when an MPI program starts. It measures then, as here, from which length
-on `rep movsb` is faster than vectors, in less than a tenth of a millisecond. To choose other sizes:
+The plugin takes the same sizes when an MPI program starts. As here, it measures then how long a copy must be for `rep movsb` to
+be faster than vectors, in less than a tenth of a millisecond. To choose other sizes:
   mpirun --mca btl_vmshm_eager_limit 8192 --mca btl_vmshm_chunk_size 32768 ...
 
-`ompi_info --param btl vmshm --level 9` tells of each parameter.")]
+`ompi_info --param btl vmshm --level 9`, and the same with coll, tell of each parameter.")]
 pub struct Args {
     /// Print JSON
     #[arg(long)]
@@ -91,6 +91,8 @@ fn as_json(machine: &Machine, tuning: &Tuning, copies: &Copies) -> serde_json::V
             "ahead": tuning.ahead,
             "turn": tuning.turn,
             "leave": tuning.leave,
+            "coll_chunk": tuning.coll_chunk,
+            "coll_turn": tuning.coll_turn,
         },
     })
 }
@@ -134,6 +136,8 @@ fn as_text(machine: &Machine, tuning: &Tuning, copies: &Copies) -> String {
         ("", tuning.turn as u64, "memory of chunks that one takes in turn"),
         ("", tuning.ahead as u64, "lead of the sender of many"),
         ("btl_vmshm_leave", tuning.leave as u64, "just written for others: leaves the nearest cache"),
+        ("coll_vmshm_chunk", tuning.coll_chunk as u64, "chunk of a collective operation"),
+        ("coll_vmshm_turn", tuning.coll_turn as u64, "memory of chunks that two members take in turn"),
     ];
     text += "\nSizes\n";
     for (name, size, what) in rows {

@@ -97,6 +97,11 @@ pub struct Tuning {
     pub ahead: usize,
     /// The memory that the chunks of a single one take in turn.
     pub turn: usize,
+    /// A chunk of a collective operation: half of a message's, since both sides copy at the same time.
+    pub coll_chunk: usize,
+    /// The memory that its chunks take in turn, between two: less than the lead of a sender, as others' caches hold only what
+    /// they read.
+    pub coll_turn: usize,
     /// With so many bytes just written for others, who waits fills its nearest cache with something else.
     pub leave: usize,
 }
@@ -122,6 +127,8 @@ impl Tuning {
             piece: (chunk / 4) as usize,
             ahead: ahead as usize,
             turn: (ahead / 16).max(chunk) as usize,
+            coll_chunk: (chunk / 2) as usize,
+            coll_turn: (ahead / 4) as usize,
             // With less, that takes longer than the others then save.
             leave: (level1 / 3 * 2).clamp(8 << 10, 256 << 10) as usize,
         }

@@ -92,8 +92,7 @@ pub unsafe extern "C" fn register() -> c_int {
 pub fn chunk() -> usize {
     // SAFETY: not changed after the component was registered.
     let chunk = match unsafe { *PARAMETERS.chunk.get() } {
-        // Half of a message's: here both sides copy at the same time.
-        0 => Tuning::of_this_machine().chunk / 2,
+        0 => Tuning::of_this_machine().coll_chunk,
         given => given,
     };
     chunk.clamp(MIN_CHUNK, MAX_CHUNK) & !4095
@@ -107,9 +106,8 @@ const SECTION_PART: u64 = 128;
 pub fn chunks(chunk: usize, members: usize, section: u64) -> u64 {
     // SAFETY: not changed after the component was registered.
     let turn = match unsafe { *PARAMETERS.turn.get() } {
-        // A quarter of how far a sender runs ahead, as others' caches hold only what they read. Who reads from several comes
-        // back to each the later.
-        0 => Tuning::of_this_machine().ahead / 4 / (members - 1).max(1),
+        // Who reads from several comes back to each the later.
+        0 => Tuning::of_this_machine().coll_turn / (members - 1).max(1),
         given => given,
     };
     let most = (turn as u64).min(section / SECTION_PART) / chunk as u64;
