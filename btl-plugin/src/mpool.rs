@@ -162,12 +162,18 @@ pub unsafe extern "C" fn query(
 /// Takes memory of the section, unless too little would be left for messages. After NULL, Open MPI calls malloc.
 fn take(fabric: &mut Fabric, len: usize, align: usize) -> Option<*mut u8> {
     let headroom = usize::try_from(fabric.endpoint.section().entry.len / HEADROOM).ok()?;
+    let address = take_all(fabric, len, align)?;
+    if let Some(left) = fabric.endpoint.fragment(headroom) {
+        fabric.endpoint.free(left);
+        return Some(address);
+    }
+    release(fabric, address);
+    None
+}
+
+/// Takes memory of the section.
+fn take_all(fabric: &mut Fabric, len: usize, align: usize) -> Option<*mut u8> {
     let fragment = fabric.endpoint.fragment(len)?;
-    let Some(left) = fabric.endpoint.fragment(headroom) else {
-        fabric.endpoint.free(fragment);
-        return None;
-    };
-    fabric.endpoint.free(left);
     let address = fragment.ptr();
     if address.align_offset(align.max(1)) != 0 {
         fabric.endpoint.free(fragment);
@@ -186,19 +192,24 @@ pub fn is_wanted() -> bool {
 }
 
 /// Takes memory for a window, aligned to a power of two, and copied like other memory of programs if the section is left
-/// before it is given back. None where there is no room.
-pub fn take_aligned(len: usize, align: usize) -> Option<*mut u8> {
+/// before it is given back. None where there is no room: the `last` of it is for what takes little.
+pub fn take_aligned(len: usize, align: usize, last: bool) -> Option<*mut u8> {
     let mut fabric = FABRIC.lock();
     let fabric = fabric.as_mut()?;
     // Whole chunks lie on pages.
-    take(fabric, len.checked_next_multiple_of(align)?, 16)
+    let len = len.checked_next_multiple_of(align)?;
+    if last { take_all(fabric, len, 16) } else { take(fabric, len, 16) }
 }
 
 /// Gives back memory that the program has from us; nothing happens for other memory.
 pub fn give_back(address: *mut u8) {
-    if let Some(fabric) = FABRIC.lock().as_mut()
-        && let Some(fragment) = fabric.given.0.remove(&address.addr())
-    {
+    if let Some(fabric) = FABRIC.lock().as_mut() {
+        release(fabric, address);
+    }
+}
+
+fn release(fabric: &mut Fabric, address: *mut u8) {
+    if let Some(fragment) = fabric.given.0.remove(&address.addr()) {
         fabric.endpoint.free(fragment);
     }
 }
@@ -246,9 +257,7 @@ unsafe extern "C" fn realloc(_: *mut mca_mpool_base_module_t, old: *mut c_void, 
     let Some(new) = take(fabric, len, align_of::<u128>()) else { return ptr::null_mut() };
     // SAFETY: both are ours, have room for `had` bytes, and do not overlap.
     unsafe { ptr::copy_nonoverlapping(old.cast::<u8>(), new, had) };
-    if let Some(fragment) = fabric.given.0.remove(&old.addr()) {
-        fabric.endpoint.free(fragment);
-    }
+    release(fabric, old.cast());
     new.cast()
 }
 

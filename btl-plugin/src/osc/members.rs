@@ -79,17 +79,16 @@ enum Memory {
 }
 
 impl Memory {
-    /// So many bytes of the section.
-    fn of_section(len: usize) -> Option<Self> {
-        mpool::take_aligned(len, ALIGNMENT).map(Self::Section)
+    /// So many bytes of the section, the last ones if need be.
+    fn for_words(len: usize) -> Option<Self> {
+        mpool::take_aligned(len, ALIGNMENT, true).map(Self::Section)
     }
 
     /// So many bytes for the user: of the section if that is wanted and there is room, or ordinary ones if they will do.
     fn for_user(len: usize, anywhere: bool) -> Option<Self> {
         if mpool::is_wanted() {
-            let placed = Self::of_section(len);
-            if placed.is_some() {
-                return placed;
+            if let Some(placed) = mpool::take_aligned(len, ALIGNMENT, false) {
+                return Some(Self::Section(placed));
             }
             mpool::refused(len);
         }
@@ -183,7 +182,7 @@ pub unsafe fn meet(
     } else {
         Some(wanted.size)
     };
-    let mut own_words = Memory::of_section(words);
+    let mut own_words = Memory::for_words(words);
     let mut memory = match held {
         Some(held) if given.is_none() && held > 0 => Memory::for_user(held, anywhere),
         _ => None,
