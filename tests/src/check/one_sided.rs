@@ -16,6 +16,10 @@ pub(super) const CASES: &[Case] = &[
         on_both(ctx, fence_accumulate)
     }),
     Case::new("one-sided/lock-put-get", "put and get back under a lock", |ctx| on_both(ctx, lock_put_get)),
+    Case::new("one-sided/full", "put and get back where MPI_Alloc_mem has taken much", |ctx| {
+        let _taken: Vec<_> = (0..64).map(|_| Buffer::from_mpi(256 << 10)).collect();
+        on_both(ctx, lock_put_get)
+    }),
     Case::new("one-sided/fetch-and-op", "a counter that all count up", |ctx| on_both(ctx, counter)),
     Case::new("one-sided/compare-and-swap", "a counter kept by swapping", |ctx| on_both(ctx, swap)),
     Case::new("one-sided/exclusive", "read, change and write under an exclusive lock", |ctx| {
