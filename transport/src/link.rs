@@ -81,7 +81,7 @@ pub struct Link {
     pub held: bool,
     /// We poll the peer's ring in each poll.
     pub hot: bool,
-    /// Where its ring was when we last looked which hot ones are silent.
+    /// How far we had read its ring when [`Link::was_silent`] was called last.
     pub heard: u64,
     /// The link waits to be looked at.
     pub queued: bool,
@@ -161,6 +161,12 @@ impl Link {
             self.rung = word;
             memory.ring(self.section.number, self.slot_number);
         }
+    }
+
+    /// Whether nothing was read from the peer since this was called last.
+    pub fn was_silent(&mut self) -> bool {
+        let position = self.theirs.as_ref().map_or(0, |theirs| theirs.consumer.position());
+        core::mem::replace(&mut self.heard, position) == position
     }
 
     /// Whether the peer says that it polls our ring anyway.

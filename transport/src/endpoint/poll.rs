@@ -1,5 +1,6 @@
 //! Receiving, and all else that only goes on when it is asked for.
 
+use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use vmshm_abi::EndpointId;
@@ -101,7 +102,7 @@ impl<M: Memory> Endpoint<M> {
             self.hear_news();
             self.check_one();
             if self.turn.is_multiple_of(COOL) {
-                self.cool();
+                self.cool_silent();
             }
             self.flush();
             self.poll_activity();
@@ -267,36 +268,28 @@ impl<M: Memory> Endpoint<M> {
             return;
         }
         if self.hot.len() == MAX_HOT {
-            self.cool_at(0);
+            self.cool(self.hot[0]);
         }
         self.set_hot(index, true);
         self.hot.push(index);
     }
 
-    /// Cools the rings that were silent since this was called last, if others were not.
+    /// Cools the links that were silent since this was called last, if others were not.
     #[inline(never)]
-    fn cool(&mut self) {
-        let mut silent = 0u32;
-        for (n, &index) in self.hot.iter().enumerate() {
-            let link = &mut self.links[index as usize];
-            let position = link.theirs.as_ref().map_or(0, |theirs| theirs.consumer.position());
-            silent |= u32::from(position == link.heard) << n;
-            link.heard = position;
-        }
-        if silent.count_ones() as usize == self.hot.len() {
-            return;
-        }
-        for n in (0..self.hot.len()).rev().filter(|n| silent >> n & 1 == 1) {
-            self.cool_at(n);
+    fn cool_silent(&mut self) {
+        let links = &mut self.links;
+        let silent: Vec<u32> =
+            self.hot.iter().copied().filter(|index| links[*index as usize].was_silent()).collect();
+        if silent.len() < self.hot.len() {
+            silent.into_iter().for_each(|index| self.cool(index));
         }
     }
 
-    /// Makes the link at place `n` of the hot ones silent.
-    fn cool_at(&mut self, n: usize) {
-        let cooled = self.hot.remove(n);
-        self.set_hot(cooled, false);
+    fn cool(&mut self, index: u32) {
+        self.hot.retain(|hot| *hot != index);
+        self.set_hot(index, false);
         // The peer may just have sent in the belief that we poll.
-        self.enqueue(cooled);
+        self.enqueue(index);
     }
 
     fn set_hot(&mut self, index: u32, hot: bool) {
