@@ -3,7 +3,7 @@
 //! A sending member has one line for each receiver. Its slot `s` counts up word `s % 8` after it has published a message,
 //! unless the receiver says that it polls that ring anyway. So a receiver looks at one line for a whole section of silent
 //! peers. The words are a hint: a receiver that misses one (it may stop polling a ring just when the sender believes it
-//! does not) still finds the message by looking at one silent ring in every few idle polls.
+//! does not) still finds the message by looking at one silent ring now and then.
 
 use core::sync::atomic::Ordering;
 

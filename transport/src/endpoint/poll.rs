@@ -35,8 +35,8 @@ const COOL: u32 = 1 << 14;
 impl<M: Memory> Endpoint<M> {
     /// The next thing that has happened, or `None`.
     ///
-    /// Each call does a bounded amount of work: it looks at a few rings that were busy lately, and every few calls at one
-    /// section's activity line and at one silent ring as well.
+    /// Each call does a bounded amount of work: it looks at a few rings that were busy lately, every few calls at one section's
+    /// activity line, and now and then at one silent ring as well.
     #[inline(always)]
     pub fn poll(&mut self, inbox: &mut Inbox) -> Option<Event> {
         if let Some(event) = inbox.next() {
@@ -122,7 +122,6 @@ impl<M: Memory> Endpoint<M> {
             return Some(event);
         }
         self.hear_news();
-        self.sweep_one();
         self.prepare();
         if fair && let Some(event) = self.poll_hot(inbox) {
             return Some(event);
