@@ -40,6 +40,8 @@ impl<M: Memory> Group<M> {
             unsafe { self.memory.copy_in(self.block + head(step) + HEAD_PAYLOAD, from, len) };
             self.publish(step, len, readers);
         } else {
+            // A reader that has come already has taken the stamp's line.
+            self.memory.own(self.block + head(step), 1);
             let to = self.memory.address(self.block + body(step), len as u64);
             // In as few stores as there can be: who waits may have a line fetched that is not yet full.
             // SAFETY: as above, and the slot is ours and has room for a body, which is longer than 32 bytes.
