@@ -214,31 +214,54 @@ fn release(fabric: &mut Fabric, address: *mut u8) {
     }
 }
 
-/// Allocations that found the section full, and their bytes.
-static REFUSED: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+/// What is in ordinary memory since the section was full.
+struct Refused {
+    count: AtomicU64,
+    bytes: AtomicU64,
+}
 
-/// Counts an allocation that is in ordinary memory since the section is full.
-pub fn refused(len: usize) {
-    for (sum, add) in REFUSED.iter().zip([1, len as u64]) {
-        sum.fetch_add(add, Ordering::Relaxed);
+impl Refused {
+    const fn new() -> Self {
+        Self { count: AtomicU64::new(0), bytes: AtomicU64::new(0) }
+    }
+
+    fn add(&self, len: usize) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(len as u64, Ordering::Relaxed);
+    }
+
+    fn tell(&self, what: &str) {
+        let [count, bytes] = [&self.count, &self.bytes].map(|sum| sum.load(Ordering::Relaxed));
+        if count > 0 {
+            help::verbose(&format!(
+                "{what}: {count} of {bytes} bytes in ordinary memory, since the section was full"
+            ));
+        }
     }
 }
 
-/// Tells how many those were.
-pub fn tell() {
-    let [count, bytes] = REFUSED.each_ref().map(|sum| sum.load(Ordering::Relaxed));
-    if count > 0 {
-        help::verbose(&format!(
-            "MPI_Alloc_mem, windows: {count} allocations of {bytes} bytes in ordinary memory, since the section was full"
-        ));
+static ALLOCATIONS: Refused = Refused::new();
+static WINDOWS: Refused = Refused::new();
+
+/// Counts a window's memory where it is not in the section though that was wanted: some process's was full.
+pub fn count_window(base: *mut u8, len: usize) {
+    let is_placed = |fabric: &Fabric| len == 0 || fabric.endpoint.expose(base, len as u64).is_some();
+    if is_wanted() && !FABRIC.lock().as_ref().is_some_and(is_placed) {
+        WINDOWS.add(len);
     }
+}
+
+/// Tells how much found the section full.
+pub fn tell() {
+    ALLOCATIONS.tell("MPI_Alloc_mem");
+    WINDOWS.tell("windows");
 }
 
 unsafe extern "C" fn alloc(_: *mut mca_mpool_base_module_t, len: usize, align: usize, _: u32) -> *mut c_void {
     let mut fabric = FABRIC.lock();
     let taken = fabric.as_mut().and_then(|fabric| take(fabric, len, align));
     if taken.is_none() {
-        refused(len);
+        ALLOCATIONS.add(len);
     }
     taken.map_or(ptr::null_mut(), |address| address.cast())
 }

@@ -11,6 +11,7 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use super::HEAP;
+use crate::fabric::FABRIC;
 use crate::help::{self, Topic};
 use crate::mpool::copy_limit;
 
@@ -167,6 +168,10 @@ extern "C" fn in_parent() {
 /// Tells the user, once, what becomes of a child without a copy.
 fn advise() {
     static TOLD: Once = Once::new();
+    // Open MPI can say nothing any more after it was finalized.
+    if !FABRIC.try_lock().is_some_and(|fabric| fabric.is_some()) {
+        return;
+    }
     TOLD.call_once(|| {
         help::show(
             Topic::Advice,

@@ -11,6 +11,7 @@ use super::{direct, others, served};
 use crate::component::register_variable;
 use crate::fabric::FABRIC;
 use crate::help::{self, Topic};
+use crate::mpool;
 use crate::ompi::{
     self, mca_base_component_t, mca_osc_vmshm_component, ompi_communicator_t, ompi_osc_base_component_t,
     ompi_win_t, opal_info_t, opal_proc_t,
@@ -188,22 +189,48 @@ pub unsafe extern "C" fn select(
     unsafe {
         let Some(names) = members(comm) else { return ompi::OPAL_ERR_NOT_SUPPORTED };
         let wanted = Wanted { comm, base, size, unit, flavor: kind, info };
+        // Sites may differ in what they leave out.
         let below = below(comm, kind);
-        match make(win, &wanted, &names, below.is_none()) {
+        let lacking = match gather(comm, &u64::from(below.is_none()), names.len()) {
+            Ok(lacking) => lacking,
+            Err(code) => return code,
+        };
+        let below = below.filter(|_| !lacking.contains(&1));
+        let code = match make(win, &wanted, &names, below.is_none()) {
             Ok(true) => {
                 *model = ompi::MPI_WIN_UNIFIED as c_int;
-                return SUCCESS;
+                SUCCESS
             }
             // Some process's memory is not in its section.
-            Ok(false) => {}
-            Err(code) => return code,
-        }
-        let Some((below, is_messages)) = below else {
-            help::show(Topic::Window, "a section is too full for the few KiB that it takes");
-            return ompi::OPAL_ERR_NOT_SUPPORTED;
+            Ok(false) => hand_down(win, &wanted, model, below),
+            Err(code) => code,
         };
+        if code == SUCCESS && kind == ompi::MPI_WIN_FLAVOR_ALLOCATE {
+            mpool::count_window((*base).cast(), size);
+        }
+        code
+    }
+}
+
+/// Has another component make a window.
+///
+/// # Safety
+/// As [`select`].
+unsafe fn hand_down(
+    win: *mut ompi_win_t,
+    wanted: &Wanted,
+    model: *mut c_int,
+    below: Option<(*mut ompi_osc_base_component_t, bool)>,
+) -> c_int {
+    let Wanted { comm, base, size, unit, flavor, info } = *wanted;
+    let Some((below, is_messages)) = below else {
+        help::show(Topic::Window, "a section is too full for the few KiB that it takes");
+        return ompi::OPAL_ERR_NOT_SUPPORTED;
+    };
+    // SAFETY: the caller vouches for all; the component is Open MPI's.
+    unsafe {
         let Some(make) = (*below).osc_select else { return ompi::OPAL_ERR_NOT_SUPPORTED };
-        let code = make(win, base, size, unit, comm, info, flavor, model);
+        let code = make(win, base, size, unit, comm, info, flavor.cast_signed(), model);
         if code == SUCCESS && is_messages {
             others::watch(ompi::vmshm_osc_module(win));
         }
@@ -211,8 +238,8 @@ pub unsafe extern "C" fn select(
     }
 }
 
-/// Makes a window of one of our kinds; `is_last` where no other component would. False if some process's memory is not where
-/// this needs it.
+/// Makes a window of one of our kinds; `is_last` where some process has no other component for it. False if some process's
+/// memory is not where this needs it.
 ///
 /// # Errors
 /// Open MPI's code.

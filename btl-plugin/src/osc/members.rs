@@ -86,11 +86,10 @@ impl Memory {
 
     /// So many bytes for the user: of the section if that is wanted and there is room, or ordinary ones if they will do.
     fn for_user(len: usize, anywhere: bool) -> Option<Self> {
-        if mpool::is_wanted() {
-            if let Some(placed) = mpool::take_aligned(len, ALIGNMENT, false) {
-                return Some(Self::Section(placed));
-            }
-            mpool::refused(len);
+        if mpool::is_wanted()
+            && let Some(placed) = mpool::take_aligned(len, ALIGNMENT, false)
+        {
+            return Some(Self::Section(placed));
         }
         if anywhere { MmapMut::map_anon(len).ok().map(Self::Ordinary) } else { None }
     }
