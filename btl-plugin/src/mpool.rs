@@ -259,7 +259,8 @@ pub fn tell() {
 
 unsafe extern "C" fn alloc(_: *mut mca_mpool_base_module_t, len: usize, align: usize, _: u32) -> *mut c_void {
     let mut fabric = FABRIC.lock();
-    let taken = fabric.as_mut().and_then(|fabric| take(fabric, len, align));
+    let Some(fabric) = fabric.as_mut() else { return ptr::null_mut() };
+    let taken = take(fabric, len, align);
     if taken.is_none() {
         ALLOCATIONS.add(len);
     }

@@ -93,6 +93,7 @@ fn as_json(machine: &Machine, tuning: &Tuning, copies: &Copies) -> serde_json::V
             "leave": tuning.leave,
             "coll_chunk": tuning.coll_chunk,
             "coll_turn": tuning.coll_turn,
+            "coll_lend": tuning.coll_lend,
         },
     })
 }
@@ -138,6 +139,7 @@ fn as_text(machine: &Machine, tuning: &Tuning, copies: &Copies) -> String {
         ("btl_vmshm_leave", tuning.leave as u64, "just written for others: leaves the nearest cache"),
         ("coll_vmshm_chunk", tuning.coll_chunk as u64, "chunk of a collective operation"),
         ("coll_vmshm_turn", tuning.coll_turn as u64, "memory of chunks that two members take in turn"),
+        ("", tuning.coll_lend as u64, "longest operand in the section that a reduction's root reads there"),
     ];
     text += "\nSizes\n";
     for (name, size, what) in rows {

@@ -15,7 +15,7 @@
 //! out of several of them at a time, see `copy/vectors.rs`. Otherwise no long copy was clearly faster: in a pipeline of
 //! two, vectors from one page after the other came out up to a tenth faster or slower from size to size, in single runs
 //! that differ by as much, and non-temporal stores slower for most sizes. Writing back or demoting the lines for the
-//! reader (`clwb`, `cldemote`) cost the writer more than the reader gained.
+//! reader (`clwb`, `cldemote`) cost the writer more than the reader gained, but for messages of a few KiB, see `ring`.
 
 #[cfg(all(target_arch = "x86_64", not(miri), not(vmshm_sanitize)))]
 #[path = "copy/vectors.rs"]

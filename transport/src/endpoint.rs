@@ -61,6 +61,8 @@ pub struct Endpoint<M: Memory> {
     turn: u32,
     /// Links that are not hot and may have something for us.
     queue: VecDeque<u32>,
+    /// Links that were cooled lately and are to be looked at once more, each with the turn in which it was.
+    cooled: VecDeque<(u32, u32)>,
     sweep: usize,
     activity: Vec<Activity>,
     next_activity: usize,
@@ -173,6 +175,7 @@ impl<M: Memory> Endpoint<M> {
             streams: false,
             turn: 0,
             queue: VecDeque::new(),
+            cooled: VecDeque::new(),
             sweep: 0,
             activity,
             next_activity: 0,

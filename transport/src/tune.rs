@@ -102,6 +102,8 @@ pub struct Tuning {
     /// The memory that its chunks take in turn, between two: less than the lead of a sender, as others' caches hold only what
     /// they read.
     pub coll_turn: usize,
+    /// The longest operand that is lent to the root of a reduction.
+    pub coll_lend: usize,
     /// With so many bytes just written for others, who waits fills its nearest cache with something else.
     pub leave: usize,
 }
@@ -129,6 +131,8 @@ impl Tuning {
             turn: (ahead / 16).max(chunk) as usize,
             coll_chunk: (chunk / 2) as usize,
             coll_turn: (ahead / 4) as usize,
+            // It, the root's own and the result are in the second level cache together.
+            coll_lend: (level2 / 3) as usize & !4095,
             // With less, that takes longer than the others then save.
             leave: (level1 / 3 * 2).clamp(8 << 10, 256 << 10) as usize,
         }

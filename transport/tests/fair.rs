@@ -2,9 +2,11 @@
 
 mod common;
 
+use std::mem::offset_of;
 use std::sync::atomic::Ordering;
 
-use common::{Region, View};
+use common::{Region, View, connection};
+use vmshm_transport::abi::ring::{Connection, POLLED};
 use vmshm_transport::{Endpoint, Event, Inbox, Memory};
 
 /// Most messages of the stream before something else is noticed: a few turns of all rings and fragments.
@@ -129,4 +131,50 @@ fn a_burst_of_who_was_silent_takes_two_calls_of_progress() {
         (Some(1), 15),
         "what is found by the call that finds the first, and by the next"
     );
+}
+
+#[test]
+fn who_has_not_seen_that_it_is_polled_no_more_is_soon_heard() {
+    let region = Region::new(64 << 20, 2, 64);
+    let mut receiver = region.endpoint(0);
+    let mut senders: Vec<_> = (0..63)
+        .map(|_| {
+            let mut sender = region.endpoint(1);
+            receiver.connect(&sender.name()).unwrap();
+            let to = sender.connect(&receiver.name()).unwrap();
+            (sender, to)
+        })
+        .collect();
+    let mut inbox = Inbox::new();
+    let mut hear = |receiver: &mut Endpoint<View>| {
+        let mut polls = 1;
+        while !matches!(receiver.poll(&mut inbox), Some(Event::Message { .. })) {
+            polls += 1;
+            assert!(polls < 1_000_000);
+        }
+        polls
+    };
+    let host = region.host();
+    let mut late = 0;
+    for first in 0..40 {
+        // Its ring is polled, until those of eight others take its place.
+        for (sender, to) in &mut senders[first..first + 9] {
+            sender.send(*to, 1, &[b"1"]).unwrap();
+            hear(&mut receiver);
+            // It gets to know where it is told that it is polled.
+            for _ in 0..50 {
+                assert_eq!(sender.poll(&mut Inbox::new()), None);
+            }
+        }
+        for _ in 0..16 {
+            assert_eq!(receiver.poll(&mut Inbox::new()), None);
+        }
+        // Its processor has not seen that yet.
+        let (sender, to) = &mut senders[first];
+        let hot = connection(&host, &receiver, sender) + offset_of!(Connection, hot) as u64;
+        host.store(hot, POLLED, Ordering::Relaxed);
+        sender.send(*to, 2, &[b"2"]).unwrap();
+        late += u32::from(hear(&mut receiver) > 200);
+    }
+    assert_eq!(late, 0, "so many of 40 messages waited until all links had had their turn");
 }

@@ -6,10 +6,9 @@ use std::collections::{HashMap, VecDeque};
 use std::mem::offset_of;
 use std::sync::atomic::Ordering;
 
-use common::{Region, View, pattern, send, wait};
+use common::{Region, View, connection, pattern, send, wait};
 use proptest::prelude::*;
 use vmshm_transport::abi::ring::{CONNECTION_LEN, Connection, KIND_INLINE, POLLED, SLOT, STAMP, Stamp};
-use vmshm_transport::abi::section::EndpointSlot;
 use vmshm_transport::{Endpoint, Event, Fragment, Inbox, MAX_INLINE, Memory, Peer, PeerError, SendError};
 
 fn pair(region: &Region, sections: (u32, u32)) -> (Endpoint<View>, Endpoint<View>, Peer, Peer) {
@@ -230,14 +229,6 @@ fn a_peer_that_leaves_is_reported_after_its_messages() {
     assert_eq!(wait(&mut a, &mut inbox), Event::Unsent { peer: to_b, token: 42 });
     assert_eq!(wait(&mut a, &mut inbox), Event::Gone { peer: to_b, why: PeerError::Left });
     assert_eq!(a.poll(&mut inbox), None);
-}
-
-/// Where an endpoint's connection with a peer lies.
-fn connection(host: &View, of: &Endpoint<View>, with: &Endpoint<View>) -> u64 {
-    let section = of.section();
-    let word = |at: u64| host.load(section.entry.offset + at, Ordering::Relaxed);
-    let directory = word(section.layout.slot(of.slot()) + offset_of!(EndpointSlot, directory) as u64);
-    section.entry.offset + word(directory + u64::from(with.name().id) * 8)
 }
 
 #[test]

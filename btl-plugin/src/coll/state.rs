@@ -13,6 +13,7 @@ use vmshm_transport::collective::{
     BLOCK, Broken, Farewell, Group, MIN_CHUNKS, Member, Pause, chunks_len, is_chunk,
 };
 use vmshm_transport::parts::lives;
+use vmshm_transport::tune::Tuning;
 use vmshm_transport::{Fragment, Mapping, Memory};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -443,10 +444,10 @@ impl State {
             yields: shared && !yields,
             settle: *SETTLE_PAUSES,
         };
-        let group = Group::new(memory, self.me, members, spins);
-        group
-            .map(|group| (group, waiting))
-            .ok_or_else(|| "a member's block lies outside of its section".into())
+        let mut group = Group::new(memory, self.me, members, spins)
+            .ok_or("a member's block lies outside of its section")?;
+        group.lend_to_root(Tuning::of_this_machine().coll_lend);
+        Ok((group, waiting))
     }
 
     /// Notes that an operation has failed, tells the user, and returns Open MPI's code.

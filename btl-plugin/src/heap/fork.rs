@@ -7,8 +7,7 @@
 use std::mem;
 use std::ops::Range;
 use std::ptr;
-use std::sync::Once;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use super::HEAP;
 use crate::fabric::FABRIC;
@@ -143,7 +142,9 @@ extern "C" fn before() {
     };
     HEAP.close_to_children();
     if let Some(heap) = heap.as_mut() {
-        heap.copy = Snapshot::of(heap.space.in_use());
+        // A child's pages are its own, and a child of it has copies as of all else.
+        let pages = if heap.space.is_private() { Vec::new() } else { heap.space.in_use() };
+        heap.copy = Snapshot::of(pages);
     }
     // Held until after the fork.
     mem::forget(heap);
@@ -167,20 +168,22 @@ extern "C" fn in_parent() {
 
 /// Tells the user, once, what becomes of a child without a copy.
 fn advise() {
-    static TOLD: Once = Once::new();
+    static TOLD: AtomicBool = AtomicBool::new(false);
     // Open MPI can say nothing any more after it was finalized.
-    if !FABRIC.try_lock().is_some_and(|fabric| fabric.is_some()) {
+    if !FABRIC.try_lock().is_some_and(|fabric| fabric.is_some()) || TOLD.swap(true, Ordering::Relaxed) {
         return;
     }
-    TOLD.call_once(|| {
-        help::show(
-            Topic::Advice,
-            "The program has forked, and its memory in the section (VMSHM_HEAP) is more than a quarter of what this \
-             machine has left, so that it was not copied: the child can read it, and is killed by SIGSEGV if it writes \
-             there. Children that only run another program are well. For others, set VMSHM_HEAP_MIN (bytes) so that less \
-             is placed, or do without VMSHM_HEAP.",
-        );
-    });
+    // SAFETY: the thread's own variable, which is to be what fork left in it.
+    let (errno, before) = unsafe { (libc::__errno_location(), *libc::__errno_location()) };
+    help::show(
+        Topic::Advice,
+        "The program has forked, and its memory in the section (VMSHM_HEAP) is more than a quarter of what this \
+         machine has left, so that it was not copied: the child can read it, and is killed by SIGSEGV if it writes \
+         there. Children that only run another program are well. For others, set VMSHM_HEAP_MIN (bytes) so that less \
+         is placed, or do without VMSHM_HEAP.",
+    );
+    // SAFETY: as above.
+    unsafe { *errno = before };
 }
 
 extern "C" fn in_child() {

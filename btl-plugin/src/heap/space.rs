@@ -160,6 +160,11 @@ impl<M: Memory> Space<M> {
         self.blocks.is_empty()
     }
 
+    /// Whether the pages are not the section's any more: this is a forked child.
+    pub fn is_private(&self) -> bool {
+        self.is_private
+    }
+
     /// Where the section lies.
     pub fn addresses(&self) -> Range<usize> {
         self.runs.addresses()

@@ -224,7 +224,10 @@ unsafe fn hand_down(
 ) -> c_int {
     let Wanted { comm, base, size, unit, flavor, info } = *wanted;
     let Some((below, is_messages)) = below else {
-        help::show(Topic::Window, "a section is too full for the few KiB that it takes");
+        help::show(
+            Topic::Window,
+            "some section is too full for the few KiB that it takes, or some process cannot be reached",
+        );
         return ompi::OPAL_ERR_NOT_SUPPORTED;
     };
     // SAFETY: the caller vouches for all; the component is Open MPI's.

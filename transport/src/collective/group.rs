@@ -136,6 +136,8 @@ pub struct Group<M> {
     all_done: u64,
     /// Where the members' operands of an operation lie, as far as they are lent.
     pub(super) lent: Vec<Option<u64>>,
+    /// See [`Group::lend_to_root`].
+    pub(super) lends_to_root: usize,
     spins: u32,
 }
 
@@ -175,6 +177,7 @@ impl<M: Memory> Group<M> {
             published: [(0, Readers::Nobody); HEAD_SLOTS as usize],
             bodies: [(0, Readers::Nobody); SLOTS as usize],
             long: Vec::new(),
+            lends_to_root: usize::MAX,
             spins: spins.max(1),
         })
     }
@@ -277,9 +280,10 @@ impl<M: Memory> Group<M> {
         }
     }
 
-    /// Bytes of all of a member's chunks.
-    pub(super) fn turn_len(&self) -> usize {
-        self.chunk * self.long.len()
+    /// Only operands of up to so many bytes are lent to the root of a reduction. They should fit its second level cache together
+    /// with its own and the result: else the root takes as long with them as with slots, and the lender waits for all of that.
+    pub fn lend_to_root(&mut self, most: usize) {
+        self.lends_to_root = most;
     }
 
     /// Which chunk belongs to a step.

@@ -30,11 +30,6 @@ pub trait Combine {
 /// Up to so many bytes of others' operands, each member joins everything by itself, which costs the fewest steps.
 const JOIN_ALL: usize = 64 << 10;
 
-/// Only an operand of up to this part of the chunks' memory, which is about a second level cache, is lent to the root of a
-/// reduction: there it must lie in that cache together with the root's own and the result. Else the root takes as long with it
-/// as with slots, and the lender would wait for all of that.
-const LENT_PART: usize = 3;
-
 impl<M: Memory> Group<M> {
     /// Whether elements of this many bytes fit into the slots.
     pub fn fits(&self, element: usize) -> bool {
@@ -139,7 +134,7 @@ impl<M: Memory> Group<M> {
         let me = self.me;
         let piece = Self::whole(self.piece(len), combine.element());
         if root != me
-            && len <= self.turn_len() / LENT_PART
+            && len <= self.lends_to_root
             && let Some(offset) = self.lendable(data, len)
         {
             return self.lend_all(offset, len, len.div_ceil(piece), Readers::One(root), pause);

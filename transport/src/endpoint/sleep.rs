@@ -79,6 +79,11 @@ impl<M: Memory> Endpoint<M> {
             .theirs
             .as_ref()
             .is_some_and(|theirs| !matches!(theirs.consumer.peek(&self.memory), Ok(None)));
-        has_landed || has_message || !link.rings
+        let must_ring = !link.rings;
+        if has_message {
+            // The next poll finds it.
+            self.enqueue(index);
+        }
+        has_landed || has_message || must_ring
     }
 }

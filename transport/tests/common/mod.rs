@@ -1,9 +1,12 @@
 //! A region in this process's own memory, for tests of the core.
 #![allow(dead_code)]
 
+use std::mem::offset_of;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use vmshm_transport::abi::region::{FLAG_OPEN, RegionHeader};
+use vmshm_transport::abi::section::EndpointSlot;
 use vmshm_transport::{Endpoint, Event, Inbox, Memory, Peer, Window};
 use zerocopy::IntoBytes;
 
@@ -122,6 +125,15 @@ impl Memory for View {
         // SAFETY: the caller keeps the contract.
         unsafe { (**self).copy_in(offset, from, len) }
     }
+    fn own(&self, offset: u64, len: u64) {
+        (**self).own(offset, len);
+    }
+    fn give(&self, offset: u64, len: u64) {
+        (**self).give(offset, len);
+    }
+    fn expect(&self, offset: u64) {
+        (**self).expect(offset);
+    }
     fn address(&self, offset: u64, len: u64) -> *mut u8 {
         (**self).address(offset, len)
     }
@@ -173,4 +185,12 @@ pub fn send(
             Err(error)
         }
     }
+}
+
+/// Where an endpoint's connection with a peer lies.
+pub fn connection(host: &View, of: &Endpoint<View>, with: &Endpoint<View>) -> u64 {
+    let section = of.section();
+    let word = |at: u64| host.load(section.entry.offset + at, Ordering::Relaxed);
+    let directory = word(section.layout.slot(of.slot()) + offset_of!(EndpointSlot, directory) as u64);
+    section.entry.offset + word(directory + u64::from(with.name().id) * 8)
 }

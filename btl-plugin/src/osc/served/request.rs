@@ -15,8 +15,6 @@ pub const TAG: u8 = ompi::MCA_BTL_TAG_PML as u8 - 1;
 pub enum Kind {
     /// To store the data.
     Put = 1,
-    /// To say what so many bytes are.
-    Read,
     /// To change numbers, of which the data are the operands.
     Change,
     /// The same, and to say what they were.
@@ -29,6 +27,8 @@ pub enum Kind {
     LockAlone,
     /// To take the lock back.
     Unlock,
+    /// To say what so many bytes are.
+    Read,
 }
 
 /// A request, as it travels; the data follow.
@@ -58,7 +58,7 @@ impl Request {
     /// What it asks for, if anything.
     pub fn kind(&self) -> Option<Kind> {
         use Kind::*;
-        [Put, Read, Change, Fetch, Swap, Lock, LockAlone, Unlock]
+        [Put, Change, Fetch, Swap, Lock, LockAlone, Unlock, Read]
             .into_iter()
             .find(|kind| *kind as u16 == self.kind)
     }
