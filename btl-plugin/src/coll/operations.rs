@@ -395,6 +395,9 @@ unsafe extern "C" fn allgatherv(
     }
 }
 
+/// Parts of more than so many chunks are gathered by the component below, which takes 0.8 to 0.9 of the time for them.
+const MOST_GATHERED: usize = 64;
+
 unsafe extern "C" fn gather(
     from: *const c_void,
     from_count: c_int,
@@ -419,6 +422,9 @@ unsafe extern "C" fn gather(
             comm,
             |met| {
                 must_take(met, part.bytes())?;
+                if part.bytes() > met.chunks_of(MOST_GATHERED) {
+                    return Err(Not::Ours);
+                }
                 let (root, me, size, len) = (root as usize, met.group.me(), met.group.size(), part.bytes());
                 if root != me {
                     let source = part.source(from)?;

@@ -491,6 +491,11 @@ fn random_tag() -> u64 {
 }
 
 impl Met {
+    /// Bytes of so many chunks. It is the same for all members.
+    pub fn chunks_of(&self, count: usize) -> usize {
+        count * self.chunk
+    }
+
     /// Whether payloads of `len` bytes a step can go through the group; asks for memory when that is first needed. All
     /// members come to the same conclusion.
     #[inline]
