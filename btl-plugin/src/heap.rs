@@ -145,6 +145,7 @@ pub fn open() {
 
 /// Ends the placing of allocations. True if the program still uses some: then the section has to stay as it is.
 pub fn close() -> bool {
+    fork::be_quiet();
     let Some(register) = shim() else { return false };
     let ended = {
         let Some(mut held) = HEAP.enter() else { return true };

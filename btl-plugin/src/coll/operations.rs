@@ -421,10 +421,10 @@ unsafe extern "C" fn gather(
             module,
             comm,
             |met| {
-                must_take(met, part.bytes())?;
                 if part.bytes() > met.chunks_of(MOST_GATHERED) {
                     return Err(Not::Ours);
                 }
+                must_take(met, part.bytes())?;
                 let (root, me, size, len) = (root as usize, met.group.me(), met.group.size(), part.bytes());
                 if root != me {
                     let source = part.source(from)?;

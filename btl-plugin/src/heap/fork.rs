@@ -10,7 +10,6 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use super::HEAP;
-use crate::fabric::FABRIC;
 use crate::help::{self, Topic};
 use crate::mpool::copy_limit;
 
@@ -166,11 +165,18 @@ extern "C" fn in_parent() {
     }
 }
 
-/// Tells the user, once, what becomes of a child without a copy.
+/// What becomes of a child without a copy was told, or nothing can be told any more.
+static TOLD: AtomicBool = AtomicBool::new(false);
+
+/// Has nothing told of forks from now on: Open MPI cannot after it was finalized.
+pub fn be_quiet() {
+    TOLD.store(true, Ordering::Relaxed);
+}
+
+/// Tells the user, once, what becomes of a child without a copy. Any thread may fork, also one that may not call MPI: so the
+/// fabric is left alone, whose lock is for one thread only after a plain `MPI_Init`.
 fn advise() {
-    static TOLD: AtomicBool = AtomicBool::new(false);
-    // Open MPI can say nothing any more after it was finalized.
-    if !FABRIC.try_lock().is_some_and(|fabric| fabric.is_some()) || TOLD.swap(true, Ordering::Relaxed) {
+    if TOLD.swap(true, Ordering::Relaxed) {
         return;
     }
     // SAFETY: the thread's own variable, which is to be what fork left in it.

@@ -191,11 +191,12 @@ pub unsafe extern "C" fn select(
         let wanted = Wanted { comm, base, size, unit, flavor: kind, info };
         // Sites may differ in what they leave out.
         let below = below(comm, kind);
-        let lacking = match gather(comm, &u64::from(below.is_none()), names.len()) {
-            Ok(lacking) => lacking,
+        let which = below.map_or(0, |(_, is_messages)| 1 + u64::from(is_messages));
+        let all = match gather(comm, &which, names.len()) {
+            Ok(all) => all,
             Err(code) => return code,
         };
-        let below = below.filter(|_| !lacking.contains(&1));
+        let below = below.filter(|_| all.iter().all(|other| *other == which));
         let code = match make(win, &wanted, &names, below.is_none()) {
             Ok(true) => {
                 *model = ompi::MPI_WIN_UNIFIED as c_int;

@@ -81,7 +81,7 @@ impl<M: Memory> Endpoint<M> {
             .is_some_and(|theirs| !matches!(theirs.consumer.peek(&self.memory), Ok(None)));
         let must_ring = !link.rings;
         if has_message {
-            // The next poll finds it.
+            // One of the next polls finds it.
             self.enqueue(index);
         }
         has_landed || has_message || must_ring
