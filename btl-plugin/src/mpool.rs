@@ -234,7 +234,7 @@ impl Refused {
         let [count, bytes] = [&self.count, &self.bytes].map(|sum| sum.load(Ordering::Relaxed));
         if count > 0 {
             help::verbose(&format!(
-                "{what}: {count} of {bytes} bytes in ordinary memory, since the section was full"
+                "{what}: {count} allocations of {bytes} bytes in ordinary memory, since the section was full"
             ));
         }
     }

@@ -130,7 +130,7 @@ pub unsafe extern "C" fn query(
         let below = below(comm, flavor);
         let is_served = flavor == ompi::MPI_WIN_FLAVOR_ALLOCATE || flavor == ompi::MPI_WIN_FLAVOR_CREATE;
         if below.is_none() && !is_served {
-            // Sections may be full, or the memory of others.
+            // Where a section is full, nobody would make it.
             return -1;
         }
         let is_placed = flavor == ompi::MPI_WIN_FLAVOR_ALLOCATE || flavor == ompi::MPI_WIN_FLAVOR_SHARED;
@@ -227,7 +227,8 @@ unsafe fn hand_down(
     let Some((below, is_messages)) = below else {
         help::show(
             Topic::Window,
-            "some section is too full for the few KiB that it takes, or some process cannot be reached",
+            "some section is too full for the few KiB that it takes, some process cannot be reached, or Open MPI's \
+             component for this kind of window is not the same everywhere",
         );
         return ompi::OPAL_ERR_NOT_SUPPORTED;
     };
