@@ -85,6 +85,23 @@ impl Writers {
             Writers::Section => "-one-section",
         }
     }
+
+    /// Whether the checker, which has printed this, had all windows that there can be.
+    fn check(self, text: &str) -> Result<()> {
+        // Only shared ones are sm's where each process writes its own section only.
+        let is_shared = |line: &str| line.contains("/hints") || line.contains("/shared");
+        let is_owned = matches!(self, Writers::Owner | Writers::OwnerAlone);
+        let is_missing =
+            |line: &&str| line.contains("makes no window here") && !(is_owned && is_shared(line));
+        if let Some(line) = text.lines().find(is_missing) {
+            bail!("{}", line.trim());
+        }
+        let is_counted = |line: &str| line.contains("windows: ") && line.contains("the section was full");
+        if self == Writers::OwnerAlone && !text.lines().any(is_counted) {
+            bail!("nobody counted the windows that found the section full");
+        }
+        Ok(())
+    }
 }
 
 /// A place for MPI jobs with a region of its own, which goes away with it.
@@ -227,18 +244,7 @@ pub fn steps(
             let mut command = bench.mpi.mpirun(ranks, Layer::Vmshm);
             command.args(VERBOSE).arg(stage()?.join("bin/vmshm-mpi-check")).arg("--quick");
             let done = bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?;
-            // Only shared ones are sm's where each process writes its own section only.
-            let is_shared = |line: &str| line.contains("/hints") || line.contains("/shared");
-            let is_owned = matches!(writers, Writers::Owner | Writers::OwnerAlone);
-            let is_missing =
-                |line: &&str| line.contains("makes no window here") && !(is_owned && is_shared(line));
-            if let Some(line) = done.text.lines().find(is_missing) {
-                bail!("{}", line.trim());
-            }
-            let is_counted = |line: &str| line.contains("windows: ") && line.contains("the section was full");
-            if writers == Writers::OwnerAlone && !done.text.lines().any(is_counted) {
-                bail!("nobody counted the windows that found the section full");
-            }
+            writers.check(&done.text)?;
             let mut count = checked(done)?;
             if let Suite::Ready(kit) = mpi4py::prepare(workspace, logs)? {
                 let got = mpi4py::run_windows(&kit, &bench.mpi, ranks, logs, LIMIT)?;
