@@ -1,8 +1,9 @@
 //! Steps that run MPI programs over vmshm as processes of this host.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 
@@ -25,6 +26,9 @@ const LIMIT: Duration = Duration::from_secs(600);
 const VERBOSE: [&str; 3] = ["--mca", "btl_base_verbose", "10"];
 /// What makes the checker run its collective operations only.
 const COLLECTIVES: [&str; 5] = ["--quick", "--only", "collectives", "--only", "any-collective"];
+/// What leaves collective operations to Open MPI's simplest component: the others have nonblocking ones, and those of
+/// communicators of one process and between two groups.
+const BASIC: [&str; 3] = ["--mca", "coll", "basic,libnbc,self,inter"];
 
 /// Every size in short: inline, eager, rendezvous.
 const SIZES: &[&str] = &["-i", "3", "-x", "1"];
@@ -189,6 +193,7 @@ pub fn steps(
         command.arg(stage()?.join("bin/vmshm-mpi-check")).args(COLLECTIVES);
         checked(bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?)
     })?;
+    tally.step("host-collectives-basic", |logs| beside_basic(stage()?, logs))?;
     tally.step("host-collectives-two-regions", |logs| {
         // As on two hosts: a region on each, and TCP between them.
         let (bench, other) = (Bench::new(stage()?)?, Region::create(stage()?, REGION, 2, true)?);
@@ -348,6 +353,57 @@ fn in_two_levels(done: Finished) -> Result<Count> {
         bail!("no collective operation took two levels:\n{}", last_lines(&done.text, 10));
     }
     checked(done)
+}
+
+/// The same random operations by our component and by coll/basic: what each rank expects must hold for both.
+fn beside_basic(stage: &Path, logs: &Path) -> Result<Count> {
+    let bench = Bench::new(stage)?;
+    let seed = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs().to_string();
+    let check = |name: &str, settings: &[&str], only: &str| {
+        let mut command = bench.mpi.mpirun(3, Layer::Vmshm);
+        command.args(settings).arg(stage.join("bin/vmshm-mpi-check"));
+        command.args(["--seed", &seed, "--only", only]);
+        bench.mpi.run(command, "vmshm-mpi-check", &logs.join(format!("{name}.log")), LIMIT)
+    };
+    let mut count = Count { note: format!("seed {seed}"), ..Count::default() };
+    let mut amounts = Vec::new();
+    for (component, settings) in [("vmshm", &[][..]), ("basic", &BASIC[..])] {
+        let verbose = [settings, &["--mca", "coll_base_verbose", "10"]].concat();
+        let chosen = check(&format!("{component}-chosen"), &verbose, "any-collective/short-lived")?;
+        must_be_chosen(component, &chosen.text)?;
+        let done = check(component, settings, "any-collective")?;
+        amounts.push(compared(&done.text));
+        count.add(&checked(done)?);
+    }
+    if count.failed == 0 && (amounts[0].is_empty() || amounts[0] != amounts[1]) {
+        bail!("not the same was compared: over vmshm {:?}, over basic {:?}", amounts[0], amounts[1]);
+    }
+    Ok(count)
+}
+
+/// Fails unless Open MPI, which was told to talk, took a component for collective operations; in place of ours coll/basic must
+/// have had all of them.
+fn must_be_chosen(component: &str, text: &str) -> Result<()> {
+    let taken: BTreeSet<&str> = text
+        .lines()
+        .filter_map(|line| line.split("comm_select: selecting").nth(1)?.split(',').next())
+        .map(str::trim)
+        .collect();
+    let others = ["vmshm", "tuned"];
+    if !taken.contains(component) || component == "basic" && others.iter().any(|name| taken.contains(name)) {
+        bail!("collective operations were to be {component}'s, but Open MPI took {taken:?}");
+    }
+    Ok(())
+}
+
+/// How much the checker compared in each case that passed.
+fn compared(text: &str) -> Vec<String> {
+    let passed = text.lines().filter_map(|line| line.strip_prefix("ok "));
+    let amount = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        Some(format!("{} {} MiB", words.first()?, words.get(3)?))
+    };
+    passed.filter_map(amount).collect()
 }
 
 /// Counts what the checker reported, which must agree with how it ended.

@@ -8,6 +8,7 @@ mod context;
 mod datatypes;
 mod huge;
 mod modes;
+mod movement;
 mod one_sided;
 mod order;
 mod patterns;
