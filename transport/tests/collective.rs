@@ -2,7 +2,9 @@
 
 mod common;
 
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -10,7 +12,7 @@ use common::{Region, View, pattern};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use vmshm_transport::collective::{
-    BLOCK, Broken, Combine, Group, MAX_CHUNK, MIN_CHUNK, MIN_CHUNKS, Member, Pause, chunks_len,
+    BLOCK, Broken, Combine, Given, Group, Late, MAX_CHUNK, MIN_CHUNK, MIN_CHUNKS, Member, Pause, chunks_len,
 };
 use vmshm_transport::{Fragment, Memory};
 
@@ -94,6 +96,44 @@ struct Own {
     area: u64,
     /// Its chunks.
     chunks: u64,
+    post: Post,
+}
+
+/// Messages that are under way, from each member to each.
+type Post = Arc<Mutex<HashMap<(usize, usize), VecDeque<Vec<u8>>>>>;
+
+/// A member's messages in one operation.
+struct Messages<'a, G> {
+    me: usize,
+    post: &'a Post,
+    given: G,
+    /// Who sends us something.
+    from: Vec<usize>,
+}
+
+impl<G: Fn(usize) -> Given> Late for Messages<'_, G> {
+    fn send(&mut self, member: usize) {
+        let (from, len) = (self.given)(member);
+        // SAFETY: what is given is valid for reads of its length.
+        let message = unsafe { std::slice::from_raw_parts(from, len) }.to_vec();
+        self.post.lock().unwrap().entry((self.me, member)).or_default().push_back(message);
+    }
+    fn receive(&mut self, member: usize) {
+        self.from.push(member);
+    }
+}
+
+impl<G> Messages<'_, G> {
+    /// The message of a member, which may not have been sent yet.
+    fn get(&self, member: usize) -> Vec<u8> {
+        loop {
+            let message = self.post.lock().unwrap().get_mut(&(member, self.me)).and_then(VecDeque::pop_front);
+            match message {
+                Some(message) => return message,
+                None => thread::yield_now(),
+            }
+        }
+    }
 }
 
 const AREA: usize = 4 << 20;
@@ -143,6 +183,7 @@ fn group_to_leave(size: usize, chunk: usize, work: impl Fn(Group<View>, Own) + S
     let region = Region::new(256 << 20, 2, 16);
     let mut endpoints: Vec<_> = (0..size).map(|member| region.endpoint(member as u32 % 2)).collect();
     let mut members = Vec::new();
+    let post = Post::default();
     let (mut chunks, mut areas): (Vec<Fragment>, Vec<Fragment>) = (Vec::new(), Vec::new());
     for (number, endpoint) in endpoints.iter_mut().enumerate() {
         let (section, tag) = (*endpoint.section(), 100 + number as u64);
@@ -157,7 +198,7 @@ fn group_to_leave(size: usize, chunk: usize, work: impl Fn(Group<View>, Own) + S
     thread::scope(|scope| {
         for (me, endpoint) in endpoints.iter().enumerate() {
             let (members, work, memory) = (members.clone(), &work, endpoint.memory().clone());
-            let (mine, area) = (chunks[me].offset(), areas[me].offset());
+            let (mine, area, post) = (chunks[me].offset(), areas[me].offset(), Arc::clone(&post));
             scope.spawn(move || {
                 let mut group = Group::new(memory.clone(), me, members, 20).expect("sound blocks");
                 assert!(
@@ -165,7 +206,7 @@ fn group_to_leave(size: usize, chunk: usize, work: impl Fn(Group<View>, Own) + S
                         .add_chunks(mine, chunk, MIN_CHUNKS << me, &mut Patience::default())
                         .expect("chunks")
                 );
-                work(group, Own { memory, area, chunks: mine });
+                work(group, Own { memory, area, chunks: mine, post });
             });
         }
     });
@@ -189,7 +230,7 @@ fn operate(group: &mut Group<View>, own: &Own, seed: u64) {
     let mine = data_of(seed, me, len);
     // SAFETY: in all operations the buffers have the length that is given.
     unsafe {
-        match random.random_range(0..8u32) {
+        match random.random_range(0..9u32) {
             0 => group.barrier(pause).expect("barrier"),
             1 => {
                 let data = buffer(&if me == root { mine } else { vec![0; len] });
@@ -241,6 +282,30 @@ fn operate(group: &mut Group<View>, own: &Own, seed: u64) {
                 for member in (0..size).filter(|member| *member != me) {
                     let wanted = &data_of(seed, member, len * size)[me * len..][..len];
                     assert!(out[member * len..][..len] == *wanted, "all_to_all of {len}, seed {seed}");
+                }
+            }
+            8 => {
+                // Everybody knows all lengths here, but each member tells the group of its own only.
+                let route = random.random_range(0..3u32);
+                let length = |from: usize, to: usize| {
+                    let flows = from != to && [to == root, from == root, true][route as usize];
+                    let draw = data_of(seed ^ 3, from * size + to, 2);
+                    if flows && draw[0] > 60 { draw[1] as usize * len / 255 } else { 0 }
+                };
+                let part = |from: usize, to: usize| data_of(seed ^ 4, from * size + to, length(from, to));
+                let given: Vec<Buffer> = (0..size).map(|member| buffer(&part(me, member))).collect();
+                let taken: Vec<Buffer> =
+                    (0..size).map(|member| buffer(&vec![0; length(member, me)])).collect();
+                let from = |member: usize| (given[member].at.cast_const(), given[member].len);
+                let to = |member: usize| (taken[member].at, taken[member].len);
+                let mut late = Messages { me, post: &own.post, given: from, from: Vec::new() };
+                let only = (route == 0).then_some(root);
+                group.exchange_unequal(only, from, to, &mut late, pause).expect("exchange_unequal");
+                given.iter().for_each(|given| drop(given.take()));
+                for (member, taken) in taken.iter().enumerate() {
+                    let got = taken.take();
+                    let got = if late.from.contains(&member) { late.get(member) } else { got };
+                    assert!(got == part(member, me), "exchange_unequal of {len}, route {route}, seed {seed}");
                 }
             }
             kind @ 6.. => {
@@ -360,6 +425,94 @@ fn memory_that_a_member_cannot_lend_is_not_read() {
                     false => Broken::Length { member: 0, expected: len, found: lent as usize },
                 };
                 assert_eq!(result, Err(expected), "{lent} bytes at {offset}");
+            }
+        }
+    });
+}
+
+/// Notes what is to be sent and received.
+#[derive(Default)]
+struct Notes(Vec<usize>, Vec<usize>);
+
+impl Late for Notes {
+    fn send(&mut self, member: usize) {
+        self.0.push(member);
+    }
+    fn receive(&mut self, member: usize) {
+        self.1.push(member);
+    }
+}
+
+#[test]
+fn what_a_slot_has_no_room_for_is_left_to_messages() {
+    group(3, MIN_CHUNK, |group, _| {
+        let (me, mut late) = (group.me(), Notes::default());
+        // Of a table's slot of 8 KiB the first and the last part get some, in the order in which they are dealt.
+        let lengths = [0, MIN_CHUNK, 100];
+        let data = pattern(5, MIN_CHUNK);
+        let mut got = vec![0u8; MIN_CHUNK];
+        let given = |member: usize| (data.as_ptr(), if me == 0 { lengths[member] } else { 0 });
+        let at = got.as_mut_ptr();
+        let taken = |member: usize| (at, if me != 0 && member == 0 { lengths[me] } else { 0 });
+        // SAFETY: both have 8 KiB.
+        unsafe { group.exchange_unequal(None, given, taken, &mut late, &mut Patience::default()) }
+            .expect("exchange");
+        match me {
+            0 => assert_eq!((late.0, late.1), (vec![1], vec![])),
+            1 => assert_eq!((late.0, late.1), (vec![], vec![0])),
+            _ => {
+                assert_eq!((late.0, late.1), (vec![], vec![]));
+                assert!(got[..100] == data[..100]);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_table_that_lies_is_not_followed() {
+    let (len, gate) = (100, std::sync::Barrier::new(3));
+    group(3, MIN_CHUNK, |group, own| {
+        // The meeting took two steps.
+        let step = 3;
+        let (block, section) = (group.member(0).block, group.member(0).section.entry);
+        let body = block + 256 + 64 * 128 + step % 8 * 4096;
+        let outside = |offset| Broken::Outside { member: 0, offset, len };
+        let length = |found| Broken::Length { member: 0, expected: len, found };
+        let lies = [
+            // A slot's length, an offset, a part's length, and what is to be found out.
+            (48 + 8, section.offset - 8, 100, outside(section.offset - 8)),
+            (48 + 8, section.offset + section.len - 99, 100, outside(section.offset + section.len - 99)),
+            (48 + 8, u64::MAX, 100, outside(u64::MAX)),
+            (48 + 8, group.member(1).section.entry.offset + 4096, 100, {
+                outside(group.member(1).section.entry.offset + 4096)
+            }),
+            (48 + 8, own.area, 101, length(101)),
+            (48 + 8, 0, 99, length(99)),
+            (48 + 8, own.area, u64::MAX, length(usize::MAX)),
+            (47, own.area, 100, length(47)),
+            (MIN_CHUNK as u64 + 1, own.area, 100, length(MIN_CHUNK + 1)),
+        ];
+        for (slot, offset, told, expected) in lies {
+            gate.wait();
+            if group.me() == 0 {
+                group.memory().store_words(body + 16, [offset, told]);
+                group.memory().store(
+                    block + 256 + step * 27 % 64 * 128,
+                    step << 21 | slot,
+                    Ordering::Release,
+                );
+            }
+            gate.wait();
+            if group.me() == 1 {
+                let (mut data, mut late) = ([0u8; 100], Notes::default());
+                let at = data.as_mut_ptr();
+                let (given, taken) =
+                    (|_| (std::ptr::null(), 0), |member| (at, if member == 0 { len } else { 0 }));
+                let pause = &mut Patience::default();
+                // SAFETY: the data has so many bytes.
+                let result = unsafe { group.exchange_unequal(None, given, taken, &mut late, pause) };
+                assert_eq!(result, Err(expected), "slot of {slot}, {told} bytes at {offset}");
+                assert!(late.1.is_empty());
             }
         }
     });

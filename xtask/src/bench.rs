@@ -53,6 +53,9 @@ const PROGRAMS: &[&str] = &[
     "osu_gather",
     "osu_scatter",
     "osu_alltoall",
+    "osu_gatherv",
+    "osu_scatterv",
+    "osu_alltoallv",
 ];
 
 /// What to measure.

@@ -1,5 +1,6 @@
 //! The mean time of a collective operation, as OSU measures it: each call on its own clock, with a barrier between calls.
 
+use std::ffi::c_int;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -29,6 +30,12 @@ pub enum Collective {
     Scatter,
     /// `MPI_Alltoall`.
     Alltoall,
+    /// `MPI_Gatherv`, all parts of the same length.
+    Gatherv,
+    /// `MPI_Scatterv`, all parts of the same length.
+    Scatterv,
+    /// `MPI_Alltoallv`, all parts of the same length.
+    Alltoallv,
 }
 
 impl Collective {
@@ -42,6 +49,9 @@ impl Collective {
             Collective::Allgather => "MPI Allgather Latency Test",
             Collective::Scatter => "MPI Scatter Latency Test",
             Collective::Alltoall => "MPI All-to-All Personalized Exchange Latency Test",
+            Collective::Gatherv => "MPI Gatherv Latency Test",
+            Collective::Scatterv => "MPI Scatterv Latency Test",
+            Collective::Alltoallv => "MPI All-to-Allv Personalized Exchange Latency Test",
         }
     }
 
@@ -57,9 +67,19 @@ struct Bench<'a> {
     size: usize,
     out: &'a Buffer,
     landing: &'a Buffer,
+    /// Bytes of each process's part.
+    counts: Vec<c_int>,
+    /// Where each process's part begins.
+    places: Vec<c_int>,
 }
 
-impl Bench<'_> {
+impl<'a> Bench<'a> {
+    fn new(mpi: &'a Mpi, what: Collective, size: usize, out: &'a Buffer, landing: &'a Buffer) -> Self {
+        let counts = vec![int(size); mpi.size()];
+        let places = (0..mpi.size()).map(|number| int(number * size)).collect();
+        Self { mpi, what, size, out, landing, counts, places }
+    }
+
     fn call(&self) {
         let (out, landing) = (self.out.as_ptr(), self.landing.as_ptr());
         let bytes = int(self.size);
@@ -68,6 +88,7 @@ impl Bench<'_> {
             let (byte, world) = (ffi::RSMPI_UINT8_T, ffi::RSMPI_COMM_WORLD);
             let (float, sum, count) = (ffi::RSMPI_FLOAT, ffi::RSMPI_SUM, bytes / 4);
             let (from, to) = (out.cast(), landing.cast());
+            let (counts, places) = (self.counts.as_ptr(), self.places.as_ptr());
             match self.what {
                 Collective::Barrier => ffi::MPI_Barrier(world),
                 Collective::Bcast => ffi::MPI_Bcast(to, bytes, byte, 0, world),
@@ -77,6 +98,15 @@ impl Bench<'_> {
                 Collective::Allgather => ffi::MPI_Allgather(from, bytes, byte, to, bytes, byte, world),
                 Collective::Scatter => ffi::MPI_Scatter(from, bytes, byte, to, bytes, byte, 0, world),
                 Collective::Alltoall => ffi::MPI_Alltoall(from, bytes, byte, to, bytes, byte, world),
+                Collective::Gatherv => {
+                    ffi::MPI_Gatherv(from, bytes, byte, to, counts, places, byte, 0, world)
+                }
+                Collective::Scatterv => {
+                    ffi::MPI_Scatterv(from, counts, places, byte, to, bytes, byte, 0, world)
+                }
+                Collective::Alltoallv => {
+                    ffi::MPI_Alltoallv(from, counts, places, byte, to, counts, places, byte, world)
+                }
             }
         };
     }
@@ -86,11 +116,15 @@ impl Bench<'_> {
         let root = self.mpi.rank() == 0;
         match self.what {
             Collective::Barrier => 0,
-            Collective::Bcast | Collective::Allreduce | Collective::Scatter => self.size,
-            Collective::Allgather | Collective::Alltoall => self.size * self.mpi.size(),
+            Collective::Bcast | Collective::Allreduce | Collective::Scatter | Collective::Scatterv => {
+                self.size
+            }
+            Collective::Allgather | Collective::Alltoall | Collective::Alltoallv => {
+                self.size * self.mpi.size()
+            }
             Collective::Reduce if root => self.size,
-            Collective::Gather if root => self.size * self.mpi.size(),
-            Collective::Reduce | Collective::Gather => 0,
+            Collective::Gather | Collective::Gatherv if root => self.size * self.mpi.size(),
+            Collective::Reduce | Collective::Gather | Collective::Gatherv => 0,
         }
     }
 
@@ -111,8 +145,10 @@ impl Bench<'_> {
                     let floats = self.out.floats(self.size);
                     floats.iter_mut().enumerate().for_each(|(n, value)| *value = term(n, me, turn));
                 }
-                Collective::Gather | Collective::Allgather => self.out.write(self.size, seed(me, turn)),
-                Collective::Scatter | Collective::Alltoall => {
+                Collective::Gather | Collective::Gatherv | Collective::Allgather => {
+                    self.out.write(self.size, seed(me, turn));
+                }
+                Collective::Scatter | Collective::Scatterv | Collective::Alltoall | Collective::Alltoallv => {
                     for to in 0..ranks {
                         self.part(self.out, to).write(self.size, seed(me * ranks + to, turn));
                     }
@@ -138,11 +174,13 @@ impl Bench<'_> {
         match self.what {
             Collective::Barrier => {}
             Collective::Bcast => got(0, seed(0, turn)),
-            Collective::Scatter => got(0, seed(me, turn)),
-            Collective::Gather | Collective::Allgather => {
+            Collective::Scatter | Collective::Scatterv => got(0, seed(me, turn)),
+            Collective::Gather | Collective::Gatherv | Collective::Allgather => {
                 (0..ranks).for_each(|from| got(from, seed(from, turn)))
             }
-            Collective::Alltoall => (0..ranks).for_each(|from| got(from, seed(from * ranks + me, turn))),
+            Collective::Alltoall | Collective::Alltoallv => {
+                (0..ranks).for_each(|from| got(from, seed(from * ranks + me, turn)))
+            }
             Collective::Reduce | Collective::Allreduce => {
                 // SAFETY: as the caller promises.
                 let sums = unsafe { self.landing.floats(self.size) };
@@ -218,7 +256,7 @@ pub fn run(what: Collective) -> ExitCode {
     let plans = options.plans(measure);
     if what == Collective::Barrier {
         let nothing = Buffer::new(1, options.origin());
-        let bench = Bench { mpi: &mpi, what, size: 0, out: &nothing, landing: &nothing };
+        let bench = Bench::new(&mpi, what, 0, &nothing, &nothing);
         let plan = options.plan(measure, 0);
         mpi.barrier();
         let seconds = bench.measure(&plan, false);
@@ -229,7 +267,7 @@ pub fn run(what: Collective) -> ExitCode {
     let room = options.largest(measure) * mpi.size();
     let (out, landing) = (Buffer::new(room, options.origin()), Buffer::new(room, options.origin()));
     for plan in &plans {
-        let bench = Bench { mpi: &mpi, what, size: plan.size, out: &out, landing: &landing };
+        let bench = Bench::new(&mpi, what, plan.size, &out, &landing);
         // SAFETY: blocking calls only: MPI uses neither buffer now.
         unsafe {
             bench.prepare(u32::MAX);

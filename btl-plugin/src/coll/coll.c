@@ -7,8 +7,11 @@
 #include "ompi/communicator/communicator.h"
 #include "ompi/datatype/ompi_datatype.h"
 #include "ompi/group/group.h"
+#include "ompi/mca/coll/base/coll_tags.h"
+#include "ompi/mca/pml/pml.h"
 #include "ompi/op/op.h"
 #include "ompi/proc/proc.h"
+#include "ompi/request/request.h"
 #include "ompi/runtime/mpiruntime.h"
 #include "opal/datatype/opal_convertor.h"
 #include "opal/runtime/opal_progress.h"
@@ -19,11 +22,14 @@
     do_with(allgatherv)  \
     do_with(allreduce)   \
     do_with(alltoall)    \
+    do_with(alltoallv)   \
     do_with(barrier)     \
     do_with(bcast)       \
     do_with(gather)      \
+    do_with(gatherv)     \
     do_with(reduce)      \
-    do_with(scatter)
+    do_with(scatter)     \
+    do_with(scatterv)
 
 static void (*destruct_state)(void *state);
 
@@ -145,6 +151,24 @@ int vmshm_coll_copy(const void *from, int from_count, const struct ompi_datatype
                     const struct ompi_datatype_t *to_type)
 {
     return ompi_datatype_sndrcv(from, from_count, from_type, to, to_count, to_type);
+}
+
+int vmshm_coll_isend(void *from, int count, struct ompi_datatype_t *type, int member, struct ompi_communicator_t *comm,
+                     struct ompi_request_t **request)
+{
+    return MCA_PML_CALL(isend(from, count, type, member, MCA_COLL_BASE_TAG_ALLTOALLV, MCA_PML_BASE_SEND_STANDARD, comm,
+                              request));
+}
+
+int vmshm_coll_irecv(void *to, int count, struct ompi_datatype_t *type, int member, struct ompi_communicator_t *comm,
+                     struct ompi_request_t **request)
+{
+    return MCA_PML_CALL(irecv(to, count, type, member, MCA_COLL_BASE_TAG_ALLTOALLV, comm, request));
+}
+
+int vmshm_coll_wait(size_t count, struct ompi_request_t **requests)
+{
+    return ompi_request_wait_all(count, requests, MPI_STATUSES_IGNORE);
 }
 
 bool vmshm_coll_is_intrinsic(struct ompi_op_t *op, const struct ompi_datatype_t *type)

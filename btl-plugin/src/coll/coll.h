@@ -56,6 +56,13 @@ int vmshm_coll_unpack(const struct ompi_datatype_t *type, int count, void *to, c
 int vmshm_coll_copy(const void *from, int from_count, const struct ompi_datatype_t *from_type, void *to, int to_count,
                     const struct ompi_datatype_t *to_type);
 
+/* Messages between members: begin one, and wait for all that were begun. */
+int vmshm_coll_isend(void *from, int count, struct ompi_datatype_t *type, int member, struct ompi_communicator_t *comm,
+                     struct ompi_request_t **request);
+int vmshm_coll_irecv(void *to, int count, struct ompi_datatype_t *type, int member, struct ompi_communicator_t *comm,
+                     struct ompi_request_t **request);
+int vmshm_coll_wait(size_t count, struct ompi_request_t **requests);
+
 /* Operations. An operation of MPI's own on a datatype of MPI's own looks at no operand twice. */
 bool vmshm_coll_is_intrinsic(struct ompi_op_t *op, const struct ompi_datatype_t *type);
 void vmshm_coll_join(struct ompi_op_t *op, const void *left, void *inout, size_t count, struct ompi_datatype_t *type);

@@ -26,6 +26,23 @@ impl Shape {
         }
     }
 
+    /// Another number of these elements.
+    #[inline]
+    pub fn times(&self, count: c_int) -> Self {
+        if self.layout.contiguous && self.layout.size as isize == self.layout.extent {
+            // However many there are, they follow one another.
+            let layout = vmshm_coll_layout_t { span: self.layout.extent * count as isize, ..self.layout };
+            return Self { count, layout, ..*self };
+        }
+        // SAFETY: the datatype is one of Open MPI, as it was when this was made.
+        unsafe { Self::new(self.datatype, count) }
+    }
+
+    /// How many elements.
+    pub fn count(&self) -> c_int {
+        self.count
+    }
+
     /// Bytes of data.
     #[inline]
     pub fn bytes(&self) -> usize {

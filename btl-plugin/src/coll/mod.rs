@@ -35,6 +35,7 @@ mod data;
 mod levels;
 mod operations;
 mod state;
+mod unequal;
 
 pub use component::{comm_query, init_query, register};
 pub use state::close;

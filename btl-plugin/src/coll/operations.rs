@@ -12,6 +12,7 @@ use super::combine::Operation;
 use super::data::Shape;
 use super::levels::Levels;
 use super::state::{Met, State};
+use super::unequal;
 use crate::ompi::{
     self, mca_coll_base_module_t, ompi_communicator_t, ompi_datatype_t, ompi_op_t, vmshm_coll_module_t,
 };
@@ -34,15 +35,18 @@ pub unsafe fn fill(module: *mut mca_coll_base_module_t) {
     module.coll_allgatherv = Some(allgatherv);
     module.coll_allreduce = Some(allreduce);
     module.coll_alltoall = Some(alltoall);
+    module.coll_alltoallv = Some(unequal::alltoallv);
     module.coll_barrier = Some(barrier);
     module.coll_bcast = Some(bcast);
     module.coll_gather = Some(gather);
+    module.coll_gatherv = Some(unequal::gatherv);
     module.coll_reduce = Some(reduce);
     module.coll_scatter = Some(scatter);
+    module.coll_scatterv = Some(unequal::scatterv);
 }
 
 /// Why an operation is not done here.
-enum Not {
+pub(super) enum Not {
     /// The component below does it.
     Ours,
     /// It failed, with Open MPI's code.
@@ -68,7 +72,7 @@ impl From<c_int> for Not {
 /// # Safety
 /// As [`State::met`].
 #[inline]
-unsafe fn with(
+pub(super) unsafe fn with(
     module: *mut mca_coll_base_module_t,
     comm: *mut ompi_communicator_t,
     work: impl FnOnce(&mut Met) -> Result<(), Not>,

@@ -31,6 +31,9 @@ const SPINS: u32 = 1000;
 /// The same where processes share processors: the one that is waited for may need ours.
 const SPINS_SHARED: u32 = 10;
 
+/// Operations with parts of unequal lengths between two times that members ask one another for room.
+const UNEQUAL: u32 = 64;
+
 /// Bytes of the smallest page.
 const PAGE: usize = 4096;
 
@@ -98,6 +101,10 @@ pub struct Met {
     fragments: Vec<Fragment>,
     chunks: Chunks,
     chunk: usize,
+    /// Operations with parts of unequal lengths so far.
+    unequal: u32,
+    /// Whether a part of ours that a chunk has room for went as a message in one of them.
+    pub lacked_room: bool,
 }
 
 enum Chunks {
@@ -373,6 +380,8 @@ impl State {
                 fragments: vec![fragment],
                 chunks: Chunks::Unasked,
                 chunk: hellos.iter().map(|hello| hello.chunk as usize).min().unwrap_or(0),
+                unequal: 0,
+                lacked_room: false,
             }))),
             (met, prepared) => {
                 if let (Ok((fragment, _)), Some(fabric)) = (prepared, FABRIC.lock().as_mut()) {
@@ -507,6 +516,29 @@ impl Met {
             self.chunks = self.get_chunks()?;
         }
         Ok(matches!(self.chunks, Chunks::There))
+    }
+
+    /// To be called at each operation with parts of unequal lengths. Nobody knows then what others have no room for: so they
+    /// tell one another now and then, until there are chunks.
+    #[inline]
+    pub fn ask_for_room(&mut self) -> Result<(), Broken> {
+        self.unequal = self.unequal.wrapping_add(1);
+        let is_time = self.unequal.is_multiple_of(UNEQUAL) && matches!(self.chunks, Chunks::Unasked);
+        if is_time { self.compare_room() } else { Ok(()) }
+    }
+
+    #[cold]
+    fn compare_room(&mut self) -> Result<(), Broken> {
+        let mine = u8::from(self.lacked_room);
+        let mut all = vec![0u8; self.group.size()];
+        let first = all.as_mut_ptr();
+        let part = |member: usize| (first.wrapping_add(member), 1);
+        // SAFETY: each has a byte.
+        unsafe { self.group.all_gather(&raw const mine, 1, part, &mut self.waiting)? };
+        if all.contains(&1) {
+            self.chunks = self.get_chunks()?;
+        }
+        Ok(())
     }
 
     #[cold]

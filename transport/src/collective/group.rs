@@ -423,6 +423,12 @@ impl<M: Memory> Group<M> {
         self.memory.give(at, 1);
     }
 
+    /// Whether we have published anything at a step.
+    #[inline]
+    pub(super) fn has_published(&self, step: u64) -> bool {
+        self.published[(step % HEAD_SLOTS) as usize].0 == step
+    }
+
     /// To be called after something was published at a step, and before others are looked for who publish theirs at the same
     /// time.
     #[inline]

@@ -93,7 +93,9 @@ impl<M: Memory> Group<M> {
         if found == stamp(step, slot) {
             Ok(None)
         } else if found == stamp(step, LENT) {
-            self.check_lent(member, step, len).map(Some)
+            // Copied once: the member may change it at any time.
+            let told = self.told(member, step);
+            self.check_lent(member, told, len).map(Some)
         } else {
             Err(self.surprise(member, step, slot, found))
         }
@@ -117,10 +119,13 @@ impl<M: Memory> Group<M> {
         Ok(self.lent[member].map(|offset| offset + piece.at as u64))
     }
 
-    /// Where a member says that its operand of so many bytes lies.
-    fn check_lent(&self, member: usize, step: u64, expected: usize) -> Result<u64, Broken> {
-        // Copied once: the member may change it at any time.
-        let (offset, len) = self.told(member, step);
+    /// Where an operand of so many bytes lies, of which a member says that it begins at an offset and has a length.
+    pub(super) fn check_lent(
+        &self,
+        member: usize,
+        (offset, len): (u64, usize),
+        expected: usize,
+    ) -> Result<u64, Broken> {
         if len != expected {
             return Err(Broken::Length { member, expected, found: len });
         }

@@ -17,6 +17,8 @@
 //!
 //! A long operand that lies in its member's own section anyway is *lent* instead: the others read it where it is.
 //!
+//! Where members do not know one another's lengths, what is too long for a slot is left to the caller ([`Late`]).
+//!
 //! Nothing here knows of MPI: payloads are bytes, and what joins two of them is the caller's ([`Combine`]). Waiting is the
 //! caller's too ([`Pause`]).
 
@@ -28,8 +30,10 @@ mod lend;
 mod reduce;
 mod short;
 mod spread;
+mod unequal;
 
 pub use exchange::Part;
 pub use group::{Broken, Farewell, Group, Member, Pause};
 pub use layout::{BLOCK, MAX_CHUNK, MAX_CHUNKS, MIN_CHUNK, MIN_CHUNKS, SLOTS, chunks_len, is_chunk};
 pub use reduce::Combine;
+pub use unequal::{Given, Late};

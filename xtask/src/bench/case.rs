@@ -38,7 +38,19 @@ pub struct Case {
 pub const OPEN: &str = "(open region)";
 
 /// Programs that are measured only when they are asked for.
-pub const EXTRA: &[&str] = &["osu_bibw", "osu_multi_lat", "osu_gather", "osu_scatter", "osu_alltoall"];
+pub const EXTRA: &[&str] = &[
+    "osu_bibw",
+    "osu_multi_lat",
+    "osu_gather",
+    "osu_scatter",
+    "osu_alltoall",
+    "osu_gatherv",
+    "osu_scatterv",
+    "osu_alltoallv",
+];
+
+/// Those of them that are collective operations.
+const MORE_COLLECTIVES: &[&str] = EXTRA.split_at(2).1;
 
 const POINT_TO_POINT: [Way; 6] = [VMSHM, TWO_COPIES, CMA, UCX, UCX_CMA, TCP];
 const COPYING: [Way; 3] = [VMSHM, TWO_COPIES, CMA];
@@ -83,7 +95,7 @@ pub fn all(osc: Option<Way>) -> Vec<Case> {
     add("osu_bibw", &[], BANDWIDTH, &POINT_TO_POINT, MEGABYTES);
     add("osu_multi_lat", &[], LATENCY, &POINT_TO_POINT, MICROSECONDS);
     add("osu_barrier", &[], ONCE, &COPYING, MICROSECONDS);
-    for program in COLLECTIVES.iter().chain(&["osu_gather", "osu_scatter", "osu_alltoall"]) {
+    for program in COLLECTIVES.iter().chain(MORE_COLLECTIVES) {
         add(program, &[], COLLECTIVE, &COPYING, MICROSECONDS);
         add(program, VARY, COLLECTIVE, &COPYING, MICROSECONDS);
     }

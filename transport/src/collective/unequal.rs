@@ -1,0 +1,256 @@
+//! Parts of any lengths: of each, only its giver and its taker know how long it is.
+//!
+//! So nobody knows how many pieces the longest part has, and an operation takes one step, whatever the lengths are. A part
+//! lies in its giver's slot, or is lent; one for which there is no room there the caller sends as a message ([`Late`]).
+//!
+//! Where a member gives to several others, its slot begins with a *table*: for each other member two words, where its part
+//! lies in the region and how long it is. Where it gives to one only, the stamp says the same.
+
+use core::mem;
+
+use super::exchange::Part;
+use super::group::{Broken, Group, Pause, Readers};
+use super::layout::{LENT, MAX_BODY, stamp, stamped};
+use super::short::is_short;
+use crate::memory::Memory;
+
+/// Where bytes to be given lie, and how many they are.
+pub type Given = (*const u8, usize);
+
+/// Brings parts to other members, or from them, that are too long for a slot. An operation waits for none of this.
+pub trait Late {
+    /// Begins to send the part that we give to a member.
+    fn send(&mut self, member: usize);
+
+    /// Begins to receive the part that a member gives us.
+    fn receive(&mut self, member: usize);
+}
+
+/// What is said of the place of a part that comes as a message. Nobody could lend what lies there: the region's header.
+const LATE: u64 = 0;
+
+/// Bytes of a table's entry.
+const ENTRY: usize = size_of::<[u64; 2]>();
+
+/// Where a slot is free behind a part of `len` bytes that begins at `at`, if such a part has room there.
+fn behind(at: usize, len: usize, room: usize) -> Option<usize> {
+    let end = at.checked_add(len.checked_next_multiple_of(8)?)?;
+    (end <= room).then_some(end)
+}
+
+impl<M: Memory> Group<M> {
+    /// Whether there is room for the tables of [`Group::exchange_unequal`], and for parts beside them.
+    pub fn has_tables(&self) -> bool {
+        self.size() * ENTRY <= MAX_BODY as usize / 2
+    }
+
+    /// Gives each other member what `given` says, and takes from it what `taken` says. What a member gives itself is not
+    /// looked at. If all know that all parts go to `only` one member, they say so.
+    ///
+    /// # Errors
+    ///
+    /// A member that is gone or out of step, or gives a part of another length.
+    ///
+    /// # Safety
+    ///
+    /// What is given is valid for reads, what is taken for writes, and they do not overlap.
+    pub unsafe fn exchange_unequal(
+        &mut self,
+        only: Option<usize>,
+        given: impl Fn(usize) -> Given,
+        taken: impl Fn(usize) -> Part,
+        late: &mut impl Late,
+        pause: &mut impl Pause,
+    ) -> Result<(), Broken> {
+        let (size, me, step) = (self.size(), self.me, self.step);
+        let others = || (me + 1..size).chain(0..me);
+        // The one other member who takes anything from its giver, if there can be but one.
+        let single = |giver: usize| only.or((size == 2).then(|| 1 - giver));
+        // SAFETY: the caller vouches for the parts.
+        unsafe {
+            let lent_to = match single(me) {
+                Some(reader) if reader == me => None,
+                Some(reader) => self.give_one(step, reader, given(reader), late, pause)?,
+                None => self.give_all(step, others(), given, late, pause)?,
+            };
+            let mut settled = only.is_some() || !self.has_published(step);
+            for giver in others() {
+                let (to, len) = taken(giver);
+                if len == 0 {
+                    continue;
+                }
+                if !mem::replace(&mut settled, true) {
+                    self.settle(step, pause);
+                }
+                match single(giver) {
+                    Some(_) => self.take_one(step, giver, (to, len), late, pause)?,
+                    None => self.take_mine(step, giver, (to, len), late, pause)?,
+                }
+            }
+            self.end(step + 1);
+            lent_to.map_or(Ok(()), |readers| self.get_back(readers, pause))
+        }
+    }
+
+    /// Gives a part to the only member that gets one. Returns who it is lent to.
+    ///
+    /// # Safety
+    ///
+    /// The part is valid for reads.
+    #[inline]
+    unsafe fn give_one(
+        &mut self,
+        step: u64,
+        reader: usize,
+        (from, len): Given,
+        late: &mut impl Late,
+        pause: &mut impl Pause,
+    ) -> Result<Option<Readers>, Broken> {
+        let readers = Readers::One(reader);
+        if len == 0 {
+            return Ok(None);
+        }
+        if let Some(offset) = self.lendable(from, len) {
+            self.lend(step, offset, len, readers, pause)?;
+            return Ok(Some(readers));
+        }
+        if len <= self.chunk() {
+            // SAFETY: the caller vouches for the part.
+            unsafe { self.say(step, from, len, readers, pause)? };
+        } else {
+            self.lend(step, LATE, len, readers, pause)?;
+            late.send(reader);
+        }
+        Ok(None)
+    }
+
+    /// Takes a part from a member that gives to one only.
+    ///
+    /// # Safety
+    ///
+    /// The part is valid for writes.
+    #[inline]
+    unsafe fn take_one(
+        &mut self,
+        step: u64,
+        giver: usize,
+        (to, len): Part,
+        late: &mut impl Late,
+        pause: &mut impl Pause,
+    ) -> Result<(), Broken> {
+        if is_short(len) {
+            // SAFETY: the caller vouches for the part.
+            return unsafe { self.hear_short(giver, step, to, len, pause) };
+        }
+        let found = self.reached(giver, step, pause)?;
+        if len <= self.chunk() && found == stamp(step, len) {
+            // SAFETY: as above.
+            unsafe { self.memory.copy_out(self.place(giver, step, len), to, len) };
+            return Ok(());
+        }
+        if found != stamp(step, LENT) {
+            return Err(self.surprise(giver, step, len, found));
+        }
+        let told = self.told(giver, step);
+        // SAFETY: as above.
+        unsafe { self.take_told(giver, told, (to, len), late) }
+    }
+
+    /// Publishes what we give to several members, behind a table. Returns who of it anything is lent to.
+    ///
+    /// # Safety
+    ///
+    /// The parts are valid for reads.
+    unsafe fn give_all(
+        &mut self,
+        step: u64,
+        others: impl Iterator<Item = usize> + Clone,
+        given: impl Fn(usize) -> Given,
+        late: &mut impl Late,
+        pause: &mut impl Pause,
+    ) -> Result<Option<Readers>, Broken> {
+        let (table, room) = (self.size() * ENTRY, self.chunk());
+        let mut end = table;
+        let mut gives = false;
+        for member in others.clone() {
+            let (from, len) = given(member);
+            gives |= len > 0;
+            if self.lendable(from, len).is_none() {
+                end = behind(end, len, room).unwrap_or(end);
+            }
+        }
+        if !gives {
+            return Ok(None);
+        }
+        self.vacate(step, end, pause)?;
+        let slot = self.place(self.me, step, end);
+        let mut free = table;
+        let mut readers = None;
+        for member in others {
+            let (from, len) = given(member);
+            let place = if let Some(offset) = self.lendable(from, len) {
+                readers = Some(Readers::All);
+                offset
+            } else if let Some(next) = behind(free, len, room) {
+                let place = slot + free as u64;
+                free = next;
+                // SAFETY: the caller vouches for the part, and the slot has room for it.
+                unsafe { self.memory.copy_in(place, from, len) };
+                place
+            } else {
+                late.send(member);
+                LATE
+            };
+            self.memory.store_words(slot + (member * ENTRY) as u64, [place, len as u64]);
+        }
+        self.publish(step, end, Readers::All);
+        Ok(readers)
+    }
+
+    /// Takes our part from a member that gives to several.
+    ///
+    /// # Safety
+    ///
+    /// The part is valid for writes.
+    unsafe fn take_mine(
+        &mut self,
+        step: u64,
+        giver: usize,
+        (to, len): Part,
+        late: &mut impl Late,
+        pause: &mut impl Pause,
+    ) -> Result<(), Broken> {
+        let found = self.reached(giver, step, pause)?;
+        let (found_step, said) = stamped(found);
+        if found_step != step || said < self.size() * ENTRY || said > self.chunk() {
+            return Err(self.surprise(giver, step, len, found));
+        }
+        let entry = self.place(giver, step, said) + (self.me * ENTRY) as u64;
+        let [offset, told] = self.memory.load_words(entry);
+        let told = (offset, usize::try_from(told).unwrap_or(usize::MAX));
+        // SAFETY: the caller vouches for the part.
+        unsafe { self.take_told(giver, told, (to, len), late) }
+    }
+
+    /// Takes a part of which the giver says this.
+    ///
+    /// # Safety
+    ///
+    /// The part is valid for writes.
+    unsafe fn take_told(
+        &mut self,
+        giver: usize,
+        (offset, told): (u64, usize),
+        (to, len): Part,
+        late: &mut impl Late,
+    ) -> Result<(), Broken> {
+        if told == len && offset == LATE {
+            late.receive(giver);
+            return Ok(());
+        }
+        let place = self.check_lent(giver, (offset, told), len)?;
+        // SAFETY: the caller vouches for the part.
+        unsafe { self.memory.copy_out(place, to, len) };
+        Ok(())
+    }
+}
