@@ -81,6 +81,12 @@ impl<M: Memory> Group<M> {
         })
     }
 
+    /// Whether parts of this length are dealt to one other member, and so short that they are not lent.
+    #[inline]
+    fn deals_one(&self, len: usize) -> bool {
+        self.size() == 2 && is_short(2 * len)
+    }
+
     /// Publishes a piece of `now` bytes for each member: these lie `stride` bytes apart from `data` on.
     ///
     /// # Safety
@@ -96,6 +102,10 @@ impl<M: Memory> Group<M> {
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
         let (size, me, all) = (self.size(), self.me, now * (self.size() - 1));
+        if self.deals_one(stride) {
+            // SAFETY: the caller vouches for the piece.
+            return unsafe { self.say_short(step, data.add((1 - me) * stride), now, Readers::All, pause) };
+        }
         self.vacate(step, all, pause)?;
         let place = self.place(me, step, all);
         for (number, member) in (0..size).filter(|member| *member != me).enumerate() {
@@ -120,6 +130,10 @@ impl<M: Memory> Group<M> {
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
         let Piece { step, now, len, .. } = piece;
+        if self.deals_one(len) {
+            // SAFETY: the caller vouches for `to`.
+            return unsafe { self.hear_short(member, step, to, now, pause) };
+        }
         let all = now * (self.size() - 1);
         let whole = Piece { len: len * self.size(), ..piece };
         let place = match self.expect_piece(member, whole, all, pause)? {
