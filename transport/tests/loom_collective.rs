@@ -11,12 +11,12 @@ use loom::thread;
 use std::sync::Arc;
 use vmshm_transport::abi::region::RegionHeader;
 use vmshm_transport::abi::section::SectionLayout;
-use vmshm_transport::collective::{BLOCK, Broken, Group, Member, Pause, SLOTS};
+use vmshm_transport::collective::{BLOCK, Broken, Group, Late, Member, Pause, SLOTS};
 use vmshm_transport::{Memory, Section};
 
 /// Bytes of a head, and of what the models use of it.
 const HEAD: u64 = 128;
-const USED: u64 = 24;
+const USED: u64 = 32;
 
 /// Two blocks, of which only the words are there that the models need.
 struct Words(HashMap<u64, AtomicU64>);
@@ -211,6 +211,38 @@ fn who_only_gives_is_not_overtaken() {
             let done = unsafe { group.gather(0, (&raw const round).cast(), 8, |_| part, &mut Turn) };
             done.expect("honest members");
             assert!(group.me() != 0 || got == round);
+        }
+    });
+}
+
+/// Counts the parts that come as messages.
+struct Messages(u64);
+
+impl Late for Messages {
+    fn send(&mut self, _: usize) {}
+    fn receive(&mut self, _: usize) {
+        self.0 += 1;
+    }
+}
+
+#[test]
+fn parts_of_any_lengths_are_said_to_be_where_they_are() {
+    model(|mut group, _| {
+        let me = group.me();
+        // A word in the slot, nothing, or what is too long for a slot: of another length each time.
+        for round in 1..=SLOTS + 2 {
+            let len = [8, 0, 5000 + round as usize][round as usize % 3];
+            let (given, mut got) = (round, 0u64);
+            let to = (&raw mut got).cast::<u8>();
+            let from = |_| ((&raw const given).cast::<u8>(), if me == 0 { len } else { 0 });
+            let part = |_| (to, if me == 1 { len } else { 0 });
+            let mut late = Messages(0);
+            // SAFETY: both are words, and of more than a slot has room for nothing is touched.
+            let done = unsafe { group.exchange_unequal(Some(1), from, part, &mut late, &mut Turn) };
+            done.expect("honest members");
+            if me == 1 {
+                assert_eq!((got, late.0), (if len == 8 { round } else { 0 }, u64::from(len > 8)));
+            }
         }
     });
 }
