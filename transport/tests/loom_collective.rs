@@ -229,9 +229,10 @@ impl Late for Messages {
 fn parts_of_any_lengths_are_said_to_be_where_they_are() {
     model(|mut group, _| {
         let me = group.me();
-        // A word in the slot, nothing, or what is too long for a slot: of another length each time.
+        // A word in the slot, what is too long for one, of another length each time, or nothing: so that the second comes
+        // to where the first was.
         for round in 1..=SLOTS + 2 {
-            let len = [8, 0, 5000 + round as usize][round as usize % 3];
+            let len = [8, 5000 + round as usize, 0][(round as usize + 2) % 3];
             let (given, mut got) = (round, 0u64);
             let to = (&raw mut got).cast::<u8>();
             let from = |_| ((&raw const given).cast::<u8>(), if me == 0 { len } else { 0 });
