@@ -200,18 +200,34 @@ pub fn steps(
         checked(bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?)
     })?;
     tally.step("host-collectives-basic", |logs| beside_basic(stage()?, logs))?;
-    tally.step("host-collectives-two-regions", |logs| {
-        // As on two hosts: a region on each, and TCP between them.
-        let (bench, other) = (Bench::new(stage()?)?, Region::create(stage()?, REGION, 2, true)?);
-        let script = format!(
-            "export OMPI_MCA_btl=vmshm,tcp,self OMPI_MCA_btl_tcp_if_include=lo OMPI_MCA_coll_vmshm_levels=1; \
-             if [ \"$OMPI_COMM_WORLD_RANK\" -ge 2 ]; then export OMPI_MCA_btl_vmshm_device={}; fi; exec \"$0\" \"$@\"",
-            other.file().display()
-        );
-        let mut command = bench.mpi.mpirun(4, Layer::Vmshm);
-        command.args(VERBOSE).args(["sh", "-c", &script]);
+    // As on two hosts: a region on each, and TCP between them. On each there may be two virtual machines, too.
+    for (name, ranks, levels, parted_by) in [
+        ("host-collectives-two-regions", 4, "1", &["region"][..]),
+        ("host-collectives-two-regions-of-two", 6, "2", &["region", "section"]),
+    ] {
+        tally.step(name, |logs| {
+            let (bench, other) = (Bench::new(stage()?)?, Region::create(stage()?, REGION, 2, true)?);
+            let script = format!(
+                "export OMPI_MCA_btl=vmshm,tcp,self OMPI_MCA_btl_tcp_if_include=lo; \
+                 if [ \"$OMPI_COMM_WORLD_RANK\" -ge {} ]; then export OMPI_MCA_btl_vmshm_device={}; fi; exec \"$0\" \"$@\"",
+                ranks / 2,
+                other.file().display()
+            );
+            let mut command = bench.mpi.mpirun(ranks, Layer::Vmshm);
+            command.args(VERBOSE).args(["--mca", "coll_vmshm_levels", levels, "sh", "-c", &script]);
+            command.arg(stage()?.join("bin/vmshm-mpi-check")).args(COLLECTIVES);
+            let done = bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?;
+            in_two_levels(done, parted_by)
+        })?;
+    }
+    tally.step("host-collectives-two-sections", |logs| {
+        // As in two virtual machines. There are operations that the levels leave to the whole group.
+        let bench = Bench::new(stage()?)?;
+        let mut command = bench.mpi.mpirun(5, Layer::Vmshm);
+        command.args(VERBOSE).args(["--mca", "coll_vmshm_levels", "2"]);
         command.arg(stage()?.join("bin/vmshm-mpi-check")).args(COLLECTIVES);
-        in_two_levels(bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?)
+        let done = bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?;
+        in_two_levels(done, &["section"])
     })?;
     tally.step("host-check-threads", |logs| {
         let bench = Bench::new(stage()?)?;
@@ -353,10 +369,12 @@ fn run_if_two_cores(mut command: std::process::Command, arguments: &[&str], log:
     Ok(Count::one())
 }
 
-/// As [`checked`]; collective operations must have taken two levels.
-fn in_two_levels(done: Finished) -> Result<Count> {
-    if !done.text.contains("has two levels for collective operations") {
-        bail!("no collective operation took two levels:\n{}", last_lines(&done.text, 10));
+/// As [`checked`]; members parted by each of these must have taken two levels.
+fn in_two_levels(done: Finished, parted_by: &[&str]) -> Result<Count> {
+    for by in parted_by {
+        if !done.text.contains(&format!("has two levels for collective operations, parted by {by}")) {
+            bail!("no collective operation took two levels by {by}:\n{}", last_lines(&done.text, 10));
+        }
     }
     checked(done)
 }

@@ -10,7 +10,7 @@ use vmshm_transport::abi::EndpointName;
 use vmshm_transport::collective::{MAX_CHUNK, MAX_CHUNKS, MIN_CHUNK, MIN_CHUNKS};
 use vmshm_transport::tune::Tuning;
 
-use super::levels::{has_neighbours, is_one_region};
+use super::levels::{By, has_neighbours, is_one_region};
 use super::operations;
 use super::state::{self, State};
 use crate::component::register_variable;
@@ -25,7 +25,7 @@ struct Parameters {
     priority: UnsafeCell<c_int>,
     chunk: UnsafeCell<usize>,
     turn: UnsafeCell<usize>,
-    levels: UnsafeCell<bool>,
+    levels: UnsafeCell<c_int>,
 }
 
 // SAFETY: written by Open MPI only while it registers the component, on one thread.
@@ -35,7 +35,7 @@ static PARAMETERS: Parameters = Parameters {
     priority: UnsafeCell::new(60),
     chunk: UnsafeCell::new(0),
     turn: UnsafeCell::new(0),
-    levels: UnsafeCell::new(false),
+    levels: UnsafeCell::new(0),
 };
 
 /// Registers the parameters.
@@ -77,10 +77,11 @@ pub unsafe extern "C" fn register() -> c_int {
         register_variable(
             version,
             c"levels",
-            c"Whether to take communicators whose processes see several regions too, and do their operations within each \
-              region first. This makes communicators at the first operation, so it must not be mixed with MPI_Comm_idup, and \
-              is not done where threads share MPI (MPI_THREAD_MULTIPLE). All processes must say the same.",
-            ompi::MCA_BASE_VAR_TYPE_BOOL,
+            c"1: take communicators whose processes see several regions too, and do their operations within each region \
+              first. 2: within each virtual machine (section of a region) before that, which may help where many processes share \
+              one. This makes communicators at the first operation, so it must not be mixed with MPI_Comm_idup, and is not done \
+              where threads share MPI (MPI_THREAD_MULTIPLE). All processes must say the same. 0: no levels.",
+            ompi::MCA_BASE_VAR_TYPE_INT,
             ompi::OPAL_INFO_LVL_5,
             PARAMETERS.levels.get().cast(),
         );
@@ -115,10 +116,18 @@ pub fn chunks(chunk: usize, members: usize, section: u64) -> u64 {
     most.clamp(MIN_CHUNKS, MAX_CHUNKS).next_power_of_two()
 }
 
-/// Whether members of several regions are to work in levels.
-fn wants_levels() -> bool {
+/// What the members are parted by, so that each part does an operation first, if the user wants that: see [`levels`].
+///
+/// [`levels`]: super::levels
+fn parted_by(names: &[EndpointName], endpoints: u32) -> Option<By> {
     // SAFETY: not changed after the component was registered.
-    unsafe { *PARAMETERS.levels.get() }
+    let levels = unsafe { *PARAMETERS.levels.get() };
+    let by = match is_one_region(names) {
+        false => By::Region,
+        true => By::Section { endpoints },
+    };
+    let wanted = levels >= if is_one_region(names) { 2 } else { 1 };
+    (wanted && has_neighbours(names, by)).then_some(by)
 }
 
 /// Called once.
@@ -146,7 +155,8 @@ pub fn forget_names() {
 }
 
 /// Offers a module for a communicator, if all of its processes have published an endpoint in one region, or in several
-/// where the user wants levels. All of them come to the same conclusion, since all know the same; whether it works they find out together when it is first used.
+/// where the user wants levels. All of them come to the same conclusion, since all know the same; whether it works they find
+/// out together when it is first used.
 pub unsafe extern "C" fn comm_query(
     comm: *mut ompi_communicator_t,
     priority: *mut c_int,
@@ -186,10 +196,11 @@ unsafe fn offer(comm: *mut ompi_communicator_t) -> Option<State> {
             return None;
         }
         let names = procs.iter().map(|proc| name_of(*proc)).collect::<Option<Vec<_>>>()?;
-        if !(is_one_region(&names) || wants_levels() && has_neighbours(&names)) {
+        let levels = parted_by(&names, endpoints);
+        if !is_one_region(&names) && levels.is_none() {
             return None;
         }
-        Some(State::new(me, procs, names, endpoints))
+        Some(State::new(me, procs, names, endpoints, levels))
     }
 }
 

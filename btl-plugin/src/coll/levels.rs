@@ -1,15 +1,16 @@
-//! Operations of members of several regions, in two levels: within each region, then between the regions' leaders, then
-//! within again.
+//! Operations in two levels: within each part of a communicator, then between the parts' leaders, then within again. The
+//! parts are the regions that members see, or the sections of one region, as one virtual machine has each.
 //!
-//! The members in each region are a communicator of their own, and so are the leaders. So whatever component is the best
-//! for these does the work: ours among the processes of one region, and between regions the one that stands below us.
+//! The members of each part are a communicator of their own, and so are the leaders. So whatever component is the best
+//! for these does the work: ours among the processes of one region, and between regions the one that stands below us. A
+//! part that is a region may have sections for parts itself.
 //!
 //! These communicators are made at the first operation, which takes collective operations that the program knows nothing
 //! of. So levels are for those who ask for them.
 
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
-use std::ptr;
+use std::{fmt, ptr};
 
 use vmshm_transport::abi::EndpointName;
 
@@ -17,18 +18,43 @@ use super::data::Shape;
 use super::operations::is_in_place;
 use crate::ompi::{self, ompi_communicator_t, ompi_datatype_t, ompi_op_t};
 
-/// Who is in which part: for each member the part's number, and its number in the part. There is a part for each region;
-/// they are numbered in the order of their first members, which lead them.
+/// What members are parted by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    /// The region that they see.
+    Region,
+    /// The section of the region that they all see, which has so many endpoints in each.
+    Section {
+        /// Endpoints of a section.
+        endpoints: u32,
+    },
+}
+
+impl fmt::Display for By {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            By::Region => "region",
+            By::Section { .. } => "section",
+        })
+    }
+}
+
+/// Who is in which part: for each member the part's number, and its number in the part. Parts are numbered in the order of
+/// their first members, which lead them.
 #[derive(Debug, PartialEq, Eq)]
 struct Parts(Vec<(usize, usize)>);
 
 impl Parts {
-    fn new(names: &[EndpointName]) -> Self {
-        // Each region's number, and how many of its members there have been.
-        let mut parts: HashMap<[u8; 16], (usize, usize)> = HashMap::new();
+    fn new(names: &[EndpointName], by: By) -> Self {
+        let section = |name: &EndpointName| match by {
+            By::Region => 0,
+            By::Section { endpoints } => name.id / endpoints.max(1),
+        };
+        // Each part's number, and how many of its members there have been.
+        let mut parts: HashMap<([u8; 16], u32), (usize, usize)> = HashMap::new();
         let place = |name: &EndpointName| {
             let next = parts.len();
-            let (part, members) = parts.entry(name.region_id).or_insert((next, 0));
+            let (part, members) = parts.entry((name.region_id, section(name))).or_insert((next, 0));
             *members += 1;
             (*part, *members - 1)
         };
@@ -41,9 +67,10 @@ pub fn is_one_region(names: &[EndpointName]) -> bool {
     names.iter().all(|name| name.region_id == names[0].region_id)
 }
 
-/// Whether there are several regions, and some member is not alone in its own.
-pub fn has_neighbours(names: &[EndpointName]) -> bool {
-    !is_one_region(names) && Parts::new(names).0.iter().any(|(_, number)| *number > 0)
+/// Whether there are several parts, and some member is not alone in its own.
+pub fn has_neighbours(names: &[EndpointName], by: By) -> bool {
+    let parts = Parts::new(names, by).0;
+    parts.iter().any(|(part, _)| *part > 0) && parts.iter().any(|(_, number)| *number > 0)
 }
 
 /// The communicators of the levels.
@@ -69,9 +96,10 @@ impl Levels {
     pub unsafe fn new(
         comm: *mut ompi_communicator_t,
         names: &[EndpointName],
+        by: By,
         me: usize,
     ) -> Result<Self, c_int> {
-        let parts = Parts::new(names);
+        let parts = Parts::new(names, by);
         let (part, number) = parts.0[me];
         let leads = if number == 0 { 0 } else { -1 };
         // What is made is freed if the rest fails.
@@ -211,9 +239,19 @@ mod tests {
     #[test]
     fn members_of_several_regions_are_parted_by_region() {
         let names: Vec<_> = [1, 2, 2, 1, 3].into_iter().zip(0..).map(|(r, id)| name(r, id)).collect();
-        assert_eq!(Parts::new(&names), Parts(vec![(0, 0), (1, 0), (1, 1), (0, 1), (2, 0)]));
-        assert!(has_neighbours(&names));
-        assert!(!has_neighbours(&[name(1, 0), name(2, 0)]));
-        assert!(!has_neighbours(&[name(1, 0), name(1, 1)]));
+        assert_eq!(Parts::new(&names, By::Region), Parts(vec![(0, 0), (1, 0), (1, 1), (0, 1), (2, 0)]));
+        assert!(has_neighbours(&names, By::Region));
+        assert!(!has_neighbours(&[name(1, 0), name(2, 0)], By::Region));
+        assert!(!has_neighbours(&[name(1, 0), name(1, 1)], By::Region));
+    }
+
+    #[test]
+    fn members_of_one_region_are_parted_by_section() {
+        let by = By::Section { endpoints: 16 };
+        let names: Vec<_> = [40, 3, 47, 15, 16].into_iter().map(|id| name(1, id)).collect();
+        assert_eq!(Parts::new(&names, by), Parts(vec![(0, 0), (1, 0), (0, 1), (1, 1), (2, 0)]));
+        assert!(has_neighbours(&names, by));
+        assert!(!has_neighbours(&names[1..2], by));
+        assert!(!has_neighbours(&[name(1, 15), name(1, 16)], by));
     }
 }

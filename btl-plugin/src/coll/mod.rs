@@ -8,7 +8,8 @@
 //! - `state`: what a communicator's module knows: its group, made when it is first used.
 //! - `operations`: the functions that Open MPI calls.
 //! - `data`: buffers of any datatype as bytes.
-//! - `levels`: the same in two levels, for members of several regions, where the user wants that.
+//! - `unequal`: those of parts of any lengths.
+//! - `levels`: the same in two levels, for members of several regions or virtual machines, where the user wants that.
 //! - `combine`: Open MPI's operations on those bytes.
 //!
 //! Whether an operation is ours is decided alike by all members, from what all know:
@@ -28,6 +29,7 @@
 //! everyone's time. What each member says by itself, as in a barrier or an allreduce, does cross for each of them where two
 //! leaders would need two crossings; but these are under way at the same time, while levels would put two more ways between
 //! cores one after the other. That can pay only for many members a VM; barriers of more than eight go in rounds instead.
+//! Who has such machines can try it (`coll_vmshm_levels` 2). With 4 and 8 members on 2 cores it takes 1.1 to 4 times as long.
 
 mod combine;
 mod component;

@@ -18,7 +18,7 @@ use vmshm_transport::{Fragment, Mapping, Memory};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::component;
-use super::levels::{Levels, is_one_region};
+use super::levels::{By, Levels, is_one_region};
 use crate::fabric::FABRIC;
 use crate::help;
 use crate::module;
@@ -71,8 +71,8 @@ pub struct State {
 enum Hierarchy {
     /// There is one level.
     Flat,
-    /// There will be two when the first operation is called.
-    Due,
+    /// There will be two when the first operation is called, of members parted by this.
+    Due(By),
     /// There are two.
     There(Box<Levels>),
 }
@@ -231,12 +231,17 @@ pub unsafe extern "C" fn destruct(state: *mut c_void) {
 }
 
 impl State {
-    /// The state for a communicator with these members, of which we are number `me`.
-    pub fn new(me: usize, procs: Vec<*mut opal_proc_t>, names: Vec<EndpointName>, endpoints: u32) -> Self {
-        let (stage, hierarchy) = match is_one_region(&names) {
-            true => (Stage::New, Hierarchy::Flat),
-            false => (Stage::Declined, Hierarchy::Due),
-        };
+    /// The state for a communicator with these members, of which we are number `me`, and who work in two levels if they are
+    /// parted by something.
+    pub fn new(
+        me: usize,
+        procs: Vec<*mut opal_proc_t>,
+        names: Vec<EndpointName>,
+        endpoints: u32,
+        levels: Option<By>,
+    ) -> Self {
+        let stage = if is_one_region(&names) { Stage::New } else { Stage::Declined };
+        let hierarchy = levels.map_or(Hierarchy::Flat, Hierarchy::Due);
         Self { me, procs, names, endpoints, stage, hierarchy }
     }
 
@@ -254,7 +259,7 @@ impl State {
             Hierarchy::Flat => Ok(None),
             Hierarchy::There(levels) => Ok(Some(levels)),
             // SAFETY: as in `met`.
-            Hierarchy::Due => unsafe { State::make_levels(module, comm) },
+            Hierarchy::Due(by) => unsafe { State::make_levels(module, comm, *by) },
         }
     }
 
@@ -266,6 +271,7 @@ impl State {
     unsafe fn make_levels(
         module: *mut vmshm_coll_module_t,
         comm: *mut ompi_communicator_t,
+        by: By,
     ) -> Result<Option<&'static Levels>, c_int> {
         // SAFETY: as in `met`; the state is not borrowed while Open MPI may call us again.
         unsafe {
@@ -285,9 +291,9 @@ impl State {
                 help::verbose("a communicator has no levels for collective operations: threads share MPI");
                 return Ok(None);
             }
-            let levels = Levels::new(comm, &names, me)?;
+            let levels = Levels::new(comm, &names, by, me)?;
             help::verbose(&format!(
-                "a communicator of {} has two levels for collective operations",
+                "a communicator of {} has two levels for collective operations, parted by {by}",
                 names.len()
             ));
             (*state).hierarchy = Hierarchy::There(Box::new(levels));
