@@ -68,17 +68,19 @@ impl<M: Memory> Group<M> {
         let single = |giver: usize| only.or((size == 2).then(|| 1 - giver));
         // SAFETY: the caller vouches for the parts.
         unsafe {
-            let lent_to = match single(me) {
+            let lent = match single(me) {
                 Some(reader) if reader == me => None,
                 Some(reader) => self.give_one(step, reader, given(reader), late, pause)?,
                 None => self.give_all(step, others(), given, late, pause)?,
             };
+            let mut takes = false;
             let mut settled = only.is_some() || !self.has_published(step);
             for giver in others() {
                 let (to, len) = taken(giver);
                 if len == 0 {
                     continue;
                 }
+                takes = true;
                 if !mem::replace(&mut settled, true) {
                     self.settle(step, pause);
                 }
@@ -88,11 +90,15 @@ impl<M: Memory> Group<M> {
                 }
             }
             self.end(step + 1);
-            lent_to.map_or(Ok(()), |readers| self.get_back(readers, pause))
+            let Some((readers, len)) = lent else { return Ok(()) };
+            if !takes {
+                pause.lent(len);
+            }
+            self.get_back(readers, pause)
         }
     }
 
-    /// Gives a part to the only member that gets one. Returns who it is lent to.
+    /// Gives a part to the only member that gets one. Returns who it is lent to, and its length.
     ///
     /// # Safety
     ///
@@ -105,14 +111,14 @@ impl<M: Memory> Group<M> {
         (from, len): Given,
         late: &mut impl Late,
         pause: &mut impl Pause,
-    ) -> Result<Option<Readers>, Broken> {
+    ) -> Result<Option<(Readers, usize)>, Broken> {
         let readers = Readers::One(reader);
         if len == 0 {
             return Ok(None);
         }
         if let Some(offset) = self.lendable(from, len) {
             self.lend(step, offset, len, readers, pause)?;
-            return Ok(Some(readers));
+            return Ok(Some((readers, len)));
         }
         if len <= self.chunk() {
             // SAFETY: the caller vouches for the part.
@@ -156,7 +162,7 @@ impl<M: Memory> Group<M> {
         unsafe { self.take_told(giver, told, (to, len), late) }
     }
 
-    /// Publishes what we give to several members, behind a table. Returns who of it anything is lent to.
+    /// Publishes what we give to several members, behind a table. Returns to whom something is lent, and how much.
     ///
     /// # Safety
     ///
@@ -168,7 +174,7 @@ impl<M: Memory> Group<M> {
         given: impl Fn(usize) -> Given,
         late: &mut impl Late,
         pause: &mut impl Pause,
-    ) -> Result<Option<Readers>, Broken> {
+    ) -> Result<Option<(Readers, usize)>, Broken> {
         let (table, room) = (self.size() * ENTRY, self.chunk());
         let mut end = table;
         let mut gives = false;
@@ -185,11 +191,11 @@ impl<M: Memory> Group<M> {
         self.vacate(step, end, pause)?;
         let slot = self.place(self.me, step, end);
         let mut free = table;
-        let mut readers = None;
+        let mut lent = 0;
         for member in others {
             let (from, len) = given(member);
             let place = if let Some(offset) = self.lendable(from, len) {
-                readers = Some(Readers::All);
+                lent += len;
                 offset
             } else if let Some(next) = behind(free, len, room) {
                 let place = slot + free as u64;
@@ -204,7 +210,7 @@ impl<M: Memory> Group<M> {
             self.memory.store_words(slot + (member * ENTRY) as u64, [place, len as u64]);
         }
         self.publish(step, end, Readers::All);
-        Ok(readers)
+        Ok((lent > 0).then_some((Readers::All, lent)))
     }
 
     /// Takes our part from a member that gives to several.
