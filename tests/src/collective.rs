@@ -263,18 +263,29 @@ impl Comm {
 
     /// Sends `lengths[r]` bytes to each rank `r`, and collects `expected[r]` bytes from each.
     pub fn all_to_all_varying(&self, data: &[u8], lengths: &[usize], expected: &[usize]) -> Vec<u8> {
-        assert_eq!((lengths.len(), expected.len()), (self.size(), self.size()));
         let mut out = vec![0; expected.iter().sum()];
+        succeed(self.try_all_to_all_varying(data, lengths, expected, &mut out));
+        out
+    }
+
+    /// As [`Comm::all_to_all_varying`], to the beginning of `out`. Returns MPI's code.
+    pub fn try_all_to_all_varying(
+        &self,
+        data: &[u8],
+        lengths: &[usize],
+        expected: &[usize],
+        out: &mut [u8],
+    ) -> c_int {
+        assert_eq!((lengths.len(), expected.len()), (self.size(), self.size()));
         let (counts, starts) = layout(lengths, data.len());
         let (out_counts, out_starts) = layout(expected, out.len());
-        let to = write(&mut out);
+        let to = write(out);
         let (counts, starts) = (counts.as_ptr(), starts.as_ptr());
         let (takes, places) = (out_counts.as_ptr(), out_starts.as_ptr());
         // SAFETY: `layout` checked that all parts lie in their slices.
-        succeed(unsafe {
+        unsafe {
             let (from, b) = (read(data), byte());
             ffi::MPI_Alltoallv(from, counts, starts, b, to, takes, places, b, self.raw())
-        });
-        out
+        }
     }
 }

@@ -220,7 +220,7 @@ struct Messages(u64);
 
 impl Late for Messages {
     fn send(&mut self, _: usize) {}
-    fn receive(&mut self, _: usize) {
+    fn receive(&mut self, _: usize, _: usize) {
         self.0 += 1;
     }
 }

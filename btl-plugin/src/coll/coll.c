@@ -137,6 +137,11 @@ static int convert(const struct ompi_datatype_t *type, int count, void *elements
     return done == len ? MPI_SUCCESS : MPI_ERR_TRUNCATE;
 }
 
+struct ompi_datatype_t *vmshm_coll_byte(void)
+{
+    return MPI_BYTE;
+}
+
 int vmshm_coll_pack(const struct ompi_datatype_t *type, int count, const void *from, void *to, size_t len)
 {
     return convert(type, count, (void *) from, to, len, true);
@@ -168,7 +173,17 @@ int vmshm_coll_irecv(void *to, int count, struct ompi_datatype_t *type, int memb
 
 int vmshm_coll_wait(size_t count, struct ompi_request_t **requests)
 {
-    return ompi_request_wait_all(count, requests, MPI_STATUSES_IGNORE);
+    int first = MPI_SUCCESS;
+
+    /* One by one: ompi_request_wait_all does not wait for the others when one has failed. */
+    for (size_t i = 0; i < count; ++i) {
+        int rc = ompi_request_wait(&requests[i], MPI_STATUS_IGNORE);
+        if (MPI_SUCCESS != rc) {
+            first = MPI_SUCCESS == first ? rc : first;
+            ompi_request_free(&requests[i]);
+        }
+    }
+    return first;
 }
 
 bool vmshm_coll_is_intrinsic(struct ompi_op_t *op, const struct ompi_datatype_t *type)

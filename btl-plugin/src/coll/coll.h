@@ -51,12 +51,13 @@ int vmshm_coll_exchange(vmshm_coll_module_t *module, struct ompi_communicator_t 
 
 /* Datatypes. */
 void vmshm_coll_layout(const struct ompi_datatype_t *type, int count, vmshm_coll_layout_t *layout);
+struct ompi_datatype_t *vmshm_coll_byte(void);
 int vmshm_coll_pack(const struct ompi_datatype_t *type, int count, const void *from, void *to, size_t len);
 int vmshm_coll_unpack(const struct ompi_datatype_t *type, int count, void *to, const void *from, size_t len);
 int vmshm_coll_copy(const void *from, int from_count, const struct ompi_datatype_t *from_type, void *to, int to_count,
                     const struct ompi_datatype_t *to_type);
 
-/* Messages between members: begin one, and wait for all that were begun. */
+/* Messages between members: begin one, and wait for all that were begun, also where some fail. */
 int vmshm_coll_isend(void *from, int count, struct ompi_datatype_t *type, int member, struct ompi_communicator_t *comm,
                      struct ompi_request_t **request);
 int vmshm_coll_irecv(void *to, int count, struct ompi_datatype_t *type, int member, struct ompi_communicator_t *comm,

@@ -3,11 +3,12 @@
 use std::ffi::{c_int, c_void};
 use std::ptr;
 
-use vmshm_transport::collective::{Given, Late, Part};
+use vmshm_transport::collective::{Broken, Given, Late, Part};
 
 use super::data::Shape;
 use super::operations::{Not, is_in_place, with};
 use super::state::Met;
+use crate::help;
 use crate::ompi::{self, mca_coll_base_module_t, ompi_communicator_t, ompi_datatype_t, ompi_request_t};
 
 /// A part of a buffer: how many elements, and where.
@@ -21,6 +22,8 @@ struct Messages<G, T> {
     requests: Vec<*mut ompi_request_t>,
     /// The members whose parts come as messages.
     from: Vec<usize>,
+    /// Where parts go that are longer than the place for them.
+    unwanted: Vec<Vec<u8>>,
     /// Bytes of a chunk, and whether one would have had room for a part.
     chunk: usize,
     lacked_room: bool,
@@ -54,6 +57,21 @@ impl<G: Fn(usize) -> Elements, T: Fn(usize) -> Elements> Messages<G, T> {
         }
     }
 
+    /// Ends an exchange that came to this: waits for all messages. After [`Broken::Length`], too, they are under way, and the
+    /// members are at the same step.
+    fn end(&mut self, done: Result<(), Broken>) -> Result<(), Not> {
+        match done {
+            Err(broken @ Broken::Length { .. }) => {
+                // What this fails with is told anyway.
+                let _ = self.wait();
+                help::verbose(&format!("a collective operation failed: {broken}"));
+                Err(Not::Possible(ompi::MPI_ERR_TRUNCATE as c_int))
+            }
+            Err(broken) => Err(Not::Whole(broken)),
+            Ok(()) => Ok(self.wait()?),
+        }
+    }
+
     /// Waits until all messages have been sent and received.
     fn wait(&mut self) -> Result<(), c_int> {
         if !self.requests.is_empty() {
@@ -74,10 +92,21 @@ impl<G: Fn(usize) -> Elements, T: Fn(usize) -> Elements> Late for Messages<G, T>
     }
 
     #[cold]
-    fn receive(&mut self, member: usize) {
+    fn receive(&mut self, member: usize, told: usize) {
         let elements = (self.taken)(member);
-        self.from.push(member);
-        self.begin(ompi::vmshm_coll_irecv, member, elements);
+        if told <= elements.0.bytes() {
+            self.from.push(member);
+            self.begin(ompi::vmshm_coll_irecv, member, elements);
+            return;
+        }
+        // Open MPI 4.1 writes behind a buffer that is too short for a message that is pulled.
+        let mut unwanted: Vec<u8> = Vec::new();
+        if let (Ok(count), Ok(())) = (c_int::try_from(told), unwanted.try_reserve_exact(told)) {
+            // SAFETY: a datatype of Open MPI.
+            let bytes = unsafe { Shape::new(ompi::vmshm_coll_byte(), count) };
+            self.begin(ompi::vmshm_coll_irecv, member, (bytes, unwanted.as_mut_ptr().cast()));
+            self.unwanted.push(unwanted);
+        }
     }
 }
 
@@ -105,6 +134,7 @@ unsafe fn exchange(
         taken: &taken,
         requests: Vec::new(),
         from: Vec::new(),
+        unwanted: Vec::new(),
         chunk: met.chunks_of(1),
         lacked_room: false,
         rc: 0,
@@ -120,9 +150,9 @@ unsafe fn exchange(
                 let (shape, buffer) = taken(member);
                 (shape.first(buffer.cast()), shape.bytes())
             };
-            met.group.exchange_unequal(only, from, to, &mut late, &mut met.waiting)?;
+            let done = met.group.exchange_unequal(only, from, to, &mut late, &mut met.waiting);
             met.lacked_room |= late.lacked_room;
-            return Ok(late.wait()?);
+            return late.end(done);
         }
         let mut sources = Vec::with_capacity(size);
         let mut sinks = Vec::with_capacity(size);
@@ -139,9 +169,9 @@ unsafe fn exchange(
             (source.as_ref().map_or(ptr::null(), |source| source.bytes()), *len)
         };
         let to = |member: usize| -> Part { (sinks[member].0.bytes(), sinks[member].1) };
-        met.group.exchange_unequal(only, from, to, &mut late, &mut met.waiting)?;
+        let done = met.group.exchange_unequal(only, from, to, &mut late, &mut met.waiting);
         met.lacked_room |= late.lacked_room;
-        late.wait()?;
+        late.end(done)?;
         for (member, (sink, len)) in sinks.into_iter().enumerate() {
             if member != me && len > 0 && !late.from.contains(&member) {
                 sink.deliver()?;

@@ -22,8 +22,9 @@ pub trait Late {
     /// Begins to send the part that we give to a member.
     fn send(&mut self, member: usize);
 
-    /// Begins to receive the part that a member gives us.
-    fn receive(&mut self, member: usize);
+    /// Begins to receive the part that a member gives us, which says that it has `told` bytes: these may be more or fewer than
+    /// ours.
+    fn receive(&mut self, member: usize, told: usize);
 }
 
 /// What is said of the place of a part that comes as a message. Nobody could lend what lies there: the region's header.
@@ -49,7 +50,8 @@ impl<M: Memory> Group<M> {
     ///
     /// # Errors
     ///
-    /// A member that is gone or out of step, or gives a part of another length.
+    /// A member that is gone or out of step, or gives a part of another length. Of the latter, [`Broken::Length`], we are told when
+    /// all else is done: the group can be used on.
     ///
     /// # Safety
     ///
@@ -74,6 +76,7 @@ impl<M: Memory> Group<M> {
                 None => self.give_all(step, others(), given, late, pause)?,
             };
             let mut takes = false;
+            let mut result = Ok(());
             let mut settled = only.is_some() || !self.has_published(step);
             for giver in others() {
                 let (to, len) = taken(giver);
@@ -84,17 +87,23 @@ impl<M: Memory> Group<M> {
                 if !mem::replace(&mut settled, true) {
                     self.settle(step, pause);
                 }
-                match single(giver) {
-                    Some(_) => self.take_one(step, giver, (to, len), late, pause)?,
-                    None => self.take_mine(step, giver, (to, len), late, pause)?,
+                let took = match single(giver) {
+                    Some(_) => self.take_one(step, giver, (to, len), late, pause),
+                    None => self.take_mine(step, giver, (to, len), late, pause),
+                };
+                match took {
+                    // The others' parts are as they should be, and their messages are waited for.
+                    Err(Broken::Length { .. }) => result = result.and(took),
+                    took => took?,
                 }
             }
             self.end(step + 1);
-            let Some((readers, len)) = lent else { return Ok(()) };
+            let Some((readers, len)) = lent else { return result };
             if !takes {
                 pause.lent(len);
             }
-            self.get_back(readers, pause)
+            self.get_back(readers, pause)?;
+            result
         }
     }
 
@@ -146,7 +155,10 @@ impl<M: Memory> Group<M> {
     ) -> Result<(), Broken> {
         if is_short(len) {
             // SAFETY: the caller vouches for the part.
-            return unsafe { self.hear_short(giver, step, to, len, pause) };
+            let heard = unsafe { self.hear_short(giver, step, to, len, pause) };
+            if !matches!(heard, Err(Broken::Length { .. })) {
+                return heard;
+            }
         }
         let found = self.reached(giver, step, pause)?;
         if len <= self.chunk() && found == stamp(step, len) {
@@ -250,9 +262,15 @@ impl<M: Memory> Group<M> {
         (to, len): Part,
         late: &mut impl Late,
     ) -> Result<(), Broken> {
-        if told == len && offset == LATE {
-            late.receive(giver);
-            return Ok(());
+        if offset == LATE {
+            // Of another length, too: the giver waits until it is received.
+            late.receive(giver, told);
+            let expected = len;
+            return if told == len {
+                Ok(())
+            } else {
+                Err(Broken::Length { member: giver, expected, found: told })
+            };
         }
         let place = self.check_lent(giver, (offset, told), len)?;
         // SAFETY: the caller vouches for the part.
