@@ -127,7 +127,8 @@ impl Shape {
         if self.layout.contiguous {
             return Sink { bytes: self.first(buffer.cast()), packed: None };
         }
-        let mut packed = vec![0; self.bytes()];
+        // Not made zero: all of it is written before any is delivered.
+        let mut packed = Vec::with_capacity(self.bytes());
         Sink { bytes: packed.as_mut_ptr(), packed: Some((*self, buffer, packed)) }
     }
 
