@@ -110,8 +110,8 @@ impl<G: Fn(usize) -> Elements, T: Fn(usize) -> Elements> Late for Messages<G, T>
     }
 }
 
-/// Gives the other members their parts, and takes ours. `only` is the one whom alone anything is given, where that is known
-/// to all.
+/// Gives the other members their parts, and takes ours. It is done also where a member fails to copy its own part, since the others
+/// go on to the next step. `only` is the one whom alone anything is given, where that is known to all.
 ///
 /// # Safety
 /// The parts have their shapes, and do not overlap.
@@ -217,11 +217,13 @@ pub(super) unsafe extern "C" fn gatherv(
                 let part = |member: usize| {
                     (element.times(*counts.add(member)), element.behind(to, *places.add(member) as isize))
                 };
+                let mut kept = Ok(());
                 if !is_in_place(from) {
                     let (my_shape, my_place) = part(me);
-                    Shape::new(from_type, from_count).copy(from, &my_shape, my_place)?;
+                    kept = Shape::new(from_type, from_count).copy(from, &my_shape, my_place);
                 }
-                exchange(met, comm, Some(root), |_| nothing(element), part)
+                exchange(met, comm, Some(root), |_| nothing(element), part)?;
+                Ok(kept?)
             },
             |below| {
                 let (function, module) = (below.coll_gatherv?, below.coll_gatherv_module);
@@ -263,11 +265,13 @@ pub(super) unsafe extern "C" fn scatterv(
                     let place = element.behind(from.cast_mut(), *places.add(member) as isize);
                     (element.times(*counts.add(member)), place)
                 };
+                let mut kept = Ok(());
                 if !is_in_place(to) {
                     let (my_shape, my_place) = part(me);
-                    my_shape.copy(my_place, &Shape::new(to_type, to_count), to)?;
+                    kept = my_shape.copy(my_place, &Shape::new(to_type, to_count), to);
                 }
-                exchange(met, comm, None, part, |_| nothing(element))
+                exchange(met, comm, None, part, |_| nothing(element))?;
+                Ok(kept?)
             },
             |below| {
                 let (function, module) = (below.coll_scatterv?, below.coll_scatterv_module);
@@ -310,8 +314,9 @@ pub(super) unsafe extern "C" fn alltoallv(
                 };
                 let (mine, my_place) = given(met.group.me());
                 let (kept, kept_place) = taken(met.group.me());
-                mine.copy(my_place, &kept, kept_place)?;
-                exchange(met, comm, None, given, taken)
+                let kept = mine.copy(my_place, &kept, kept_place);
+                exchange(met, comm, None, given, taken)?;
+                Ok(kept?)
             },
             |below| {
                 let (function, module) = (below.coll_alltoallv?, below.coll_alltoallv_module);
