@@ -2,6 +2,8 @@
 //!
 //! A payload of no bytes at all is no operation for anyone: Open MPI itself returns early on members that give a count of
 //! zero, and others may come here with elements of no size.
+//!
+//! Where a member fails to copy its own part it does the rest all the same: the others go on to the next step.
 
 use std::ffi::{c_int, c_void};
 use std::ptr;
@@ -336,9 +338,7 @@ unsafe fn all_gather(
             met.group.all_gather(source.bytes(), mine.bytes(), part, &mut met.waiting)?;
             return Ok(());
         }
-        if !in_place {
-            mine.copy(from, &my_shape, my_place)?;
-        }
+        let kept = if in_place { Ok(()) } else { mine.copy(from, &my_shape, my_place) };
         let sinks: Vec<_> = (0..size)
             .map(&place)
             .enumerate()
@@ -353,7 +353,7 @@ unsafe fn all_gather(
         for (sink, _) in sinks.into_iter().flatten() {
             sink.deliver()?;
         }
-        Ok(())
+        Ok(kept?)
     }
 }
 
@@ -436,13 +436,14 @@ unsafe extern "C" fn gather(
                     met.group.gather(root, source.bytes(), len, nowhere, &mut met.waiting)?;
                     return Ok(());
                 }
-                if !is_in_place(from) {
-                    Shape::new(from_type, from_count).copy(from, &part, place(me))?;
-                }
+                let kept = match is_in_place(from) {
+                    true => Ok(()),
+                    false => Shape::new(from_type, from_count).copy(from, &part, place(me)),
+                };
                 if part.is_contiguous() {
                     let bytes = |member: usize| part.sink(place(member)).bytes();
                     met.group.gather(root, ptr::null(), len, bytes, &mut met.waiting)?;
-                    return Ok(());
+                    return Ok(kept?);
                 }
                 let mut all = vec![0u8; len * size];
                 let packed = all.as_mut_ptr();
@@ -451,7 +452,7 @@ unsafe extern "C" fn gather(
                 for member in (0..size).filter(|member| *member != me) {
                     part.unpack(place(member), bytes(member))?;
                 }
-                Ok(())
+                Ok(kept?)
             },
             |below| {
                 let (function, module) = (below.coll_gather?, below.coll_gather_module);
@@ -495,12 +496,13 @@ unsafe extern "C" fn scatter(
                     met.group.scatter(root, ptr::null(), sink.bytes(), len, &mut met.waiting)?;
                     return Ok(sink.deliver()?);
                 }
-                if !is_in_place(to) {
-                    part.copy(place(me), &Shape::new(to_type, to_count), to)?;
-                }
+                let kept = match is_in_place(to) {
+                    true => Ok(()),
+                    false => part.copy(place(me), &Shape::new(to_type, to_count), to),
+                };
                 let all = parts(&part, size, place)?;
                 met.group.scatter(root, all.bytes(), ptr::null_mut(), len, &mut met.waiting)?;
-                Ok(())
+                Ok(kept?)
             },
             |below| {
                 let (function, module) = (below.coll_scatter?, below.coll_scatter_module);
@@ -573,6 +575,7 @@ unsafe extern "C" fn alltoall(
                 if !met.group.has_shares() {
                     return Err(Not::Ours);
                 }
+                let mut kept = Ok(());
                 let all = if is_in_place(from) {
                     // What arrives takes the place of what is sent.
                     let mut packed = vec![0u8; len * size];
@@ -585,20 +588,20 @@ unsafe extern "C" fn alltoall(
                     let out = |member: usize| {
                         shape.behind(from.cast_mut(), member as isize * from_count as isize).cast_const()
                     };
-                    shape.copy(out(me), &part, place(me))?;
+                    kept = shape.copy(out(me), &part, place(me));
                     parts(&shape, size, out)?
                 };
                 if part.is_contiguous() && part.layout().extent as usize * to_count as usize == len {
                     let to = part.sink(to).bytes();
                     met.group.all_to_all(all.bytes(), to, len, &mut met.waiting)?;
-                    return Ok(());
+                    return Ok(kept?);
                 }
                 let mut arrived = vec![0u8; len * size];
                 met.group.all_to_all(all.bytes(), arrived.as_mut_ptr(), len, &mut met.waiting)?;
                 for (member, bytes) in arrived.chunks_exact(len).enumerate().filter(|(m, _)| *m != me) {
                     part.unpack(place(member), bytes.as_ptr())?;
                 }
-                Ok(())
+                Ok(kept?)
             },
             |below| {
                 let (function, module) = (below.coll_alltoall?, below.coll_alltoall_module);

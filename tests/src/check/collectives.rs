@@ -273,12 +273,14 @@ fn too_long(ctx: &Context) -> Outcome {
         // The members are not out of step.
         pair.barrier();
     }
-    let code = pair.try_gather_too_much();
-    ctx.ensure((code != 0) == (me == 0), || format!("rank 0 gave itself too much: code {code}"));
-    for value in [1, 2] {
-        let mut data = [if me == 0 { value } else { 0 }];
-        pair.broadcast(&mut data, 0);
-        ctx.check_equal(&[value], &data, || "broadcast after a gather that failed".into());
+    for varying in [true, false] {
+        let code = pair.try_gather_too_much(varying);
+        ctx.ensure((code != 0) == (me == 0), || format!("rank 0 gave itself too much: code {code}"));
+        for value in [1, 2] {
+            let mut data = [if me == 0 { value } else { 0 }];
+            pair.broadcast(&mut data, 0);
+            ctx.check_equal(&[value], &data, || "broadcast after a gather that failed".into());
+        }
     }
     Outcome::Done
 }
