@@ -113,8 +113,15 @@ void vmshm_coll_layout(const struct ompi_datatype_t *type, int count, vmshm_coll
 {
     layout->size = type->super.size;
     layout->extent = type->super.ub - type->super.lb;
-    layout->span = opal_datatype_span(&type->super, count, &layout->gap);
+    layout->gap = type->super.true_lb;
     layout->contiguous = ompi_datatype_is_contiguous_memory_layout(type, count);
+}
+
+size_t vmshm_coll_span(const struct ompi_datatype_t *type, int count)
+{
+    ptrdiff_t gap;
+
+    return opal_datatype_span(&type->super, count, &gap);
 }
 
 /* Packs elements to len bytes, or unpacks them from there. */

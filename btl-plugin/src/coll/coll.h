@@ -25,8 +25,7 @@ typedef struct vmshm_coll_layout_t {
     size_t size;
     /* Bytes from one element to the next. */
     ptrdiff_t extent;
-    /* Bytes that the elements span, and where the first of them lies. */
-    ptrdiff_t span;
+    /* Where the first byte of data lies. */
     ptrdiff_t gap;
     /* The data lies in memory as it is packed. */
     bool contiguous;
@@ -51,6 +50,7 @@ int vmshm_coll_exchange(vmshm_coll_module_t *module, struct ompi_communicator_t 
 
 /* Datatypes. */
 void vmshm_coll_layout(const struct ompi_datatype_t *type, int count, vmshm_coll_layout_t *layout);
+size_t vmshm_coll_span(const struct ompi_datatype_t *type, int count);
 struct ompi_datatype_t *vmshm_coll_byte(void);
 int vmshm_coll_pack(const struct ompi_datatype_t *type, int count, const void *from, void *to, size_t len);
 int vmshm_coll_unpack(const struct ompi_datatype_t *type, int count, void *to, const void *from, size_t len);

@@ -10,24 +10,32 @@ use super::data::Shape;
 use crate::ompi::{self, ompi_op_t};
 
 /// An operation on elements of a datatype.
-pub struct Operation {
+pub struct Operation<'a> {
     op: *mut ompi_op_t,
-    shape: Shape,
-    is_intrinsic: bool,
+    shape: &'a Shape,
+    /// Whether it is one of MPI's own on numbers, once that was asked: who only gives an operand need not know.
+    is_intrinsic: Option<bool>,
     /// Private copies of operands.
     left: Vec<u128>,
     right: Vec<u128>,
 }
 
-impl Operation {
+impl<'a> Operation<'a> {
     /// # Safety
     /// `op` is an operation of Open MPI that is defined for elements of this shape, and outlives this value.
     #[inline]
-    pub unsafe fn new(op: *mut ompi_op_t, shape: &Shape) -> Self {
-        // SAFETY: the caller vouches for both.
-        let is_intrinsic =
-            shape.is_contiguous() && unsafe { ompi::vmshm_coll_is_intrinsic(op, shape.datatype()) };
-        Self { op, shape: *shape, is_intrinsic, left: Vec::new(), right: Vec::new() }
+    pub unsafe fn new(op: *mut ompi_op_t, shape: &'a Shape) -> Self {
+        Self { op, shape, is_intrinsic: None, left: Vec::new(), right: Vec::new() }
+    }
+
+    /// Whether operands may be looked at where they lie.
+    #[inline]
+    fn is_intrinsic(&mut self) -> bool {
+        let (op, shape) = (self.op, self.shape);
+        *self.is_intrinsic.get_or_insert_with(|| {
+            // SAFETY: who made this vouches for both.
+            shape.is_contiguous() && unsafe { ompi::vmshm_coll_is_intrinsic(op, shape.datatype()) }
+        })
     }
 
     /// So many elements.
@@ -57,7 +65,7 @@ fn room(buffer: &mut Vec<u128>, shape: &Shape, count: usize) -> *mut c_void {
     let layout = shape.layout();
     let before = layout.gap.min(0).unsigned_abs().next_multiple_of(WORD);
     let extents = layout.extent.unsigned_abs() * count;
-    let behind = layout.gap.max(0).unsigned_abs() + layout.span.unsigned_abs().max(extents);
+    let behind = layout.gap.max(0).unsigned_abs() + shape.span().max(extents);
     let words = (before + behind).div_ceil(WORD);
     if buffer.len() < words {
         buffer.resize(words, 0);
@@ -65,7 +73,7 @@ fn room(buffer: &mut Vec<u128>, shape: &Shape, count: usize) -> *mut c_void {
     buffer.as_mut_ptr().wrapping_byte_add(before).cast()
 }
 
-impl Combine for Operation {
+impl Combine for Operation<'_> {
     #[inline]
     fn element(&self) -> usize {
         self.shape.element()
@@ -73,7 +81,7 @@ impl Combine for Operation {
 
     #[inline]
     unsafe fn join(&mut self, left: *const u8, inout: *mut u8, len: usize) {
-        if self.is_intrinsic {
+        if self.is_intrinsic() {
             // SAFETY: the operands have whole elements that lie one after another.
             return unsafe { self.call(left.cast(), inout.cast(), len / self.shape.element()) };
         }
@@ -101,7 +109,7 @@ impl Combine for Operation {
 
     #[inline]
     unsafe fn join_to(&mut self, left: *const u8, right: *const u8, out: *mut u8, len: usize) {
-        if self.is_intrinsic {
+        if self.is_intrinsic() {
             let count = len / self.shape.element();
             // SAFETY: the operands have whole elements that lie one after another.
             return unsafe {

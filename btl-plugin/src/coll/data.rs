@@ -31,8 +31,7 @@ impl Shape {
     pub fn times(&self, count: c_int) -> Self {
         if self.layout.contiguous && self.layout.size as isize == self.layout.extent {
             // However many there are, they follow one another.
-            let layout = vmshm_coll_layout_t { span: self.layout.extent * count as isize, ..self.layout };
-            return Self { count, layout, ..*self };
+            return Self { count, ..*self };
         }
         // SAFETY: the datatype is one of Open MPI, as it was when this was made.
         unsafe { Self::new(self.datatype, count) }
@@ -62,6 +61,12 @@ impl Shape {
     /// How the elements lie in memory.
     pub fn layout(&self) -> &vmshm_coll_layout_t {
         &self.layout
+    }
+
+    /// Bytes that the elements span in memory, with what lies between the first and the last.
+    pub fn span(&self) -> usize {
+        // SAFETY: the datatype is one of Open MPI, as it was when this was made.
+        unsafe { ompi::vmshm_coll_span(self.datatype, self.count) }
     }
 
     /// The datatype.

@@ -197,12 +197,12 @@ impl Levels {
             if !self.leads() {
                 return done(ompi::vmshm_coll_reduce(from, to, count, datatype, op, 0, self.low));
             }
-            let layout = *Shape::new(datatype, count).layout();
-            let room: usize = if is_root { 0 } else { layout.span.unsigned_abs().div_ceil(16) };
+            let shape = Shape::new(datatype, count);
+            let room: usize = if is_root { 0 } else { shape.span().div_ceil(16) };
             let mut room = vec![0u128; room];
             let part = match is_root {
                 true => to,
-                false => room.as_mut_ptr().cast::<c_void>().wrapping_byte_offset(-layout.gap),
+                false => room.as_mut_ptr().cast::<c_void>().wrapping_byte_offset(-shape.layout().gap),
             };
             done(ompi::vmshm_coll_reduce(from, part, count, datatype, op, 0, self.low))?;
             let mine = if is_root { in_place() } else { part.cast_const() };

@@ -192,9 +192,12 @@ unsafe extern "C" fn allreduce(
         if shape.bytes() == 0 {
             return SUCCESS;
         }
-        let levels = |levels: &Levels| levels.allreduce(from, to, count, datatype, op);
-        if ompi::vmshm_coll_commutes(op)
-            && let Some(rc) = in_levels(module, comm, levels)
+        let levels = |levels: &Levels| match ompi::vmshm_coll_commutes(op) {
+            true => levels.allreduce(from, to, count, datatype, op),
+            false => Err(ELSEWHERE),
+        };
+        if let Some(rc) = in_levels(module, comm, levels)
+            && rc != ELSEWHERE
         {
             return rc;
         }
@@ -237,12 +240,12 @@ unsafe extern "C" fn reduce(
         if shape.bytes() == 0 {
             return SUCCESS;
         }
-        let levels = |levels: &Levels| match levels.is_led_by(root as usize) {
+        let levels = |levels: &Levels| match ompi::vmshm_coll_commutes(op) && levels.is_led_by(root as usize)
+        {
             true => levels.reduce(from, to, count, datatype, op, root as usize),
             false => Err(ELSEWHERE),
         };
-        if ompi::vmshm_coll_commutes(op)
-            && let Some(rc) = in_levels(module, comm, levels)
+        if let Some(rc) = in_levels(module, comm, levels)
             && rc != ELSEWHERE
         {
             return rc;
