@@ -80,6 +80,11 @@ impl Combine for Operation<'_> {
     }
 
     #[inline]
+    fn get_ready(&mut self) {
+        self.is_intrinsic();
+    }
+
+    #[inline]
     unsafe fn join(&mut self, left: *const u8, inout: *mut u8, len: usize) {
         if self.is_intrinsic() {
             // SAFETY: the operands have whole elements that lie one after another.

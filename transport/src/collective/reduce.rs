@@ -12,6 +12,9 @@ pub trait Combine {
     /// Bytes of one element, which is never cut.
     fn element(&self) -> usize;
 
+    /// Called before others' operands are waited for: what can be found out without them is found out here.
+    fn get_ready(&mut self) {}
+
     /// Makes `inout` the result of `left` and `inout`, in this order.
     ///
     /// # Safety

@@ -125,6 +125,7 @@ impl<M: Memory> Group<M> {
         combine: &mut impl Combine,
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
+        combine.get_ready();
         for member in 0..self.size() {
             if member != self.me {
                 self.expect(member, step, len, pause)?;
