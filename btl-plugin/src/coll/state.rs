@@ -159,6 +159,9 @@ impl Pause for Waiting {
     }
 }
 
+/// What members do step by step. Another number whenever that changes: virtual machines may have plugins of different days.
+const PROTOCOL: u64 = 1;
+
 /// What each member tells the others at first.
 #[derive(Clone, Copy, IntoBytes, FromZeros, zerocopy::KnownLayout, zerocopy::Immutable)]
 #[repr(C)]
@@ -167,6 +170,7 @@ struct Hello {
     block: u64,
     tag: u64,
     chunk: u64,
+    protocol: u64,
 }
 
 /// All states that may have a group.
@@ -364,7 +368,8 @@ impl State {
         let prepared = self.prepare();
         let mine = match &prepared {
             Ok((fragment, tag)) => {
-                Hello { block: fragment.offset(), tag: *tag, chunk: component::chunk() as u64 }
+                let chunk = component::chunk() as u64;
+                Hello { block: fragment.offset(), tag: *tag, chunk, protocol: PROTOCOL }
             }
             Err(_) => Hello::new_zeroed(),
         };
@@ -442,6 +447,12 @@ impl State {
             let (section, slot) = place.ok_or_else(|| format!("member {member} has no section"))?;
             if hello.block == 0 || hello.tag == 0 || !usize::try_from(hello.chunk).is_ok_and(is_chunk) {
                 return Err(format!("member {member} cannot take part"));
+            }
+            if hello.protocol != PROTOCOL {
+                let theirs = hello.protocol;
+                return Err(format!(
+                    "member {member} has a plugin of another version (protocol {theirs}, here {PROTOCOL})"
+                ));
             }
             members.push(Member { section: *section, block: hello.block, tag: hello.tag });
             lives.push((section.slot(slot), name.incarnation));
