@@ -235,19 +235,25 @@ impl Comm {
         out
     }
 
-    /// Collects a byte from each rank at rank 0, which gives itself two, and not one behind the other; `varying` says by which
-    /// function. Returns MPI's code.
-    pub fn try_gather_too_much(&self, varying: bool) -> c_int {
-        let apart = Datatype::vector(2, 1, 2, &Datatype::byte());
-        let given = if self.rank() == 0 { apart.raw() } else { byte() };
+    /// Collects a byte from each rank at rank 0, which gives itself two, one not right behind the other where they lie
+    /// `apart`; `varying` says by which function. Returns MPI's code.
+    pub fn try_gather_too_much(&self, varying: bool, apart: bool) -> c_int {
+        let vector = Datatype::vector(2, 1, 2, &Datatype::byte());
+        let (count, given) = match (self.rank(), apart) {
+            (0, true) => (1, vector.raw()),
+            (0, false) => (2, byte()),
+            _ => (1, byte()),
+        };
         let (data, mut out) = ([0; 4], vec![0; self.size()]);
         let (counts, starts) = layout(&vec![1; self.size()], self.size());
         let (to, counts, starts) = (write(&mut out), counts.as_ptr(), starts.as_ptr());
         // SAFETY: `data` has what is given, `out` a byte for each.
         unsafe {
             match varying {
-                true => ffi::MPI_Gatherv(read(&data), 1, given, to, counts, starts, byte(), 0, self.raw()),
-                false => ffi::MPI_Gather(read(&data), 1, given, to, 1, byte(), 0, self.raw()),
+                true => {
+                    ffi::MPI_Gatherv(read(&data), count, given, to, counts, starts, byte(), 0, self.raw())
+                }
+                false => ffi::MPI_Gather(read(&data), count, given, to, 1, byte(), 0, self.raw()),
             }
         }
     }

@@ -752,6 +752,18 @@ fn what_is_longer_than_the_room_for_it_is_cut() {
 }
 
 #[test]
+fn who_has_given_up_is_not_waited_for() {
+    group_to_leave(2, MIN_CHUNK, |mut group, _| {
+        let pause = &mut Patience::default();
+        group.barrier(pause).expect("barrier");
+        if group.me() == 1 {
+            return group.give_up();
+        }
+        assert_eq!(group.barrier(pause), Err(Broken::GaveUp(1)));
+    });
+}
+
+#[test]
 fn who_is_lost_is_not_waited_for() {
     struct Impatience;
     impl Pause for Impatience {

@@ -63,6 +63,12 @@ impl Shape {
         &self.layout
     }
 
+    /// Whether each element lies before the last one: Open MPI 4.1 itself computes no span for these.
+    #[inline]
+    pub fn goes_back(&self) -> bool {
+        self.layout.extent < 0
+    }
+
     /// Bytes that the elements span in memory, with what lies between the first and the last.
     pub fn span(&self) -> usize {
         // SAFETY: the datatype is one of Open MPI, as it was when this was made.
@@ -137,7 +143,16 @@ impl Shape {
         Sink { bytes: packed.as_mut_ptr(), packed: Some((*self, buffer, packed)) }
     }
 
-    /// Copies a buffer of this shape to one of another.
+    /// Fails where a place of another shape is too short for this one's bytes.
+    pub fn must_fit(&self, place: &Self) -> Result<(), c_int> {
+        if self.bytes() <= place.bytes() { Ok(()) } else { Err(ompi::MPI_ERR_TRUNCATE as c_int) }
+    }
+
+    /// Copies a buffer of this shape to one of another, as far as that reaches.
+    ///
+    /// # Errors
+    ///
+    /// Open MPI's code where not all fits.
     ///
     /// # Safety
     /// Both buffers have their shapes.
@@ -149,7 +164,7 @@ impl Shape {
                 let (from, to) = (self.first(from.cast_mut().cast()), to_shape.first(to.cast()));
                 from.cast_const().copy_to(to, bytes);
             }
-            return Ok(());
+            return self.must_fit(to_shape);
         }
         // SAFETY: the caller vouches for both.
         let rc = unsafe {

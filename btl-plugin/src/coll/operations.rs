@@ -192,7 +192,7 @@ unsafe extern "C" fn allreduce(
         if shape.bytes() == 0 {
             return SUCCESS;
         }
-        let levels = |levels: &Levels| match ompi::vmshm_coll_commutes(op) {
+        let levels = |levels: &Levels| match !shape.goes_back() && ompi::vmshm_coll_commutes(op) {
             true => levels.allreduce(from, to, count, datatype, op),
             false => Err(ELSEWHERE),
         };
@@ -206,7 +206,7 @@ unsafe extern "C" fn allreduce(
             comm,
             |met| {
                 must_take(met, shape.bytes())?;
-                if !met.group.fits(shape.element()) {
+                if !met.group.fits(shape.element()) || shape.goes_back() {
                     return Err(Not::Ours);
                 }
                 let source = shape.source(if is_in_place(from) { to } else { from })?;
@@ -240,7 +240,9 @@ unsafe extern "C" fn reduce(
         if shape.bytes() == 0 {
             return SUCCESS;
         }
-        let levels = |levels: &Levels| match ompi::vmshm_coll_commutes(op) && levels.is_led_by(root as usize)
+        let levels = |levels: &Levels| match !shape.goes_back()
+            && ompi::vmshm_coll_commutes(op)
+            && levels.is_led_by(root as usize)
         {
             true => levels.reduce(from, to, count, datatype, op, root as usize),
             false => Err(ELSEWHERE),
@@ -255,7 +257,7 @@ unsafe extern "C" fn reduce(
             comm,
             |met| {
                 must_take(met, shape.bytes())?;
-                if !met.group.fits(shape.element()) {
+                if !met.group.fits(shape.element()) || shape.goes_back() {
                     return Err(Not::Ours);
                 }
                 let root = root as usize;
@@ -339,7 +341,7 @@ unsafe fn all_gather(
                 (if stays { ptr::null_mut() } else { shape.first(place.cast()) }, shape.bytes())
             };
             met.group.all_gather(source.bytes(), mine.bytes(), part, &mut met.waiting)?;
-            return Ok(());
+            return Ok(mine.must_fit(&my_shape)?);
         }
         let kept = if in_place { Ok(()) } else { mine.copy(from, &my_shape, my_place) };
         let sinks: Vec<_> = (0..size)
@@ -592,7 +594,13 @@ unsafe extern "C" fn alltoall(
                         shape.behind(from.cast_mut(), member as isize * from_count as isize).cast_const()
                     };
                     kept = shape.copy(out(me), &part, place(me));
-                    parts(&shape, size, out)?
+                    if shape.bytes() == len {
+                        parts(&shape, size, out)?
+                    } else {
+                        // Open MPI refuses this before, unless it is told not to look at arguments.
+                        kept = Err(ompi::MPI_ERR_TRUNCATE as c_int);
+                        Parts::Packed(vec![0u8; len * size])
+                    }
                 };
                 if part.is_contiguous() && part.layout().extent as usize * to_count as usize == len {
                     let to = part.sink(to).bytes();

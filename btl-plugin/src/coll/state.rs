@@ -491,6 +491,7 @@ impl State {
         let member = match broken {
             Broken::Lost(member)
             | Broken::Told(member)
+            | Broken::GaveUp(member)
             | Broken::Outside { member, .. }
             | Broken::Step { member, .. }
             | Broken::Length { member, .. } => member,

@@ -1,7 +1,7 @@
 //! Operations whose parts have any lengths: gatherv, scatterv, alltoallv.
 
 use std::ffi::{c_int, c_void};
-use std::ptr;
+use std::{mem, ptr};
 
 use vmshm_transport::collective::{Broken, Given, Late, Part};
 
@@ -67,7 +67,11 @@ impl<G: Fn(usize) -> Elements, T: Fn(usize) -> Elements> Messages<G, T> {
                 help::verbose(&format!("a collective operation failed: {broken}"));
                 Err(Not::Possible(ompi::MPI_ERR_TRUNCATE as c_int))
             }
-            Err(broken) => Err(Not::Whole(broken)),
+            Err(broken) => {
+                // Messages may still come here.
+                mem::forget(mem::take(&mut self.unwanted));
+                Err(Not::Whole(broken))
+            }
             Ok(()) => Ok(self.wait()?),
         }
     }

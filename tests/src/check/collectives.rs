@@ -273,8 +273,8 @@ fn too_long(ctx: &Context) -> Outcome {
         // The members are not out of step.
         pair.barrier();
     }
-    for varying in [true, false] {
-        let code = pair.try_gather_too_much(varying);
+    for (varying, apart) in [(true, true), (true, false), (false, true), (false, false)] {
+        let code = pair.try_gather_too_much(varying, apart);
         ctx.ensure((code != 0) == (me == 0), || format!("rank 0 gave itself too much: code {code}"));
         for value in [1, 2] {
             let mut data = [if me == 0 { value } else { 0 }];

@@ -85,6 +85,9 @@ pub enum Broken {
     /// A member was told something else of the others' memory than we were.
     #[error("member {0} was told something else of the members' memory than this process")]
     Told(usize),
+    /// A member whose operation failed before, and who takes part in no more.
+    #[error("an operation of member {0} failed before this one")]
+    GaveUp(usize),
 }
 
 /// Who reads what was published in a slot.
@@ -389,6 +392,11 @@ impl<M: Memory> Group<M> {
             }
             if at == self.blocks[member] + DONE && self.has_left(member) {
                 return Ok(value);
+            }
+            if self.memory.load(self.blocks[member] + DONE, Ordering::Acquire) == u64::MAX {
+                // It has given up; what it published before is seen now.
+                let found = self.memory.load(at, Ordering::Acquire);
+                return if found >= value { Ok(found) } else { Err(Broken::GaveUp(member)) };
             }
             pause.pause(member)?;
             looks = spins;
