@@ -107,6 +107,9 @@ pub(super) enum Readers {
 /// the next one do not look yet.
 const AHEAD: u64 = 2;
 
+/// Pauses between two looks whether the member that is waited for has given up: its word is not to be taken away often.
+const PATIENCE: u32 = 64;
+
 /// Bytes of the smallest page.
 const PAGE: usize = 4096;
 
@@ -383,6 +386,7 @@ impl<M: Memory> Group<M> {
         let spins = pause.spins(self.spins).max(1);
         // The caller has looked once.
         let mut looks = spins - 1;
+        let mut pauses = 0u32;
         loop {
             for _ in 0..looks {
                 let found = self.memory.load(at, Ordering::Acquire);
@@ -393,7 +397,10 @@ impl<M: Memory> Group<M> {
             if at == self.blocks[member] + DONE && self.has_left(member) {
                 return Ok(value);
             }
-            if self.memory.load(self.blocks[member] + DONE, Ordering::Acquire) == u64::MAX {
+            pauses = pauses.wrapping_add(1);
+            if pauses.is_multiple_of(PATIENCE)
+                && self.memory.load(self.blocks[member] + DONE, Ordering::Acquire) == u64::MAX
+            {
                 // It has given up; what it published before is seen now.
                 let found = self.memory.load(at, Ordering::Acquire);
                 return if found >= value { Ok(found) } else { Err(Broken::GaveUp(member)) };
