@@ -85,7 +85,7 @@ impl Options {
 
     fn wants(&self, program: &str) -> bool {
         match self.programs.is_empty() {
-            true => !case::EXTRA.contains(&program),
+            true => !case::is_extra(program),
             false => self.programs.iter().any(|wanted| wanted == program),
         }
     }

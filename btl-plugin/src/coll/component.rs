@@ -116,18 +116,15 @@ pub fn chunks(chunk: usize, members: usize, section: u64) -> u64 {
     most.clamp(MIN_CHUNKS, MAX_CHUNKS).next_power_of_two()
 }
 
-/// What the members are parted by, so that each part does an operation first, if the user wants that: see [`levels`].
-///
-/// [`levels`]: super::levels
+/// What the members are parted by, so that each part does an operation first, if the user wants that.
 fn parted_by(names: &[EndpointName], endpoints: u32) -> Option<By> {
     // SAFETY: not changed after the component was registered.
     let levels = unsafe { *PARAMETERS.levels.get() };
-    let by = match is_one_region(names) {
-        false => By::Region,
-        true => By::Section { endpoints },
+    let (by, least) = match is_one_region(names) {
+        false => (By::Region, 1),
+        true => (By::Section { endpoints }, 2),
     };
-    let wanted = levels >= if is_one_region(names) { 2 } else { 1 };
-    (wanted && has_neighbours(names, by)).then_some(by)
+    (levels >= least && has_neighbours(names, by)).then_some(by)
 }
 
 /// Called once.

@@ -15,7 +15,7 @@ use crate::ompi::{self, mca_coll_base_module_t, ompi_communicator_t, ompi_dataty
 type Elements = (Shape, *mut c_void);
 
 /// The messages that bring what is too long for a slot.
-struct Messages<G, T> {
+struct Messages<'a, G, T> {
     comm: *mut ompi_communicator_t,
     given: G,
     taken: T,
@@ -24,14 +24,14 @@ struct Messages<G, T> {
     from: Vec<usize>,
     /// Where parts go that are longer than the place for them.
     unwanted: Vec<Vec<u8>>,
-    /// Bytes of a chunk, and whether one would have had room for a part.
+    /// Bytes of a chunk, and whether one would have had room for a part that is sent.
     chunk: usize,
-    lacked_room: bool,
+    lacked_room: &'a mut bool,
     /// Open MPI's code of the first failure.
     rc: c_int,
 }
 
-impl<G: Fn(usize) -> Elements, T: Fn(usize) -> Elements> Messages<G, T> {
+impl<G: Fn(usize) -> Elements, T: Fn(usize) -> Elements> Messages<'_, G, T> {
     fn begin(
         &mut self,
         start: unsafe extern "C" fn(
@@ -87,11 +87,11 @@ impl<G: Fn(usize) -> Elements, T: Fn(usize) -> Elements> Messages<G, T> {
     }
 }
 
-impl<G: Fn(usize) -> Elements, T: Fn(usize) -> Elements> Late for Messages<G, T> {
+impl<G: Fn(usize) -> Elements, T: Fn(usize) -> Elements> Late for Messages<'_, G, T> {
     #[cold]
     fn send(&mut self, member: usize) {
         let elements = (self.given)(member);
-        self.lacked_room |= elements.0.bytes() <= self.chunk;
+        *self.lacked_room |= elements.0.bytes() <= self.chunk;
         self.begin(ompi::vmshm_coll_isend, member, elements);
     }
 
@@ -140,7 +140,7 @@ unsafe fn exchange(
         from: Vec::new(),
         unwanted: Vec::new(),
         chunk: met.chunks_of(1),
-        lacked_room: false,
+        lacked_room: &mut met.lacked_room,
         rc: 0,
     };
     // SAFETY: the caller vouches for the parts.
@@ -155,7 +155,6 @@ unsafe fn exchange(
                 (shape.first(buffer.cast()), shape.bytes())
             };
             let done = met.group.exchange_unequal(only, from, to, &mut late, &mut met.waiting);
-            met.lacked_room |= late.lacked_room;
             return late.end(done);
         }
         let mut sources = Vec::with_capacity(size);
@@ -174,7 +173,6 @@ unsafe fn exchange(
         };
         let to = |member: usize| -> Part { (sinks[member].0.bytes(), sinks[member].1) };
         let done = met.group.exchange_unequal(only, from, to, &mut late, &mut met.waiting);
-        met.lacked_room |= late.lacked_room;
         late.end(done)?;
         for (member, (sink, len)) in sinks.into_iter().enumerate() {
             if member != me && len > 0 && !late.from.contains(&member) {
@@ -221,11 +219,11 @@ pub(super) unsafe extern "C" fn gatherv(
                 let part = |member: usize| {
                     (element.times(*counts.add(member)), element.behind(to, *places.add(member) as isize))
                 };
-                let mut kept = Ok(());
-                if !is_in_place(from) {
-                    let (my_shape, my_place) = part(me);
-                    kept = Shape::new(from_type, from_count).copy(from, &my_shape, my_place);
-                }
+                let (my_shape, my_place) = part(me);
+                let kept = match is_in_place(from) {
+                    true => Ok(()),
+                    false => Shape::new(from_type, from_count).copy(from, &my_shape, my_place),
+                };
                 exchange(met, comm, Some(root), |_| nothing(element), part)?;
                 Ok(kept?)
             },
@@ -269,11 +267,11 @@ pub(super) unsafe extern "C" fn scatterv(
                     let place = element.behind(from.cast_mut(), *places.add(member) as isize);
                     (element.times(*counts.add(member)), place)
                 };
-                let mut kept = Ok(());
-                if !is_in_place(to) {
-                    let (my_shape, my_place) = part(me);
-                    kept = my_shape.copy(my_place, &Shape::new(to_type, to_count), to);
-                }
+                let (my_shape, my_place) = part(me);
+                let kept = match is_in_place(to) {
+                    true => Ok(()),
+                    false => my_shape.copy(my_place, &Shape::new(to_type, to_count), to),
+                };
                 exchange(met, comm, None, part, |_| nothing(element))?;
                 Ok(kept?)
             },

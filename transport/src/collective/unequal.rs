@@ -265,11 +265,9 @@ impl<M: Memory> Group<M> {
         if offset == LATE {
             // Of another length, too: the giver waits until it is received.
             late.receive(giver, told);
-            let expected = len;
-            return if told == len {
-                Ok(())
-            } else {
-                Err(Broken::Length { member: giver, expected, found: told })
+            return match told == len {
+                true => Ok(()),
+                false => Err(Broken::Length { member: giver, expected: len, found: told }),
             };
         }
         let place = self.check_lent(giver, (offset, told), len)?;

@@ -37,20 +37,17 @@ pub struct Case {
 /// What is said of a case in an open region.
 pub const OPEN: &str = "(open region)";
 
-/// Programs that are measured only when they are asked for.
-pub const EXTRA: &[&str] = &[
-    "osu_bibw",
-    "osu_multi_lat",
-    "osu_gather",
-    "osu_scatter",
-    "osu_alltoall",
-    "osu_gatherv",
-    "osu_scatterv",
-    "osu_alltoallv",
-];
+/// Messages that have no target.
+const MORE_MESSAGES: &[&str] = &["osu_bibw", "osu_multi_lat"];
 
-/// Those of them that are collective operations.
-const MORE_COLLECTIVES: &[&str] = EXTRA.split_at(2).1;
+/// Collective operations that have no target.
+const MORE_COLLECTIVES: &[&str] =
+    &["osu_gather", "osu_scatter", "osu_alltoall", "osu_gatherv", "osu_scatterv", "osu_alltoallv"];
+
+/// Whether a program is measured only when it is asked for.
+pub fn is_extra(program: &str) -> bool {
+    MORE_MESSAGES.contains(&program) || MORE_COLLECTIVES.contains(&program)
+}
 
 const POINT_TO_POINT: [Way; 6] = [VMSHM, TWO_COPIES, CMA, UCX, UCX_CMA, TCP];
 const COPYING: [Way; 3] = [VMSHM, TWO_COPIES, CMA];
