@@ -56,7 +56,8 @@ pub struct Options {
     /// A region's name or file, a device of the guest driver (`/dev/vmshm0`), or the address of a PCI device
     /// (`0000:00:04.0`); none to search.
     pub device: Option<String>,
-    /// The section, where the one that the device or the host decides on is not wanted.
+    /// The section, on a region file: one that no virtual machine has. On a device the host decides, and any other number is
+    /// refused.
     pub section: Option<u32>,
     /// How long the heartbeat of another machine may pause before its processes are taken for dead.
     pub patience: Duration,
@@ -142,11 +143,7 @@ pub fn open_endpoint(options: &Options) -> Result<Attached, AttachError> {
         || opened.device.as_ref().is_some_and(|device| device.memory_type == UNCACHED);
     tune::settle(is_uncached);
     let number = choose_section(&source, &region, &opened, options.section)?;
-    let last = region.header().sections - 1;
-    let section = *region
-        .sections()
-        .get(number as usize)
-        .ok_or(AttachError::Section(SectionError::Section { section: number, last }))?;
+    let section = region.sections()[number as usize];
     let writable = match region.is_open() {
         true => region.header().table_end..region.header().region_len,
         false => section.entry.offset..section.entry.offset + section.entry.len,

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{AccessFlags, access};
 use uuid::Uuid;
 use vmshm_abi::ivshmem::MEMORY_BAR;
+use vmshm_abi::region::SECTION_FREE;
 use vmshm_host::format_bytes;
 use vmshm_transport::Region;
 use vmshm_transport::attach::{AttachError, Source, iv_position, read_region};
@@ -124,7 +125,8 @@ fn own_section(device: &Path, address: &str, region: &Region) -> Check {
         );
     };
     let uuid = Uuid::parse_str(text.trim()).unwrap_or_default();
-    match sections.iter().find(|section| section.entry.vm_uuid == *uuid.as_bytes()) {
+    let mut kept = sections.iter().filter(|section| section.entry.state != SECTION_FREE);
+    match kept.find(|section| section.entry.vm_uuid == *uuid.as_bytes()) {
         Some(section) => Check::ok(format!("{address}: this VM has section {}, by its UUID", section.number)),
         None => Check::missing(
             format!("{address}: no section is assigned to this VM's UUID {uuid}"),

@@ -42,7 +42,7 @@ pub enum AttachError {
     /// The machine is not in the region's table.
     #[error(
         "no section of the region is assigned to this machine (SMBIOS UUID {uuid}): start it with the arguments that \
-         `vmshm qemu-args` prints, or name a section in VMSHM_SECTION"
+         `vmshm qemu-args` prints, and keep that UUID"
     )]
     NotAssigned {
         /// The machine's UUID.
@@ -58,7 +58,7 @@ pub enum AttachError {
         /// The device.
         path: PathBuf,
     },
-    /// Another section was asked for than the one that the guest driver lets this machine write.
+    /// Another section was asked for than the one that the host gives this machine.
     #[error(
         "section {wanted} was asked for, but this machine has section {section} of {}: unset VMSHM_SECTION",
         path.display()
@@ -116,9 +116,40 @@ pub enum AttachError {
         "all {0} sections of the region are kept for virtual machines: release one with `vmshm region release`"
     )]
     AllAssigned(u32),
-    /// The section is a running VM's, or is being given to one.
-    #[error("section {0} belongs to a virtual machine: choose another in VMSHM_SECTION")]
+    /// The host gives the section to a VM at this moment.
+    #[error("section {0} is being given to a virtual machine: choose another in VMSHM_SECTION")]
     Taken(u32),
+    /// The host keeps the section for a VM.
+    #[error(
+        "section {section} is kept for the virtual machine of {owner}: unset VMSHM_SECTION, or choose a section that \
+         `vmshm region inspect` calls free; `vmshm region release` frees one"
+    )]
+    Assigned {
+        /// The section that was asked for.
+        section: u32,
+        /// By what the host knows the VM.
+        owner: String,
+    },
+    /// The ivshmem server has given the device no id.
+    #[error(
+        "{}: the host's server has not told which section this machine has: is `vmshm serve` running there?",
+        path.display()
+    )]
+    NotJoined {
+        /// The device.
+        path: PathBuf,
+    },
+    /// The host's table does not name this machine.
+    #[error(
+        "the host does not keep section {section} for this machine (id {position} of the ivshmem server) any more: restart \
+         this machine"
+    )]
+    Released {
+        /// The section that the server had given.
+        section: u32,
+        /// The machine's id.
+        position: u32,
+    },
     /// The section variable is no number.
     #[error("VMSHM_SECTION is {0:?}, which is no section number")]
     SectionNumber(String),

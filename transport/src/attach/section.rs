@@ -12,11 +12,13 @@ use vmshm_abi::region::{RegionHeader, SECTION_FREE, SECTION_JOINED};
 use super::error::io_error;
 use super::find::Opened;
 use super::{AttachError, Source, read_region};
+use crate::error::AttachError as SectionError;
 use crate::lock;
-use crate::region::Region;
+use crate::region::{Region, Section};
 
-/// Which section is ours: decided by the device or the host, never by racing. Without the guest driver the file then holds
-/// a lock that tells the host that the section is in use.
+/// Which section is ours: decided by the device or the host's table, never by racing, and never by the process that asks,
+/// which can only choose among those that no virtual machine has. Without the guest driver the file then holds a lock that
+/// tells the host that the section is in use.
 pub(super) fn choose_section(
     source: &Source,
     region: &Region,
@@ -25,41 +27,54 @@ pub(super) fn choose_section(
 ) -> Result<u32, AttachError> {
     let path = source.path();
     let file = &opened.file;
-    if let Some(device) = &opened.device {
-        return match (device.section, wanted) {
-            (NO_SECTION, _) => Err(AttachError::NoSection { path }),
-            (section, Some(wanted)) if wanted != section => {
-                Err(AttachError::OtherSection { path, wanted, section })
-            }
-            (section, _) => Ok(section),
-        };
-    }
-    let number = match (wanted, source) {
-        (Some(number), _) => number,
+    let number = match (&opened.device, source) {
+        (Some(device), _) if device.section == NO_SECTION => return Err(AttachError::NoSection { path }),
+        (Some(device), _) => device.section,
         (None, Source::Pci(device)) => match iv_position(device)? {
-            // The server's ids grow with each VM that a section is given to; see `vmshm-host`.
-            Some(position) => position % region.header().sections,
+            Some(position) => section_by_position(region, position)?,
             None => section_by_uuid(region)?,
         },
-        (None, Source::File(_) | Source::Driver(_)) => {
-            let chosen = choose_host_section(source, region, file).map_err(io_error(&path))?;
-            return chosen.ok_or(AttachError::AllAssigned(region.header().sections));
-        }
+        (None, Source::File(_) | Source::Driver(_)) => match wanted {
+            Some(number) => number,
+            None => {
+                let chosen = choose_host_section(source, region, file).map_err(io_error(&path))?;
+                return chosen.ok_or(AttachError::AllAssigned(region.header().sections));
+            }
+        },
     };
-    // Held by the host for a moment, while it gives the section to somebody.
-    match lock::try_shared(file, RegionHeader::entry_offset(number)).map_err(io_error(&path))? {
-        // A VM's locks are not seen from the host: its section is never ours.
-        true if matches!(source, Source::File(_)) && is_joined(source, number)? => {
-            Err(AttachError::Taken(number))
-        }
-        true => Ok(number),
-        false => Err(AttachError::Taken(number)),
+    if let Some(wanted) = wanted.filter(|&wanted| wanted != number) {
+        return Err(AttachError::OtherSection { path, wanted, section: number });
     }
+    let last = region.header().sections - 1;
+    if number > last {
+        return Err(SectionError::Section { section: number, last }.into());
+    }
+    if opened.device.is_some() {
+        return Ok(number);
+    }
+    // Held by the host for a moment, while it gives the section to somebody.
+    if !lock::try_shared(file, RegionHeader::entry_offset(number)).map_err(io_error(&path))? {
+        return Err(AttachError::Taken(number));
+    }
+    // A virtual machine's locks are not seen from the host: its section is never a host process's. The table is read once
+    // more, since the host may have given the section away just before we had the lock.
+    if matches!(source, Source::File(_))
+        && let Some(owner) = owner(&read_region(source)?, number)
+    {
+        return Err(AttachError::Assigned { section: number, owner });
+    }
+    Ok(number)
 }
 
-fn is_joined(source: &Source, number: u32) -> Result<bool, AttachError> {
-    let region = read_region(source)?;
-    Ok(region.sections().get(number as usize).is_some_and(|section| section.entry.state == SECTION_JOINED))
+/// Which virtual machine the host keeps a section for, if any.
+fn owner(region: &Region, number: u32) -> Option<String> {
+    let entry = region.sections().get(number as usize)?.entry;
+    let uuid = format_uuid(entry.vm_uuid);
+    match entry.state {
+        SECTION_FREE => None,
+        SECTION_JOINED => Some(format!("process {} with UUID {uuid}", entry.owner_pid)),
+        _ => Some(format!("UUID {uuid}")),
+    }
 }
 
 /// The first section that no process has, else any that is not a VM's.
@@ -98,7 +113,7 @@ fn choose_host_section(source: &Source, region: &Region, file: &File) -> io::Res
 ///
 /// # Errors
 ///
-/// A register BAR that can't be opened or mapped.
+/// A register BAR that can't be opened or mapped; a server that has given no id yet.
 pub fn iv_position(device: &Path) -> Result<Option<u32>, AttachError> {
     if !device.join("resource1").exists() {
         return Ok(None);
@@ -109,16 +124,42 @@ pub fn iv_position(device: &Path) -> Result<Option<u32>, AttachError> {
     // SAFETY: the register BAR is mapped, the register is aligned and inside it.
     let position =
         unsafe { registers.as_ptr().add(ivshmem::REG_IV_POSITION as usize).cast::<u32>().read_volatile() };
-    Ok(Some(position))
+    // Negative as long as the server has not given one.
+    match i32::try_from(position) {
+        Ok(_) => Ok(Some(position)),
+        Err(_) => Err(AttachError::NotJoined { path: device.into() }),
+    }
+}
+
+/// The section whose row names the virtual machine with this id of the ivshmem server. The ids grow with each machine that a
+/// section is given to; see `vmshm-host`.
+fn section_by_position(region: &Region, position: u32) -> Result<u32, AttachError> {
+    let number = position % region.header().sections;
+    let entry = &region.sections()[number as usize].entry;
+    match entry.state == SECTION_JOINED && entry.vm_id == position + 1 {
+        true => Ok(number),
+        false => Err(AttachError::Released { section: number, position }),
+    }
 }
 
 fn section_by_uuid(region: &Region) -> Result<u32, AttachError> {
     let path = Path::new("/sys/class/dmi/id/product_uuid");
     let text = fs::read_to_string(path).map_err(io_error(path))?;
     let uuid = text.trim();
-    let bytes = parse_uuid(uuid);
-    let ours = |bytes| region.sections().iter().find(|section| section.entry.vm_uuid == bytes);
-    bytes.and_then(ours).map(|section| section.number).ok_or(AttachError::NotAssigned { uuid: uuid.into() })
+    section_with_uuid(region, uuid).ok_or_else(|| AttachError::NotAssigned { uuid: uuid.into() })
+}
+
+/// The section that the host keeps for the machine with this UUID. A free one keeps the UUID of the machine that had it.
+fn section_with_uuid(region: &Region, uuid: &str) -> Option<u32> {
+    // A machine without a UUID shows zeros.
+    let uuid = parse_uuid(uuid).filter(|uuid| *uuid != [0; 16])?;
+    let ours = |section: &&Section| section.entry.state != SECTION_FREE && section.entry.vm_uuid == uuid;
+    region.sections().iter().find(ours).map(|section| section.number)
+}
+
+fn format_uuid(uuid: [u8; 16]) -> String {
+    let digits = format!("{:032x}", u128::from_be_bytes(uuid));
+    [0..8, 8..12, 12..16, 16..20, 20..32].map(|part| &digits[part]).join("-")
 }
 
 pub(super) fn parse_uuid(text: &str) -> Option<[u8; 16]> {
@@ -128,13 +169,103 @@ pub(super) fn parse_uuid(text: &str) -> Option<[u8; 16]> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use tempfile::TempDir;
+    use vmshm_abi::region::{SECTION_ASSIGNED, SectionEntry};
+    use zerocopy::IntoBytes;
+
+    use super::super::find::open;
     use super::*;
 
+    const UUID: &str = "00112233-4455-6677-8899-aabbccddeeff";
+
+    /// What sysfs shows of an ivshmem device with a region of two sections, the second of them in this row.
+    struct Device(TempDir);
+
+    impl Device {
+        fn new(row: impl Fn(&mut SectionEntry)) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let header = RegionHeader::new([7; 16], 1 << 20, 4096, 2, 4);
+            let memory = File::create(dir.path().join("resource2")).unwrap();
+            memory.set_len(header.region_len).unwrap();
+            memory.write_all_at(header.as_bytes(), 0).unwrap();
+            for number in 0..2 {
+                let mut entry = header.new_entry(number);
+                if number == 1 {
+                    entry.vm_uuid = parse_uuid(UUID).unwrap();
+                    row(&mut entry);
+                }
+                memory.write_all_at(entry.as_bytes(), RegionHeader::entry_offset(number)).unwrap();
+            }
+            Self(dir)
+        }
+
+        /// With a server that has given it this id.
+        fn with_position(self, position: u32) -> Self {
+            let registers = File::create(self.0.path().join("resource0")).unwrap();
+            registers.set_len(4096).unwrap();
+            registers.write_all_at(&position.to_le_bytes(), ivshmem::REG_IV_POSITION).unwrap();
+            File::create(self.0.path().join("resource1")).unwrap();
+            self
+        }
+
+        fn choose(&self, wanted: Option<u32>) -> Result<u32, AttachError> {
+            let source = Source::Pci(self.0.path().into());
+            let region = read_region(&source)?;
+            choose_section(&source, &region, &open(&source)?, wanted)
+        }
+    }
+
+    fn joined(entry: &mut SectionEntry) {
+        (entry.state, entry.vm_id) = (SECTION_JOINED, 3 + 1);
+    }
+
     #[test]
-    fn uuids_are_read_as_rfc_4122_bytes() {
-        let bytes = parse_uuid("00112233-4455-6677-8899-aabbccddeeff").unwrap();
+    fn the_server_s_id_decides_and_no_other_section_can_be_asked_for() {
+        let device = Device::new(joined).with_position(3);
+        assert_eq!(device.choose(None).unwrap(), 1);
+        assert_eq!(device.choose(Some(1)).unwrap(), 1);
+        let error = device.choose(Some(0)).unwrap_err();
+        assert!(matches!(error, AttachError::OtherSection { wanted: 0, section: 1, .. }), "{error}");
+        assert!(error.to_string().contains("unset VMSHM_SECTION"), "{error}");
+    }
+
+    #[test]
+    fn an_id_that_the_table_does_not_name_has_no_section() {
+        let refused = |row: fn(&mut SectionEntry), position| {
+            let device = Device::new(row).with_position(position);
+            [None, Some(0), Some(1)].map(|wanted| device.choose(wanted).unwrap_err())
+        };
+        for error in refused(|_| {}, 3).into_iter().chain(refused(joined, 1)) {
+            assert!(matches!(error, AttachError::Released { section: 1, .. }), "{error}");
+        }
+        for error in refused(joined, u32::MAX) {
+            assert!(matches!(error, AttachError::NotJoined { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_uuid_finds_the_row_that_is_kept_for_it_and_no_released_one() {
+        let find = |row: fn(&mut SectionEntry), uuid| {
+            let device = Device::new(row);
+            section_with_uuid(&read_region(&Source::Pci(device.0.path().into())).unwrap(), uuid)
+        };
+        let nil = "00000000-0000-0000-0000-000000000000";
+        assert_eq!(find(|entry| entry.state = SECTION_ASSIGNED, UUID), Some(1));
+        assert_eq!(find(joined, UUID), Some(1));
+        assert_eq!(find(|entry| entry.state = SECTION_FREE, UUID), None);
+        assert_eq!(find(|entry| entry.state = SECTION_ASSIGNED, "nonsense"), None);
+        let nobody = |entry: &mut SectionEntry| (entry.state, entry.vm_uuid) = (SECTION_ASSIGNED, [0; 16]);
+        assert_eq!(find(nobody, nil), None);
+    }
+
+    #[test]
+    fn uuids_are_rfc_4122_bytes() {
+        let bytes = parse_uuid(UUID).unwrap();
         assert_eq!(bytes[0], 0x00);
         assert_eq!(bytes[15], 0xff);
+        assert_eq!(format_uuid(bytes), UUID);
         assert_eq!(parse_uuid("nonsense"), None);
     }
 }
