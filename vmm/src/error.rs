@@ -1,0 +1,102 @@
+//! Reasons why a VM cannot be made, each with its cure.
+
+use std::io;
+
+/// Why something about a VM could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel has no KVM.
+    #[error(
+        "there is no /dev/kvm: load the module (`sudo modprobe kvm_intel` or `kvm_amd`), and see that virtualization \
+         is switched on in the firmware; inside a VM, its host must allow nested ones"
+    )]
+    NoKvm,
+    /// The user may not use KVM.
+    #[error(
+        "/dev/kvm may not be opened by this user: join its group (`sudo usermod -aG kvm $USER`, then log in again), \
+         or run as root"
+    )]
+    KvmPermission,
+    /// KVM does not offer what a VM needs.
+    #[error("this host's KVM lacks {capability}: {cure}")]
+    Capability {
+        /// KVM's name of it.
+        capability: &'static str,
+        /// What to do.
+        cure: &'static str,
+    },
+    /// KVM or the operating system refused.
+    #[error("cannot {doing}: {cause}")]
+    Io {
+        /// What was tried.
+        doing: String,
+        /// What it answered.
+        cause: io::Error,
+    },
+    /// An argument makes no sense.
+    #[error("{what} {value} {why}")]
+    Invalid {
+        /// Which argument.
+        what: &'static str,
+        /// Its value.
+        value: String,
+        /// What is wrong with it, and what to give instead.
+        why: String,
+    },
+    /// Something is wrong with the region.
+    #[error(transparent)]
+    Region(#[from] vmshm_host::Error),
+    /// Somebody else has the section.
+    #[error(
+        "section {section} of region {region:?} is in use by {by}: end that first, or take another section \
+         (`vmshm region inspect {region}` shows them)"
+    )]
+    SectionTaken {
+        /// The region.
+        region: String,
+        /// The section.
+        section: u32,
+        /// Who has it.
+        by: String,
+    },
+    /// The region's file may only be read.
+    #[error(
+        "{path} may not be written by this user: a VM needs that for its own section; ask the owner to add you to the file's group"
+    )]
+    RegionReadOnly {
+        /// The file.
+        path: String,
+    },
+    /// Memory does not suffice.
+    #[error("{wanted} are wanted {place}, but {free} free there: {cure}")]
+    NoRoom {
+        /// What is wanted.
+        wanted: String,
+        /// Where.
+        place: String,
+        /// What there is: `120 pages are`, say.
+        free: String,
+        /// What to do.
+        cure: String,
+    },
+}
+
+impl Error {
+    /// Says what was tried when the operating system refused.
+    pub(crate) fn io(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let doing = doing.into();
+        move |cause| Self::Io { doing, cause }
+    }
+
+    /// The same for the crate `nix`.
+    pub(crate) fn sys(doing: impl Into<String>) -> impl FnOnce(nix::Error) -> Self {
+        let doing = doing.into();
+        move |errno| Self::Io { doing, cause: errno.into() }
+    }
+
+    /// The same for KVM's calls.
+    pub(crate) fn kvm(doing: impl Into<String>) -> impl FnOnce(kvm_ioctls::Error) -> Self {
+        let doing = doing.into();
+        move |errno| Self::Io { doing, cause: errno.into() }
+    }
+}

@@ -1,0 +1,101 @@
+//! The guest's physical addresses. `docs/vmm.md` has them as a table.
+
+use crate::error::Error;
+
+/// Page tables, descriptor tables and boot parameters lie below this; RAM that the kernel may use begins here.
+pub const HIGH_RAM: u64 = 0x10_0000;
+/// RAM below 4 GiB ends here; what is more lies at [`RAM_ABOVE`].
+pub const LOW_RAM_END: u64 = 0xc000_0000;
+/// 32-bit BARs.
+pub const BARS_32: u64 = 0xc000_0000;
+/// Bytes for 32-bit BARs.
+pub const BARS_32_LEN: u64 = 0x2000_0000;
+/// PCI configuration space, 1 MiB a bus.
+pub const ECAM: u64 = 0xe000_0000;
+/// Buses in it.
+pub const BUSES: u8 = 16;
+/// I/O APIC, in KVM.
+pub const IOAPIC: u64 = 0xfec0_0000;
+/// Local APICs, in KVM.
+pub const LAPIC: u64 = 0xfee0_0000;
+/// A page that KVM needs for real mode on Intel.
+pub const IDENTITY_MAP: u64 = 0xfffb_c000;
+/// Three pages that KVM needs for real mode on Intel.
+pub const TSS: usize = 0xfffb_d000;
+/// RAM beyond [`LOW_RAM_END`].
+pub const RAM_ABOVE: u64 = 1 << 32;
+
+/// Where the RAM of a VM lies, as address and length.
+pub fn ram(len: u64) -> Vec<(u64, u64)> {
+    let low = len.min(LOW_RAM_END);
+    let mut ranges = vec![(0, low)];
+    if len > low {
+        ranges.push((RAM_ABOVE, len - low));
+    }
+    ranges
+}
+
+/// The 64-bit BARs: the second quarter from above of the physical address space.
+///
+/// The topmost quarter stays empty, since AMD keeps its last 12 GiB for itself.
+pub fn bars_64(address_bits: u32) -> (u64, u64) {
+    let bits = address_bits.clamp(36, 46);
+    (1 << (bits - 1), 1 << (bits - 2))
+}
+
+/// Gives each 64-bit BAR an address that is a multiple of its length (a power of two), in the order asked.
+///
+/// # Errors
+/// More than there is room for between the RAM and the end of the address space.
+pub fn place_64(lens: &[u64], address_bits: u32, ram_len: u64) -> Result<Vec<u64>, Error> {
+    let (base, room) = bars_64(address_bits);
+    let invalid = |what, value: u64, why: String| Error::Invalid { what, value: format!("{value:#x}"), why };
+    if ram_len > LOW_RAM_END && RAM_ABOVE + (ram_len - LOW_RAM_END) > base {
+        let why = format!("bytes reach beyond {base:#x}, where shared memory begins: give less memory");
+        return Err(invalid("memory of", ram_len, why));
+    }
+    // Longest first: then each follows the one before without a gap, and is aligned.
+    let mut order: Vec<usize> = (0..lens.len()).collect();
+    order.sort_by_key(|&i| std::cmp::Reverse(lens[i]));
+    let mut places = vec![0; lens.len()];
+    let mut next = base;
+    for i in order {
+        if lens[i] > room || next + lens[i] > base + room {
+            let why = format!("bytes do not fit into the {room:#x} that this processor's addresses leave");
+            return Err(invalid("a region of", lens[i], why));
+        }
+        places[i] = next;
+        next += lens[i];
+    }
+    Ok(places)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_leaves_the_hole_below_4_gib_free() {
+        assert_eq!(ram(1 << 30), [(0, 1 << 30)]);
+        assert_eq!(ram(4 << 30), [(0, LOW_RAM_END), (1 << 32, 1 << 30)]);
+    }
+
+    #[test]
+    fn shared_bars_are_aligned_to_their_size_and_do_not_overlap() {
+        let lens = [1 << 20, 1 << 40, 1 << 30, 1 << 20];
+        let places = place_64(&lens, 46, 512 << 30).unwrap();
+        for (i, (&place, &len)) in places.iter().zip(&lens).enumerate() {
+            assert_eq!(place % len, 0);
+            for (j, (&other, &other_len)) in places.iter().zip(&lens).enumerate() {
+                assert!(i == j || place + len <= other || other + other_len <= place);
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error() {
+        let text = place_64(&[1 << 40], 40, 1 << 30).unwrap_err().to_string();
+        assert!(text.contains("do not fit"), "{text}");
+        assert!(place_64(&[], 40, 1 << 40).is_err());
+    }
+}

@@ -1,0 +1,26 @@
+//! Runs virtual machines around one shared region, on this host's KVM.
+//!
+//! A VM gets the region as a PCI BAR that consists of several memory slots: its own section is writable, all others are
+//! read-only (unless the region is an open one). See `docs/vmm.md` for addresses, threads and what is trusted.
+
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+
+pub mod bare;
+mod bus;
+mod control;
+mod error;
+mod host;
+pub mod layout;
+mod memory;
+pub mod power;
+mod shared;
+mod vcpu;
+mod vm;
+
+pub use bus::{Bus, Device};
+pub use control::End;
+pub use error::Error;
+pub use host::Host;
+pub use memory::{Ram, RamOptions};
+pub use shared::{Part, Shared};
+pub use vm::{Running, Stats, Vm};

@@ -1,0 +1,64 @@
+//! The port by which a guest switches itself off or resets itself: ACPI's sleep control and reset registers.
+
+use std::sync::Arc;
+
+use crate::bus::{Bus, Device};
+use crate::control::{Control, End};
+use crate::error::Error;
+use crate::vm::Vm;
+
+/// The first of its four ports.
+pub const PORT: u64 = 0x600;
+/// Sleep control: [`SLEEP`] ends the VM.
+pub const SLEEP_CONTROL: u64 = 0;
+/// Sleep status: always zero.
+pub const SLEEP_STATUS: u64 = 1;
+/// Reset: [`RESET`] resets the VM.
+pub const RESET_REGISTER: u64 = 2;
+/// The bit of sleep control that makes it so.
+pub const SLEEP: u8 = 1 << 5;
+/// The value of the reset register that makes it so.
+pub const RESET: u8 = 1;
+
+struct Power(Arc<Control>);
+
+impl Device for Power {
+    fn read(&self, _: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        match (offset, data) {
+            (SLEEP_CONTROL, &[value]) if value & SLEEP != 0 => self.0.end(End::PowerOff),
+            (RESET_REGISTER, &[RESET]) => self.0.end(End::Reset),
+            _ => {}
+        }
+    }
+}
+
+/// Gives a VM this device.
+///
+/// # Errors
+/// Another device has the ports.
+pub fn add(vm: &Vm) -> Result<(), Error> {
+    let bus: &Bus = vm.port_bus();
+    bus.insert(PORT, 4, Arc::new(Power(vm.control())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_right_values_end_a_vm() {
+        let control = Arc::new(Control::default());
+        let power = Power(Arc::clone(&control));
+        for (offset, data) in [(0, &[0x1f][..]), (0, &[0x20, 0]), (2, &[2]), (1, &[0x20]), (3, &[1])] {
+            power.write(offset, data);
+            assert_eq!(control.ended(), None);
+        }
+        power.write(SLEEP_CONTROL, &[SLEEP | 5 << 2]);
+        power.write(RESET_REGISTER, &[RESET]);
+        assert_eq!(control.ended(), Some(End::PowerOff));
+    }
+}

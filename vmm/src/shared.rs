@@ -1,0 +1,175 @@
+//! The shared BAR of a VM: a region, mapped so that only the VM's own section can be written.
+//!
+//! The promise is kept twice. KVM gets every other part as a read-only memory slot, and this process maps it without
+//! the right to write, so that neither the guest nor a fault of the VMM changes a byte of another's section.
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::sys::mman::{MapFlags, ProtFlags, madvise, mmap, mprotect, munmap};
+use uuid::Uuid;
+use vmshm_abi::region::{RegionHeader, SECTION_FREE};
+use vmshm_host::{Lock, Region, users};
+
+use crate::error::Error;
+
+/// A part of the BAR, which becomes one memory slot of KVM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// First byte, from the start of the region.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Whether the VM may write there.
+    pub writable: bool,
+}
+
+/// A region as one VM has it.
+#[derive(Debug)]
+pub struct Shared {
+    start: NonNull<libc::c_void>,
+    len: NonZeroUsize,
+    parts: Vec<Part>,
+    region: Region,
+    section: u32,
+    /// Whether the section was free before, and is to be so again.
+    give_back: bool,
+    dropped: AtomicU64,
+}
+
+// SAFETY: the pointer is only an address to hand to KVM; no method reads or writes through it.
+unsafe impl Send for Shared {}
+// SAFETY: as for Send.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    /// Takes a section for the VM with this UUID, and maps the region.
+    ///
+    /// The section stays taken (a lock on its row of the table, which the kernel drops with this process) until the
+    /// value is dropped.
+    ///
+    /// # Errors
+    /// A region that may not be written, a section that another VM or process has, or no address space.
+    pub fn take(region: Region, section: u32, uuid: Uuid) -> Result<Self, Error> {
+        if !region.is_writable() {
+            return Err(Error::RegionReadOnly { path: region.path().display().to_string() });
+        }
+        let give_back = region.entry(section)?.state == SECTION_FREE;
+        region.assign(section, Some(uuid))?;
+        let byte = RegionHeader::entry_offset(section);
+        match Lock::try_exclusive(region.file(), byte)
+            .map_err(Error::io(format!("lock section {section} of {}", region.path().display())))?
+        {
+            // Until the file is closed, that is as long as `region` and the mapping live.
+            Some(lock) => std::mem::forget(lock),
+            None => {
+                let pids = users(&region.file_id()?).holding(byte);
+                let by = pids.iter().map(|pid| format!("pid {pid}")).collect::<Vec<_>>().join(", ");
+                return Err(Error::SectionTaken { region: region.name(), section, by });
+            }
+        }
+        Self::map(region, section, give_back)
+    }
+
+    fn map(region: Region, section: u32, give_back: bool) -> Result<Self, Error> {
+        let parts = parts(&region, section)?;
+        let path = region.path().display().to_string();
+        let doing = || format!("map the region {path}");
+        let len = usize::try_from(region.header().region_len)
+            .ok()
+            .and_then(NonZeroUsize::new)
+            .ok_or_else(|| Error::io(doing())(io::ErrorKind::InvalidInput.into()))?;
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice changes no memory in use.
+        let start = unsafe { mmap(None, len, ProtFlags::PROT_READ, flags, region.file(), 0) }
+            .map_err(Error::sys(doing()))?;
+        let shared = Self { start, len, parts, region, section, give_back, dropped: AtomicU64::new(0) };
+        // SAFETY: our own mapping; what the advice changes is core dumps only.
+        let _ = unsafe { madvise(start, len.get(), nix::sys::mman::MmapAdvise::MADV_DONTDUMP) };
+        for part in shared.parts.iter().filter(|part| part.writable) {
+            let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+            // SAFETY: a part lies in our own mapping, on page boundaries, as the checked table says.
+            unsafe { mprotect(shared.address(part), part.len as usize, prot) }
+                .map_err(Error::sys(doing()))?;
+        }
+        Ok(shared)
+    }
+
+    /// Bytes of the BAR, a power of two.
+    pub fn len(&self) -> u64 {
+        self.len.get() as u64
+    }
+
+    /// Never: a region has at least a header.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// The region.
+    pub fn region(&self) -> &Region {
+        &self.region
+    }
+
+    /// The VM's own section.
+    pub fn section(&self) -> u32 {
+        self.section
+    }
+
+    /// The parts, ascending and without gaps.
+    pub fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    /// Where a part is mapped in this process.
+    pub(crate) fn address(&self, part: &Part) -> NonNull<libc::c_void> {
+        assert!(part.offset + part.len <= self.len(), "a part lies inside the mapping");
+        // SAFETY: inside the mapping, as was just checked.
+        unsafe { self.start.byte_add(part.offset as usize) }
+    }
+
+    /// Stores into read-only parts that were dropped so far.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Counts a store that was dropped, and tells of the first one.
+    pub(crate) fn drop_store(&self, offset: u64) {
+        if self.dropped.fetch_add(1, Ordering::Relaxed) == 0 {
+            tracing::warn!(
+                region = %self.region.name(),
+                own_section = self.section,
+                offset = format_args!("{offset:#x}"),
+                "the VM stored to memory that is not its own; such stores are dropped and, from now on, only counted"
+            );
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, and whoever gave its address to KVM has closed that VM before.
+        let _ = unsafe { munmap(self.start, self.len.get()) };
+        if self.give_back
+            && let Err(error) = self.region.release(self.section, true)
+        {
+            tracing::warn!(section = self.section, %error, "cannot give the section back");
+        }
+    }
+}
+
+/// Cuts a region into what a VM may write and what not: its own section, or all sections of an open region.
+fn parts(region: &Region, section: u32) -> Result<Vec<Part>, Error> {
+    let header = region.header();
+    let entry = region.entry(section)?;
+    let (start, end) = if header.is_open() {
+        // Header and table are the host's even then.
+        (header.table_end, header.region_len)
+    } else {
+        (entry.offset, entry.offset + entry.len)
+    };
+    let part = |offset, end: u64, writable| Part { offset, len: end - offset, writable };
+    let all = [part(0, start, false), part(start, end, true), part(end, header.region_len, false)];
+    Ok(all.into_iter().filter(|part| part.len > 0).collect())
+}

@@ -1,0 +1,140 @@
+//! What the tests on `/dev/kvm` share: a region of their own, and bare-metal programs.
+
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+use std::arch::global_asm;
+use std::time::Duration;
+
+use vmshm_host::{CreateOptions, PageSize, Region, RegionName, Registry};
+use vmshm_vmm::{End, Error, Host, Ram, RamOptions, Running, Shared, Vm, bare, power};
+
+/// Where the programs see the region.
+pub const BAR: u64 = 1 << 35;
+pub const LIMIT: Duration = Duration::from_secs(60);
+
+/// The host's KVM, or `None` with a word about why the test is skipped.
+pub fn kvm() -> Option<Host> {
+    match Host::open() {
+        Ok(host) => Some(host),
+        Err(error @ (Error::NoKvm | Error::KvmPermission)) => {
+            eprintln!("skipped: {error}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// A directory with one region.
+pub struct Place {
+    registry: Registry,
+    name: RegionName,
+    _dir: tempfile::TempDir,
+}
+
+impl Place {
+    pub fn new(options: &CreateOptions) -> Self {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let registry = Registry::at(dir.path());
+        let name = RegionName::new("job").unwrap();
+        registry.create(&name, options).unwrap();
+        Self { registry, name, _dir: dir }
+    }
+
+    pub fn region(&self) -> Region {
+        self.registry.open(self.name.as_str()).unwrap()
+    }
+
+    pub fn take(&self, section: u32) -> Result<Shared, Error> {
+        Shared::take(self.region(), section, uuid::Uuid::from_u128(1 + u128::from(section)))
+    }
+
+    /// A VM with this section that runs a program. Its arguments: BAR, its length, own section's offset and length.
+    pub fn run(&self, host: &Host, section: u32, code: &[u8]) -> Running {
+        let shared = self.take(section).unwrap();
+        let entry = self.region().entry(section).unwrap();
+        let arguments = [BAR, shared.len(), entry.offset, entry.len, 0, 0];
+        let ram = RamOptions { len: 2 << 20, pages: PageSize::Base, node: None, prefault: true };
+        let mut vm = Vm::new(host, Ram::new(&ram, |_, _| ()).unwrap(), 1).unwrap();
+        power::add(&vm).unwrap();
+        let mapped = [(BAR, shared.len())];
+        vm.share(BAR, shared).unwrap();
+        bare::load(host, &vm, code, &mapped, |_| arguments).unwrap();
+        vm.start(|_| ()).unwrap()
+    }
+
+    pub fn word(&self, offset: u64) -> u64 {
+        let mut bytes = [0; 8];
+        self.region().read(&mut bytes, offset).unwrap();
+        u64::from_ne_bytes(bytes)
+    }
+}
+
+pub fn ended(vm: Running) -> End {
+    let end = vm.wait(LIMIT).expect("the program ends");
+    vm.stop();
+    end
+}
+
+macro_rules! program {
+    ($name:ident, $label:literal, $($line:literal),+ $(,)?) => {
+        global_asm!(
+            concat!(".section .rodata.vmshm, \"a\"\n.global ", $label, "\n.global ", $label, "_end\n", $label, ":"),
+            $($line,)+
+            concat!($label, "_end:\n.previous"),
+        );
+
+        pub fn $name() -> &'static [u8] {
+            unsafe extern "C" {
+                #[link_name = $label]
+                static START: u8;
+                #[link_name = concat!($label, "_end")]
+                static END: u8;
+            }
+            let (start, end) = (&raw const START, &raw const END);
+            // SAFETY: the assembler puts both labels into one read-only section, the second behind the first.
+            unsafe { std::slice::from_raw_parts(start, end.addr() - start.addr()) }
+        }
+    };
+}
+
+// Stores 8 bytes to every 512th byte of the BAR, then with each kind of instruction to its last page; powers off.
+program!(
+    writes_everywhere,
+    "vmshm_writes_everywhere",
+    "mov rax, 0x5a5a5a5a5a5a5a5a",
+    "lea r8, [rdi + rsi]",
+    "2: mov [rdi], rax",
+    "add rdi, 512",
+    "cmp rdi, r8",
+    "jb 2b",
+    "sub rdi, 4096",
+    "mov [rdi + 1], al",
+    "mov [rdi + 3], ax",
+    "mov [rdi + 12], eax",
+    "lock xadd [rdi + 24], eax",
+    "xchg [rdi + 32], ecx",
+    "movnti [rdi + 40], rcx",
+    "lock or dword ptr [rdi + 48], 1",
+    "lock cmpxchg [rdi + 56], rcx",
+    "mov dx, 0x600",
+    "mov al, 0x34",
+    "out dx, al",
+    "3: pause",
+    "jmp 3b",
+);
+
+// Counts in the first word of its section for ever.
+program!(counts, "vmshm_counts", "add rdi, rdx", "2: inc qword ptr [rdi]", "pause", "jmp 2b",);
+
+// A 32-byte store to the region's header, which is read-only for every VM.
+program!(
+    stores_a_vector,
+    "vmshm_stores_a_vector",
+    "vpxor ymm0, ymm0, ymm0",
+    "vmovdqu [rdi], ymm0",
+    "2: pause",
+    "jmp 2b",
+);
+
+// Touches memory without a page table: a triple fault, since nobody handles the exception.
+program!(falls, "vmshm_falls", "xor eax, eax", "dec rax", "mov [rax - 4096], al", "2: jmp 2b");
