@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use vmshm_host::Registry;
 
+use crate::doctor::obstacles;
 use crate::installed::{HEAP, component_path, own_prefix, plugin_dir};
 use crate::shell::quote;
 
@@ -61,10 +62,12 @@ impl Args {
             bail!("the path {dir:?} contains ':' or ',', at which Open MPI would cut it: install elsewhere");
         }
         let before = std::env::var("OMPI_MCA_mca_base_component_path").ok();
-        let mut lines = vec![("OMPI_MCA_mca_base_component_path", component_path(before.as_deref(), dir))];
+        let component_path = component_path(before.as_deref(), dir);
+        let mut lines = vec![("OMPI_MCA_mca_base_component_path", component_path.clone())];
+        let mut file = None;
         if let Some(region) = &self.region {
             let region = Registry::from_env().open(region)?;
-            let path = std::path::absolute(region.path())?;
+            let path = file.insert(std::path::absolute(region.path())?);
             let path = path.to_str().context("the path of the region is not UTF-8, which Open MPI needs")?;
             lines.push(("OMPI_MCA_btl_vmshm_device", path.to_owned()));
             lines.push(("VMSHM_DEVICE", path.to_owned()));
@@ -83,6 +86,9 @@ impl Args {
         let mut out = std::io::stdout().lock();
         for (name, value) in lines {
             writeln!(out, "export {name}={}", quote(&value))?;
+        }
+        for obstacle in obstacles(&component_path, file.as_deref()) {
+            writeln!(std::io::stderr(), "vmshm: {obstacle}")?;
         }
         Ok(())
     }

@@ -37,6 +37,18 @@ fn the_environment_makes_open_mpi_find_the_plugin() {
     assert_eq!(text, expected, "{}", String::from_utf8_lossy(&output.stderr));
     assert!(host.fails(&["env", "--prefix", prefix.to_str().unwrap(), "--region", "none"]).contains("none"));
 
+    // What would keep vmshm from being used is said beside it, on standard error.
+    if Command::new("ompi_info").arg("--version").output().is_ok() {
+        for (pml, is_trouble) in [("ob1", false), ("cm", true)] {
+            let output = Command::new(&tool).arg("env").env("OMPI_MCA_pml", pml).output().unwrap();
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert!(output.status.success() && output.stdout.starts_with(b"export "), "{said}");
+            let is_told =
+                said.contains("the parameter pml is \"cm\"") && said.contains("cure: mpirun --mca pml ob1");
+            assert_eq!(is_told, is_trouble, "{said}");
+        }
+    }
+
     // LD_PRELOAD cannot name a path with a space.
     let plain = host.dir.path().join("plain");
     fs::rename(&prefix, &plain).unwrap();

@@ -18,8 +18,8 @@ use super::Check;
 const FIRST_KERNEL: (u32, u32) = (7, 2);
 
 /// What works without the driver, for those who cannot have it.
-const WITHOUT: &str =
-    "without it root can use the device, through sysfs: uncached on some processors, and by polling only";
+const WITHOUT: &str = "without it root can use the device, through sysfs: by polling only, and uncached where KVM honours the \
+     guest's memory type (AMD; Intel with a device passed through, or QEMU's honor-guest-pat=on)";
 
 /// What is known of the driver and its devices.
 #[derive(Debug)]

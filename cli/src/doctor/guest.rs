@@ -11,31 +11,40 @@ use vmshm_host::format_bytes;
 use vmshm_transport::Region;
 use vmshm_transport::attach::{AttachError, Source, iv_position, read_region};
 
-use super::Check;
 use super::driver::Driver;
+use super::{Check, devices, memory_type};
 
 /// All checks of a VM with these ivshmem devices.
-pub fn checks(devices: &[PathBuf]) -> Vec<Check> {
-    if devices.is_empty() {
+pub fn checks(found: &[PathBuf]) -> Vec<Check> {
+    if found.is_empty() {
         return vec![Check::missing(
             "this machine has no ivshmem device (PCI 1af4:1110)",
             "on its host: `vmshm qemu-args NAME --section K` or `vmshm libvirt-xml NAME --section K`",
         )];
     }
     let mut checks = Driver::look().checks();
-    for device in devices {
+    checks.extend(devices::look());
+    for device in found {
         if Driver::drives(device) {
             checks.push(memory_check(device).0);
         } else {
             checks.extend(device_checks(device));
         }
+        let bar = memory_bar(&fs::read_to_string(device.join("resource")).unwrap_or_default());
+        checks.extend(bar.and_then(|(start, len)| {
+            memory_type::check(&address(device), start, len, Driver::drives(device))
+        }));
     }
     checks
 }
 
+fn address(device: &Path) -> String {
+    device.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
 /// Where the device's memory lies, and whether that forbids caching.
 fn memory_check(device: &Path) -> (Check, bool) {
-    let address = device.file_name().unwrap_or_default().to_string_lossy();
+    let address = address(device);
     match memory_bar(&fs::read_to_string(device.join("resource")).unwrap_or_default()) {
         None => (
             Check::missing(
@@ -52,7 +61,7 @@ fn memory_check(device: &Path) -> (Check, bool) {
 }
 
 fn device_checks(device: &Path) -> Vec<Check> {
-    let address = device.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let address = address(device);
     let (memory, is_low) = memory_check(device);
     let mut checks = vec![memory];
     if is_low {

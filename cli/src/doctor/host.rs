@@ -10,8 +10,9 @@ use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, Group, access, geteuid};
 use vmshm_host::{Registry, State, available_memory, format_bytes, inspect, nodes, pools, run_dir};
+use vmshm_transport::attach::region_dirs;
 
-use super::Check;
+use super::{Check, cgroup, denial, guest_pat, numa_balancing, remove_ipc};
 
 /// All checks of a host.
 pub fn checks() -> Vec<Check> {
@@ -21,7 +22,12 @@ pub fn checks() -> Vec<Check> {
     checks.push(group());
     checks.extend(memory());
     checks.extend(regions(&registry));
+    checks.extend(cgroup::checks(&sizes(&registry)));
+    checks.extend(guest_pat::checks());
     checks.extend(sockets(&run_dir()));
+    let dirs = region_dirs();
+    let dirs: Vec<&Path> = dirs.iter().map(|dir| dir.as_path()).collect();
+    checks.extend(denial::checks(&dirs, &run_dir()));
     checks
 }
 
@@ -110,6 +116,7 @@ fn memory() -> Vec<Check> {
     if nodes.is_empty() {
         checks.push(Check::ok("no NUMA support in this kernel: --nodes cannot be used"));
     }
+    checks.extend(numa_balancing::check(nodes.len()));
     for node in nodes {
         let mut text = format!("NUMA node {}: CPUs {}", node.id, node.cpus);
         if !node.has_memory {
@@ -130,6 +137,13 @@ fn memory() -> Vec<Check> {
         ));
     }
     checks
+}
+
+/// Name, bytes, and bytes of a page of each region.
+fn sizes(registry: &Registry) -> Vec<(String, u64, u64)> {
+    let listed = registry.list().unwrap_or_default().into_iter();
+    let sound = listed.filter_map(|entry| Some((entry.name, *entry.region.ok()?.header())));
+    sound.map(|(name, header)| (name, header.region_len, header.page_len)).collect()
 }
 
 fn regions(registry: &Registry) -> Vec<Check> {
@@ -156,6 +170,7 @@ fn regions(registry: &Registry) -> Vec<Check> {
                         format!("ask for membership in its group: ls -l {}", region.path().display()),
                     )
                 });
+                checks.extend(remove_ipc::check(region.path()));
                 for section in &seen.sections {
                     if section.owner_alive == Some(false) {
                         let k = section.section;

@@ -1,12 +1,20 @@
 //! `vmshm doctor`: what is there, what is missing, and how to mend it.
 
+mod cgroup;
+mod denial;
+mod devices;
 mod driver;
 mod guest;
+mod guest_pat;
 mod host;
+mod memory_type;
+mod numa_balancing;
 mod openmpi;
+mod pml;
+mod remove_ipc;
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Options of `vmshm doctor`.
@@ -53,6 +61,18 @@ impl Check {
     fn missing(what: impl Into<String>, cure: impl Into<String>) -> Self {
         Self { verdict: Verdict::Missing, what: what.into(), cure: Some(cure.into()) }
     }
+}
+
+/// What would keep an MPI job from what `vmshm env` has just set up, each in a line with its cure: for processes that find
+/// the plugin by `component_path`, and that use this region of the host, or else the machine's device.
+pub fn obstacles(component_path: &str, region: Option<&Path>) -> Vec<String> {
+    let layer = pml::is_doubtful().then(|| pml::check(Some(component_path))).flatten();
+    let place = match region {
+        Some(region) => remove_ipc::check(region),
+        None => devices::look(),
+    };
+    let checks = layer.into_iter().chain(place).filter(|check| check.verdict != Verdict::Ok);
+    checks.map(|check| format!("{}; cure: {}", check.what, check.cure.unwrap_or_default())).collect()
 }
 
 impl Args {

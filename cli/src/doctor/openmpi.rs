@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use super::Check;
+use super::{Check, pml};
 use crate::installed::{PLUGIN, component_path, own_prefix, plugin_dir};
 
 /// All checks of Open MPI.
@@ -38,6 +38,7 @@ pub fn checks(prefix: Option<&Path>) -> Vec<Check> {
                 "eval \"$(vmshm env)\"",
             ));
         }
+        checks.extend(pml::check(path.as_deref()));
     } else if dir.is_some() {
         let why = err.lines().find(|line| !line.trim().is_empty() && !line.starts_with('-'));
         checks.push(Check::missing(
@@ -63,7 +64,7 @@ pub fn checks(prefix: Option<&Path>) -> Vec<Check> {
 }
 
 /// Standard output and error of `ompi_info`.
-fn ompi_info(arguments: &[&str], component_path: Option<&str>) -> Option<(String, String)> {
+pub(super) fn ompi_info(arguments: &[&str], component_path: Option<&str>) -> Option<(String, String)> {
     let mut command = Command::new("ompi_info");
     command.args(arguments).stdin(Stdio::null());
     if let Some(path) = component_path {
