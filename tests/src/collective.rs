@@ -235,6 +235,18 @@ impl Comm {
         out
     }
 
+    /// Copies `root`'s data to all; the members need not agree on their length. Returns MPI's code.
+    pub fn try_broadcast(&self, data: &mut [u8], root: Rank) -> c_int {
+        // SAFETY: the data have so many bytes.
+        unsafe { ffi::MPI_Bcast(write(data), int(data.len()), byte(), root, self.raw()) }
+    }
+
+    /// Waits for all members. Returns MPI's code.
+    pub fn try_barrier(&self) -> c_int {
+        // SAFETY: the communicator is there.
+        unsafe { ffi::MPI_Barrier(self.raw()) }
+    }
+
     /// Collects a byte from each rank at rank 0, which gives itself two, one not right behind the other where they lie
     /// `apart`; `varying` says by which function. Returns MPI's code.
     pub fn try_gather_too_much(&self, varying: bool, apart: bool) -> c_int {

@@ -191,7 +191,8 @@ fn group_to_leave(size: usize, chunk: usize, work: impl Fn(Group<View>, Own) + S
         // What was there before must not matter.
         endpoint.memory().write(block.offset(), &pattern(7, BLOCK));
         Group::prepare(endpoint.memory(), block.offset(), tag);
-        members.push(Member { section, block: block.offset(), tag });
+        let (slot, incarnation) = (section.slot(endpoint.slot()), endpoint.name().incarnation);
+        members.push(Member { section, block: block.offset(), tag, slot, incarnation });
         chunks.push(endpoint.fragment(chunks_len(chunk, MIN_CHUNKS)).expect("memory"));
         areas.push(endpoint.fragment(AREA).expect("memory"));
     }
@@ -665,7 +666,7 @@ fn who_fails_lets_go_those_who_have_lent_it_something() {
         let result = unsafe { group.broadcast(0, at, mine, &mut Patience::default()) };
         if me == 1 {
             assert_eq!(result, Err(Broken::Length { member: 0, expected: mine, found: len }));
-            group.give_up();
+            group.give_up(0);
         } else {
             assert_eq!(result, Ok(()));
         }
@@ -757,20 +758,23 @@ fn who_has_given_up_is_not_waited_for() {
         let pause = &mut Patience::default();
         group.barrier(pause).expect("barrier");
         if group.me() == 1 {
-            return group.give_up();
+            return group.give_up(15);
         }
-        assert_eq!(group.barrier(pause), Err(Broken::GaveUp(1)));
+        assert_eq!(group.barrier(pause), Err(Broken::GaveUp { member: 1, why: 15 }));
     });
+}
+
+/// Does not wait.
+struct Impatience;
+
+impl Pause for Impatience {
+    fn pause(&mut self, member: usize) -> Result<(), Broken> {
+        Err(Broken::Lost(member))
+    }
 }
 
 #[test]
 fn who_is_lost_is_not_waited_for() {
-    struct Impatience;
-    impl Pause for Impatience {
-        fn pause(&mut self, member: usize) -> Result<(), Broken> {
-            Err(Broken::Lost(member))
-        }
-    }
     group(3, MIN_CHUNK, |group, _| {
         if group.me() == 0 {
             assert_eq!(group.barrier(&mut Impatience), Err(Broken::Lost(1)));
@@ -785,7 +789,8 @@ fn blocks_outside_of_their_sections_are_refused() {
     let other = *region.endpoint(1).section();
     let inside = endpoint.section().entry.offset + (1 << 20);
     let with = |section, block| {
-        let member = Member { section, block, tag: 1 };
+        let (slot, incarnation) = (endpoint.section().slot(endpoint.slot()), endpoint.name().incarnation);
+        let member = Member { section, block, tag: 1, slot, incarnation };
         Group::new(endpoint.memory().clone(), 0, vec![member], 1).is_some()
     };
     assert!(with(*endpoint.section(), inside));
@@ -809,7 +814,8 @@ fn chunks_of_nonsensical_length_are_refused() {
         (usize::MAX & !4095, false),
     ] {
         Group::prepare(endpoint.memory(), block, 1);
-        let member = Member { section: *endpoint.section(), block, tag: 1 };
+        let (section, incarnation) = (*endpoint.section(), endpoint.name().incarnation);
+        let member = Member { section, block, tag: 1, slot: section.slot(endpoint.slot()), incarnation };
         let mut group = Group::new(endpoint.memory().clone(), 0, vec![member], 1).expect("a sound block");
         let chunks = endpoint.section().entry.offset + (2 << 20);
         let are_there = group.add_chunks(chunks, chunk, MIN_CHUNKS, &mut Patience::default());

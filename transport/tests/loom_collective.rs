@@ -10,13 +10,18 @@ use loom::sync::atomic::{AtomicU64, Ordering, fence};
 use loom::thread;
 use std::sync::Arc;
 use vmshm_transport::abi::region::RegionHeader;
-use vmshm_transport::abi::section::SectionLayout;
+use vmshm_transport::abi::section::{STATE_GONE, STATE_LIVE, SectionLayout, SlotState};
 use vmshm_transport::collective::{BLOCK, Broken, Group, Late, Member, Pause, SLOTS};
 use vmshm_transport::{Memory, Section};
 
 /// Bytes of a head, and of what the models use of it.
 const HEAD: u64 = 128;
 const USED: u64 = 32;
+
+/// What a slot says of a life.
+fn life(incarnation: u64, state: u8) -> u64 {
+    SlotState { incarnation, state }.pack()
+}
 
 /// Two blocks, of which only the words are there that the models need.
 struct Words(HashMap<u64, AtomicU64>);
@@ -29,6 +34,7 @@ impl Words {
                 (0..SLOTS).flat_map(|slot| (0..USED).step_by(8).map(move |at| (slot + 2) * HEAD + at));
             let all = [0, HEAD].into_iter().chain(heads);
             words.extend(all.map(|at| (member.block + at, AtomicU64::new(0))));
+            words.insert(member.slot, AtomicU64::new(life(member.incarnation, STATE_LIVE)));
         }
         Self(words)
     }
@@ -97,7 +103,8 @@ fn members() -> Vec<Member> {
         let entry = header.new_entry(number);
         let layout = SectionLayout::new(entry.len, 2, 4).unwrap();
         let block = (entry.offset + entry.len - BLOCK as u64) & !127;
-        Member { section: Section { number, entry, layout }, block, tag: 5 + u64::from(number) }
+        let section = Section { number, entry, layout };
+        Member { section, block, tag: 5 + u64::from(number), slot: section.slot(0), incarnation: 3 }
     };
     vec![member(0), member(1)]
 }
@@ -212,6 +219,25 @@ fn who_only_gives_is_not_overtaken() {
             done.expect("honest members");
             assert!(group.me() != 0 || got == round);
         }
+    });
+}
+
+#[test]
+fn what_a_dead_members_memory_has_become_is_not_taken_for_its_own() {
+    model(|mut group, words| {
+        if group.me() == 1 {
+            broadcast(&mut group, 1, 7);
+            // It dies, and another process takes its memory.
+            let dead = members()[1];
+            words.store(dead.slot, life(dead.incarnation, STATE_GONE), Ordering::Release);
+            words.fence(Ordering::Release);
+            words.store(dead.block + 2 * HEAD + (27 % SLOTS) * HEAD + 16, 99, Ordering::Relaxed);
+            return;
+        }
+        let mut value = 0u64;
+        // SAFETY: a word has eight bytes.
+        let done = unsafe { group.broadcast(1, (&raw mut value).cast(), 8, &mut Turn) };
+        assert!(matches!((done, value), (Ok(()), 7) | (Err(Broken::Lost(1)), _)), "{done:?}, {value}");
     });
 }
 

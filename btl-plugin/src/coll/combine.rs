@@ -16,8 +16,8 @@ pub struct Operation<'a> {
     /// Whether it is one of MPI's own on numbers, once that was asked: who only gives an operand need not know.
     is_intrinsic: Option<bool>,
     /// Private copies of operands.
-    left: Vec<u128>,
-    right: Vec<u128>,
+    left: Room,
+    right: Room,
 }
 
 impl<'a> Operation<'a> {
@@ -25,7 +25,7 @@ impl<'a> Operation<'a> {
     /// `op` is an operation of Open MPI that is defined for elements of this shape, and outlives this value.
     #[inline]
     pub unsafe fn new(op: *mut ompi_op_t, shape: &'a Shape) -> Self {
-        Self { op, shape, is_intrinsic: None, left: Vec::new(), right: Vec::new() }
+        Self { op, shape, is_intrinsic: None, left: Room::default(), right: Room::default() }
     }
 
     /// Whether operands may be looked at where they lie.
@@ -48,6 +48,13 @@ impl<'a> Operation<'a> {
         (count, unsafe { Shape::new(self.shape.datatype(), count as i32) })
     }
 
+    /// Makes room for private copies of `most` bytes.
+    #[cold]
+    fn reserve(&mut self, most: usize) -> bool {
+        let (_, shape) = self.elements(most);
+        self.left.reserve(&shape) && (self.shape.is_contiguous() || self.right.reserve(&shape))
+    }
+
     /// Calls the operation on elements that lie in memory as the datatype says.
     ///
     /// # Safety
@@ -58,19 +65,42 @@ impl<'a> Operation<'a> {
     }
 }
 
-/// Room for elements of this shape, aligned for any number; returns where the first of them has its origin. There is room
-/// for whole extents: a function may copy its last element with the padding behind it.
-fn room(buffer: &mut Vec<u128>, shape: &Shape, count: usize) -> *mut c_void {
-    const WORD: usize = size_of::<u128>();
-    let layout = shape.layout();
-    let before = layout.gap.min(0).unsigned_abs().next_multiple_of(WORD);
-    let extents = layout.extent.unsigned_abs() * count;
-    let behind = layout.gap.max(0).unsigned_abs() + shape.span().max(extents);
-    let words = (before + behind).div_ceil(WORD);
-    if buffer.len() < words {
-        buffer.resize(words, 0);
+/// Memory for elements of a shape, wherever the shape says that their data begin.
+#[derive(Default)]
+pub(super) struct Room {
+    words: Vec<u128>,
+    /// Where the first byte of data lies in it.
+    first: usize,
+}
+
+impl Room {
+    /// Makes room for all elements of a shape; false where there is not so much memory.
+    pub(super) fn reserve(&mut self, shape: &Shape) -> bool {
+        const WORD: usize = size_of::<u128>();
+        let (gap, extent, span) = (shape.layout().gap, shape.layout().extent.unsigned_abs(), shape.span());
+        // A function may copy its elements whole, with the padding on both sides; but none copies more than there is memory.
+        [extent, 0].into_iter().any(|padding| {
+            let place = || {
+                // As aligned as the program's own.
+                let first = padding.checked_next_multiple_of(WORD)? + gap.rem_euclid(WORD as isize) as usize;
+                Some((first, first.checked_add(span)?.checked_add(padding)?))
+            };
+            place().is_some_and(|(first, bytes)| {
+                self.first = first;
+                self.words.try_reserve_exact(bytes.div_ceil(WORD)).is_ok()
+            })
+        })
     }
-    buffer.as_mut_ptr().wrapping_byte_add(before).cast()
+
+    /// Where the first byte of data lies.
+    fn first(&mut self) -> *mut u8 {
+        self.words.as_mut_ptr().cast::<u8>().wrapping_add(self.first)
+    }
+
+    /// The address of the buffer whose data lie here: it may itself be far outside, and is never looked at.
+    pub(super) fn buffer(&mut self, shape: &Shape) -> *mut c_void {
+        self.first().wrapping_offset(shape.layout().gap.wrapping_neg()).cast()
+    }
 }
 
 impl Combine for Operation<'_> {
@@ -80,8 +110,8 @@ impl Combine for Operation<'_> {
     }
 
     #[inline]
-    fn get_ready(&mut self) {
-        self.is_intrinsic();
+    fn get_ready(&mut self, most: usize) -> bool {
+        self.is_intrinsic() || self.reserve(most)
     }
 
     #[inline]
@@ -94,16 +124,16 @@ impl Combine for Operation<'_> {
         // SAFETY: the buffers have room for what is put there, and the operands have `len` bytes.
         unsafe {
             // A user's function may look twice, and must see the same.
-            let one = room(&mut self.left, &shape, count);
             // Asked of the whole operation's shape, whose result is where `inout` lies: a single element is always called
             // contiguous, be it padded or not, and packed ones have no room for their padding.
             if self.shape.is_contiguous() {
+                copy_from_shared(left, self.left.first(), len);
                 let gap = shape.layout().gap;
-                copy_from_shared(left, one.wrapping_byte_offset(gap).cast(), len);
-                self.call(one, inout.wrapping_offset(-gap).cast(), count);
+                let (one, other) = (self.left.buffer(&shape), inout.wrapping_offset(gap.wrapping_neg()));
+                self.call(one, other.cast(), count);
                 return;
             }
-            let other = room(&mut self.right, &shape, count);
+            let (one, other) = (self.left.buffer(&shape), self.right.buffer(&shape));
             // These fail only where the lengths do not agree.
             let _ = shape.unpack(one, left);
             let _ = shape.unpack(other, inout);

@@ -14,6 +14,7 @@ use std::{fmt, ptr};
 
 use vmshm_transport::abi::EndpointName;
 
+use super::combine::Room;
 use super::data::Shape;
 use super::operations::is_in_place;
 use crate::ompi::{self, ompi_communicator_t, ompi_datatype_t, ompi_op_t};
@@ -198,12 +199,11 @@ impl Levels {
                 return done(ompi::vmshm_coll_reduce(from, to, count, datatype, op, 0, self.low));
             }
             let shape = Shape::new(datatype, count);
-            let room: usize = if is_root { 0 } else { shape.span().div_ceil(16) };
-            let mut room = vec![0u128; room];
-            let part = match is_root {
-                true => to,
-                false => room.as_mut_ptr().cast::<c_void>().wrapping_byte_offset(-shape.layout().gap),
-            };
+            let mut room = Room::default();
+            if !is_root && !room.reserve(&shape) {
+                return Err(ompi::MPI_ERR_NO_MEM as c_int);
+            }
+            let part = if is_root { to } else { room.buffer(&shape) };
             done(ompi::vmshm_coll_reduce(from, part, count, datatype, op, 0, self.low))?;
             let mine = if is_root { in_place() } else { part.cast_const() };
             let leader = self.parts.0[root].0 as c_int;

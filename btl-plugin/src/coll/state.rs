@@ -12,7 +12,6 @@ use vmshm_transport::abi::{EndpointId, EndpointName};
 use vmshm_transport::collective::{
     BLOCK, Broken, Farewell, Group, MIN_CHUNKS, Member, Pause, chunks_len, is_chunk,
 };
-use vmshm_transport::parts::lives;
 use vmshm_transport::tune::Tuning;
 use vmshm_transport::{Fragment, Mapping, Memory};
 use zerocopy::{FromZeros, IntoBytes};
@@ -34,11 +33,11 @@ const SPINS_SHARED: u32 = 10;
 /// Operations with parts of unequal lengths between two times that members ask one another for room.
 const UNEQUAL: u32 = 64;
 
+/// Errors of the program that members tell one another: no member is lost.
+const TOLD: [u32; 2] = [ompi::MPI_ERR_TRUNCATE, ompi::MPI_ERR_NO_MEM];
+
 /// Bytes of the smallest page.
 const PAGE: usize = 4096;
-
-/// Calls of progress between two looks whether the member that is waited for lives.
-const PATIENCE: u32 = 4096;
 
 /// How long a member lets others publish before it looks, nanoseconds: less than a line takes between two processors.
 /// Measured as in ANALYSIS.md; twice as long is still better than not at all, where members come together.
@@ -88,8 +87,8 @@ enum Stage {
     Met(Box<Met>),
     /// They could not; the component below does it all.
     Declined,
-    /// An operation has failed: the members are not at the same step any more.
-    Broken,
+    /// An operation has failed with this code: the members are not at the same step any more.
+    Broken(c_int),
 }
 
 /// The members, and what is ours of their memory.
@@ -115,31 +114,17 @@ enum Chunks {
 
 /// Waits for members, while Open MPI makes progress.
 pub struct Waiting {
-    memory: Arc<Mapping>,
-    /// Where each member's slot lies, and which of its lives is meant.
-    lives: Vec<(u64, u64)>,
-    turns: u32,
-    /// The member that was found gone when last looked at: what it wrote before is seen now.
-    suspect: Option<usize>,
     yields: bool,
     settle: u32,
 }
 
 impl Pause for Waiting {
     #[cold]
-    fn pause(&mut self, member: usize) -> Result<(), Broken> {
-        if self.suspect == Some(member) {
-            return Err(Broken::Lost(member));
-        }
+    fn pause(&mut self, _: usize) -> Result<(), Broken> {
         // SAFETY: we hold no lock, and are called by Open MPI outside of its own.
         unsafe { ompi::opal_progress() };
         if self.yields {
             std::thread::yield_now();
-        }
-        self.turns = self.turns.wrapping_add(1);
-        if self.turns.is_multiple_of(PATIENCE) {
-            let (slot, incarnation) = self.lives[member];
-            self.suspect = (!lives(&self.memory, slot, incarnation)).then_some(member);
         }
         Ok(())
     }
@@ -227,8 +212,7 @@ pub unsafe extern "C" fn destruct(state: *mut c_void) {
     // Its communicators' modules come here too.
     state.hierarchy = Hierarchy::Flat;
     if let Stage::Met(met) = state.stage {
-        let Met { group, fragments, waiting, .. } = *met;
-        drop(waiting);
+        let Met { group, fragments, .. } = *met;
         LEFT.lock().push(Left { farewell: group.leave(), fragments });
     }
     tidy();
@@ -350,7 +334,7 @@ impl State {
         }
         match &mut state.stage {
             Stage::Met(met) => Ok(Some(met)),
-            Stage::Broken => Err(ompi::OPAL_ERROR),
+            Stage::Broken(rc) => Err(*rc),
             _ => Ok(None),
         }
     }
@@ -441,7 +425,6 @@ impl State {
         let fabric = fabric.as_ref().ok_or("this process has left the region")?;
         let (endpoint, memory) = (&fabric.endpoint, Arc::clone(fabric.endpoint.memory()));
         let mut members = Vec::new();
-        let mut lives = Vec::new();
         for (member, (hello, name)) in hellos.iter().zip(&self.names).enumerate() {
             let place = endpoint.region().place(EndpointId(name.id));
             let (section, slot) = place.ok_or_else(|| format!("member {member} has no section"))?;
@@ -454,29 +437,27 @@ impl State {
                     "member {member} has a plugin of another version (protocol {theirs}, here {PROTOCOL})"
                 ));
             }
-            members.push(Member { section: *section, block: hello.block, tag: hello.tag });
-            lives.push((section.slot(slot), name.incarnation));
+            members.push(Member {
+                section: *section,
+                block: hello.block,
+                tag: hello.tag,
+                slot: section.slot(slot),
+                incarnation: name.incarnation,
+            });
         }
         debug_assert_eq!(members[self.me].block, mine.offset());
         // SAFETY: a plain question.
         let yields = unsafe { ompi::vmshm_coll_yields() };
         let shared = self.is_crowded();
         let spins = if shared { SPINS_SHARED } else { SPINS };
-        let waiting = Waiting {
-            memory: Arc::clone(&memory),
-            lives,
-            turns: 0,
-            suspect: None,
-            yields: shared && !yields,
-            settle: *SETTLE_PAUSES,
-        };
+        let waiting = Waiting { yields: shared && !yields, settle: *SETTLE_PAUSES };
         let mut group = Group::new(memory, self.me, members, spins)
             .ok_or("a member's block lies outside of its section")?;
         group.lend_to_root(Tuning::of_this_machine().coll_lend);
         Ok((group, waiting))
     }
 
-    /// Notes that an operation has failed, tells the user, and returns Open MPI's code.
+    /// Notes that an operation has failed, tells the other members and the user why, and returns Open MPI's code.
     ///
     /// # Safety
     /// As [`State::met`].
@@ -484,30 +465,28 @@ impl State {
     pub unsafe fn fail(module: *mut vmshm_coll_module_t, broken: Broken) -> c_int {
         // SAFETY: as in `met`.
         let state = unsafe { &mut *(*module).state.cast::<State>() };
-        if let Stage::Met(met) = mem::replace(&mut state.stage, Stage::Broken) {
-            // Its memory stays as it is: others may still read it.
-            met.group.give_up();
-        }
-        let member = match broken {
+        let (member, rc) = match broken {
+            Broken::Length { .. } => (None, ompi::MPI_ERR_TRUNCATE as c_int),
+            Broken::NoMemory => (None, ompi::MPI_ERR_NO_MEM as c_int),
+            // The program's own error, as told by who made it or met it.
+            Broken::GaveUp { why, .. } if TOLD.contains(&u32::from(why)) => (None, c_int::from(why)),
             Broken::Lost(member)
             | Broken::Told(member)
-            | Broken::GaveUp(member)
+            | Broken::GaveUp { member, .. }
             | Broken::Outside { member, .. }
-            | Broken::Step { member, .. }
-            | Broken::Length { member, .. } => member,
+            | Broken::Step { member, .. } => (Some(member), ompi::OPAL_ERR_UNREACH),
         };
-        if let Broken::Length { .. } = broken {
-            help::verbose(&format!("a collective operation failed: {broken}"));
-            return ompi::MPI_ERR_TRUNCATE as c_int;
+        if let Stage::Met(met) = mem::replace(&mut state.stage, Stage::Broken(rc)) {
+            // Its memory stays as it is: others may still read it.
+            met.group.give_up(u16::try_from(rc).unwrap_or(0));
         }
-        // SAFETY: Open MPI's processes live until MPI is finalized.
-        unsafe {
-            module::report(
-                state.procs.get(member).copied(),
-                &format!("a collective operation failed: {broken}"),
-            )
-        };
-        ompi::OPAL_ERR_UNREACH
+        let text = format!("a collective operation failed: {broken}");
+        match member {
+            None => help::verbose(&text),
+            // SAFETY: Open MPI's processes live until MPI is finalized.
+            Some(member) => unsafe { module::report(state.procs.get(member).copied(), &text) },
+        }
+        rc
     }
 }
 

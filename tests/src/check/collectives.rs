@@ -22,6 +22,12 @@ pub(super) const CASES: &[Case] = &[
         "a part longer than its place is an error for its taker alone",
         too_long,
     ),
+    Case::needing(
+        Needs::TwoRanks,
+        "collectives/lengths-differ",
+        "a bcast of another length is an error of the program, and nobody is lost",
+        lengths_differ,
+    ),
     Case::new("collectives/overlapping", "nonblocking, beside messages on the same ranks", overlapping),
 ];
 
@@ -282,6 +288,29 @@ fn too_long(ctx: &Context) -> Outcome {
             ctx.check_equal(&[value], &data, || "broadcast after a gather that failed".into());
         }
     }
+    Outcome::Done
+}
+
+/// Rank 0 of a pair expects less than rank 1 gives. Afterwards the communicator may be of no more use, as long as that is said.
+fn lengths_differ(ctx: &Context) -> Outcome {
+    for (long, short) in [(24, 8), (100, 90), (1000, 16)] {
+        let pair = ctx.comm.split(ctx.comm.rank().unsigned_abs() as usize / 2, ctx.comm.rank());
+        if pair.size() != 2 {
+            continue;
+        }
+        let is_truncated = |code| code != 0 && class(code) == mpi::ffi::MPI_ERR_TRUNCATE;
+        let mut data = vec![0; if pair.rank() == 0 { short } else { long }];
+        let code = pair.try_broadcast(&mut data, 1);
+        let is_right = if pair.rank() == 0 { is_truncated(code) } else { code == 0 };
+        ctx.ensure(is_right, || format!("{long} bytes where {short} were expected: code {code}"));
+        for _ in 0..2 {
+            let code = pair.try_barrier();
+            ctx.ensure(code == 0 || is_truncated(code), || {
+                format!("a barrier after a bcast of {long} bytes where {short} were expected: code {code}")
+            });
+        }
+    }
+    ctx.comm.barrier();
     Outcome::Done
 }
 

@@ -6,6 +6,7 @@ mod collectives;
 mod communicators;
 mod context;
 mod datatypes;
+mod far;
 mod huge;
 mod modes;
 mod movement;
@@ -83,6 +84,7 @@ pub fn cases() -> Vec<Case> {
         probing::CASES,
         collectives::CASES,
         any_collective::CASES,
+        far::CASES,
         one_sided::CASES,
         any_change::CASES,
         pressure::CASES,

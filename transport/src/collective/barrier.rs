@@ -22,6 +22,7 @@ impl<M: Memory> Group<M> {
         for member in 0..self.size() {
             if member != self.me {
                 self.reached(member, step, pause)?;
+                self.confirm(member)?;
             }
         }
         self.end(step + 1);
@@ -33,7 +34,9 @@ impl<M: Memory> Group<M> {
         let mut distance = 1;
         while distance < size {
             self.say_here(step, pause)?;
-            self.reached((me + size - distance) % size, step, pause)?;
+            let member = (me + size - distance) % size;
+            self.reached(member, step, pause)?;
+            self.confirm(member)?;
             distance *= 2;
             step += 1;
         }

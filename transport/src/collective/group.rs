@@ -10,6 +10,7 @@ use super::layout::{
 use super::short::is_short;
 use crate::memory::Memory;
 use crate::region::Section;
+use crate::slot::lives;
 
 /// Where a member's block lies.
 #[derive(Debug, Clone, Copy)]
@@ -20,6 +21,10 @@ pub struct Member {
     pub block: u64,
     /// What the block's first word says as long as the member is in the group; not zero.
     pub tag: u64,
+    /// Offset of its endpoint's slot in the region.
+    pub slot: u64,
+    /// The life of the endpoint that is meant. When that has ended, its memory is given to others.
+    pub incarnation: u64,
 }
 
 /// What a member does while it waits.
@@ -86,8 +91,16 @@ pub enum Broken {
     #[error("member {0} was told something else of the members' memory than this process")]
     Told(usize),
     /// A member whose operation failed before, and who takes part in no more.
-    #[error("an operation of member {0} failed before this one")]
-    GaveUp(usize),
+    #[error("an operation of member {member} failed before this one")]
+    GaveUp {
+        /// Which member.
+        member: usize,
+        /// What it gave to [`Group::give_up`].
+        why: u16,
+    },
+    /// There is no memory for what the caller does with operands.
+    #[error("there is no memory for the operands")]
+    NoMemory,
 }
 
 /// Who reads what was published in a slot.
@@ -107,7 +120,11 @@ pub(super) enum Readers {
 /// the next one do not look yet.
 const AHEAD: u64 = 2;
 
-/// Pauses between two looks whether the member that is waited for has given up: its word is not to be taken away often.
+/// From this on, the word that says which step is the first that is not finished with says that no more will be, and why.
+const GAVE_UP: u64 = u64::MAX - u16::MAX as u64;
+
+/// Pauses between two looks whether the member that is waited for lives and has not given up: its word is not to be taken
+/// away often.
 const PATIENCE: u32 = 64;
 
 /// Bytes of the smallest page.
@@ -123,6 +140,8 @@ pub struct Group<M> {
     pub(super) block: u64,
     /// Offsets of all members' blocks.
     blocks: Vec<u64>,
+    /// Offsets of all members' slots, and which of their lives are meant.
+    lives: Vec<(u64, u64)>,
     /// Offsets of the members' chunks; empty where there are none.
     chunks: Vec<u64>,
     chunk: usize,
@@ -176,6 +195,7 @@ impl<M: Memory> Group<M> {
             lent: members.iter().map(|_| None).collect(),
             block: members[me].block,
             blocks: members.iter().map(|member| member.block).collect(),
+            lives: members.iter().map(|member| (member.slot, member.incarnation)).collect(),
             members,
             chunks: Vec::new(),
             chunk: 0,
@@ -398,12 +418,15 @@ impl<M: Memory> Group<M> {
                 return Ok(value);
             }
             pauses = pauses.wrapping_add(1);
-            if pauses.is_multiple_of(PATIENCE)
-                && self.memory.load(self.blocks[member] + DONE, Ordering::Acquire) == u64::MAX
-            {
-                // It has given up; what it published before is seen now.
-                let found = self.memory.load(at, Ordering::Acquire);
-                return if found >= value { Ok(found) } else { Err(Broken::GaveUp(member)) };
+            if pauses.is_multiple_of(PATIENCE) {
+                let done = self.memory.load(self.blocks[member] + DONE, Ordering::Acquire);
+                self.confirm(member)?;
+                if done >= GAVE_UP {
+                    // What it published before is seen now.
+                    let found = self.memory.load(at, Ordering::Acquire);
+                    let gave_up = Broken::GaveUp { member, why: (u64::MAX - done) as u16 };
+                    return if found >= value { Ok(found) } else { Err(gave_up) };
+                }
             }
             pause.pause(member)?;
             looks = spins;
@@ -415,6 +438,26 @@ impl<M: Memory> Group<M> {
     fn has_left(&self, member: usize) -> bool {
         let Member { block, tag, .. } = self.members[member];
         self.memory.load(block + TAG, Ordering::Acquire) != tag
+    }
+
+    /// To be asked when bytes of a member were read, and before anything is done for which they must be its own: when its life
+    /// has ended, they may be what others have made of its memory. Who leaves the group alive waits for its readers.
+    #[inline(always)]
+    pub(super) fn confirm(&self, member: usize) -> Result<(), Broken> {
+        let (slot, incarnation) = self.lives[member];
+        if lives(&self.memory, slot, incarnation) { Ok(()) } else { Err(Broken::Lost(member)) }
+    }
+
+    /// [`Group::confirm`] for all other members.
+    #[inline(always)]
+    pub(super) fn confirm_all(&self) -> Result<(), Broken> {
+        (0..self.size()).filter(|member| *member != self.me).try_for_each(|member| self.confirm(member))
+    }
+
+    /// What to make of words of a member that are not as they should be: they need not be its own.
+    #[cold]
+    pub(super) fn fault(&self, broken: Broken, member: usize) -> Broken {
+        self.confirm(member).err().unwrap_or(broken)
     }
 
     /// Says that our payload of a step is there.
@@ -489,13 +532,14 @@ impl<M: Memory> Group<M> {
     #[cold]
     pub(super) fn surprise(&self, member: usize, step: u64, len: usize, found: u64) -> Broken {
         let (found_step, mut found) = stamped(found);
-        if found_step != step {
-            return Broken::Step { member, expected: step, found: found_step };
-        }
-        if found == LENT {
+        if found_step == step && found == LENT {
             found = self.told(member, step).1;
         }
-        Broken::Length { member, expected: len, found }
+        let broken = match found_step == step {
+            true => Broken::Length { member, expected: len, found },
+            false => Broken::Step { member, expected: step, found: found_step },
+        };
+        self.fault(broken, member)
     }
 
     /// Says that we have finished with all steps before this one.
@@ -555,9 +599,9 @@ impl<M: Memory> Group<M> {
     }
 
     /// Leaves the group for ever, after an operation has failed: says that we read nothing any more, so that nobody waits
-    /// for that. Our block and chunks must stay as they are.
-    pub fn give_up(mut self) {
-        self.finish(u64::MAX);
+    /// for that, and `why`, a number of the caller's. Our block and chunks must stay as they are.
+    pub fn give_up(mut self, why: u16) {
+        self.finish(u64::MAX - u64::from(why));
     }
 
     /// Leaves the group. Our block and chunks must stay as they are until [`Farewell::is_over`].
@@ -589,8 +633,9 @@ impl Farewell {
     pub fn is_over(&mut self, memory: &impl Memory) -> bool {
         self.readers.retain(|(reader, last)| {
             let done = memory.load(reader.block + DONE, Ordering::Acquire);
-            // Asked after the word was read: if it is not the reader's any more, the reader has left, having finished.
-            let is_there = memory.load(reader.block + TAG, Ordering::Acquire) == reader.tag;
+            // Asked after the word was read: if it is not the reader's any more, the reader has left, having finished, or is dead.
+            let is_there = memory.load(reader.block + TAG, Ordering::Acquire) == reader.tag
+                && lives(memory, reader.slot, reader.incarnation);
             is_there && done <= *last
         });
         let is_over = self.readers.is_empty();

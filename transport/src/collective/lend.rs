@@ -127,10 +127,10 @@ impl<M: Memory> Group<M> {
         expected: usize,
     ) -> Result<u64, Broken> {
         if len != expected {
-            return Err(Broken::Length { member, expected, found: len });
+            return Err(self.fault(Broken::Length { member, expected, found: len }, member));
         }
         if !self.members[member].section.contains(offset, len as u64) {
-            return Err(Broken::Outside { member, offset, len });
+            return Err(self.fault(Broken::Outside { member, offset, len }, member));
         }
         Ok(offset)
     }
@@ -157,7 +157,7 @@ impl<M: Memory> Group<M> {
         let place = lent.unwrap_or_else(|| self.place(member, step, now));
         // SAFETY: as above.
         unsafe { self.memory.copy_out(place, to, now) };
-        Ok(())
+        self.confirm(member)
     }
 
     /// Waits for an operand that is said at one step, and copies it.
@@ -182,6 +182,6 @@ impl<M: Memory> Group<M> {
         let place = lent.unwrap_or_else(|| self.place(member, step, len));
         // SAFETY: as above.
         unsafe { self.memory.copy_out(place, to, len) };
-        Ok(())
+        self.confirm(member)
     }
 }

@@ -12,8 +12,11 @@ pub trait Combine {
     /// Bytes of one element, which is never cut.
     fn element(&self) -> usize;
 
-    /// Called before others' operands are waited for: what can be found out without them is found out here.
-    fn get_ready(&mut self) {}
+    /// Called before others' operands are waited for, of which `most` bytes are joined at a time: what can be found out or
+    /// failed at without them is. False where there is no memory for it.
+    fn get_ready(&mut self, _most: usize) -> bool {
+        true
+    }
 
     /// Makes `inout` the result of `left` and `inout`, in this order.
     ///
@@ -48,7 +51,7 @@ impl<M: Memory> Group<M> {
             if let Some(offset) = self.lent[member]
                 && !offset.is_multiple_of(ALIGNMENT)
             {
-                return Err(Broken::Outside { member, offset, len: piece.len });
+                return Err(self.fault(Broken::Outside { member, offset, len: piece.len }, member));
             }
         }
         Ok(())
@@ -77,6 +80,10 @@ impl<M: Memory> Group<M> {
 
     /// Joins `len` bytes of the members' operands to `out`, in the members' order. `others` says where they lie, but for `mine`.
     ///
+    /// # Errors
+    ///
+    /// A member that is gone: what was joined need not have been its own.
+    ///
     /// # Safety
     ///
     /// All operands are valid for reads of `len` bytes, and `out` for writes. It overlaps none of them, or is `mine` where
@@ -89,7 +96,7 @@ impl<M: Memory> Group<M> {
         out: *mut u8,
         len: usize,
         combine: &mut impl Combine,
-    ) {
+    ) -> Result<(), Broken> {
         let operand = |member: usize| match member == self.me {
             true => mine,
             false => others(member),
@@ -100,7 +107,8 @@ impl<M: Memory> Group<M> {
             let rest = if core::ptr::eq(mine, out) {
                 last
             } else if last == 0 {
-                return mine.copy_to_nonoverlapping(out, len);
+                mine.copy_to_nonoverlapping(out, len);
+                return Ok(());
             } else {
                 combine.join_to(operand(last - 1), operand(last), out, len);
                 last - 1
@@ -109,6 +117,7 @@ impl<M: Memory> Group<M> {
                 combine.join(operand(member), out, len);
             }
         }
+        self.confirm_all()
     }
 
     /// Joins all members' `data` in their order, element by element, to `root`'s `out`. There `out` may be `data`.
@@ -142,6 +151,9 @@ impl<M: Memory> Group<M> {
         {
             return self.lend_all(offset, len, len.div_ceil(piece), Readers::One(root), pause);
         }
+        if root == me && !combine.get_ready(piece) {
+            return Err(Broken::NoMemory);
+        }
         self.in_pieces(len, piece, |group, step, at, now| {
             // SAFETY: at + now <= len.
             unsafe {
@@ -162,8 +174,7 @@ impl<M: Memory> Group<M> {
                     out.add(at),
                     now,
                     combine,
-                );
-                Ok(())
+                )
             }
         })
     }
@@ -194,6 +205,9 @@ impl<M: Memory> Group<M> {
             // SAFETY: the caller keeps the contract.
             return unsafe { self.all_reduce_by_shares(data, out, len, combine, pause) };
         }
+        if !combine.get_ready(len) {
+            return Err(Broken::NoMemory);
+        }
         let (me, step) = (self.me, self.step);
         let in_place = core::ptr::eq(data, out);
         // What others still read must not be overwritten.
@@ -208,7 +222,7 @@ impl<M: Memory> Group<M> {
             let piece = Piece { step, at: 0, now: len, len };
             self.expect_all(piece, pause)?;
             let mine = if self.keeps(data, out) { self.address(me, step, len) } else { data };
-            self.join_members(|member| self.operand(member, piece, 0, len), mine, out, len, combine);
+            self.join_members(|member| self.operand(member, piece, 0, len), mine, out, len, combine)?;
         }
         self.end(step + 1);
         if lent.is_some() { self.get_back(Readers::All, pause) } else { Ok(()) }
@@ -236,6 +250,9 @@ impl<M: Memory> Group<M> {
         let piece = Self::whole(self.piece(len), element);
         let (first, count) = (self.step, len.div_ceil(piece));
         let (lent, lent_out) = (self.lendable(data, len), self.lendable(out, len));
+        if !combine.get_ready(piece) {
+            return Err(Broken::NoMemory);
+        }
         let rounds = Rounds { first, data, out, len, piece, element, members, lent, lent_out };
         // SAFETY: the rounds lie in `len` bytes, and each is read before its result is written.
         unsafe {
@@ -318,7 +335,7 @@ impl<M: Memory> Group<M> {
             };
             let to = rounds.out.add(piece.at + share);
             if len > 0 {
-                self.join_members(|member| self.operand(member, piece, share, len), mine, to, len, combine);
+                self.join_members(|member| self.operand(member, piece, share, len), mine, to, len, combine)?;
             }
             match rounds.lent_out {
                 Some(offset) if !is_short(len) => {

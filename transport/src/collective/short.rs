@@ -81,7 +81,7 @@ impl<M: Memory> Group<M> {
                 self.memory.copy_out(self.place(member, step, len), to, len);
             }
         }
-        Ok(())
+        self.confirm(member)
     }
 
     /// [`Group::broadcast`] of a short payload.
@@ -125,15 +125,16 @@ impl<M: Memory> Group<M> {
         combine: &mut impl Combine,
         pause: &mut impl Pause,
     ) -> Result<(), Broken> {
-        combine.get_ready();
+        if !combine.get_ready(len) {
+            return Err(Broken::NoMemory);
+        }
         for member in 0..self.size() {
             if member != self.me {
                 self.expect(member, step, len, pause)?;
             }
         }
         // SAFETY: the caller vouches for `mine` and `out`.
-        unsafe { self.join_members(|member| self.address(member, step, len), mine, out, len, combine) };
-        Ok(())
+        unsafe { self.join_members(|member| self.address(member, step, len), mine, out, len, combine) }
     }
 
     /// [`Group::reduce`] of short operands.

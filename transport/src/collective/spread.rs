@@ -146,6 +146,6 @@ impl<M: Memory> Group<M> {
         };
         // SAFETY: the caller vouches for `to`.
         unsafe { self.memory.copy_out(place, to, now) };
-        Ok(())
+        self.confirm(member)
     }
 }

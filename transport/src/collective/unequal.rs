@@ -164,7 +164,7 @@ impl<M: Memory> Group<M> {
         if len <= self.chunk() && found == stamp(step, len) {
             // SAFETY: as above.
             unsafe { self.memory.copy_out(self.place(giver, step, len), to, len) };
-            return Ok(());
+            return self.confirm(giver);
         }
         if found != stamp(step, LENT) {
             return Err(self.surprise(giver, step, len, found));
@@ -263,6 +263,7 @@ impl<M: Memory> Group<M> {
         late: &mut impl Late,
     ) -> Result<(), Broken> {
         if offset == LATE {
+            self.confirm(giver)?;
             // Of another length, too: the giver waits until it is received.
             late.receive(giver, told);
             return match told == len {
@@ -273,6 +274,6 @@ impl<M: Memory> Group<M> {
         let place = self.check_lent(giver, (offset, told), len)?;
         // SAFETY: the caller vouches for the part.
         unsafe { self.memory.copy_out(place, to, len) };
-        Ok(())
+        self.confirm(giver)
     }
 }
