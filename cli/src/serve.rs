@@ -1,7 +1,10 @@
 //! `vmshm serve`.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -73,7 +76,18 @@ impl Args {
         };
         let mut server = Server::new(region, &options)?;
         tracing::info!(socket = %server.socket().display(), vectors = self.vectors, "serving");
+        notify_ready().context("cannot tell the service manager that the sockets are there")?;
         server.run(stop.as_fd())?;
         Ok(())
     }
+}
+
+/// Tells systemd, if it started us and waits for that (`Type=notify`), that VMs can connect now.
+fn notify_ready() -> io::Result<()> {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
+    let address = match path.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(&path)?,
+    };
+    UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address).map(|_| ())
 }

@@ -32,6 +32,84 @@ fn a_signal_ends_it_cleanly() {
 }
 
 #[test]
+fn a_service_manager_is_told_when_vms_can_connect() {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+    let host = Host::new();
+    host.ok(&["region", "create", "job", "--size", "1M"]);
+    let path = host.dir.path().join("notify");
+    let name = format!("vmshm-test-{}", std::process::id());
+    let named = UnixDatagram::bind(&path).unwrap();
+    let nameless = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+    for (manager, address) in [(named, path.to_str().unwrap().to_owned()), (nameless, format!("@{name}"))] {
+        manager.set_read_timeout(Some(std::time::Duration::from_secs(30))).unwrap();
+        let mut server = host.command(&["serve", "job"]).env("NOTIFY_SOCKET", address).spawn().unwrap();
+        let mut told = [0; 100];
+        let len = manager.recv(&mut told).unwrap();
+        assert_eq!(&told[..len], b"READY=1");
+        UnixStream::connect(host.sockets().join("job.1.sock")).unwrap();
+        signal(&server, Signal::SIGTERM);
+        assert!(server.wait().unwrap().success());
+    }
+}
+
+#[test]
+fn a_vm_whose_process_cannot_be_told_keeps_its_section_until_it_is_released() {
+    let host = Host::new();
+    host.ok(&["region", "create", "job", "--size", "1M"]);
+    // From inside a pid namespace this test's own process is nobody.
+    let serve = || {
+        let inner = host.command(&["serve", "job"]);
+        let mut outer = Command::new("unshare");
+        outer.args(["--pid", "--fork", "--mount-proc", "--kill-child"]).arg(inner.get_program());
+        outer.args(inner.get_args()).envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        outer.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    let works = Command::new("unshare")
+        .args(["--pid", "--fork", "--mount-proc", "true"])
+        .stderr(Stdio::null())
+        .status();
+    if !works.is_ok_and(|status| status.success()) {
+        println!("skipped: this user can't make pid namespaces");
+        return;
+    }
+    let socket = host.sockets().join("job.1.sock");
+    let join = || {
+        let mut client = None;
+        until("the server answers", || {
+            client = UnixStream::connect(&socket).ok();
+            client.is_some()
+        });
+        client.unwrap()
+    };
+    let is_joined = || host.ok(&["region", "inspect", "job"]).contains("joined, generation 1, by pid 0");
+    // The id, or what says that there is none.
+    let id = |mut client: &UnixStream| {
+        use std::io::Read;
+        let mut words = [[0; 8]; 2];
+        client.read_exact(words.as_flattened_mut()).unwrap();
+        i64::from_le_bytes(words[1])
+    };
+    let mut first = serve();
+    let vm = join();
+    assert_eq!(id(&vm), 1);
+    until("it has joined", is_joined);
+    first.kill().unwrap();
+    first.wait().unwrap();
+    until("it has ended", || UnixStream::connect(&socket).is_err());
+
+    let mut second = serve();
+    assert_eq!(id(&join()), -1, "the section has an owner, who lives");
+    assert!(is_joined());
+    assert!(host.fails(&["region", "release", "job", "--section", "1"]).contains("in use"));
+    host.ok(&["region", "release", "job", "--section", "1", "--force"]);
+    assert_eq!(id(&join()), 1);
+    second.kill().unwrap();
+    second.wait().unwrap();
+    drop(vm);
+}
+
+#[test]
 fn a_killed_one_leaves_sockets_that_the_next_replaces() {
     let host = Host::new();
     host.ok(&["region", "create", "job", "--size", "1M"]);

@@ -6,6 +6,7 @@ use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown, symlink};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::fcntl::{AT_FDCWD, AtFlags, FallocateFlags, Flock, FlockArg, fallocate};
 use nix::unistd::{Group, linkat};
@@ -15,6 +16,7 @@ use vmshm_abi::region::{
 };
 use zerocopy::{FromZeros, IntoBytes};
 
+use crate::destroy::{remove, remove_ledger};
 use crate::error::Error;
 use crate::hugetlb::{self, PageSize};
 use crate::mapping::Mapping;
@@ -27,6 +29,9 @@ use crate::registry::{HUGE_DIR, Registry, behind, prepare_dir};
 
 /// Allocate this much at once, so that a signal is answered soon.
 const STEP: u64 = 256 << 20;
+
+/// How often a creation looks whether another one has ended, 10 ms apart.
+const LOCK_TRIES: u32 = 1000;
 
 /// What a new region shall be like.
 #[derive(Debug, Clone)]
@@ -150,8 +155,7 @@ impl Registry {
         let header = fill(&file, &path, name, options, &plan)?;
 
         // From here on only names are made. The lock keeps two creations of one name apart.
-        let _lock = Flock::lock(dir, FlockArg::LockExclusive)
-            .map_err(|(_, errno)| Error::sys(format!("lock {}", self.dir().display()))(errno))?;
+        let _lock = lock(dir).map_err(Error::io(format!("lock {}", self.dir().display())))?;
         let exists = || Error::Exists { name: name.to_string(), path: path.clone() };
         if path.is_symlink() && !behind(&path).exists() {
             fs::remove_file(&path).map_err(Error::io(format!("remove the stale link {}", path.display())))?;
@@ -175,8 +179,30 @@ impl Registry {
                 Error::sys(format!("name {}", named.display()))(errno)
             }
         })?;
-        Region::from_file(file, path, true)
+        let region = Region::from_file(file, path, true)?;
+        // One of a region that was removed by other means says nothing of this one.
+        if let Err(error) = remove_ledger(region.path()).and_then(|()| region.ledger().map(|_| ())) {
+            let _ = remove(region.path());
+            return Err(error);
+        }
+        Ok(region)
     }
+}
+
+/// Locks a directory, which everybody can who may list it: so it is not waited for without end.
+fn lock(mut dir: File) -> io::Result<Flock<File>> {
+    for _ in 0..LOCK_TRIES {
+        match Flock::lock(dir, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((back, nix::Error::EWOULDBLOCK | nix::Error::EINTR)) => dir = back,
+            Err((_, errno)) => return Err(errno.into()),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Err(io::Error::new(
+        ErrorKind::WouldBlock,
+        "another process keeps it locked: find it with `lslocks`, and end it",
+    ))
 }
 
 /// Makes a region without a name; it lives as long as somebody has it open or mapped.

@@ -5,7 +5,8 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use crate::error::Error;
-use crate::lock::Lock;
+use crate::ledger::{Ledger, SERVER_BYTE, name_of};
+use crate::lock::{Lock, held};
 use crate::region::Region;
 use crate::registry::{Registry, behind};
 use crate::users::{describe, users};
@@ -26,7 +27,9 @@ impl Registry {
         }
         match self.open(name_or_path) {
             Ok(region) => {
-                let used = in_use(&region)?;
+                // Not without the right to: before anything is harmed.
+                let ledger = region.ledger()?;
+                let used = in_use(&region, ledger)?;
                 if let Some(users) = used.filter(|_| !force) {
                     return Err(Error::InUse { name: region.name(), users });
                 }
@@ -37,13 +40,15 @@ impl Registry {
                     return Err(Error::InUse { name: region.name(), users: describe([]) });
                 }
                 region.write(&[0; 8], 0)?;
-                remove(&path)
+                remove(&path)?;
+                remove_ledger(&path)
             }
             // Its content is not touched: it may be anything. Only what lies in the registry's own directory goes.
             Err(Error::Header { .. } | Error::NotRegion { .. })
                 if force && path.parent() == Some(self.dir()) && !path.is_dir() =>
             {
-                remove(&path)
+                remove(&path)?;
+                remove_ledger(&path)
             }
             Err(error) => Err(error),
         }
@@ -51,7 +56,7 @@ impl Registry {
 }
 
 /// Who uses the region, if anybody does.
-fn in_use(region: &Region) -> Result<Option<String>, Error> {
+fn in_use(region: &Region, ledger: &Ledger) -> Result<Option<String>, Error> {
     let users = users(&region.file_id()?);
     if !users.pids.is_empty() {
         return Ok(Some(describe(&users.pids)));
@@ -60,11 +65,11 @@ fn in_use(region: &Region) -> Result<Option<String>, Error> {
     let free = Lock::try_whole(region.file())
         .map_err(Error::io(format!("lock {}", region.path().display())))?
         .is_some();
-    Ok((!free).then(|| describe([])))
+    Ok((!free || held(ledger.file(), SERVER_BYTE)).then(|| describe([])))
 }
 
 /// Removes a name, and the file on hugetlbfs behind it if it is one of our links to there.
-fn remove(path: &Path) -> Result<(), Error> {
+pub(crate) fn remove(path: &Path) -> Result<(), Error> {
     let target = behind(path);
     for path in [target.as_path(), path] {
         match fs::remove_file(path) {
@@ -75,4 +80,15 @@ fn remove(path: &Path) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Removes the ledger of the region at `path`.
+pub(crate) fn remove_ledger(path: &Path) -> Result<(), Error> {
+    let Some(ledger) = name_of(path) else { return Ok(()) };
+    match fs::remove_file(&ledger) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(Error::io(format!("remove {}", ledger.display()))(error))
+        }
+        _ => Ok(()),
+    }
 }

@@ -10,7 +10,8 @@ use vmshm_abi::section::{EndpointSlot, MAY_SLEEP, SLOTS_OFFSET, STATE_FREE, Slot
 use zerocopy::FromBytes;
 
 use crate::error::Error;
-use crate::lock::{SERVER_BYTE, held};
+use crate::ledger::{Ledger, SERVER_BYTE};
+use crate::lock::held;
 use crate::mapping::Mapping;
 use crate::numa;
 use crate::region::Region;
@@ -41,8 +42,8 @@ pub struct Inspection {
     pub open: bool,
     /// Endpoint slots of a section.
     pub endpoints_per_section: u32,
-    /// Whether an ivshmem server serves it.
-    pub served: bool,
+    /// Whether an ivshmem server serves it; only the region's owner, and root, are told.
+    pub served: Option<bool>,
     /// Pids of the host processes that have it open or mapped, QEMUs among them.
     pub users: Vec<u32>,
     /// How many processes could not be looked into, for want of permission.
@@ -142,7 +143,7 @@ pub fn inspect(region: &Region) -> Result<Inspection, Error> {
         allocated: region.allocated(),
         open: header.is_open(),
         endpoints_per_section: header.endpoints,
-        served: held(region.file(), SERVER_BYTE),
+        served: Ledger::look(region).map(|ledger| held(ledger.file(), SERVER_BYTE)),
         users: users.pids.iter().copied().collect(),
         hidden_processes: users.hidden,
         sections,

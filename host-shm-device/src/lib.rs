@@ -1,16 +1,19 @@
 //! Creates vmshm regions on chosen NUMA nodes, keeps their section tables, and serves them to virtual machines.
 //!
 //! A region is a file: on tmpfs, on hugetlbfs, or a memfd. Its layout is [`vmshm_abi`]'s. This crate is the only
-//! writer of a region's header and section table; what it reads back, from there and from the sections, it
-//! treats as written by a stranger, because every VM that maps the region can write to it.
+//! writer of a region's header and section table, but every VM that maps the region can write there too. So what the host has
+//! decided stands in a file of its own, for the region's owner alone, and what is read from the region is treated as a
+//! stranger's.
 
 #![cfg(target_os = "linux")]
 
+mod clear;
 mod create;
 mod destroy;
 mod error;
 mod hugetlb;
 mod inspect;
+mod ledger;
 mod lock;
 mod mapping;
 mod memory;
@@ -30,7 +33,7 @@ pub use create::{CreateOptions, create_memfd};
 pub use error::Error;
 pub use hugetlb::{HugePool, PageSize, mount_point, pools};
 pub use inspect::{Endpoint, Inspection, Section, inspect};
-pub use lock::{Lock, SERVER_BYTE, TABLE_BYTE};
+pub use lock::Lock;
 pub use memory::{available as available_memory, format_bytes};
 pub use name::RegionName;
 pub use numa::{Node, nodes};

@@ -1,10 +1,9 @@
-//! Locks on single bytes of a region file. They belong to the open file description, so the kernel drops them
-//! when their holder dies.
+//! Locks on single bytes of a file. They belong to the open file description, so the kernel drops them when their holder
+//! dies. Those on a region's file say which host processes use it, no more: any member can hold them for ever. What the host
+//! itself needs is locked in its [ledger](crate::ledger).
 //!
-//! | byte | lock | holder |
+//! | byte of the region's file | lock | holder |
 //! |---|---|---|
-//! | 0 | exclusive | the ivshmem server of the region |
-//! | 1 | exclusive | whoever changes the section table, for the time of the change |
 //! | a row of the section table | shared | host processes that use the section |
 //! | an endpoint's slot | exclusive | that endpoint, where it is a host process |
 
@@ -13,11 +12,6 @@ use std::io;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
-
-/// Held by the running server.
-pub const SERVER_BYTE: u64 = 0;
-/// Held while the section table is changed.
-pub const TABLE_BYTE: u64 = 1;
 
 fn flock(kind: libc::c_int, start: u64, len: u64) -> libc::flock {
     libc::flock {

@@ -1,11 +1,13 @@
 //! A shared mapping of a region file. Nothing here makes a reference to the memory: others write to it.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSlice};
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::uio::{RemoteIoVec, process_vm_writev};
+use nix::unistd::Pid;
 
 use crate::error::Error;
 
@@ -63,6 +65,19 @@ impl Mapping {
             }
         }
         Ok(())
+    }
+
+    /// Writes bytes by way of the kernel, which fails where the file has become shorter instead of raising SIGBUS.
+    ///
+    /// # Panics
+    /// If the range is not inside the mapping.
+    pub(crate) fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let base = self.at(offset, bytes.len() as u64) as usize;
+        let place = RemoteIoVec { base, len: bytes.len() };
+        match process_vm_writev(Pid::this(), &[IoSlice::new(bytes)], &[place])? {
+            written if written == bytes.len() => Ok(()),
+            _ => Err(io::ErrorKind::WriteZero.into()),
+        }
     }
 
     /// Writes bytes with volatile stores of 64-bit words; offset and length must be multiples of 8.

@@ -5,12 +5,14 @@ use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use vmshm_abi::region::{HeaderError, RegionHeader, SectionEntry};
 use vmshm_abi::section::SectionLayout;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::error::Error;
+use crate::ledger::Ledger;
 use crate::mapping::Mapping;
 use crate::plan::table_len;
 use crate::registry::behind;
@@ -25,6 +27,9 @@ pub struct Region {
     path: PathBuf,
     header: RegionHeader,
     writable: bool,
+    /// Never had a name: a memfd.
+    anonymous: bool,
+    ledger: OnceLock<Ledger>,
 }
 
 impl Region {
@@ -69,7 +74,8 @@ impl Region {
         let mut header = RegionHeader::new_zeroed();
         read_at(&file, &path, header.as_mut_bytes(), 0, meta.len())?;
         header.check(meta.len()).map_err(|why| Error::Header { path: path.clone(), why })?;
-        let region = Self { file, path, header, writable };
+        let region =
+            Self { file, path, header, writable, anonymous: meta.nlink() == 0, ledger: OnceLock::new() };
         let mut end = header.table_end;
         for (i, entry) in region.entries()?.iter().enumerate() {
             // Sections that overlap would have two writers.
@@ -118,11 +124,17 @@ impl Region {
         self.file.metadata().map_or(0, |meta| meta.blocks().saturating_mul(512))
     }
 
+    /// Refuses a section that does not exist.
+    pub(crate) fn check_section(&self, section: u32) -> Result<(), Error> {
+        if section < self.header.sections {
+            return Ok(());
+        }
+        Err(Error::Section { name: self.name(), section, last: self.header.sections - 1 })
+    }
+
     /// A fresh copy of a row of the table, checked.
     pub fn entry(&self, section: u32) -> Result<SectionEntry, Error> {
-        if section >= self.header.sections {
-            return Err(Error::Section { name: self.name(), section, last: self.header.sections - 1 });
-        }
+        self.check_section(section)?;
         let mut entry = SectionEntry::new_zeroed();
         self.read(entry.as_mut_bytes(), RegionHeader::entry_offset(section))?;
         self.checked(entry, section)
@@ -161,7 +173,26 @@ impl Region {
 
     /// Whether the region's file has lost its name: no guest can bring that about, only the host.
     pub(crate) fn is_unlinked(&self) -> bool {
-        self.file.metadata().is_ok_and(|meta| meta.nlink() == 0)
+        !self.anonymous && self.file.metadata().is_ok_and(|meta| meta.nlink() == 0)
+    }
+
+    /// Whether the region never had a name: it is a memfd.
+    pub(crate) fn is_anonymous(&self) -> bool {
+        self.anonymous
+    }
+
+    /// What the host has decided about the sections. Fails for all but the region's owner and root.
+    pub(crate) fn ledger(&self) -> Result<&Ledger, Error> {
+        if let Some(ledger) = self.ledger.get() {
+            return Ok(ledger);
+        }
+        if !self.writable {
+            return Err(Error::io(format!("change the section table of {}", self.path.display()))(
+                ErrorKind::PermissionDenied.into(),
+            ));
+        }
+        let ledger = Ledger::open(self)?;
+        Ok(self.ledger.get_or_init(|| ledger))
     }
 
     /// Opens the same file once more, for somebody else: locks that we hold are not theirs.
@@ -185,10 +216,7 @@ impl Region {
             // hugetlbfs knows no write(2).
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                 let len = table_len(self.header.sections, self.header.page_len);
-                let table = Mapping::new(&self.file, len, true)?;
-                table.populate(0, len, true).map_err(Error::io(doing()))?;
-                table.write_words(offset, bytes);
-                Ok(())
+                Mapping::new(&self.file, len, true)?.write(offset, bytes).map_err(Error::io(doing()))
             }
             Err(error) if error.raw_os_error() == Some(libc::EBADF) => {
                 Err(Error::io(doing())(ErrorKind::PermissionDenied.into()))

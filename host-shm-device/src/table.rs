@@ -1,11 +1,14 @@
-//! Changing rows of the section table: whose a section is.
+//! Deciding whose a section is.
+
+use std::sync::atomic::AtomicBool;
 
 use uuid::Uuid;
 use vmshm_abi::region::{RegionHeader, SECTION_ASSIGNED, SECTION_FREE, SECTION_JOINED, SectionEntry};
 use zerocopy::IntoBytes;
 
 use crate::error::Error;
-use crate::lock::{Lock, TABLE_BYTE};
+use crate::ledger::Row;
+use crate::lock::Lock;
 use crate::process::Process;
 use crate::region::Region;
 use crate::users::{self, users};
@@ -55,7 +58,8 @@ impl Region {
     /// Keeps a section for a VM, and returns the UUID by which that VM finds it: `uuid`, or else the one that
     /// the section has. Assigning again changes nothing unless another UUID is given.
     ///
-    /// Refuses while host processes or another VM use the section.
+    /// What the section's last member left in it is overwritten before. Refuses while host processes or another VM use the
+    /// section.
     pub fn assign(&self, section: u32, uuid: Option<Uuid>) -> Result<Uuid, Error> {
         if uuid.is_some_and(|uuid| uuid.is_nil()) {
             return Err(Error::Invalid {
@@ -64,44 +68,52 @@ impl Region {
                 why: "is the one that a VM without any UUID shows: give another".into(),
             });
         }
-        let _table = self.lock_table()?;
-        let mut entry = self.entry(section)?;
-        let old = Uuid::from_bytes(entry.vm_uuid);
+        self.check_section(section)?;
+        let ledger = self.ledger()?;
+        let lock = ledger.lock()?;
+        let mut row = ledger.row(section)?;
+        let old = Uuid::from_bytes(row.entry.vm_uuid);
         let new = uuid.unwrap_or(old);
-        if let Some(other) = self
-            .entries()?
-            .iter()
-            .zip(0..)
-            .find_map(|(other, i)| (i != section && other.vm_uuid == *new.as_bytes()).then_some(i))
-        {
-            return Err(Error::Invalid {
-                what: "the UUID",
-                value: new.to_string(),
-                why: format!("is section {other}'s already: a VM has one section, give another UUID"),
-            });
+        for other in (0..self.header().sections).filter(|&other| other != section) {
+            if ledger.row(other)?.entry.vm_uuid == *new.as_bytes() {
+                return Err(Error::Invalid {
+                    what: "the UUID",
+                    value: new.to_string(),
+                    why: format!("is section {other}'s already: a VM has one section, give another UUID"),
+                });
+            }
         }
-        let state = State::of(&entry);
-        if state == State::Assigned && new == old {
+        if State::of(&row.entry) == State::Assigned && new == old {
             return Ok(new);
         }
-        self.check_left(section, &entry)?;
+        self.check_left(section, &row.entry)?;
         let _host = self.lock_section(section)?;
-        entry.vm_uuid = new.into_bytes();
-        entry.generation = entry.generation.wrapping_add(1);
-        (entry.owner_pid, entry.owner_start, entry.vm_id) = (0, 0, 0);
-        self.write_entry(section, &entry, State::Assigned)?;
+        // Nobody's while it is emptied, which takes long: without the ledger's lock, for which others wait.
+        row.kept = 0;
+        (row.entry.owner_pid, row.entry.owner_start, row.entry.vm_id) = (0, 0, 0);
+        self.decide(section, &row, State::Free)?;
+        drop(lock);
+        self.clear(section, &row.entry, &AtomicBool::new(false))?;
+        let _lock = ledger.lock()?;
+        row.kept = 1;
+        row.entry.vm_uuid = new.into_bytes();
+        row.entry.generation = row.entry.generation.wrapping_add(1);
+        self.decide(section, &row, State::Assigned)?;
         Ok(new)
     }
 
     /// Gives a section back to the host's processes. Refuses while a VM still uses it, unless forced.
     pub fn release(&self, section: u32, force: bool) -> Result<(), Error> {
-        let _table = self.lock_table()?;
-        let mut entry = self.entry(section)?;
+        self.check_section(section)?;
+        let ledger = self.ledger()?;
+        let _lock = ledger.lock()?;
+        let mut row = ledger.row(section)?;
         if !force {
-            self.check_left(section, &entry)?;
+            self.check_left(section, &row.entry)?;
         }
-        (entry.owner_pid, entry.owner_start, entry.vm_id) = (0, 0, 0);
-        self.write_entry(section, &entry, State::Free)
+        row.kept = 0;
+        (row.entry.owner_pid, row.entry.owner_start, row.entry.vm_id) = (0, 0, 0);
+        self.decide(section, &row, State::Free)
     }
 
     /// Refuses while the VM that a row speaks of lives, as far as this host can tell.
@@ -132,16 +144,6 @@ impl Region {
         }
     }
 
-    pub(crate) fn lock_table(&self) -> Result<Lock<'_>, Error> {
-        if !self.is_writable() {
-            return Err(Error::io(format!("change the section table of {}", self.path().display()))(
-                std::io::ErrorKind::PermissionDenied.into(),
-            ));
-        }
-        Lock::exclusive(self.file(), TABLE_BYTE)
-            .map_err(Error::io(format!("lock the section table of {}", self.path().display())))
-    }
-
     /// Keeps host processes away from a section while its row changes; refuses where some use it.
     pub(crate) fn lock_section(&self, section: u32) -> Result<Lock<'_>, Error> {
         let byte = RegionHeader::entry_offset(section);
@@ -163,14 +165,17 @@ impl Region {
         }
     }
 
-    /// Writes a row: the state last, so that whoever reads the new state can read the rest.
-    pub(crate) fn write_entry(&self, section: u32, entry: &SectionEntry, state: State) -> Result<(), Error> {
+    /// Notes a row in the ledger, whose lock is held, and publishes it: the state last, so that whoever reads the new state can
+    /// read the rest.
+    pub(crate) fn decide(&self, section: u32, row: &Row, state: State) -> Result<(), Error> {
+        let ledger = self.ledger()?;
+        let mut row = *row;
+        row.entry.state = ledger.row(section)?.entry.state;
         let offset = RegionHeader::entry_offset(section);
-        let mut row = *entry;
-        row.state = self.entry(section)?.state;
-        self.write(row.as_bytes(), offset)?;
-        row.state = state.word();
-        self.write(row.as_bytes(), offset)
+        self.write(row.entry.as_bytes(), offset)?;
+        row.entry.state = state.word();
+        ledger.write(section, &row)?;
+        self.write(row.entry.as_bytes(), offset)
     }
 }
 

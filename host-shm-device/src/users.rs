@@ -1,7 +1,7 @@
 //! Who has a region's file open, mapped or locked: asked of `/proc`.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 
 use crate::error::Error;
@@ -43,11 +43,18 @@ impl Users {
     }
 }
 
+impl FileId {
+    /// Which file this is.
+    pub(crate) fn of(file: &File) -> Result<Self, Error> {
+        let meta = file.metadata().map_err(Error::io("look at the region's file"))?;
+        Ok(Self { dev: meta.dev(), ino: meta.ino() })
+    }
+}
+
 impl Region {
     /// Which file the region is.
     pub fn file_id(&self) -> Result<FileId, Error> {
-        let meta = self.file().metadata().map_err(Error::io(format!("look at {}", self.path().display())))?;
-        Ok(FileId { dev: meta.dev(), ino: meta.ino() })
+        FileId::of(self.file())
     }
 }
 

@@ -65,7 +65,7 @@ fn many_that_create_one_name_at_once_make_one_region() {
         threads.into_iter().map(|t| usize::from(t.join().unwrap())).sum::<usize>()
     });
     assert_eq!(made, 1);
-    assert_eq!(fs::read_dir(host.registry.dir()).unwrap().count(), 1);
+    assert_eq!(host.registry.list().unwrap().len(), 1);
 }
 
 #[test]
@@ -182,6 +182,64 @@ fn a_section_is_assigned_to_one_vm_and_released_again() {
     assert!(region.assign(2, None).unwrap_err().to_string().contains("sections 0 to 1"));
     region.release(0, false).unwrap();
     assert_eq!(state(&region, 0), State::Free);
+}
+
+#[test]
+fn what_the_host_has_decided_stands_in_a_file_of_the_owner_s_alone() {
+    let host = Host::new();
+    let region = host.create("r", 2);
+    let ledger = host.registry.dir().join(".r.host");
+    assert_eq!(fs::metadata(&ledger).unwrap().permissions().mode() & 0o777, 0o600);
+    region.assign(0, None).unwrap();
+    drop(region);
+
+    // Anything else in its place is not trusted, and not written to.
+    let elsewhere = host.dir.path().join("elsewhere");
+    fs::write(&elsewhere, "mine").unwrap();
+    fs::remove_file(&ledger).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &ledger).unwrap();
+    let refused = |what: &str| {
+        let error = host.registry.open("r").unwrap().assign(1, None).unwrap_err().to_string();
+        assert!(error.contains(".r.host") && error.contains(what), "{error}");
+    };
+    refused("symbolic link");
+    assert_eq!(fs::read(&elsewhere).unwrap(), b"mine");
+    fs::remove_file(&ledger).unwrap();
+    fs::write(&ledger, "").unwrap();
+    fs::set_permissions(&ledger, fs::Permissions::from_mode(0o660)).unwrap();
+    refused("mode 660");
+    fs::remove_file(&ledger).unwrap();
+
+    // Where it was lost, what the table says is the best there is.
+    let region = host.registry.open("r").unwrap();
+    region.assign(1, None).unwrap();
+    assert_eq!((state(&region, 0), state(&region, 1)), (State::Assigned, State::Assigned));
+    drop(region);
+    host.registry.destroy("r", false).unwrap();
+    assert_eq!(fs::read_dir(host.registry.dir()).unwrap().count(), 0);
+
+    // A region that is removed by other means leaves one that says nothing of the next.
+    let region = host.create("r", 2);
+    region.assign(0, None).unwrap();
+    fs::remove_file(region.path()).unwrap();
+    let region = host.create("r", 2);
+    let uuid = Uuid::from_bytes(region.entry(0).unwrap().vm_uuid);
+    assert_eq!(region.assign(0, None).unwrap(), uuid);
+    assert_eq!(region.entry(0).unwrap().generation, 1);
+}
+
+#[test]
+fn emptying_a_sparse_section_allocates_nothing() {
+    let host = Host::new();
+    let options = CreateOptions { sparse: true, sections: 2, ..CreateOptions::new(1 << 40) };
+    let region = host.registry.create(&name("r"), &options).unwrap();
+    let entry = region.entry(1).unwrap();
+    region.file().write_all_at(b"secret", entry.offset + entry.len / 2).unwrap();
+    region.assign(1, None).unwrap();
+    let mut bytes = [1; 6];
+    region.read(&mut bytes, entry.offset + entry.len / 2).unwrap();
+    assert_eq!(bytes, [0; 6]);
+    assert!(region.allocated() <= 4 << 20);
 }
 
 #[test]

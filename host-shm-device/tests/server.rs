@@ -6,10 +6,17 @@ use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixStream;
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 
 use common::{Client, Host, receive, state, until};
 use vmshm_host::{CreateOptions, RegionName, Server, State, section_socket};
+
+/// A process that holds a connection of its own: bash's /dev/tcp knows no unix sockets, perl does.
+fn vm(path: PathBuf) -> Child {
+    let script = "use IO::Socket::UNIX; my $s = IO::Socket::UNIX->new(Peer => $ARGV[0]) or die; sleep 1000;";
+    Command::new("perl").args(["-e", script]).arg(path).stdin(Stdio::null()).spawn().unwrap()
+}
 
 #[test]
 fn a_client_gets_its_section_s_number_and_the_region_s_own_memory() {
@@ -197,6 +204,33 @@ fn assigned_sections_and_those_of_host_processes_are_not_given_to_anybody() {
     until("the section is assigned again", || state(&region, 0) == State::Assigned);
 }
 
+/// Locks all bytes of the region's file that no host process uses, as any process that may open the file can.
+fn lock_all(file: &File) {
+    // SAFETY: all zeros is a valid flock: exclusive, to the end of the file.
+    let mut all: libc::flock = unsafe { std::mem::zeroed() };
+    all.l_type = libc::F_WRLCK as libc::c_short;
+    nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_OFD_SETLK(&all)).unwrap();
+}
+
+#[test]
+fn a_member_that_keeps_every_lock_of_the_region_s_file_stops_no_server() {
+    let host = Host::new();
+    let region = host.create("r", 3);
+    region.assign(0, None).unwrap();
+    region.assign(1, None).unwrap();
+    let member = host.registry.open("r").unwrap();
+    lock_all(member.file());
+    let _server = host.serve("r", 1);
+    let mut first = Client::join(&section_socket(&host.socket(), 0), 1).unwrap();
+    let second = Client::join(&section_socket(&host.socket(), 1), 1).unwrap();
+    assert_eq!(first.next().unwrap(), None);
+    drop(second);
+    assert_eq!(first.next().unwrap(), Some(1));
+    drop(first);
+    until("the section is assigned again", || state(&region, 0) == State::Assigned);
+    region.release(1, false).unwrap();
+}
+
 #[test]
 fn clients_that_talk_or_do_not_listen_disturb_nobody() {
     let host = Host::new();
@@ -237,10 +271,7 @@ fn a_client_that_is_killed_leaves() {
     let host = Host::new();
     let region = host.create("r", 2);
     let _server = host.serve("r", 1);
-    // A process that holds a connection of its own: bash's /dev/tcp knows no unix sockets, perl does.
-    let script = "use IO::Socket::UNIX; my $s = IO::Socket::UNIX->new(Peer => $ARGV[0]) or die; sleep 1000;";
-    let mut child =
-        Command::new("perl").args(["-e", script]).arg(host.socket()).stdin(Stdio::null()).spawn().unwrap();
+    let mut child = vm(host.socket());
     until("the process has joined", || state(&region, 0) == State::Joined);
     assert_eq!(region.entry(0).unwrap().owner_pid, child.id());
     child.kill().unwrap();
@@ -254,8 +285,6 @@ fn a_restarted_server_keeps_the_sections_of_the_living_and_frees_those_of_the_de
     let region = host.create("r", 3);
     region.assign(1, None).unwrap();
     let server = host.serve("r", 1);
-    let script = "use IO::Socket::UNIX; my $s = IO::Socket::UNIX->new(Peer => $ARGV[0]) or die; sleep 1000;";
-    let vm = |path: std::path::PathBuf| Command::new("perl").args(["-e", script]).arg(path).spawn().unwrap();
     let mut stays = vm(section_socket(&host.socket(), 0));
     let mut ends = vm(section_socket(&host.socket(), 1));
     until("both have joined", || (0..2).all(|s| state(&region, s) == State::Joined));
@@ -321,6 +350,109 @@ fn a_server_ends_when_its_region_is_destroyed_by_force() {
     host.registry.destroy("r", true).unwrap();
     server.wait().unwrap();
     assert!(!host.socket().exists());
+}
+
+#[test]
+fn the_table_in_the_region_takes_no_section_from_a_vm_though_another_overwrites_it() {
+    let host = Host::new();
+    let region = host.create("r", 3);
+    let server = host.serve("r", 1);
+    let mut good = vm(section_socket(&host.socket(), 1));
+    until("it has joined", || state(&region, 1) == State::Joined);
+    let bad = Client::join(&section_socket(&host.socket(), 2), 1).unwrap();
+    // All sections free, all of them as short as a page, and nobody's.
+    let mut table = vec![0; 3 * 128];
+    region.read(&mut table, 256).unwrap();
+    for row in table.chunks_exact_mut(128) {
+        row[8..16].copy_from_slice(&4096u64.to_le_bytes());
+        row[16..].fill(0);
+    }
+    bad.memory.write_all_at(&table, 256).unwrap();
+    assert_eq!(state(&region, 1), State::Free);
+    drop(server);
+
+    let _server = host.serve("r", 1);
+    let refused = Client::join(&section_socket(&host.socket(), 1), 1).map(|client| client.id).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    // What the host publishes next is right again.
+    let next = Client::join(&section_socket(&host.socket(), 0), 1).unwrap();
+    assert_eq!(next.id, 0);
+    let entry = region.entry(0).unwrap();
+    assert!(State::of(&entry) == State::Joined && entry.len > 4096);
+    good.kill().unwrap();
+    good.wait().unwrap();
+}
+
+#[test]
+fn a_vm_finds_nothing_in_a_section_that_another_had_and_the_same_vm_finds_all() {
+    use vmshm_abi::section::{EndpointSlot, SLOTS_OFFSET, STATE_FREE, STATE_LIVE, SlotState};
+    use zerocopy::{FromBytes, FromZeros, IntoBytes};
+    let host = Host::new();
+    let region = host.create("r", 2);
+    let uuid = region.assign(1, None).unwrap();
+    let _server = host.serve("r", 1);
+    let slot = EndpointSlot {
+        state: SlotState { incarnation: 7, state: STATE_LIVE }.pack(),
+        pid: 42,
+        ..EndpointSlot::new_zeroed()
+    };
+    let write = |section, client: &Client| {
+        let entry = region.entry(section).unwrap();
+        let secret = vec![0x5a; entry.len as usize];
+        client.memory.write_all_at(&secret, entry.offset).unwrap();
+        client.memory.write_all_at(slot.as_bytes(), entry.offset + SLOTS_OFFSET).unwrap();
+    };
+    let read = |section| {
+        let entry = region.entry(section).unwrap();
+        let mut bytes = vec![0; entry.len as usize];
+        region.read(&mut bytes, entry.offset).unwrap();
+        let slots = SLOTS_OFFSET as usize;
+        let first = EndpointSlot::read_from_bytes(&bytes[slots..slots + 256]).unwrap();
+        let others = region.header().endpoints as usize * 256;
+        bytes[slots..slots + others].fill(0);
+        (bytes.iter().all(|&byte| byte == 0), first)
+    };
+    let check_empty = |section| {
+        let (empty, first) = read(section);
+        assert!(empty, "section {section} is not empty");
+        // Peers that have met the seventh life of the slot take the next for no other than the eighth.
+        let life = SlotState::unpack(first.state);
+        assert_eq!((life.incarnation, life.state, first.died, first.pid), (7, STATE_FREE, 7, 0));
+    };
+    let before = Client::join(&section_socket(&host.socket(), 0), 1).unwrap();
+    write(0, &before);
+    drop(before);
+    until("the section is free", || state(&region, 0) == State::Free);
+    let after = Client::join(&section_socket(&host.socket(), 0), 1).unwrap();
+    check_empty(0);
+    write(0, &after);
+
+    for _ in 0..2 {
+        let kept = Client::join(&section_socket(&host.socket(), 1), 1).unwrap();
+        write(1, &kept);
+        drop(kept);
+        until("the section is assigned again", || state(&region, 1) == State::Assigned);
+        assert!(!read(1).0);
+    }
+    assert_eq!(region.assign(1, Some(uuid)).unwrap(), uuid);
+    assert!(!read(1).0);
+    region.assign(1, Some(uuid::Uuid::from_u128(uuid.as_u128() ^ 1))).unwrap();
+    check_empty(1);
+    // Nobody touches what a living VM has.
+    assert!(!read(0).0);
+    drop(after);
+}
+
+#[test]
+fn nobody_can_shorten_a_memfd_that_the_server_hands_out() {
+    let host = Host::new();
+    let region =
+        vmshm_host::create_memfd(&RegionName::new("r").unwrap(), &CreateOptions::new(4 << 20)).unwrap();
+    let _server = host.serve_region(region, 1);
+    let client = Client::join(&host.socket(), 1).unwrap();
+    for len in [0, 4096, 8 << 20] {
+        assert_eq!(client.memory.set_len(len).unwrap_err().kind(), ErrorKind::PermissionDenied);
+    }
 }
 
 #[test]

@@ -42,7 +42,12 @@ fn print(out: &mut impl Write, seen: &Inspection) -> std::io::Result<()> {
     )?;
     let rule = if seen.open { "open: every member may write" } else { "each written by its member alone" };
     writeln!(out, "sections   {}, {rule}", seen.sections.len())?;
-    writeln!(out, "server     {}", if seen.served { "running" } else { "none" })?;
+    let server = match seen.served {
+        Some(true) => "running",
+        Some(false) => "none",
+        None => "known only to the region's owner",
+    };
+    writeln!(out, "server     {server}")?;
     let mut users: Vec<_> = seen.users.iter().map(|&pid| format!("{pid} ({})", Process::name(pid))).collect();
     if seen.hidden_processes > 0 {
         users

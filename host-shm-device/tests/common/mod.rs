@@ -45,7 +45,11 @@ impl Host {
 
     /// Serves the region from a thread until the value is dropped.
     pub fn serve(&self, name: &str, vectors: u32) -> Running {
-        let mut server = Server::new(self.registry.open(name).unwrap(), &self.options(vectors)).unwrap();
+        self.serve_region(self.registry.open(name).unwrap(), vectors)
+    }
+
+    pub fn serve_region(&self, region: Region, vectors: u32) -> Running {
+        let mut server = Server::new(region, &self.options(vectors)).unwrap();
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap();
         let stopped = File::from(stop.as_fd().try_clone_to_owned().unwrap());
         let thread = std::thread::spawn(move || server.run(stopped.as_fd()));
