@@ -13,6 +13,7 @@ mod serve;
 mod shell;
 mod size;
 mod tune;
+mod vm;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -54,6 +55,9 @@ enum Command {
     Serve(serve::Args),
     /// Print what makes mpirun find the plugin and the region
     Env(env::Args),
+    /// Run virtual machines without QEMU
+    #[command(subcommand)]
+    Vm(vm::Command),
     /// Check this host or VM, and say how to mend what is missing
     Doctor(doctor::Args),
     /// Show how messages are cut on this machine, and how fast it copies
@@ -71,6 +75,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::LibvirtXml(args) => args.run()?,
         Command::Serve(args) => args.run()?,
         Command::Env(args) => args.run()?,
+        Command::Vm(command) => return command.run(),
         Command::Doctor(args) => return args.run(),
         Command::Tune(args) => args.run()?,
         Command::Completions(args) => args.run::<Cli>()?,

@@ -65,7 +65,13 @@ impl Control {
     /// Waits until the VM ends, at most for `limit`.
     pub(crate) fn wait(&self, limit: Duration) -> Option<End> {
         let mut state = self.state.lock();
-        self.changed.wait_while_for(&mut state, |state| state.end.is_none(), limit);
+        let goes_on = |state: &mut State| state.end.is_none();
+        match std::time::Instant::now().checked_add(limit) {
+            Some(until) => {
+                self.changed.wait_while_until(&mut state, goes_on, until);
+            }
+            None => self.changed.wait_while(&mut state, goes_on),
+        }
         state.end.clone()
     }
 

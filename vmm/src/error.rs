@@ -1,6 +1,7 @@
 //! Reasons why a VM cannot be made, each with its cure.
 
 use std::io;
+use std::path::PathBuf;
 
 /// Why something about a VM could not be done.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +67,25 @@ pub enum Error {
     RegionReadOnly {
         /// The file.
         path: String,
+    },
+    /// Nobody serves the region.
+    #[error(
+        "no ivshmem server answers at {}: start one with `vmshm serve NAME`, or leave the doorbells out",
+        path.display()
+    )]
+    NoServer {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The server has no section for this VM.
+    #[error(
+        "the ivshmem server at {} turned the VM away: another VM or process has the section (`vmshm region inspect` \
+         shows who)",
+        path.display()
+    )]
+    TurnedAway {
+        /// The socket.
+        path: PathBuf,
     },
     /// Memory does not suffice.
     #[error("{wanted} are wanted {place}, but {free} free there: {cure}")]

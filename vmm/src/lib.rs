@@ -5,15 +5,28 @@
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
+pub mod acpi;
 pub mod bare;
+pub mod boot;
 mod bus;
+mod client;
 mod control;
+mod cpuid;
 mod error;
 mod host;
+mod interrupts;
+mod ivshmem;
 pub mod layout;
+mod machine;
 mod memory;
+mod msix;
+pub mod pci;
+pub mod place;
 pub mod power;
+pub mod serial;
 mod shared;
+pub mod smbios;
+mod space;
 mod vcpu;
 mod vm;
 
@@ -21,6 +34,7 @@ pub use bus::{Bus, Device};
 pub use control::End;
 pub use error::Error;
 pub use host::Host;
+pub use machine::{Attachment, Guest, Machine, Plan};
 pub use memory::{Ram, RamOptions};
 pub use shared::{Part, Shared};
-pub use vm::{Running, Stats, Vm};
+pub use vm::{Running, Stats, Stopper, Vm};

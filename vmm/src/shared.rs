@@ -73,6 +73,14 @@ impl Shared {
         Self::map(region, section, give_back)
     }
 
+    /// Maps a region whose server has given this VM a section.
+    pub(crate) fn given(region: Region, section: u32) -> Result<Self, Error> {
+        if !region.is_writable() {
+            return Err(Error::RegionReadOnly { path: region.path().display().to_string() });
+        }
+        Self::map(region, section, false)
+    }
+
     fn map(region: Region, section: u32, give_back: bool) -> Result<Self, Error> {
         let parts = parts(&region, section)?;
         let path = region.path().display().to_string();

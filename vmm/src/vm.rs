@@ -6,8 +6,7 @@ use std::sync::atomic::Ordering;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
-use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
-use kvm_ioctls::{Cap, VcpuFd, VmFd};
+use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::bus::Bus;
@@ -17,48 +16,47 @@ use crate::host::Host;
 use crate::layout;
 use crate::memory::Ram;
 use crate::shared::Shared;
+use crate::space::Space;
 use crate::vcpu;
 
 /// A kick can fall between a vCPU's look at the state and its entry into the guest, so it is repeated.
 const KICK_AGAIN: Duration = Duration::from_millis(2);
 
-/// What the threads of a VM use. The order matters: KVM's object goes first, then the memory whose addresses it has.
+/// What the threads of a VM use.
 #[derive(Debug)]
 pub(crate) struct Parts {
-    fd: VmFd,
+    space: Arc<Space>,
     pub(crate) memory_bus: Bus,
     pub(crate) port_bus: Bus,
-    /// Shared BARs by guest-physical address.
-    shared: Vec<(u64, Shared)>,
-    ram: Ram,
 }
 
 impl Parts {
-    /// A store that KVM did not carry out: to a device, or to a read-only part of a shared BAR.
+    /// A store that KVM did not carry out: to a read-only part of a shared BAR, or to a device.
     pub(crate) fn store(&self, address: u64, data: &[u8]) {
-        let bar = self.shared.iter().find(|(start, bar)| (*start..start + bar.len()).contains(&address));
-        match bar {
-            Some((start, bar)) => bar.drop_store(address - start),
-            None => self.memory_bus.write(address, data),
+        if !self.space.drop_store(address) {
+            self.memory_bus.write(address, data);
         }
     }
 }
 
 /// A VM that does not run yet.
+///
+/// The order matters: vCPUs and buses go before the memory.
 #[derive(Debug)]
 pub struct Vm {
     vcpus: Vec<VcpuFd>,
-    parts: Parts,
-    slots: u32,
+    memory_bus: Bus,
+    port_bus: Bus,
+    space: Arc<Space>,
     control: Arc<Control>,
 }
 
 impl Vm {
-    /// Makes a VM with this RAM, an interrupt controller in KVM, and that many vCPUs.
+    /// Makes a VM with this RAM, these regions, an interrupt controller in KVM, and that many vCPUs.
     ///
     /// # Errors
     /// KVM refuses, or has no such number of vCPUs.
-    pub fn new(host: &Host, ram: Ram, vcpus: usize) -> Result<Self, Error> {
+    pub fn new(host: &Host, ram: Ram, shared: Vec<Shared>, vcpus: usize) -> Result<Self, Error> {
         if vcpus == 0 || vcpus > host.max_vcpus() {
             return Err(Error::Invalid {
                 what: "the number of vCPUs",
@@ -70,63 +68,38 @@ impl Vm {
         fd.set_identity_map_address(layout::IDENTITY_MAP).map_err(Error::kvm("place KVM's identity map"))?;
         fd.set_tss_address(layout::TSS).map_err(Error::kvm("place KVM's task state segment"))?;
         fd.create_irq_chip().map_err(Error::kvm("create the interrupt controllers"))?;
-        let parts =
-            Parts { fd, memory_bus: Bus::default(), port_bus: Bus::default(), shared: Vec::new(), ram };
-        let mut vm = Self { vcpus: Vec::new(), parts, slots: 0, control: Arc::default() };
-        for (start, address, len) in vm.parts.ram.ranges().collect::<Vec<_>>() {
-            // SAFETY: the RAM is dropped after KVM's object, and its length is the mapping's.
-            unsafe { vm.add_slot(start, address.as_ptr().addr() as u64, len, true)? };
+        let mut space = Space::new(fd, ram)?;
+        for shared in shared {
+            space.add(shared)?;
         }
-        for number in 0..vcpus {
-            let vcpu = vm.parts.fd.create_vcpu(number as u64);
-            vm.vcpus.push(vcpu.map_err(Error::kvm(format!("create vCPU {number}")))?);
-        }
-        Ok(vm)
+        let vcpus = (0..vcpus as u64).map(|number| {
+            space.fd().create_vcpu(number).map_err(Error::kvm(format!("create vCPU {number}")))
+        });
+        Ok(Self {
+            vcpus: vcpus.collect::<Result<_, _>>()?,
+            memory_bus: Bus::default(),
+            port_bus: Bus::default(),
+            space: Arc::new(space),
+            control: Arc::default(),
+        })
     }
 
-    /// Shows a region to the guest at a guest-physical address, a multiple of the region's length.
+    /// Shows region number `index` to the guest at a guest-physical address, a multiple of the region's length.
     ///
     /// # Errors
-    /// KVM has no slots left, or other memory lies there.
-    pub fn share(&mut self, start: u64, shared: Shared) -> Result<(), Error> {
-        let slots = self.parts.fd.check_extension_int(Cap::NrMemslots);
-        if self.slots as usize + shared.parts().len() > usize::try_from(slots).unwrap_or(0) {
-            return Err(Error::Capability {
-                capability: "memory slots for one more region (KVM_CAP_NR_MEMSLOTS)",
-                cure: "give the VM fewer regions",
-            });
-        }
-        let slots: Vec<_> = shared.parts().iter().map(|part| (*part, shared.address(part))).collect();
-        // Before KVM hears of the mapping, so that it lives as long as KVM's object whatever happens.
-        self.parts.shared.push((start, shared));
-        for (part, address) in slots {
-            let address = address.as_ptr().addr() as u64;
-            // SAFETY: `parts` drops the mapping after KVM's object, and the part lies inside the mapping.
-            unsafe { self.add_slot(start + part.offset, address, part.len, part.writable)? };
-        }
-        Ok(())
+    /// Other memory lies there.
+    pub fn place(&self, index: usize, address: u64) -> Result<(), Error> {
+        self.space.place(index, Some(address))
     }
 
-    /// # Safety
-    /// `[address, address + len)` must be a mapping of this process that lives as long as the VM.
-    unsafe fn add_slot(&mut self, start: u64, address: u64, len: u64, writable: bool) -> Result<(), Error> {
-        let slot = kvm_userspace_memory_region {
-            slot: self.slots,
-            flags: if writable { 0 } else { KVM_MEM_READONLY },
-            guest_phys_addr: start,
-            memory_size: len,
-            userspace_addr: address,
-        };
-        // SAFETY: what the caller promises.
-        unsafe { self.parts.fd.set_user_memory_region(slot) }
-            .map_err(Error::kvm(format!("give the guest {len:#x} bytes of memory at {start:#x}")))?;
-        self.slots += 1;
-        Ok(())
+    /// The guest's memory.
+    pub(crate) fn space(&self) -> &Arc<Space> {
+        &self.space
     }
 
     /// The RAM.
     pub fn ram(&self) -> &Ram {
-        &self.parts.ram
+        self.space.ram()
     }
 
     /// The vCPUs, for whoever sets their registers.
@@ -136,12 +109,12 @@ impl Vm {
 
     /// Devices by guest-physical address.
     pub fn memory_bus(&self) -> &Bus {
-        &self.parts.memory_bus
+        &self.memory_bus
     }
 
     /// Devices by port.
     pub fn port_bus(&self) -> &Bus {
-        &self.parts.port_bus
+        &self.port_bus
     }
 
     /// A handle by which devices end the VM.
@@ -157,7 +130,8 @@ impl Vm {
         extern "C" fn woken(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
         register_signal_handler(SIGRTMIN(), woken)
             .map_err(|error| Error::io("prepare the signal that stops vCPUs")(error.into()))?;
-        let Self { vcpus, parts, control, .. } = self;
+        let Self { vcpus, memory_bus, port_bus, space, control } = self;
+        let parts = Parts { space, memory_bus, port_bus };
         let ready = Arc::new(ready);
         let mut running = Running { threads: Vec::new(), parts: Arc::new(parts), control };
         for (number, mut vcpu) in vcpus.into_iter().enumerate() {
@@ -182,6 +156,17 @@ pub struct Stats {
     pub dropped: u64,
 }
 
+/// Stops a VM from any thread.
+#[derive(Debug, Clone)]
+pub struct Stopper(Arc<Control>);
+
+impl Stopper {
+    /// Ends the VM, unless it has ended: whoever waits for its end wakes up.
+    pub fn stop(&self) {
+        self.0.end(End::Stopped);
+    }
+}
+
 /// A VM that runs. Dropping it stops it.
 #[derive(Debug)]
 pub struct Running {
@@ -199,6 +184,11 @@ impl Running {
     /// Waits until the VM ends, at most for `limit`.
     pub fn wait(&self, limit: Duration) -> Option<End> {
         self.control.wait(limit)
+    }
+
+    /// A handle by which other threads stop the VM.
+    pub fn stopper(&self) -> Stopper {
+        Stopper(Arc::clone(&self.control))
     }
 
     /// Makes all vCPUs rest; returns when they do.
@@ -219,7 +209,7 @@ impl Running {
     pub fn stats(&self) -> Stats {
         Stats {
             exits: self.control.exits.load(Ordering::Relaxed),
-            dropped: self.parts.shared.iter().map(|(_, shared)| shared.dropped()).sum(),
+            dropped: self.parts.space.shared().map(Shared::dropped).sum(),
         }
     }
 

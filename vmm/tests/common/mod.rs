@@ -54,10 +54,10 @@ impl Place {
         let entry = self.region().entry(section).unwrap();
         let arguments = [BAR, shared.len(), entry.offset, entry.len, 0, 0];
         let ram = RamOptions { len: 2 << 20, pages: PageSize::Base, node: None, prefault: true };
-        let mut vm = Vm::new(host, Ram::new(&ram, |_, _| ()).unwrap(), 1).unwrap();
-        power::add(&vm).unwrap();
         let mapped = [(BAR, shared.len())];
-        vm.share(BAR, shared).unwrap();
+        let vm = Vm::new(host, Ram::new(&ram, |_, _| ()).unwrap(), vec![shared], 1).unwrap();
+        power::add(&vm).unwrap();
+        vm.place(0, BAR).unwrap();
         bare::load(host, &vm, code, &mapped, |_| arguments).unwrap();
         vm.start(|_| ()).unwrap()
     }
@@ -138,3 +138,34 @@ program!(
 
 // Touches memory without a page table: a triple fault, since nobody handles the exception.
 program!(falls, "vmshm_falls", "xor eax, eax", "dec rax", "mov [rax - 4096], al", "2: jmp 2b");
+
+// Sets MSI-X vector 0 up as interrupt 0x41, rings the doorbell in ecx (again and again where r9 is 0, else once its own
+// has rung), and notes in its section its position and that its own has rung. The interrupt is seen as a request that
+// waits in the local APIC.
+program!(
+    rings,
+    "vmshm_rings",
+    "mov eax, 0xfee00000",
+    "mov dword ptr [rax + 0xf0], 0x1ff",
+    "mov dword ptr [rdx], 0xfee00000",
+    "mov dword ptr [rdx + 4], 0",
+    "mov dword ptr [rdx + 8], 0x41",
+    "mov dword ptr [rdx + 12], 0",
+    "mov word ptr [rdi + 0x42], 0x8000",
+    "mov ebx, [rsi + 8]",
+    "mov [r8 + 8], ebx",
+    "2: test r9, r9",
+    "jnz 3f",
+    "mov [rsi + 12], ecx",
+    "3: pause",
+    "mov ebx, [rax + 0x220]",
+    "test ebx, 2",
+    "jz 2b",
+    "mov qword ptr [r8], 2",
+    "mov [rsi + 12], ecx",
+    "mov dx, 0x600",
+    "mov al, 0x34",
+    "out dx, al",
+    "4: pause",
+    "jmp 4b",
+);

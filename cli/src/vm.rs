@@ -1,0 +1,20 @@
+//! `vmshm vm`: virtual machines of our own.
+
+mod run;
+mod terminal;
+
+/// Virtual machines that this program runs itself, on this host's KVM.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Boot a kernel in a VM that is confined to a NUMA node and has sections of regions
+    Run(run::Args),
+}
+
+impl Command {
+    /// Runs the command.
+    pub fn run(&self) -> anyhow::Result<std::process::ExitCode> {
+        match self {
+            Self::Run(args) => args.run(),
+        }
+    }
+}

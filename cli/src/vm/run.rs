@@ -1,0 +1,243 @@
+//! `vmshm vm run`.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use nix::sys::signal::{SigSet, Signal};
+use tracing_subscriber::EnvFilter;
+use uuid::Uuid;
+use vmshm_host::{DEFAULT_VECTORS, PageSize, Region, Registry, format_bytes, nodes, section_socket, socket};
+use vmshm_vmm::boot::Linux;
+use vmshm_vmm::{Attachment, End, Guest, Host, Machine, Plan, RamOptions, layout, place};
+
+use super::terminal::{self, Raw};
+use crate::size;
+
+/// Options of `vmshm vm run`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  vmshm region create job --size 8G --sections 2 --nodes 0,1
+  vmshm vm run --kernel /boot/vmlinuz --initrd image.cpio --numa-node 0 --cpus 8 --memory 16G --region job:0
+  vmshm vm run --kernel /boot/vmlinuz --initrd image.cpio --numa-node 1 --cpus 8 --memory 16G --region job:1
+
+The guest's serial console is the terminal: Ctrl-A X stops the VM, Ctrl-A Ctrl-A sends one Ctrl-A. SIGTERM stops it as \
+well. The VM can write its own section only, unless the region is an open one.
+
+Logs go to standard error; VMSHM_LOG=debug shows more.")]
+pub struct Args {
+    /// The kernel, a bzImage
+    #[arg(long, value_name = "FILE")]
+    kernel: PathBuf,
+    /// The initial file system
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// The kernel's command line
+    #[arg(long, default_value = "console=ttyS0", value_name = "TEXT", allow_hyphen_values = true)]
+    append: String,
+    /// Number of vCPUs
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    cpus: usize,
+    /// Memory, such as 4G
+    #[arg(long, default_value = "1G", value_parser = size::parse, value_name = "SIZE")]
+    memory: u64,
+    /// Pages of the memory; 4K takes transparent huge pages where the kernel allows those
+    #[arg(long, default_value = "4K", value_parser = pages, value_name = "4K|2M|1G")]
+    pages: PageSize,
+    /// Confine the VM to this NUMA node: a CPU of its own for each vCPU, and all memory from there. `auto` takes the
+    /// section's node, or else the one with the most free memory
+    #[arg(long, value_parser = node, value_name = "NODE|auto")]
+    numa_node: Option<Node>,
+    /// A region and which section of it the VM gets; may be given several times
+    #[arg(long = "region", value_parser = wanted, value_name = "NAME:K")]
+    regions: Vec<Wanted>,
+    /// Devices with doorbells, by way of `vmshm serve`, which must run
+    #[arg(long)]
+    doorbell: bool,
+    /// With --doorbell: interrupt vectors, as many as the server has
+    #[arg(long, default_value_t = DEFAULT_VECTORS, value_name = "N", requires = "doorbell")]
+    vectors: u32,
+    /// The VM's UUID. Default: its first section's
+    #[arg(long)]
+    uuid: Option<Uuid>,
+    /// Print where memory and threads would go, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Node {
+    Auto,
+    Number(u32),
+}
+
+fn node(text: &str) -> Result<Node, String> {
+    if text == "auto" {
+        return Ok(Node::Auto);
+    }
+    text.parse().map(Node::Number).map_err(|_| "give a node's number, or auto".into())
+}
+
+fn pages(text: &str) -> Result<PageSize, String> {
+    match size::parse(text)? {
+        0x1000 => Ok(PageSize::Base),
+        0x20_0000 => Ok(PageSize::Huge2M),
+        0x4000_0000 => Ok(PageSize::Huge1G),
+        _ => Err("give 4K, 2M or 1G".into()),
+    }
+}
+
+/// A region's name or path, and a section.
+#[derive(Debug, Clone)]
+struct Wanted {
+    name: String,
+    section: u32,
+}
+
+fn wanted(text: &str) -> Result<Wanted, String> {
+    let (name, section) =
+        text.rsplit_once(':').ok_or("give the region's name, a colon and a section: job:0")?;
+    let section =
+        section.parse().map_err(|_| format!("{section:?} is no section: give a number, as in job:0"))?;
+    Ok(Wanted { name: name.to_owned(), section })
+}
+
+impl Args {
+    /// Runs the VM until it ends.
+    pub fn run(&self) -> anyhow::Result<ExitCode> {
+        let filter = EnvFilter::try_from_env("VMSHM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
+            .init();
+        let regions = self.open()?;
+        let uuid = match (self.uuid, regions.first()) {
+            (Some(uuid), _) => uuid,
+            (None, Some((region, section))) => Uuid::from_bytes(region.entry(*section)?.vm_uuid),
+            (None, None) => Uuid::new_v4(),
+        };
+        let home = regions.first().map(|(region, section)| region.entry(*section)).transpose()?;
+        let home = home.and_then(|entry| u32::try_from(entry.node).ok());
+        let node = match self.numa_node {
+            None => None,
+            Some(Node::Number(node)) => Some(node),
+            Some(Node::Auto) => Some(place::auto(home)?),
+        };
+        let cpus = node.map_or(Ok(Vec::new()), |node| place::cpus(node, self.cpus))?;
+        if self.dry_run {
+            self.describe(&regions, node, &cpus)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        if let (Some(node), Some(home)) = (node, home)
+            && node != home
+        {
+            tracing::warn!(node, section_node = home, "the section lies on another NUMA node than the VM");
+        }
+
+        let host = Host::open()?;
+        // Blocked before any thread exists, so that the signal wakes nobody but the one that waits for it.
+        let mut signals = SigSet::empty();
+        [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().for_each(|signal| signals.add(signal));
+        signals.thread_block().context("cannot block signals")?;
+        if !place::leave(&cpus)? {
+            tracing::warn!("no CPU is left for the VMM's other threads: they disturb the vCPUs");
+        }
+        let plan = Plan {
+            guest: Guest::Linux(Linux {
+                kernel: &self.kernel,
+                initrd: self.initrd.as_deref(),
+                command_line: &self.append,
+            }),
+            uuid,
+            vcpus: self.cpus,
+            ram: RamOptions { len: self.memory, pages: self.pages, node, prefault: true },
+            regions: self.attach(regions),
+            cpus,
+        };
+        let machine = Machine::start(&host, plan, Box::new(std::io::stdout()), progress)?;
+        let raw = Raw::new();
+        terminal::pass(&machine, raw.is_terminal()).context("cannot read the terminal")?;
+        let stopper = machine.running.stopper();
+        std::thread::Builder::new().name("signals".into()).spawn(move || {
+            if let Ok(signal) = signals.wait() {
+                tracing::info!(%signal, "stopping the VM");
+                stopper.stop();
+            }
+        })?;
+        let end = machine.running.wait(Duration::MAX).unwrap_or(End::Stopped);
+        drop(raw);
+        let stats = machine.running.stats();
+        drop(machine);
+        tracing::info!(exits = stats.exits, dropped_stores = stats.dropped, "{end}");
+        Ok(if matches!(end, End::Failed(_)) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    }
+
+    fn open(&self) -> anyhow::Result<Vec<(Region, u32)>> {
+        let registry = Registry::from_env();
+        let open = |wanted: &Wanted| Ok((registry.open(&wanted.name)?, wanted.section));
+        self.regions.iter().map(open).collect()
+    }
+
+    fn attach(&self, regions: Vec<(Region, u32)>) -> Vec<Attachment> {
+        let attach = |(region, section)| {
+            if !self.doorbell {
+                return Attachment::Plain { region: Box::new(region), section };
+            }
+            let socket = section_socket(&socket(&region), section);
+            Attachment::Doorbell { socket, vectors: self.vectors }
+        };
+        regions.into_iter().map(attach).collect()
+    }
+
+    /// What would be done.
+    fn describe(&self, regions: &[(Region, u32)], node: Option<u32>, cpus: &[usize]) -> anyhow::Result<()> {
+        let mut out = std::io::stdout();
+        let size = format_bytes(self.memory);
+        match node {
+            Some(node) => {
+                let free = nodes().iter().find(|found| found.id == node).map_or(0, |node| node.free);
+                writeln!(out, "memory    {size} on NUMA node {node}, where {} are free", format_bytes(free))?;
+                for (number, cpu) in cpus.iter().enumerate() {
+                    writeln!(out, "vCPU {number:<4} on CPU {cpu}")?;
+                }
+            }
+            None => {
+                writeln!(out, "memory    {size} wherever the kernel takes it from")?;
+                writeln!(
+                    out,
+                    "vCPUs     {} wherever the kernel runs them (--numa-node confines them)",
+                    self.cpus
+                )?;
+            }
+        }
+        writeln!(out, "pages     {}", format_bytes(self.pages.bytes()))?;
+        let lens: Vec<_> = regions.iter().map(|(region, _)| region.header().region_len).collect();
+        let bits = Host::open()?.address_bits();
+        let places = layout::place_64(&lens, bits, self.memory)?;
+        for ((region, section), place) in regions.iter().zip(places) {
+            let entry = region.entry(*section)?;
+            let node = u32::try_from(entry.node)
+                .map_or("no node in particular".to_owned(), |n| format!("NUMA node {n}"));
+            let writable = if region.header().is_open() { "all sections" } else { "its own section" };
+            writeln!(
+                out,
+                "region    {}, section {section} ({} on {node}), at guest address {place:#x}, {writable} writable",
+                region.name(),
+                format_bytes(entry.len)
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// Shows how much of the memory is touched.
+fn progress(done: u64, all: u64) {
+    if std::io::stderr().is_terminal() && all > 1 << 30 {
+        let end = if done == all { "\n" } else { "" };
+        let _ = write!(std::io::stderr(), "\rtouching memory: {} %{end}", done * 100 / all);
+    }
+}

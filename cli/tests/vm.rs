@@ -1,0 +1,156 @@
+//! `vmshm vm run` as a process, with kernels of a few instructions, which run even where a KVM in software crawls.
+
+mod common;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+
+use common::{Host, until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Whether tests can run here; says so where not.
+fn kvm() -> bool {
+    let open = fs::File::options().read(true).write(true).open("/dev/kvm");
+    open.inspect_err(|error| eprintln!("skipped: /dev/kvm cannot be opened: {error}")).is_ok()
+}
+
+/// Writes a file that is a kernel as far as the boot protocol goes; `code` is its 64-bit entry.
+fn kernel(host: &Host, code: &[u8]) -> PathBuf {
+    let mut image = vec![0; 1024 + 0x200];
+    image[0x1f1] = 1;
+    image[0x202..0x206].copy_from_slice(b"HdrS");
+    image[0x206..0x208].copy_from_slice(&0x20fu16.to_le_bytes());
+    image[0x211] = 1;
+    image[0x214..0x218].copy_from_slice(&0x10_0000u32.to_le_bytes());
+    image[0x22c..0x230].copy_from_slice(&0x7fff_ffffu32.to_le_bytes());
+    image[0x236] = 1;
+    image[0x238..0x23c].copy_from_slice(&2047u32.to_le_bytes());
+    image.extend(code);
+    image.resize(4096, 0);
+    let path = host.dir.path().join("kernel");
+    fs::write(&path, image).unwrap();
+    path
+}
+
+/// mov dx, 0x3f8; mov al, C; out dx, al - for each; then mov dx, 0x600; mov al, 0x34; out dx, al; jmp here.
+fn prints_and_switches_off(text: &str) -> Vec<u8> {
+    let mut code = vec![0x66, 0xba, 0xf8, 0x03];
+    code.extend(text.bytes().flat_map(|byte| [0xb0, byte, 0xee]));
+    code.extend([0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xeb, 0xfe]);
+    code
+}
+
+/// Prints a dot, then for ever what it reads from the serial port: mov dx, 0x3f8; mov al, '.'; out dx, al; again:
+/// mov dl, 0xfd; in al, dx; test al, 1; jz again; mov dl, 0xf8; in al, dx; out dx, al; jmp again.
+const ECHOES: [u8; 20] = [
+    0x66, 0xba, 0xf8, 0x03, 0xb0, b'.', 0xee, 0xb2, 0xfd, 0xec, 0xa8, 0x01, 0x74, 0xf9, 0xb2, 0xf8, 0xec,
+    0xee, 0xeb, 0xf3,
+];
+
+fn start(host: &Host, arguments: &[&str]) -> Child {
+    let mut command = host.command(arguments);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+fn read(child: &mut Child, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    child.stdout.as_mut().unwrap().read_exact(&mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn a_kernel_prints_to_the_terminal_and_switches_the_vm_off() {
+    if !kvm() {
+        return;
+    }
+    let host = Host::new();
+    host.ok(&["region", "create", "job", "--size", "1M"]);
+    let kernel = kernel(&host, &prints_and_switches_off("hello"));
+    let kernel = kernel.to_str().unwrap();
+    let out = host.ok(&["vm", "run", "--kernel", kernel, "--memory", "16M", "--region", "job:1"]);
+    assert_eq!(out, "hello");
+    let out = host.ok(&["vm", "run", "--kernel", kernel, "--memory", "16M", "--numa-node", "auto"]);
+    assert_eq!(out, "hello");
+}
+
+#[test]
+fn a_signal_stops_a_vm_and_its_section_is_free_again() {
+    if !kvm() {
+        return;
+    }
+    let host = Host::new();
+    host.ok(&["region", "create", "job", "--size", "1M"]);
+    let kernel = kernel(&host, &ECHOES);
+    let arguments =
+        ["vm", "run", "--kernel", kernel.to_str().unwrap(), "--memory", "16M", "--region", "job:1"];
+    let mut vm = start(&host, &arguments);
+    assert_eq!(read(&mut vm, 1), b".");
+    vm.stdin.as_mut().unwrap().write_all(b"typed").unwrap();
+    assert_eq!(read(&mut vm, 5), b"typed");
+
+    let text = host.fails(&arguments);
+    assert!(text.contains("section 1") && text.contains("in use"), "{text}");
+    kill(Pid::from_raw(vm.id() as i32), Signal::SIGTERM).unwrap();
+    assert!(vm.wait().unwrap().success());
+
+    // A VMM that is killed keeps nothing either.
+    let mut vm = start(&host, &arguments);
+    assert_eq!(read(&mut vm, 1), b".");
+    vm.kill().unwrap();
+    vm.wait().unwrap();
+    let mut vm = start(&host, &arguments);
+    assert_eq!(read(&mut vm, 1), b".");
+    kill(Pid::from_raw(vm.id() as i32), Signal::SIGTERM).unwrap();
+    until("it ends", || vm.try_wait().unwrap().is_some());
+}
+
+#[test]
+fn what_is_wrong_is_named_before_anything_runs() {
+    if !kvm() {
+        return;
+    }
+    let host = Host::new();
+    host.ok(&["region", "create", "job", "--size", "1M"]);
+    let kernel = kernel(&host, &[0xeb, 0xfe]);
+    let text_file = host.dir.path().join("text");
+    fs::write(&text_file, "no kernel, though long enough\n".repeat(100)).unwrap();
+    let (kernel, text_file) = (kernel.to_str().unwrap(), text_file.to_str().unwrap());
+    for (arguments, words) in [
+        (&["--kernel", "/nonexistent"][..], &["/nonexistent"][..]),
+        (&["--kernel", text_file], &["bzImage", text_file]),
+        (&["--kernel", kernel, "--initrd", kernel, "--memory", "1M"], &["memory"]),
+        (&["--kernel", kernel, "--region", "job:2"], &["section 2", "sections 0 to 1"]),
+        (&["--kernel", kernel, "--region", "other:0"], &["no region", "region create"]),
+        (&["--kernel", kernel, "--region", "job"], &["job:0"]),
+        (&["--kernel", kernel, "--region", "job:0", "--doorbell"], &["vmshm serve"]),
+        (&["--kernel", kernel, "--cpus", "100000"], &["100000", "1 to"]),
+        (&["--kernel", kernel, "--numa-node", "4000"], &["4000", "there are"]),
+        (&["--kernel", kernel, "--pages", "1G", "--memory", "64G"], &["64 pages of 1 GiB", "nr_hugepages"]),
+        (&["--kernel", kernel, "--pages", "8K"], &["4K, 2M or 1G"]),
+    ] {
+        let all: Vec<_> = ["vm", "run"].iter().chain(arguments).copied().collect();
+        let text = host.fails(&all);
+        for word in words {
+            assert!(text.contains(word), "{arguments:?}: {text}");
+        }
+    }
+}
+
+#[test]
+fn a_dry_run_says_where_things_would_go_and_takes_nothing() {
+    if !kvm() {
+        return;
+    }
+    let host = Host::new();
+    host.ok(&["region", "create", "job", "--size", "1M"]);
+    let arguments =
+        ["vm", "run", "--kernel", "/none", "--dry-run", "--numa-node", "auto", "--region", "job:1"];
+    let text = host.ok(&arguments);
+    for word in ["memory    1 GiB on NUMA node", "vCPU 0    on CPU", "job, section 1", "guest address 0x"] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+    assert!(host.ok(&["region", "list"]).lines().any(|line| line.split_whitespace().nth(4) == Some("2")));
+}

@@ -1,0 +1,253 @@
+//! Starting a Linux kernel (bzImage) by its 64-bit boot protocol, without firmware.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use kvm_bindings::{Msrs, kvm_msr_entry, kvm_segment};
+use kvm_ioctls::{Cap, VcpuFd};
+use linux_loader::bootparam::{boot_e820_entry, boot_params};
+use linux_loader::loader::{BzImage, KernelLoader};
+use uuid::Uuid;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, ReadVolatile};
+
+use crate::error::Error;
+use crate::host::Host;
+use crate::vm::Vm;
+use crate::{acpi, cpuid, layout, smbios};
+
+const GDT: u64 = 0x1000;
+const BOOT_PARAMS: u64 = 0x7000;
+const PAGE_TABLES: u64 = 0x9000;
+const COMMAND_LINE: u64 = 0x2_0000;
+/// Kernels take at most so many bytes of command line, with the zero at its end.
+const COMMAND_LINE_MOST: usize = 2048;
+/// RAM below 1 MiB that a kernel may use.
+const LOW_RAM: u64 = 0x9_fc00;
+/// From the start of a 64-bit kernel to where it is entered.
+const ENTRY: u64 = 0x200;
+
+const E820_RAM: u32 = 1;
+const E820_RESERVED: u32 = 2;
+/// The setup header says that there is a 64-bit entry.
+const XLF_KERNEL_64: u16 = 1;
+/// A boot loader without a number of its own.
+const LOADER_UNKNOWN: u8 = 0xff;
+
+const CR0: u64 = 0x8005_0033;
+const CR4_PAE: u64 = 1 << 5;
+const EFER: u64 = 1 << 8 | 1 << 10;
+const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
+const MTRR_ENABLE_WRITE_BACK: u64 = 1 << 11 | 6;
+const MSR_MISC_ENABLE: u32 = 0x1a0;
+const FAST_STRINGS: u64 = 1;
+
+/// What is booted.
+#[derive(Debug, Clone, Copy)]
+pub struct Linux<'a> {
+    /// The kernel, a bzImage.
+    pub kernel: &'a Path,
+    /// The initial file system.
+    pub initrd: Option<&'a Path>,
+    /// The kernel's command line.
+    pub command_line: &'a str,
+}
+
+/// Loads a kernel with all it needs to find the machine, and lets vCPU 0 begin there. The guest sees `uuid` as its own.
+///
+/// # Errors
+/// A file that cannot be read or is no 64-bit bzImage, RAM too small for it, or KVM refuses.
+pub fn load(host: &Host, vm: &Vm, linux: &Linux<'_>, uuid: Uuid) -> Result<(), Error> {
+    let vcpus = vm.vcpus().len();
+    if vcpus > acpi::MOST_VCPUS {
+        return Err(Error::Invalid {
+            what: "the number of vCPUs",
+            value: vcpus.to_string(),
+            why: format!("is more than this VMM's tables hold: give at most {}", acpi::MOST_VCPUS),
+        });
+    }
+    let kernel = load_kernel(vm, linux)?;
+    let platform = acpi::Platform { vcpus, bars_64: layout::bars_64(host.address_bits()) };
+    for (at, table) in acpi::tables(&platform) {
+        write(vm, &table.bytes, at)?;
+    }
+    write(vm, &smbios::tables(uuid), smbios::START)?;
+
+    // Page tables for the first 4 GiB, one to one, on pages of 2 MiB; the kernel makes its own soon.
+    let mut tables = vec![0u64; 512 * 6];
+    tables[0] = (PAGE_TABLES + 0x1000) | 3;
+    for i in 0..4 {
+        tables[512 + i] = (PAGE_TABLES + 0x2000 + 0x1000 * i as u64) | 3;
+    }
+    for i in 0..2048 {
+        tables[1024 + i] = ((i as u64) << 21) | 0x83;
+    }
+    write(vm, &words(&tables), PAGE_TABLES)?;
+    // Null, none, code and data as the boot protocol numbers them.
+    write(vm, &words(&[0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff]), GDT)?;
+
+    let deadline = host.kvm.check_extension(Cap::TscDeadlineTimer);
+    for (number, vcpu) in vm.vcpus().iter().enumerate() {
+        let cpuid = cpuid::of(&host.cpuid, number as u32, vcpus as u32, deadline);
+        let doing = || format!("set the registers of vCPU {number}");
+        vcpu.set_cpuid2(&cpuid).map_err(Error::kvm(doing()))?;
+        set_msrs(vcpu).map_err(Error::kvm(doing()))?;
+        if number == 0 {
+            enter(vcpu, kernel + ENTRY).map_err(Error::kvm(doing()))?;
+        }
+    }
+    Ok(())
+}
+
+fn words(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+fn write(vm: &Vm, bytes: &[u8], at: u64) -> Result<(), Error> {
+    vm.ram().map().write_slice(bytes, GuestAddress(at)).map_err(|error| too_small(vm, &error))
+}
+
+fn too_small(vm: &Vm, error: &dyn std::fmt::Display) -> Error {
+    Error::Invalid {
+        what: "memory of",
+        value: format!("{} MiB", vm.ram().len() >> 20),
+        why: format!("is too small for this kernel ({error}): give at least 256 MiB"),
+    }
+}
+
+/// Loads the kernel, its initial file system and its parameters. Returns where the kernel begins.
+fn load_kernel(vm: &Vm, linux: &Linux<'_>) -> Result<u64, Error> {
+    let path = linux.kernel.display();
+    let wrong = |why: &str| Error::Invalid {
+        what: "the kernel",
+        value: path.to_string(),
+        why: format!("{why}: give a bzImage for x86-64, such as /boot/vmlinuz-..."),
+    };
+    let mut file = File::open(linux.kernel).map_err(Error::io(format!("open the kernel {path}")))?;
+    let len = file.metadata().map_err(Error::io(format!("look at the kernel {path}")))?.len();
+    if layout::HIGH_RAM + len > vm.ram().len() {
+        return Err(too_small(vm, &format!("it has {len} bytes")));
+    }
+    let ram = vm.ram().map();
+    let loaded = BzImage::load(ram, None, &mut file, Some(GuestAddress(layout::HIGH_RAM)))
+        .map_err(|error| wrong(&format!("cannot be loaded ({error})")))?;
+    let mut header = loaded.setup_header.ok_or_else(|| wrong("has no setup header"))?;
+    if header.xloadflags & XLF_KERNEL_64 == 0 {
+        return Err(wrong("has no 64-bit entry"));
+    }
+    let (version, limit) = (header.version, header.cmdline_size);
+    if version < 0x206 || linux.command_line.len() >= COMMAND_LINE_MOST.min(limit as usize) {
+        return Err(Error::Invalid {
+            what: "the command line",
+            value: format!("of {} bytes", linux.command_line.len()),
+            why: format!("is too long: this kernel takes {limit}, this VMM {}", COMMAND_LINE_MOST - 1),
+        });
+    }
+    let mut line = linux.command_line.as_bytes().to_vec();
+    line.push(0);
+    write(vm, &line, COMMAND_LINE)?;
+    header.type_of_loader = LOADER_UNKNOWN;
+    header.cmd_line_ptr = COMMAND_LINE as u32;
+    if let Some(initrd) = linux.initrd {
+        // The kernel unpacks itself at its preferred address and needs so much room there.
+        let (preferred, room) = (header.pref_address, u64::from(header.init_size));
+        let below = loaded.kernel_end.max(preferred + room);
+        let (at, len) = load_initrd(vm, initrd, below, u64::from(header.initrd_addr_max))?;
+        (header.ramdisk_image, header.ramdisk_size) = (at, len);
+    }
+
+    let mut params = boot_params { hdr: header, ..boot_params::default() };
+    for (i, (start, end, kind)) in memory_map(vm.ram().len()).into_iter().enumerate() {
+        params.e820_table[i] = boot_e820_entry { addr: start, size: end - start, r#type: kind };
+        params.e820_entries = i as u8 + 1;
+    }
+    ram.write_obj(params, GuestAddress(BOOT_PARAMS)).map_err(|error| too_small(vm, &error))?;
+    Ok(loaded.kernel_load.0)
+}
+
+/// Loads the initial file system as high as the kernel can reach. Returns its address and length.
+fn load_initrd(vm: &Vm, path: &Path, below: u64, most: u64) -> Result<(u32, u32), Error> {
+    let doing = || format!("load the initial file system {}", path.display());
+    let mut file = File::open(path).map_err(Error::io(doing()))?;
+    let len = file.metadata().map_err(Error::io(doing()))?.len();
+    let end = vm.ram().len().min(layout::LOW_RAM_END).min(most.saturating_add(1)) & !0xfff;
+    let start = end.checked_sub(len).map(|start| start & !0xfff).filter(|&start| start >= below);
+    let Some(start) = start.filter(|_| len > 0) else {
+        return Err(Error::Invalid {
+            what: "the initial file system",
+            value: path.display().to_string(),
+            why: format!("has {len} bytes, which do not fit behind the kernel: give the VM more memory"),
+        });
+    };
+    let at = vm.ram().map().get_slice(GuestAddress(start), len as usize);
+    let mut at = at.map_err(|error| too_small(vm, &error))?;
+    file.read_exact_volatile(&mut at).map_err(|error| Error::io(doing())(io::Error::other(error)))?;
+    Ok((start as u32, len as u32))
+}
+
+/// Memory as a kernel is told of it: start, end and kind.
+fn memory_map(ram: u64) -> Vec<(u64, u64, u32)> {
+    let ecam = (layout::ECAM, layout::ECAM + (u64::from(layout::BUSES) << 20));
+    let mut map = vec![(0, LOW_RAM, E820_RAM), (LOW_RAM, layout::HIGH_RAM, E820_RESERVED)];
+    for (start, len) in layout::ram(ram) {
+        map.push((start.max(layout::HIGH_RAM), start + len, E820_RAM));
+    }
+    map.insert(3, (ecam.0, ecam.1, E820_RESERVED));
+    map
+}
+
+fn set_msrs(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
+    for (index, data) in [(MSR_MTRR_DEF_TYPE, MTRR_ENABLE_WRITE_BACK), (MSR_MISC_ENABLE, FAST_STRINGS)] {
+        let entry = kvm_msr_entry { index, data, ..kvm_msr_entry::default() };
+        vcpu.set_msrs(&Msrs::from_entries(&[entry]).expect("one is not too many"))?;
+    }
+    Ok(())
+}
+
+/// Long mode at privilege level 0, interrupts off, the parameters' address in rsi: as the boot protocol wants it.
+fn enter(vcpu: &VcpuFd, rip: u64) -> Result<(), kvm_ioctls::Error> {
+    let segment = |selector, type_, long: bool| kvm_segment {
+        limit: 0xffff_ffff,
+        selector,
+        type_,
+        present: 1,
+        db: u8::from(!long),
+        s: 1,
+        l: u8::from(long),
+        g: 1,
+        ..kvm_segment::default()
+    };
+    let mut sregs = vcpu.get_sregs()?;
+    sregs.cs = segment(0x10, 0b1011, true);
+    let data = segment(0x18, 0b0011, false);
+    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+    (sregs.gdt.base, sregs.gdt.limit) = (GDT, 31);
+    (sregs.idt.base, sregs.idt.limit) = (0, 0);
+    sregs.cr0 = CR0;
+    sregs.cr3 = PAGE_TABLES;
+    sregs.cr4 = CR4_PAE;
+    sregs.efer = EFER;
+    vcpu.set_sregs(&sregs)?;
+    let mut regs = vcpu.get_regs()?;
+    regs.rip = rip;
+    regs.rsi = BOOT_PARAMS;
+    regs.rflags = 2;
+    vcpu.set_regs(&regs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_memory_map_has_no_overlap_and_names_all_ram() {
+        for len in [256 << 20, 3 << 30, 64 << 30] {
+            let map = memory_map(len);
+            for pair in map.windows(2) {
+                assert!(pair[0].1 <= pair[1].0, "{map:x?}");
+            }
+            let ram: u64 = map.iter().filter(|e| e.2 == E820_RAM).map(|e| e.1 - e.0).sum();
+            assert_eq!(ram, len - (layout::HIGH_RAM - LOW_RAM));
+        }
+    }
+}

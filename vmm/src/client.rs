@@ -1,0 +1,133 @@
+//! The VM's side of the ivshmem server's protocol: asks for a section and hears of peers.
+
+use std::io::{self, IoSliceMut};
+use std::net::Shutdown;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use vmshm_abi::ivshmem::{MSG_SHARED_MEMORY, PROTOCOL_VERSION};
+use vmshm_host::Region;
+
+use crate::error::Error;
+use crate::ivshmem::Ivshmem;
+
+/// What the server gave.
+pub(crate) struct Given {
+    pub(crate) region: Region,
+    /// Our id; modulo the number of sections, our section.
+    pub(crate) id: u16,
+    pub(crate) connection: Connection,
+}
+
+/// A connection to the server, past its greeting.
+pub(crate) struct Connection(UnixStream);
+
+/// Connects to a server and takes the section that it gives.
+pub(crate) fn join(path: &Path) -> Result<Given, Error> {
+    let doing = || format!("join the ivshmem server at {}", path.display());
+    let socket = UnixStream::connect(path).map_err(|cause| match cause.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            Error::NoServer { path: path.to_owned() }
+        }
+        _ => Error::io(doing())(cause),
+    })?;
+    let connection = Connection(socket);
+    let strange = |what: String| Error::io(doing())(io::Error::new(io::ErrorKind::InvalidData, what));
+    let next = || {
+        let message = connection.receive().map_err(Error::io(doing()))?;
+        message.ok_or_else(|| strange("it closed the connection".into()))
+    };
+    match next()? {
+        (PROTOCOL_VERSION, None) => {}
+        (version, _) => return Err(strange(format!("it speaks version {version} of the protocol"))),
+    }
+    let (id, _) = next()?;
+    let Ok(id) = u16::try_from(id) else { return Err(Error::TurnedAway { path: path.to_owned() }) };
+    let (MSG_SHARED_MEMORY, Some(memory)) = next()? else {
+        return Err(strange("it sent no shared memory".into()));
+    };
+    let region = Region::open(Path::new(&format!("/proc/self/fd/{}", memory.as_raw_fd())))?;
+    Ok(Given { region, id, connection })
+}
+
+impl Connection {
+    /// The next message, and the descriptor beside it; `None` where the server is gone.
+    fn receive(&self) -> io::Result<Option<(i64, Option<OwnedFd>)>> {
+        let mut word = [0; 8];
+        let mut fd = None;
+        let mut len = 0;
+        while len < word.len() {
+            let mut space = cmsg_space!(i32);
+            let mut rest = [IoSliceMut::new(&mut word[len..])];
+            let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+            let received = match recvmsg::<()>(self.0.as_raw_fd(), &mut rest, Some(&mut space), flags) {
+                Ok(received) => received,
+                Err(Errno::EINTR) => continue,
+                Err(Errno::ECONNRESET) => return Ok(None),
+                Err(errno) => return Err(errno.into()),
+            };
+            for message in received.cmsgs().map_err(io::Error::from)? {
+                if let ControlMessageOwned::ScmRights(fds) = message {
+                    // SAFETY: the kernel has just made these descriptors for us.
+                    let own = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
+                    // All of them, so that those that nobody expects are closed.
+                    let mut owned: Vec<_> = fds.into_iter().map(own).collect();
+                    fd = owned.pop().or(fd);
+                }
+            }
+            if received.bytes == 0 {
+                return Ok(None);
+            }
+            len += received.bytes;
+        }
+        Ok(Some((i64::from_le_bytes(word), fd)))
+    }
+
+    /// Tells a device what the server says, in a thread of its own.
+    pub(crate) fn serve(self, device: Arc<Ivshmem>) -> Result<Client, Error> {
+        let doing = || "start a thread for the ivshmem server";
+        let socket = self.0.try_clone().map_err(Error::io(doing()))?;
+        let thread = std::thread::Builder::new().name("ivshmem".into()).spawn(move || {
+            loop {
+                match self.receive() {
+                    Ok(Some((id, fd))) => match (u16::try_from(id), fd) {
+                        (Ok(id), Some(fd)) => device.add_vector(id, fd),
+                        (Ok(id), None) => device.remove_peer(id),
+                        (Err(_), _) => tracing::warn!(id, "the ivshmem server told of an impossible peer"),
+                    },
+                    end => {
+                        let error = end.err().map(|error| error.to_string());
+                        tracing::info!(
+                            error,
+                            "the ivshmem server is gone: the VM keeps its memory and doorbells"
+                        );
+                        return;
+                    }
+                }
+            }
+        });
+        Ok(Client { socket, thread: Some(thread.map_err(Error::io(doing()))?) })
+    }
+}
+
+/// The thread that listens to a server; ends when dropped, upon which the server gives the section to others.
+#[derive(Debug)]
+pub(crate) struct Client {
+    socket: UnixStream,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let _ = self.socket.shutdown(Shutdown::Both);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

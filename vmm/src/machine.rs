@@ -1,0 +1,206 @@
+//! A whole machine: VM, devices and kernel put together, from what a user wants.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use uuid::Uuid;
+use vmshm_host::Region;
+
+use crate::boot::{self, Linux};
+use crate::client::{self, Client, Connection};
+use crate::error::Error;
+use crate::host::Host;
+use crate::interrupts::{Interrupts, KvmInterrupts};
+use crate::ivshmem::{Addresses, Ivshmem, PlaceMemory};
+use crate::memory::{Ram, RamOptions};
+use crate::pci::{Ecam, MOST, Root, Window};
+use crate::serial::Console;
+use crate::shared::Shared;
+use crate::vm::{Running, Vm};
+use crate::{bare, layout, place, power};
+
+/// Room for the registers of a device, and as much again for its MSI-X table, which has at most 64 KiB.
+const REGISTERS_ROOM: u64 = 0x1_0000;
+
+/// Where devices answer, for programs: configuration space of the first bus, registers, local APIC.
+const DEVICES: [(u64, u64); 3] =
+    [(layout::ECAM, 1 << 20), (layout::BARS_32, 2 * REGISTERS_ROOM * MOST as u64), (layout::LAPIC, 0x1000)];
+
+/// How a VM gets a section.
+#[derive(Debug)]
+pub enum Attachment {
+    /// By itself, without doorbells.
+    Plain {
+        /// The region.
+        region: Box<Region>,
+        /// The section.
+        section: u32,
+    },
+    /// From the region's server, with doorbells.
+    Doorbell {
+        /// The server's socket for the section, or for any.
+        socket: PathBuf,
+        /// Interrupt vectors, as many as the server has; 1 to 2048.
+        vectors: u32,
+    },
+}
+
+/// What runs in a machine.
+#[derive(Debug, Clone, Copy)]
+pub enum Guest<'a> {
+    /// A kernel.
+    Linux(Linux<'a>),
+    /// A bare-metal program, which finds devices and regions at their addresses.
+    Program {
+        /// Its code.
+        code: &'a [u8],
+        /// What each of its vCPUs begins with.
+        arguments: [u64; 6],
+    },
+}
+
+/// What a machine shall be like.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// What runs in it.
+    pub guest: Guest<'a>,
+    /// The UUID that the guest sees as its own, and by which it finds a section without doorbells.
+    pub uuid: Uuid,
+    /// Number of vCPUs.
+    pub vcpus: usize,
+    /// RAM.
+    pub ram: RamOptions,
+    /// Regions, in the order of their devices.
+    pub regions: Vec<Attachment>,
+    /// A CPU for each vCPU, or none at all.
+    pub cpus: Vec<usize>,
+}
+
+/// A machine that runs. Dropping it stops it.
+#[derive(Debug)]
+pub struct Machine {
+    /// The VM. Goes first: its section is given back only when no vCPU runs any more.
+    pub running: Running,
+    /// Its serial port.
+    pub console: Arc<Console>,
+    _clients: Vec<Client>,
+}
+
+/// A section that is taken.
+struct Taken {
+    shared: Shared,
+    /// With doorbells: our id, vectors, and the server.
+    server: Option<(u16, u32, Connection)>,
+}
+
+fn take(attachment: Attachment, uuid: Uuid) -> Result<Taken, Error> {
+    match attachment {
+        Attachment::Plain { region, section } => {
+            let shared = Shared::take(*region, section, uuid)?;
+            Ok(Taken { shared, server: None })
+        }
+        Attachment::Doorbell { socket, vectors } => {
+            if !(1..=2048).contains(&vectors) {
+                return Err(Error::Invalid {
+                    what: "the number of vectors",
+                    value: vectors.to_string(),
+                    why: "is not possible: give 1 to 2048, as many as the server has".into(),
+                });
+            }
+            let given = client::join(&socket)?;
+            let section = u32::from(given.id) % given.region.header().sections;
+            let shared = Shared::given(given.region, section)?;
+            Ok(Taken { shared, server: Some((given.id, vectors, given.connection)) })
+        }
+    }
+}
+
+impl Machine {
+    /// Builds a machine and starts it. What the guest prints goes to `out`; `progress` hears how much of the RAM is
+    /// touched.
+    ///
+    /// # Errors
+    /// Whatever cannot be had: section, memory, CPUs, kernel, KVM.
+    pub fn start(
+        host: &Host,
+        plan: Plan<'_>,
+        out: Box<dyn Write + Send>,
+        progress: impl FnMut(u64, u64),
+    ) -> Result<Self, Error> {
+        if plan.regions.len() >= MOST {
+            return Err(Error::Invalid {
+                what: "the number of regions",
+                value: plan.regions.len().to_string(),
+                why: format!("is more than the bus has places for: give at most {}", MOST - 1),
+            });
+        }
+        let taken = plan.regions.into_iter().map(|region| take(region, plan.uuid));
+        let taken = taken.collect::<Result<Vec<_>, _>>()?;
+        let lens: Vec<_> = taken.iter().map(|taken| taken.shared.len()).collect();
+        let places = layout::place_64(&lens, host.address_bits(), plan.ram.len)?;
+        let ram = Ram::new(&plan.ram, progress)?;
+        let (shared, servers): (Vec<_>, Vec<_>) =
+            taken.into_iter().map(|taken| (taken.shared, taken.server)).unzip();
+        let vm = Vm::new(host, ram, shared, plan.vcpus)?;
+
+        power::add(&vm)?;
+        let console = Console::add(&vm, out)?;
+        let interrupts: Arc<dyn Interrupts> = Arc::new(KvmInterrupts::new(Arc::clone(vm.space())));
+        let mut root = Root::new();
+        let mut clients = Vec::new();
+        let mut mapped: Vec<_> = places.iter().copied().zip(lens.iter().copied()).collect();
+        for (index, ((len, memory), server)) in lens.into_iter().zip(places).zip(servers).enumerate() {
+            vm.place(index, memory)?;
+            let registers = layout::BARS_32 + 2 * REGISTERS_ROOM * index as u64;
+            let at = Addresses { registers, table: registers + REGISTERS_ROOM, memory };
+            let place = place_memory(&vm, index);
+            let device = match server {
+                None => Arc::new(Ivshmem::plain(len, &at, place)),
+                Some((id, vectors, connection)) => {
+                    let device = Ivshmem::doorbell(len, &at, place, id, vectors, Arc::clone(&interrupts));
+                    let device = Arc::new(device);
+                    clients.push(connection.serve(Arc::clone(&device))?);
+                    device
+                }
+            };
+            root.add(device).expect("the number of regions was checked");
+        }
+        let root = Arc::new(root);
+        let bus = vm.memory_bus();
+        let ecam = Ecam(Arc::clone(&root));
+        bus.insert(layout::ECAM, u64::from(layout::BUSES) << 20, Arc::new(ecam))?;
+        bus.insert(layout::BARS_32, layout::BARS_32_LEN, Arc::new(Window(root, layout::BARS_32)))?;
+        match plan.guest {
+            Guest::Linux(linux) => boot::load(host, &vm, &linux, plan.uuid)?,
+            Guest::Program { code, arguments } => {
+                mapped.extend(DEVICES);
+                bare::load(host, &vm, code, &mapped, |_| arguments)?;
+            }
+        }
+
+        let cpus = plan.cpus;
+        let running = vm.start(move |number| {
+            if let Some(&cpu) = cpus.get(number)
+                && let Err(error) = place::pin(cpu)
+            {
+                tracing::warn!(number, %error, "a vCPU runs anywhere");
+            }
+        })?;
+        Ok(Self { running, console, _clients: clients })
+    }
+}
+
+/// Moves a region when the guest moves its BAR. A place that is taken hides the region, of which is told once.
+fn place_memory(vm: &Vm, index: usize) -> PlaceMemory {
+    let space = Arc::clone(vm.space());
+    let told = Mutex::new(false);
+    Box::new(move |address| {
+        if let Err(error) = space.place(index, address)
+            && !std::mem::replace(&mut *told.lock(), true)
+        {
+            tracing::warn!(%error, "the guest moved a region to where it cannot be");
+        }
+    })
+}

@@ -1,0 +1,386 @@
+//! PCI: the configuration space of functions, and the root bus with its ECAM window and its windows for BARs.
+//!
+//! There is one bus, and no I/O ports. Functions have MSI-X only, so no interrupt lines are routed. There is no firmware:
+//! the VMM gives BARs their addresses before the guest runs, and kernels keep these.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::bus::Device;
+
+/// Bytes of a function's configuration space.
+pub const CONFIG_LEN: usize = 4096;
+/// Offset of the first BAR.
+const BAR0: usize = 0x10;
+const COMMAND: usize = 4;
+const STATUS: usize = 6;
+const CAPABILITIES: usize = 0x34;
+/// Memory decoding: BARs answer.
+const COMMAND_MEMORY: u8 = 1 << 1;
+/// Command bits that a guest may set: memory, bus master, no INTx.
+const COMMAND_WRITABLE: u16 = 0b0000_0100_0000_0110;
+const STATUS_CAPABILITIES: u16 = 1 << 4;
+
+/// Who a function is.
+#[derive(Debug, Clone, Copy)]
+pub struct Identity {
+    /// Vendor and device.
+    pub id: (u16, u16),
+    /// Vendor and device of the subsystem.
+    pub subsystem: (u16, u16),
+    /// Class and subclass.
+    pub class: u16,
+    /// Revision.
+    pub revision: u8,
+}
+
+/// What a BAR is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BarKind {
+    /// Below 4 GiB, not prefetchable: registers.
+    Registers,
+    /// Anywhere, prefetchable: memory. Takes the place of two BARs.
+    Memory,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Bar {
+    kind: BarKind,
+    len: u64,
+}
+
+/// A function's configuration space: bytes, and which of their bits the guest may change.
+#[derive(Debug)]
+pub struct Config {
+    bytes: Vec<u8>,
+    writable: Vec<u8>,
+    bars: [Option<Bar>; 6],
+    next_capability: usize,
+    last_link: usize,
+}
+
+impl Config {
+    /// A configuration space without BARs and capabilities.
+    pub fn new(identity: &Identity) -> Self {
+        let mut config = Self {
+            bytes: vec![0; CONFIG_LEN],
+            writable: vec![0; CONFIG_LEN],
+            bars: [None; 6],
+            next_capability: 0x40,
+            last_link: CAPABILITIES,
+        };
+        config.set(0, &identity.id.0.to_le_bytes());
+        config.set(2, &identity.id.1.to_le_bytes());
+        config.set(8, &[identity.revision, 0]);
+        config.set(0xa, &identity.class.to_le_bytes());
+        config.set(0x2c, &identity.subsystem.0.to_le_bytes());
+        config.set(0x2e, &identity.subsystem.1.to_le_bytes());
+        config.writable[COMMAND..COMMAND + 2].copy_from_slice(&COMMAND_WRITABLE.to_le_bytes());
+        // The interrupt line register is the guest's notepad.
+        config.writable[0x3c] = 0xff;
+        config
+    }
+
+    /// Adds a BAR of `len` bytes, a power of two, at an address that is a multiple of `len`.
+    pub fn add_bar(&mut self, index: usize, kind: BarKind, len: u64, address: u64) {
+        assert!(len.is_power_of_two() && len >= 16 && address.is_multiple_of(len), "BAR {index}");
+        self.bars[index] = Some(Bar { kind, len });
+        let at = BAR0 + 4 * index;
+        let mask = !(len - 1);
+        match kind {
+            BarKind::Registers => {
+                self.writable[at..at + 4].copy_from_slice(&(mask as u32).to_le_bytes());
+                self.set(at, &(address as u32).to_le_bytes());
+            }
+            BarKind::Memory => {
+                self.writable[at..at + 8].copy_from_slice(&mask.to_le_bytes());
+                // 64-bit, prefetchable.
+                self.set(at, &(address | 0b1100).to_le_bytes());
+            }
+        }
+        self.set(COMMAND, &[COMMAND_MEMORY]);
+    }
+
+    /// Adds a capability: its id, its body, and which bits of the body the guest may change. Returns its offset.
+    pub fn add_capability(&mut self, id: u8, body: &[u8], writable: &[u8]) -> usize {
+        let at = self.next_capability;
+        let end = at + 2 + body.len();
+        assert!(end <= 256 && body.len() == writable.len(), "capability {id:#x}");
+        self.set(self.last_link, &[at as u8]);
+        self.set(at, &[id, 0]);
+        self.set(at + 2, body);
+        self.writable[at + 2..end].copy_from_slice(writable);
+        self.last_link = at + 1;
+        self.next_capability = end.next_multiple_of(4);
+        self.set(STATUS, &STATUS_CAPABILITIES.to_le_bytes());
+        at
+    }
+
+    fn set(&mut self, at: usize, bytes: &[u8]) {
+        self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// What a load sees; ones outside the space.
+    pub fn read(&self, offset: usize, data: &mut [u8]) {
+        let end = offset.saturating_add(data.len());
+        match self.bytes.get(offset..end) {
+            Some(bytes) => data.copy_from_slice(bytes),
+            None => data.fill(0xff),
+        }
+    }
+
+    /// Takes a store, as far as bits may be changed.
+    pub fn write(&mut self, offset: usize, data: &[u8]) {
+        let end = offset.saturating_add(data.len());
+        let (Some(bytes), Some(writable)) = (self.bytes.get_mut(offset..end), self.writable.get(offset..end))
+        else {
+            return;
+        };
+        for ((byte, mask), new) in bytes.iter_mut().zip(writable).zip(data) {
+            *byte = *byte & !mask | new & mask;
+        }
+    }
+
+    /// A little-endian word of 16 bits.
+    pub fn word(&self, offset: usize) -> u16 {
+        u16::from_le_bytes([self.bytes[offset], self.bytes[offset + 1]])
+    }
+
+    /// Where a BAR answers, unless memory decoding is off.
+    pub fn bar(&self, index: usize) -> Option<u64> {
+        let bar = self.bars[index]?;
+        if self.bytes[COMMAND] & COMMAND_MEMORY == 0 {
+            return None;
+        }
+        let at = BAR0 + 4 * index;
+        let half = |at: usize| u32::from_le_bytes(self.bytes[at..at + 4].try_into().expect("four bytes"));
+        let low = u64::from(half(at));
+        let high = if bar.kind == BarKind::Memory { u64::from(half(at + 4)) << 32 } else { 0 };
+        Some((high | low) & !(bar.len - 1))
+    }
+
+    /// The BAR of registers in which an access lies, and the offset there.
+    fn find(&self, address: u64, len: usize) -> Option<(usize, u64)> {
+        (0..6).find_map(|index| {
+            let bar = self.bars[index].filter(|bar| bar.kind == BarKind::Registers)?;
+            let offset = address.checked_sub(self.bar(index)?)?;
+            (offset.checked_add(len as u64)? <= bar.len).then_some((index, offset))
+        })
+    }
+}
+
+/// A PCI function. Every value comes from the guest, which may be hostile.
+pub trait Function: Send + Sync {
+    /// Its configuration space.
+    fn config(&self) -> &Mutex<Config>;
+    /// Called after the guest has changed the configuration space, without its lock.
+    fn configured(&self) {}
+    /// Fills `data` with what a load from a BAR of registers sees.
+    fn read(&self, bar: usize, offset: u64, data: &mut [u8]) {
+        let _ = (bar, offset);
+        data.fill(0xff);
+    }
+    /// Takes a store to a BAR of registers.
+    fn write(&self, bar: usize, offset: u64, data: &[u8]) {
+        let _ = (bar, offset, data);
+    }
+}
+
+/// The root bus: functions by device number.
+#[derive(Default)]
+pub struct Root(Vec<Arc<dyn Function>>);
+
+impl std::fmt::Debug for Root {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Root({} functions)", self.0.len())
+    }
+}
+
+/// Most functions on the bus, each a device of its own.
+pub const MOST: usize = 32;
+
+impl Root {
+    /// A bus with a host bridge as device 0.
+    pub fn new() -> Self {
+        // The bridge that QEMU's q35 has: kernels know it, and expect nothing of it.
+        let identity =
+            Identity { id: (0x8086, 0x29c0), subsystem: (0x1af4, 0x1100), class: 0x0600, revision: 0 };
+        Self(vec![Arc::new(Bridge(Mutex::new(Config::new(&identity))))])
+    }
+
+    /// Adds a function as the next device; `None` where the bus is full, else the device's number.
+    pub fn add(&mut self, function: Arc<dyn Function>) -> Option<usize> {
+        if self.0.len() == MOST {
+            return None;
+        }
+        self.0.push(function);
+        Some(self.0.len() - 1)
+    }
+
+    /// The function and the offset in its configuration space that an offset in the ECAM window means.
+    fn decode(&self, offset: u64, len: usize) -> Option<(&Arc<dyn Function>, usize)> {
+        let (bus, device, function) = (offset >> 20, offset >> 15 & 31, offset >> 12 & 7);
+        let register = (offset & 0xfff) as usize;
+        let inside = bus == 0 && function == 0 && len <= 8 && register + len <= CONFIG_LEN;
+        Some((self.0.get(device as usize).filter(|_| inside)?, register))
+    }
+
+    fn find(&self, address: u64, len: usize) -> Option<(&Arc<dyn Function>, usize, u64)> {
+        self.0.iter().find_map(|function| {
+            let (bar, offset) = function.config().lock().find(address, len)?;
+            Some((function, bar, offset))
+        })
+    }
+}
+
+struct Bridge(Mutex<Config>);
+
+impl Function for Bridge {
+    fn config(&self) -> &Mutex<Config> {
+        &self.0
+    }
+}
+
+/// The ECAM window of a bus.
+#[derive(Debug)]
+pub struct Ecam(pub Arc<Root>);
+
+impl Device for Ecam {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        match self.0.decode(offset, data.len()) {
+            Some((function, register)) => function.config().lock().read(register, data),
+            None => data.fill(0xff),
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        if let Some((function, register)) = self.0.decode(offset, data.len()) {
+            function.config().lock().write(register, data);
+            function.configured();
+        }
+    }
+}
+
+/// The window for BARs of registers, which begins at the address in it.
+#[derive(Debug)]
+pub struct Window(pub Arc<Root>, pub u64);
+
+impl Device for Window {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        match self.0.find(self.1 + offset, data.len()) {
+            Some((function, bar, offset)) => function.read(bar, offset, data),
+            None => data.fill(0xff),
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        if let Some((function, bar, offset)) = self.0.find(self.1 + offset, data.len()) {
+            function.write(bar, offset, data);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IDENTITY: Identity =
+        Identity { id: (0x1af4, 0x1110), subsystem: (0x1af4, 0x1100), class: 0x0500, revision: 1 };
+
+    struct Plain(Mutex<Config>, Mutex<Vec<(usize, u64)>>);
+
+    impl Function for Plain {
+        fn config(&self) -> &Mutex<Config> {
+            &self.0
+        }
+        fn write(&self, bar: usize, offset: u64, _: &[u8]) {
+            self.1.lock().push((bar, offset));
+        }
+    }
+
+    fn bus() -> (Arc<Root>, Arc<Plain>) {
+        let mut config = Config::new(&IDENTITY);
+        config.add_bar(0, BarKind::Registers, 256, 0xc000_0000);
+        config.add_bar(2, BarKind::Memory, 1 << 40, 1 << 45);
+        config.add_capability(0x11, &[7, 0, 1, 0, 0, 0, 1, 8, 0, 0], &[0, 0xc0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let function = Arc::new(Plain(Mutex::new(config), Mutex::default()));
+        let mut root = Root::new();
+        assert_eq!(root.add(function.clone()), Some(1));
+        (Arc::new(root), function)
+    }
+
+    fn read(ecam: &Ecam, register: u64) -> u32 {
+        let mut data = [0; 4];
+        ecam.read(1 << 15 | register, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    fn write(ecam: &Ecam, register: u64, value: u32) {
+        ecam.write(1 << 15 | register, &value.to_le_bytes());
+    }
+
+    #[test]
+    fn a_function_is_found_and_says_who_it_is() {
+        let ecam = Ecam(bus().0);
+        assert_eq!(read(&ecam, 0), 0x1110_1af4);
+        assert_eq!(read(&ecam, 8), 0x0500_0001);
+        assert_eq!(read(&ecam, 0x2c), 0x1100_1af4);
+        assert_eq!(read(&ecam, 0x34), 0x40);
+        assert_eq!(read(&ecam, 0x40), 0x0007_0011);
+        let mut data = [0; 4];
+        ecam.read(2 << 15, &mut data);
+        assert_eq!(data, [0xff; 4], "nobody is device 2");
+        ecam.read(1 << 20, &mut data);
+        assert_eq!(data, [0xff; 4], "nobody is on bus 1");
+    }
+
+    #[test]
+    fn bars_tell_their_size_as_the_standard_says_and_keep_their_address() {
+        let (root, function) = bus();
+        let ecam = Ecam(root);
+        write(&ecam, 4, 0);
+        for (register, size) in [(0x10, 0xffff_ff00), (0x14, 0), (0x18, 0xc), (0x1c, 0xffff_ff00)] {
+            let old = read(&ecam, register);
+            write(&ecam, register, u32::MAX);
+            assert_eq!(read(&ecam, register), size, "{register:#x}");
+            write(&ecam, register, old);
+        }
+        assert_eq!(function.config().lock().bar(2), None, "decoding is off");
+        write(&ecam, 4, 0xffff_ffff);
+        assert_eq!(read(&ecam, 4) & 0xffff, u32::from(COMMAND_WRITABLE));
+        assert_eq!(function.config().lock().bar(2), Some(1 << 45));
+        assert_eq!(function.config().lock().bar(0), Some(0xc000_0000));
+    }
+
+    #[test]
+    fn only_bits_that_may_be_changed_are() {
+        let (root, _) = bus();
+        let ecam = Ecam(root);
+        for register in (0..4096).step_by(4) {
+            write(&ecam, register, u32::MAX);
+        }
+        assert_eq!(read(&ecam, 0), 0x1110_1af4);
+        assert_eq!(read(&ecam, 0x40), 0xc007_0011);
+        assert_eq!(read(&ecam, 0x100), 0);
+        // An access that crosses the end, or is longer than any that a processor makes.
+        ecam.write(1 << 15 | 0xffe, &[1; 4]);
+        ecam.write(1 << 15, &[0; 64]);
+        assert_eq!(read(&ecam, 0), 0x1110_1af4);
+    }
+
+    #[test]
+    fn a_bar_answers_where_the_guest_put_it() {
+        let (root, function) = bus();
+        let (ecam, window) = (Ecam(Arc::clone(&root)), Window(root, 0xc000_0000));
+        window.write(0xc, &[1]);
+        write(&ecam, 0x10, 0xc000_1000);
+        window.write(0xc, &[1]);
+        window.write(0x10fc, &[1; 4]);
+        window.write(0x10fd, &[1; 4]);
+        assert_eq!(*function.1.lock(), [(0, 0xc), (0, 0xfc)]);
+        let mut data = [0];
+        window.read(0, &mut data);
+        assert_eq!(data, [0xff]);
+    }
+}
