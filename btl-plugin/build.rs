@@ -42,6 +42,7 @@ fn main() {
     }
     for file in [
         "build.rs",
+        "src/room.c",
         "src/shim.c",
         "src/shim.h",
         "src/coll/coll.c",
@@ -119,7 +120,7 @@ impl OpenMpi {
             .allowlist_function("mca_(btl_base_param_register|btl_base_dump)")
             .allowlist_function("mca_base_(component_var_register|var_group_component_register)")
             .allowlist_function("opal_(bitmap_set_bit|proc_local_get|show_help_add_dir)")
-            .allowlist_var("mca_btl_base_active_message_trigger")
+            .allowlist_var("mca_btl_base_active_message_trigger|VMSHM_OMPI_.*")
             .allowlist_var(
                 "BTL_VERSION|MCA_BTL_.*|MCA_MPOOL_.*|MCA_BASE_(VERSION|VAR|METADATA)_.*|OPAL_INFO_LVL_.*",
             )
@@ -137,7 +138,7 @@ impl OpenMpi {
             .map_err(|error| format!("cannot write the bindings: {error}"))?;
 
         let mut shim = cc::Build::new();
-        shim.files(["src/shim.c", "src/coll/coll.c", "src/osc/osc.c"])
+        shim.files(["src/room.c", "src/shim.c", "src/coll/coll.c", "src/osc/osc.c"])
             .includes(&includes)
             .include("src/coll/missing")
             .warnings(true)

@@ -4,11 +4,12 @@ use std::convert::identity;
 use std::ffi::{c_int, c_void};
 use std::ptr;
 
-use vmshm_transport::{Peer, PeerError};
+use vmshm_transport::{Peer, PeerError, copy_from_shared};
 
 use crate::component;
 use crate::descriptor::from_endpoint;
-use crate::fabric::{FABRIC, Fabric, Refused};
+use crate::fabric::{FABRIC, Fabric, Held, Refused};
+use crate::help;
 use crate::lead::Lead;
 use crate::ompi::{
     self, MODULE, mca_btl_base_endpoint_t, mca_btl_base_module_t, mca_btl_base_rdma_completion_fn_t,
@@ -174,7 +175,8 @@ pub unsafe fn at_remote<T>(
     Ok(work(fabric, peer, offset))
 }
 
-/// Copies a peer's memory to our own.
+/// Copies a peer's memory to our own: as much as there is room for, since ob1 asks for all of a message that is longer than
+/// its receiver's buffer, and tells the receiver so afterwards.
 pub unsafe extern "C" fn get(
     _: *mut mca_btl_base_module_t,
     endpoint: *mut mca_btl_base_endpoint_t,
@@ -190,30 +192,58 @@ pub unsafe extern "C" fn get(
     data: *mut c_void,
 ) -> c_int {
     let completion = Completion { endpoint, local, local_handle, callback, context, data };
-    // SAFETY: Open MPI gives the handle that the peer sent, or NULL.
-    if let Some(handle) = unsafe { read(remote_handle) }
-        && let Some((stage, offset)) = handle.staged(address, size as u64)
-    {
-        return pull_staged(Pull { stage, offset, lead: handle.lead, len: size, completion });
-    }
-    let work = |fabric: &mut Fabric, peer, offset| {
-        // SAFETY: Open MPI gives room for size bytes.
-        unsafe { fabric.endpoint.get(peer, offset, local.cast(), size) }
+    let mut guard = FABRIC.lock();
+    let Some(fabric) = guard.as_mut() else { return ompi::OPAL_ERR_UNREACH as c_int };
+    let number = from_endpoint(endpoint);
+    let Some((peer, proc)) = fabric.peer(number).zip(fabric.process(number)) else {
+        return ompi::OPAL_ERR_BAD_PARAM as c_int;
     };
-    // SAFETY: Open MPI gives the handle that the peer sent; the callback gets what was given for it.
-    unsafe {
-        at_remote(endpoint, address, remote_handle, size as u64, work)
-            .map_or_else(identity, |done| completion.done(done))
+    let mut len = size;
+    // SAFETY: Open MPI's process lives until del_procs; context and data are the caller's, which says what they are.
+    let caller = unsafe { ompi::vmshm_ompi_room(proc, context, data, local, size, &mut len) };
+    if caller == ompi::VMSHM_OMPI_ROOM_UNKNOWN {
+        drop(guard);
+        help::verbose(
+            "this ob1 does not show how much room a receiver has: it sends a long message in pieces",
+        );
+        // SAFETY: Open MPI gave all of it for this, and the lock is not held. To ob1 it says: have it sent, not read.
+        unsafe { completion.call_back(ompi::OPAL_ERROR) };
+        return SUCCESS;
     }
+    let len = len.min(size);
+    if len == 0 {
+        drop(guard);
+        // SAFETY: as above.
+        return unsafe { completion.done(Ok(())) };
+    }
+    // SAFETY: Open MPI gives the handle that the peer sent, or NULL.
+    let Some(handle) = (unsafe { read(remote_handle) }) else { return ompi::OPAL_ERR_BAD_PARAM as c_int };
+    if let Some((stage, offset)) = handle.staged(address, len as u64) {
+        // Only ob1 asks for stages, whatever a peer says.
+        return match caller {
+            ompi::VMSHM_OMPI_ROOM_KNOWN => {
+                pull_staged(guard, peer, Pull { stage, offset, lead: handle.lead, len, completion })
+            }
+            _ => ompi::OPAL_ERR_BAD_PARAM as c_int,
+        };
+    }
+    let Some(offset) = handle.resolve(address, len as u64) else { return ompi::OPAL_ERR_BAD_PARAM as c_int };
+    let mut done = fabric.endpoint.check_remote(peer, offset, len as u64);
+    if done.is_ok() {
+        let from = fabric.endpoint.address(offset, len as u64);
+        // A long copy keeps no other thread from sending.
+        // SAFETY: len bytes lie in the peer's section, and Open MPI gives room for as many.
+        Held::unlocked(&mut guard, || unsafe { copy_from_shared(from, local.cast(), len) });
+        done = guard.as_mut().map_or(Err(PeerError::Left), |fabric| fabric.endpoint.confirm(peer));
+    }
+    drop(guard);
+    // SAFETY: as above.
+    unsafe { completion.done(done) }
 }
 
 /// Asks for what a peer has staged for us; the callback comes when it is there.
-fn pull_staged(pull: Pull) -> c_int {
-    let mut guard = FABRIC.lock();
+fn pull_staged(mut guard: Held, peer: Peer, pull: Pull) -> c_int {
     let Some(fabric) = guard.as_mut() else { return ompi::OPAL_ERR_UNREACH as c_int };
-    let Some(peer) = fabric.peer(from_endpoint(pull.completion.endpoint)) else {
-        return ompi::OPAL_ERR_UNREACH as c_int;
-    };
     match fabric.begin(peer, pull) {
         Ok(None) => SUCCESS,
         Ok(Some(pull)) => {

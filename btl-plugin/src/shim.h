@@ -26,6 +26,21 @@ bool vmshm_ompi_contiguous(opal_convertor_t *convertor, void **data);
 /* Packs up to *len bytes; *len becomes the number packed. Negative on error. */
 int vmshm_ompi_pack(opal_convertor_t *convertor, void *to, size_t *len);
 
+/* Who asks for a get: see vmshm_ompi_room. */
+enum {
+    /* Not ob1: a component that knows how much room it has. */
+    VMSHM_OMPI_ROOM_OTHER,
+    /* ob1, and *room says how many bytes its receiver has room for. */
+    VMSHM_OMPI_ROOM_KNOWN,
+    /* ob1, but not one that we know. */
+    VMSHM_OMPI_ROOM_UNKNOWN,
+};
+
+/* Says who asks for size bytes from proc, with this context and data for the callback, and how many of them may be written
+   to local. */
+unsigned int vmshm_ompi_room(const opal_proc_t *proc, const void *context, const void *data, const void *local, size_t size,
+                    size_t *room);
+
 /* Renders a topic of a help file, whose text takes the host's name and one more string. NULL without the file; the
    caller frees it. */
 char *vmshm_ompi_help_text(const char *file, const char *topic, const char *text);

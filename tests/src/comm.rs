@@ -277,22 +277,19 @@ impl Comm {
         tag: Tag,
     ) -> Status {
         match self.try_receive(buffer, what, from, tag) {
-            Ok(status) => status,
-            Err(code) => panic!("MPI_Recv from {from} with tag {tag}: {}", crate::universe::explain(code)),
+            (status, SUCCESS) => status,
+            (_, code) => panic!("MPI_Recv from {from} with tag {tag}: {}", crate::universe::explain(code)),
         }
     }
 
-    /// Receives like [`Comm::receive_typed`] and gives MPI's error code if it failed.
-    ///
-    /// # Errors
-    /// The code that `MPI_Recv` returned.
+    /// Receives like [`Comm::receive_typed`], and gives MPI's error code instead of panicking if it failed.
     pub fn try_receive(
         &self,
         buffer: &mut Buffer,
         what: (usize, &Datatype),
         from: Rank,
         tag: Tag,
-    ) -> Result<Status, c_int> {
+    ) -> (Status, c_int) {
         let (count, datatype) = what;
         datatype.must_fit(count, buffer.len());
         let mut status = blank_status();
@@ -300,7 +297,7 @@ impl Comm {
         let (count, datatype) = (int(count), datatype.raw());
         // SAFETY: the elements lie inside the buffer.
         let code = unsafe { ffi::MPI_Recv(to, count, datatype, from, tag, self.raw, &raw mut status) };
-        if code == SUCCESS { Ok(Status::from_raw(&status)) } else { Err(code) }
+        (Status::from_raw(&status), code)
     }
 
     /// Starts to receive bytes into `buffer`.
@@ -328,11 +325,24 @@ impl Comm {
 
     /// Prepares a persistent receive into `buffer`.
     pub fn persistent_receive(&self, buffer: Buffer, from: Rank, tag: Tag) -> Persistent {
+        let count = buffer.len();
+        self.persistent_receive_typed(buffer, (count, &Datatype::byte()), from, tag)
+    }
+
+    /// Prepares a persistent receive of up to `what.0` elements of type `what.1` to the start of `buffer`.
+    pub fn persistent_receive_typed(
+        &self,
+        buffer: Buffer,
+        what: (usize, &Datatype),
+        from: Rank,
+        tag: Tag,
+    ) -> Persistent {
+        let (count, datatype) = what;
+        datatype.must_fit(count, buffer.len());
         Persistent::set_up(buffer, |data, request| {
-            let (count, byte) = (int(data.len()), Datatype::byte());
-            let to = data.as_mut_ptr().cast();
-            // SAFETY: the buffer lives until the request is freed.
-            unsafe { ffi::MPI_Recv_init(to, count, byte.raw(), from, tag, self.raw, request) }
+            let (to, count) = (data.as_mut_ptr().cast(), int(count));
+            // SAFETY: the elements lie inside the buffer, which lives until the request is freed.
+            unsafe { ffi::MPI_Recv_init(to, count, datatype.raw(), from, tag, self.raw, request) }
         })
     }
 
@@ -443,12 +453,19 @@ impl Message {
     }
 
     /// Starts to receive the message into `buffer`.
-    pub fn start_receive(mut self, buffer: Buffer) -> Pending {
+    pub fn start_receive(self, buffer: Buffer) -> Pending {
+        let count = buffer.len();
+        self.start_receive_typed(buffer, (count, &Datatype::byte()))
+    }
+
+    /// Starts to receive the message as up to `what.0` elements of type `what.1` to the start of `buffer`.
+    pub fn start_receive_typed(mut self, buffer: Buffer, what: (usize, &Datatype)) -> Pending {
+        let (count, datatype) = what;
+        datatype.must_fit(count, buffer.len());
         Pending::start(buffer, |data, request| {
-            let (count, byte) = (int(data.len()), Datatype::byte());
-            let message = &raw mut self.raw;
-            // SAFETY: the bytes are the buffer's, which lives until the request is done.
-            unsafe { ffi::MPI_Imrecv(data.as_mut_ptr().cast(), count, byte.raw(), message, request) }
+            let (to, message) = (data.as_mut_ptr().cast(), &raw mut self.raw);
+            // SAFETY: the elements lie inside the buffer, which lives until the request is done.
+            unsafe { ffi::MPI_Imrecv(to, int(count), datatype.raw(), message, request) }
         })
     }
 }

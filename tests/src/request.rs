@@ -7,7 +7,7 @@ use mpi::ffi;
 
 use crate::buffer::Buffer;
 use crate::comm::{Rank, Tag};
-use crate::universe::{SUCCESS, int, succeed};
+use crate::universe::{int, succeed};
 
 /// What MPI tells about a received message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,19 +84,12 @@ impl Pending {
         (self.into_buffer(), status)
     }
 
-    /// Waits, and gives MPI's error code instead of panicking if the operation failed.
-    ///
-    /// # Errors
-    /// The code that `MPI_Wait` returned.
-    pub fn try_wait(mut self) -> Result<(Buffer, Status), c_int> {
+    /// Waits for the end of the operation, and gives MPI's error code instead of panicking if it failed.
+    pub fn end(mut self) -> (Buffer, Status, c_int) {
         let mut status = blank_status();
         // SAFETY: the request is ours.
         let code = unsafe { ffi::MPI_Wait(&raw mut self.raw, &raw mut status) };
-        if code != SUCCESS {
-            return Err(code);
-        }
-        let status = Status::from_raw(&status);
-        Ok((self.into_buffer(), status))
+        (self.into_buffer(), Status::from_raw(&status), code)
     }
 
     /// Looks whether the operation has ended.
@@ -265,13 +258,31 @@ impl Persistent {
         Status::from_raw(&status)
     }
 
+    /// Waits for the end of the started operation, and gives MPI's error code instead of panicking if it failed.
+    pub fn end(&mut self) -> (Status, c_int) {
+        let mut status = blank_status();
+        // SAFETY: the request is ours.
+        let code = unsafe { ffi::MPI_Wait(&raw mut self.raw, &raw mut status) };
+        self.active = false;
+        (Status::from_raw(&status), code)
+    }
+
+    /// The buffer of an operation that does not run and is not started again.
+    ///
+    /// # Panics
+    /// If the operation runs.
+    pub fn into_buffer(mut self) -> Buffer {
+        assert!(!self.active, "the operation still runs");
+        self.buffer.take().expect("only this function takes the buffer, and it takes self")
+    }
+
     /// The buffer, while the operation does not run.
     ///
     /// # Panics
     /// If the operation runs.
     pub fn buffer(&mut self) -> &mut Buffer {
         assert!(!self.active, "the operation still runs");
-        self.buffer.as_mut().expect("taken only on drop")
+        self.buffer.as_mut().expect("taken only at the end")
     }
 }
 
@@ -279,8 +290,8 @@ impl Drop for Persistent {
     fn drop(&mut self) {
         if self.active {
             std::mem::forget(self.buffer.take());
-        } else {
-            // SAFETY: the request is ours and inactive.
+        } else if self.raw != null() {
+            // SAFETY: the request is ours and inactive; Open MPI frees one that has failed by itself.
             succeed(unsafe { ffi::MPI_Request_free(&raw mut self.raw) });
         }
     }

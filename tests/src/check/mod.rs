@@ -18,6 +18,7 @@ mod probing;
 mod run;
 mod sizes;
 mod threads;
+mod truncation;
 mod wildcards;
 
 pub use context::Context;
@@ -82,6 +83,7 @@ pub fn cases() -> Vec<Case> {
         communicators::CASES,
         patterns::CASES,
         probing::CASES,
+        truncation::CASES,
         collectives::CASES,
         any_collective::CASES,
         far::CASES,

@@ -1,13 +1,9 @@
 //! All ways to send and to complete.
 
-use std::time::Duration;
-
 use crate::buffer::Buffer;
-use crate::check::{Case, Context, Needs, Outcome};
+use crate::check::{Case, Context, Outcome};
 use crate::comm::{Attached, MODES, Mode};
-use crate::datatype::Datatype;
 use crate::request::{Completion, Persistent, complete_some, wait_all};
-use crate::universe::class;
 
 pub(super) const CASES: &[Case] = &[
     Case::new("modes/standard", "Send and Isend", |ctx| mode(ctx, Mode::Standard)),
@@ -19,13 +15,6 @@ pub(super) const CASES: &[Case] = &[
     Case::new("modes/completion", "Waitany, Waitsome, Testany, Testsome, Testall", completion),
     Case::new("modes/sendrecv", "Sendrecv and Sendrecv_replace", sendrecv),
     Case::new("modes/allocated", "buffers from MPI_Alloc_mem on one side or both", allocated),
-    // Not to oneself: there Open MPI 4.1's own "self" transport writes behind the buffer.
-    Case::needing(
-        Needs::TwoRanks,
-        "modes/truncated",
-        "a message longer than its receive buffer is an error",
-        truncated,
-    ),
 ];
 
 const SIZES: [usize; 10] = [0, 1, 8, 65, 500, 1020, 4090, 33_000, 70_000, 300_001];
@@ -209,53 +198,6 @@ fn allocated(ctx: &Context) -> Outcome {
                     ctx.check(&buffer, status, from, 1, number, size);
                     sending.wait();
                 }
-            }
-        }
-    }
-    Outcome::Done
-}
-
-fn truncated(ctx: &Context) -> Outcome {
-    let byte = Datatype::byte();
-    for distance in ctx.distances() {
-        let (to, from) = (ctx.comm.after(distance), ctx.comm.before(distance));
-        // No larger ones: Open MPI 4.1 itself writes behind the buffer when a message is pulled or put
-        // by the transport (vader with CMA, tcp).
-        for (number, size) in [20, 60, 100, 200, 500, 900, 2000, 4000].into_iter().enumerate() {
-            for expected in [true, false] {
-                let room = size / 2;
-                let long = |tag| {
-                    let buffer = ctx.outgoing(to, number, size);
-                    ctx.comm.start_send(Mode::Standard, buffer, to, tag)
-                };
-                let (code, sending) = if expected {
-                    let landing = ctx.comm.start_receive(Buffer::new(room), from, 1);
-                    let sending = long(1);
-                    (landing.try_wait().err(), sending)
-                } else {
-                    let sending = long(1);
-                    ctx.comm.barrier();
-                    std::thread::sleep(Duration::from_millis(1));
-                    let mut buffer = Buffer::new(room);
-                    let code = ctx.comm.try_receive(&mut buffer, (room, &byte), from, 1).err();
-                    if let Err(wrong) = buffer.guards_intact() {
-                        ctx.fail(&format!("a truncated message overran its buffer: {wrong}"));
-                    }
-                    (code, sending)
-                };
-                let error = code.map(class);
-                ctx.ensure(error == Some(mpi::ffi::MPI_ERR_TRUNCATE), || {
-                    format!(
-                        "{size} bytes from rank {from} into a buffer of {room}: \
-                         expected MPI_ERR_TRUNCATE, got error class {error:?}"
-                    )
-                });
-                sending.wait();
-                // The way is not harmed.
-                let landing = ctx.comm.start_receive(Buffer::new(size), from, 2);
-                ctx.comm.start_send(Mode::Standard, ctx.outgoing(to, number, size), to, 2).wait();
-                let (buffer, status) = landing.wait();
-                ctx.check(&buffer, status, from, 2, number, size);
             }
         }
     }

@@ -37,12 +37,21 @@ impl<M: Memory> Endpoint<M> {
         self.check_remote(peer, offset, len as u64)?;
         // SAFETY: the caller vouches for `to`; the offset was checked.
         unsafe { self.memory.copy_out(offset, to, len) };
-        if !self.links[peer.index()].lives(&self.memory) {
-            let why = self.ending(peer.0);
-            self.fail(peer.0, why);
-            return Err(why);
+        self.confirm(peer)
+    }
+
+    /// Says that what was read from a peer's section, after [`Endpoint::check_remote`], was the peer's own.
+    ///
+    /// # Errors
+    ///
+    /// A peer that is gone: the bytes may be another's.
+    pub fn confirm(&mut self, peer: Peer) -> Result<(), PeerError> {
+        if self.links[peer.index()].lives(&self.memory) {
+            return Ok(());
         }
-        Ok(())
+        let why = self.ending(peer.0);
+        self.fail(peer.0, why);
+        Err(why)
     }
 
     /// Loads a word of a peer's section; what its owner wrote before it stored the word with release can be read after.
