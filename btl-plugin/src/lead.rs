@@ -298,11 +298,11 @@ mod tests {
     fn parts_of_a_message_come_from_its_lead_and_from_chunks() {
         let (mut a, mut b, _directory) = Side::pair(4096, 4);
         let source = bytes(20_000, 3);
-        let stage = a.stage(&source);
-        a.fabric.fill();
         for (offset, len) in
             [(0, 20_000), (0, 4096), (100, 50), (4000, 96), (4000, 1000), (4096, 10), (19_999, 1)]
         {
+            let stage = a.stage(&source);
+            a.fabric.fill();
             let mut target = vec![0; len];
             b.done.clear();
             b.get(stage, offset as u64, &mut target).unwrap();
@@ -311,6 +311,7 @@ mod tests {
                 b.progress();
             }
             assert!(target == source[offset..offset + len], "{len} bytes from {offset} on");
+            a.fabric.unstage(stage.0);
         }
         assert_eq!((a.refused, b.refused), (0, 0));
     }

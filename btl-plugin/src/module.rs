@@ -22,6 +22,7 @@ use crate::ompi::{
     mca_btl_base_module_t, mca_btl_base_segment_t, opal_bitmap_t, opal_convertor_t, opal_proc_t,
 };
 use crate::rdma;
+use crate::stage::LEAST;
 
 const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
 
@@ -112,6 +113,12 @@ pub unsafe fn check(module: *mut mca_btl_base_module_t) -> Result<(), String> {
                 component::max_send_size()
             ));
         }
+    }
+    if (module.btl_get_limit as u64) < LEAST {
+        return Err(format!(
+            "btl_vmshm_get_limit is {}: it must be at least {LEAST} bytes.",
+            module.btl_get_limit
+        ));
     }
     if module.btl_eager_limit > module.btl_max_send_size {
         return Err(format!(

@@ -60,6 +60,9 @@ const LONG: usize = 8;
 /// A piece of a long message where the section has no room for a whole chunk, bytes.
 const SMALLEST: usize = 8 << 10;
 
+/// The fewest bytes that a request counts for. No get of Open MPI's is shorter but a message's last one.
+pub const LEAST: u64 = 64;
+
 /// The tag of the chunks of a peer's pull with this number.
 fn tag_of(number: u64) -> u8 {
     CHUNK + (number % ACTIVE) as u8
@@ -145,6 +148,8 @@ struct Stage {
     peer: Peer,
     base: *const u8,
     len: usize,
+    /// Bytes that the peer may still ask for: each once, so that it can't fill our memory with its requests.
+    unasked: u64,
     /// What of it the peer need not pull.
     ahead: Option<Ahead>,
 }
@@ -178,6 +183,25 @@ impl Stages {
     pub fn ahead(&self, id: u64) -> Option<(*const u8, usize, &Ahead)> {
         let stage = self.get(id)?;
         Some((stage.base, stage.len, stage.ahead.as_ref()?))
+    }
+
+    /// Whether a peer may ask for this, now and not once more.
+    fn allow(&mut self, peer: Peer, request: &Request) -> bool {
+        let Some((uses, Some(stage))) = self.slots.get_mut(request.stage as u32 as usize) else {
+            return false;
+        };
+        let end = request.offset.checked_add(request.len);
+        let is_there = u64::from(*uses) == request.stage >> 32
+            && stage.peer == peer
+            && request.len > 0
+            && end.is_some_and(|end| end <= stage.len as u64);
+        match stage.unasked.checked_sub(request.len.max(LEAST)) {
+            Some(rest) if is_there => {
+                stage.unasked = rest;
+                true
+            }
+            _ => false,
+        }
     }
 
     fn remove(&mut self, id: u64) -> Option<Stage> {
@@ -290,7 +314,7 @@ impl Fabric {
     pub fn stage(&mut self, peer: Peer, base: *const u8, len: usize) -> (u64, Lead) {
         let ahead = self.ahead(peer, len);
         let lead = ahead.as_ref().map_or(Lead::default(), |ahead| ahead.lead);
-        let id = self.stages.add(Stage { peer, base, len, ahead });
+        let id = self.stages.add(Stage { peer, base, len, unasked: len as u64 + LEAST, ahead });
         if lead != Lead::default() {
             self.promised.push(id);
         }
@@ -335,20 +359,17 @@ impl Fabric {
         if posted == Posted::Lost { Err(Refused::Lost) } else { Ok(()) }
     }
 
-    /// Takes a peer's request; false if there is no such memory for it.
+    /// Takes a peer's request; false if there is no such memory for it, or it has asked for all of that before.
     pub fn serve(&mut self, peer: Peer, bytes: &[u8]) -> bool {
         let Ok(request) = Request::read_from_bytes(bytes) else { return false };
-        let is_ours = self.stages.get(request.stage).is_some_and(|stage| {
-            let end = request.offset.checked_add(request.len);
-            stage.peer == peer && request.len > 0 && end.is_some_and(|end| end <= stage.len as u64)
-        });
-        if is_ours {
+        let is_allowed = self.stages.allow(peer, &request);
+        if is_allowed {
             let staged = self.staged(peer.index());
             staged.serving.push_back((staged.heard, request));
             staged.heard += 1;
             self.feed(peer);
         }
-        is_ours
+        is_allowed
     }
 
     /// The chunk that was used least lately, or a new one as long as there are fewer than wanted. A peer to which hardly
@@ -705,6 +726,28 @@ pub mod tests {
         assert!(!a.fabric.serve(a.peer, &good.as_bytes()[1..]));
         assert!(a.fabric.staged(a.peer.index()).is_idle());
         assert!(a.fabric.serve(a.peer, good.as_bytes()));
+    }
+
+    #[test]
+    fn no_more_can_be_asked_for_than_is_staged() {
+        let (mut a, _b, _directory) = Side::pair(4096, 2);
+        let source = bytes(100_000, 1);
+        let longest = |a: &mut Side, request: Request| {
+            let taken = (0..10_000).take_while(|_| a.fabric.serve(a.peer, request.as_bytes())).count();
+            assert!(a.fabric.staged(a.peer.index()).serving.len() <= source.len() / LEAST as usize + 1);
+            a.fabric.staged(a.peer.index()).give_up();
+            taken
+        };
+        let whole = Request { stage: a.stage(&source).0, offset: 0, len: 100_000 };
+        assert_eq!(longest(&mut a, whole), 1);
+        let byte = Request { stage: a.stage(&source).0, offset: 7, len: 1 };
+        assert_eq!(longest(&mut a, byte), source.len() / LEAST as usize + 1);
+        // As Open MPI may ask: the last part is short.
+        let stage = a.stage(&source).0;
+        for offset in (0..100_000).step_by(99) {
+            let part = Request { stage, offset, len: (100_000 - offset).min(99) };
+            assert!(a.fabric.serve(a.peer, part.as_bytes()), "{part:?}");
+        }
     }
 
     #[test]
