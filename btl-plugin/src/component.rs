@@ -570,6 +570,9 @@ fn handle(fabric: &mut Held, inbox: &mut Inbox, event: Event) {
                     pull.completion.call_back(ompi::OPAL_ERR_UNREACH as c_int)
                 });
             }
+            if let Some(fabric) = fabric.as_mut() {
+                fabric.forget(peer);
+            }
         }
         // This plugin makes no offers, so nobody has reason to send either.
         Event::Offer { peer, tag, .. } | Event::Done { peer, tag, .. } => reject(fabric, peer, tag),

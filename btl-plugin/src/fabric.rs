@@ -470,6 +470,17 @@ impl Fabric {
         }
     }
 
+    /// Forgets a lost peer that nobody here has named: it has only made itself known, and the next process in its place may
+    /// do so as often as it likes.
+    pub fn forget(&mut self, peer: Peer) {
+        if self.peer(peer.index()).is_none() {
+            if let Some(known) = self.peers.get_mut(peer.index()) {
+                *known = Known::default();
+            }
+            self.endpoint.forget(peer);
+        }
+    }
+
     /// What will not come from a lost peer.
     pub fn take_pulls(&mut self, peer: Peer) -> Vec<Pull> {
         let mut pulls = self.known(peer.index()).staged.give_up();
@@ -746,6 +757,39 @@ pub mod tests {
         drop(b);
         a.lose(to_b, PeerError::Left);
         assert!(a.loss(to_b).is_none());
+    }
+
+    #[test]
+    fn lost_strangers_leave_nothing_behind() {
+        let mut pair = Pair::new();
+        let mut inbox = Inbox::new();
+        let device = Some(pair.a.endpoint.source().path().display().to_string());
+        let peers = pair.a.peers();
+        for _ in 0..10 {
+            let mut stranger =
+                open_endpoint(&Options { device: device.clone(), section: Some(1), ..Options::default() })
+                    .unwrap();
+            let to_a = stranger.connect(&pair.a.endpoint.name()).unwrap();
+            stranger.send(to_a, TAG, &[b"hello"]).unwrap();
+            let (mut stranger, since) = (Some(stranger), std::time::Instant::now());
+            loop {
+                assert!(since.elapsed().as_secs() < 60, "nobody noticed");
+                match pair.a.endpoint.poll(&mut inbox) {
+                    Some(Event::Message { .. }) => drop(stranger.take()),
+                    Some(Event::Gone { peer, why }) => {
+                        pair.a.lose(peer, why);
+                        assert!(pair.a.loss(peer).is_none() && pair.a.take_unsent(peer).is_empty());
+                        pair.a.forget(peer);
+                        break;
+                    }
+                    Some(other) => panic!("{other:?}"),
+                    None => {}
+                }
+            }
+        }
+        assert_eq!(pair.a.peers(), peers + 1);
+        pair.a.forget(pair.to_b);
+        assert_eq!(pair.send(8, 1), Some(Posted::Done), "who is named is not forgotten");
     }
 
     #[test]

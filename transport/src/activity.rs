@@ -37,11 +37,6 @@ impl Activity {
         Self { line, seen: None }
     }
 
-    /// Whether anybody has looked yet.
-    pub fn was_looked_at(&self) -> bool {
-        self.seen.is_some()
-    }
-
     /// Which words have changed since the last look, one bit each; at the first look all have.
     pub fn look(&mut self, memory: &impl Memory) -> u8 {
         let now: [u64; WORDS] =

@@ -66,6 +66,8 @@ pub struct Endpoint<M: Memory> {
     sweep: usize,
     activity: Vec<Activity>,
     next_activity: usize,
+    /// Strangers that wait for memory to be answered with.
+    unmet: VecDeque<EndpointId>,
     /// Links with fragments under way.
     sending: Vec<u32>,
     next_sending: usize,
@@ -179,6 +181,7 @@ impl<M: Memory> Endpoint<M> {
             sweep: 0,
             activity,
             next_activity: 0,
+            unmet: VecDeque::new(),
             sending: Vec::new(),
             next_sending: 0,
             flying: 0,
@@ -263,14 +266,13 @@ impl<M: Memory> Endpoint<M> {
         if of_section >= (MAX_LIVES / self.region.sections().len()).max(4 * endpoints as usize) {
             return Err(ConnectError::Full);
         }
-        let earlier = core::mem::replace(&mut self.by_id[id.0 as usize], NO_LINK);
-        if earlier != NO_LINK {
+        let earlier = self.by_id[id.0 as usize];
+        let connection = if earlier == NO_LINK {
+            self.arena.allocate(&self.memory, &self.section, CONNECTION).ok_or(ConnectError::Full)?
+        } else {
             self.fail(earlier, self.ending(earlier));
-            let block = self.links[earlier as usize].connection;
-            self.arena.free(&self.memory, &self.section, block, CONNECTION);
-        }
-        let connection =
-            self.arena.allocate(&self.memory, &self.section, CONNECTION).ok_or(ConnectError::Full)?;
+            self.links[earlier as usize].connection
+        };
         self.memory.zero(connection, CONNECTION);
         let mut header = Connection::new_zeroed();
         header.peer = id.0;
@@ -283,8 +285,7 @@ impl<M: Memory> Endpoint<M> {
         // Release: who finds the connection in the directory finds it made.
         let word = self.directory + u64::from(id.0) * 8;
         self.memory.store(word, connection - self.section.entry.offset, Ordering::Release);
-        let index = self.links.len() as u32;
-        self.links.push(Link {
+        let link = Link {
             id,
             incarnation,
             section,
@@ -305,12 +306,30 @@ impl<M: Memory> Endpoint<M> {
             queued: false,
             dirty: false,
             failed: None,
-        });
+            forgotten: false,
+        };
+        let index = match self.links.get_mut(earlier as usize) {
+            Some(earlier_link) if earlier_link.forgotten => {
+                *earlier_link = link;
+                earlier
+            }
+            _ => {
+                self.links.push(link);
+                self.links.len() as u32 - 1
+            }
+        };
         self.by_id[id.0 as usize] = index;
         self.watch.begin(id, incarnation, member);
         // It may have sent to us before we met it.
         self.enqueue(index);
         Ok(Peer(index))
+    }
+
+    /// Says that the caller has no use any more for a peer of which [`Event::Gone`] has told: the next process in its place
+    /// may get its number. Without this, each life that an endpoint has met keeps a number of its own.
+    pub fn forget(&mut self, peer: Peer) {
+        let link = &mut self.links[peer.index()];
+        link.forgotten = link.failed.is_some();
     }
 
     fn ending(&self, index: u32) -> PeerError {

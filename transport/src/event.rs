@@ -12,7 +12,7 @@ use crate::ring::MAX_INLINE;
 pub struct Peer(pub(crate) u32);
 
 impl Peer {
-    /// A small number, counted from 0 in the order in which the endpoint met its peers.
+    /// A small number, counted from 0 in the order in which the endpoint met its peers; see [`Endpoint::forget`].
     pub fn index(self) -> usize {
         self.0 as usize
     }

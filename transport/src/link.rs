@@ -88,6 +88,8 @@ pub struct Link {
     /// Something was consumed and not acknowledged.
     pub dirty: bool,
     pub failed: Option<PeerError>,
+    /// The endpoint's user has no use for the peer any more.
+    pub forgotten: bool,
 }
 
 pub const CONSUMED: u64 = offset_of!(Connection, consumed) as u64;

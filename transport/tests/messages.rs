@@ -272,6 +272,68 @@ fn a_reborn_peer_is_another_peer() {
 }
 
 #[test]
+fn lives_that_are_forgotten_leave_nothing_behind() {
+    let region = Region::new(8 << 20, 2, 4);
+    let mut a = region.endpoint(0);
+    let mut inbox = Inbox::new();
+    let mut first = None;
+    for life in 0..1000u64 {
+        let mut b = region.endpoint(1);
+        let to_a = b.connect(&a.name()).expect("a is there");
+        b.send(to_a, 1, &[&life.to_le_bytes()]).expect("room");
+        let Event::Message { peer, len: 8, .. } = wait(&mut a, &mut inbox) else { panic!("a message") };
+        assert_eq!(inbox.bytes(8), life.to_le_bytes());
+        assert_eq!(*first.get_or_insert(peer), peer, "life {life} has a number of its own");
+        // Nobody lives on by it.
+        a.forget(peer);
+        let fragment = a.fragment(2000).expect("room");
+        a.send_fragment(peer, 1, &fragment, 2000, life).expect("room");
+        drop(b);
+        assert_eq!(wait(&mut a, &mut inbox), Event::Unsent { peer, token: life });
+        a.free(fragment);
+        assert_eq!(wait(&mut a, &mut inbox), Event::Gone { peer, why: PeerError::Left });
+        a.forget(peer);
+    }
+    // One that somebody still knows is not mistaken for the next.
+    let (known, b) = (first.expect("there were some"), region.endpoint(1));
+    assert_eq!(a.connect(&b.name()), Ok(known));
+    drop(b);
+    while a.poll(&mut inbox) != Some(Event::Gone { peer: known, why: PeerError::Left }) {}
+    let b = region.endpoint(1);
+    assert_ne!(a.connect(&b.name()), Ok(known));
+}
+
+#[test]
+fn strangers_for_whom_there_is_no_memory_are_met_later_and_cost_little_until_then() {
+    let region = Region::new(16 << 20, 2, 64);
+    let mut a = region.endpoint(0);
+    let mut inbox = Inbox::new();
+    let strangers: Vec<_> = (0..4).map(|_| region.endpoint(1)).collect();
+    let mut taken: Vec<_> = [64 << 10, 4096, 2000, 128]
+        .iter()
+        .flat_map(|len| std::iter::from_fn(|| a.fragment(*len)).collect::<Vec<_>>())
+        .collect();
+    let mut strangers: Vec<_> = strangers
+        .into_iter()
+        .map(|mut stranger| {
+            let to_a = stranger.connect(&a.name()).expect("a is there");
+            stranger.send(to_a, 1, &[b"hello"]).expect("room");
+            stranger
+        })
+        .collect();
+    let polls = 10_000;
+    let loads = a.memory().loads();
+    (0..polls).for_each(|_| assert_eq!(a.poll(&mut inbox), None));
+    let each = (a.memory().loads() - loads) as f64 / f64::from(polls);
+    assert!(each < 20.0, "{each} words a poll");
+    taken.drain(..).for_each(|fragment| a.free(fragment));
+    for _ in &strangers {
+        assert!(matches!(wait(&mut a, &mut inbox), Event::Message { tag: 1, len: 5, .. }));
+    }
+    strangers.clear();
+}
+
+#[test]
 fn what_was_not_acknowledged_in_one_life_is_not_in_the_next() {
     // Which section's activity is looked at next depends on the polls before.
     (0..4).for_each(unacknowledged_life);

@@ -8,7 +8,6 @@ use vmshm_abi::ring::{KIND_FRAGMENT, KIND_INLINE, KIND_OFFER, POLLED, Stamp};
 use vmshm_abi::section::{ACTIVITY_WORDS, STATE_LIVE};
 
 use super::Endpoint;
-use crate::activity::Activity;
 use crate::event::{Event, Inbox, Peer};
 use crate::link::{HOT, PeerError, check_descriptor, find_connection, read_claim};
 use crate::memory::Memory;
@@ -108,6 +107,10 @@ impl<M: Memory> Endpoint<M> {
             self.flush();
             self.poll_activity();
             self.sweep_one();
+            if let Some(id) = self.unmet.pop_front() {
+                // There was no memory for an answer: something may have been freed.
+                self.notice(id);
+            }
             if let Some(event) = self.poll_queue(inbox) {
                 return Some(event);
             }
@@ -227,9 +230,8 @@ impl<M: Memory> Endpoint<M> {
         if found.state != STATE_LIVE || !self.is_connected_to_us(id, found.incarnation) {
             return;
         }
-        if self.add_link(id, found.incarnation).is_err() {
-            // No memory for the answer now: look again, something may be freed.
-            self.activity[section.number as usize] = Activity::new(&section, self.id);
+        if self.add_link(id, found.incarnation).is_err() && !self.unmet.contains(&id) {
+            self.unmet.push_back(id);
         }
     }
 

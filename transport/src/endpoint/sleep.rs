@@ -46,8 +46,7 @@ impl<M: Memory> Endpoint<M> {
         if !self.backlog.is_empty()
             || self.watch.would_have_news()
             || self.memory.is_lost()
-            // A stranger who could not be met for want of memory.
-            || self.activity.iter().any(|line| !line.was_looked_at())
+            || !self.unmet.is_empty()
         {
             return true;
         }

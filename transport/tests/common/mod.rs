@@ -3,7 +3,7 @@
 
 use std::mem::offset_of;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use vmshm_transport::abi::region::{FLAG_OPEN, RegionHeader};
 use vmshm_transport::abi::section::EndpointSlot;
@@ -33,9 +33,15 @@ impl Drop for Words {
     }
 }
 
-/// A window that keeps its memory.
+/// A window that keeps its memory, and counts the words that are loaded through it.
 #[derive(Debug, Clone)]
-pub struct View(Arc<(Window, Arc<Words>)>);
+pub struct View(Arc<(Window, Arc<Words>, AtomicU64)>);
+
+impl View {
+    pub fn loads(&self) -> u64 {
+        self.0.2.load(Ordering::Relaxed)
+    }
+}
 
 impl std::ops::Deref for View {
     type Target = Window;
@@ -80,7 +86,7 @@ impl Region {
 
     /// What the host sees: everything, writable.
     pub fn host(&self) -> View {
-        View(Arc::new((self.window(0..self.header.region_len), Arc::clone(&self._words))))
+        View(Arc::new((self.window(0..self.header.region_len), Arc::clone(&self._words), AtomicU64::new(0))))
     }
 
     /// What the member of a section sees.
@@ -90,7 +96,7 @@ impl Region {
             true => self.header.table_end..self.header.region_len,
             false => entry.offset..entry.offset + entry.len,
         };
-        View(Arc::new((self.window(writable), Arc::clone(&self._words))))
+        View(Arc::new((self.window(writable), Arc::clone(&self._words), AtomicU64::new(0))))
     }
 
     pub fn endpoint(&self, section: u32) -> Endpoint<View> {
@@ -103,6 +109,7 @@ impl Memory for View {
         (**self).len()
     }
     fn load(&self, offset: u64, order: std::sync::atomic::Ordering) -> u64 {
+        self.0.2.fetch_add(1, Ordering::Relaxed);
         (**self).load(offset, order)
     }
     fn store(&self, offset: u64, value: u64, order: std::sync::atomic::Ordering) {
