@@ -1,6 +1,7 @@
 //! The endpoint, its peers and what waits for them, behind one lock.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use vmshm_transport::abi::EndpointName;
 use vmshm_transport::attach::Attached;
@@ -8,6 +9,7 @@ use vmshm_transport::{ConnectError, Event, Fragment, Inbox, MAX_INLINE, Peer, Pe
 
 use crate::component;
 use crate::descriptor::Descriptor;
+use crate::help::{self, Topic};
 use crate::idle::Rest;
 use crate::lead::Reading;
 use crate::lock::{Guard, Lock};
@@ -34,6 +36,21 @@ const MAX_SPARE: usize = 64;
 /// The smallest fragment that is asked for. All are powers of two, so that few sizes share the section.
 const MIN_FRAGMENT: usize = 2048;
 
+/// After so long a wait for memory the user is told.
+const LONG_WAIT: Duration = Duration::from_secs(10);
+
+/// Who has not looked for memory for so long does not wait for it any more.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// A wait for memory of the section.
+#[derive(Default)]
+struct Want {
+    /// Bytes of the message that found none, since when, and when it looked last.
+    open: Option<(usize, Instant, Instant)>,
+    /// The user was told, once.
+    is_told: bool,
+}
+
 /// An attached endpoint and all that hangs on it.
 pub struct Fabric {
     /// The transport.
@@ -44,6 +61,7 @@ pub struct Fabric {
     flights: Flights,
     /// Queued messages of all peers.
     queued: usize,
+    want: Want,
     #[allow(clippy::vec_box, reason = "C knows where they are")]
     spare: Vec<Box<Descriptor>>,
     /// Open MPI has named its processes: all its transports are initialised.
@@ -157,6 +175,7 @@ impl Fabric {
             peers: Vec::new(),
             flights: Flights::default(),
             queued: 0,
+            want: Want::default(),
             spare: Vec::new(),
             has_started: false,
             given: Given::default(),
@@ -254,7 +273,7 @@ impl Fabric {
     /// A fragment for `len` bytes, or None when the section is full.
     pub fn fragment(&mut self, len: usize) -> Option<Fragment> {
         let len = MIN_FRAGMENT.max(len.checked_next_power_of_two()?);
-        self.endpoint.fragment(len).or_else(|| {
+        let fragment = self.endpoint.fragment(len).or_else(|| {
             for chunk in self.chunks.take_free() {
                 self.endpoint.free(chunk);
             }
@@ -266,7 +285,41 @@ impl Fabric {
                 fragment = self.endpoint.fragment(len);
             }
             fragment
-        })
+        });
+        self.note_memory(len, fragment.is_some());
+        fragment
+    }
+
+    /// Notes whether a message of `len` bytes has found memory. It looks again whenever progress is made; if it looks for
+    /// long, the user is told, once.
+    #[inline]
+    pub fn note_memory(&mut self, len: usize, has_found: bool) {
+        match self.want.open {
+            None if has_found => {}
+            Some((wanted, ..)) if has_found && len >= wanted => self.want.open = None,
+            Some(_) if has_found => {}
+            open => self.lack(open, len),
+        }
+    }
+
+    #[cold]
+    fn lack(&mut self, open: Option<(usize, Instant, Instant)>, len: usize) {
+        let now = Instant::now();
+        let open = open.filter(|(.., last)| now - *last < PAUSE);
+        let (len, since) = open.map_or((len, now), |(len, since, _)| (len, since));
+        self.want.open = Some((len, since, now));
+        if self.want.is_told || now - since < LONG_WAIT {
+            return;
+        }
+        self.want.is_told = true;
+        let section = self.endpoint.section();
+        let text = format!(
+            "a message has waited {} seconds for memory: section {} with {} KiB is full.",
+            LONG_WAIT.as_secs(),
+            section.number,
+            section.entry.len >> 10,
+        );
+        help::show(Topic::Memory, &text);
     }
 
     /// Hands out a descriptor for a message with `len` bytes. Those that fit inline never fail.
@@ -757,6 +810,26 @@ pub mod tests {
         drop(b);
         a.lose(to_b, PeerError::Left);
         assert!(a.loss(to_b).is_none());
+    }
+
+    #[test]
+    fn a_long_wait_for_memory_is_told_once() {
+        let ([(mut a, _), _], _directory) = pair();
+        let taken: Vec<_> = std::iter::from_fn(|| a.fragment(1 << 20)).collect();
+        assert!(a.want.open.is_some() && !a.want.is_told, "it has just begun to wait");
+        // What finds room is shorter.
+        let short = a.fragment(3000).expect("room");
+        a.endpoint.free(short);
+        let (_, _, last) = a.want.open.expect("still");
+        let begin = last.checked_sub(LONG_WAIT).expect("the machine runs for longer");
+        a.want.open = Some((1 << 20, begin, last.checked_sub(PAUSE).expect("likewise")));
+        assert!(a.fragment(1 << 20).is_none() && !a.want.is_told, "nobody has looked meanwhile");
+        a.want.open = Some((1 << 20, begin, last));
+        assert!(a.fragment(1 << 20).is_none() && a.want.is_told);
+        taken.into_iter().for_each(|fragment| a.endpoint.free(fragment));
+        let fragment = a.fragment(1 << 20).expect("room");
+        a.endpoint.free(fragment);
+        assert!(a.want.open.is_none(), "the wait is over");
     }
 
     #[test]

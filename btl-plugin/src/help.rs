@@ -31,6 +31,8 @@ pub enum Topic {
     DeviceLost,
     /// No component makes a window.
     Window,
+    /// A message waits for memory.
+    Memory,
 }
 
 impl Topic {
@@ -43,6 +45,7 @@ impl Topic {
             Self::PeerLost => c"peer lost",
             Self::DeviceLost => c"device lost",
             Self::Window => c"window",
+            Self::Memory => c"memory",
         }
     }
 }
@@ -158,6 +161,7 @@ mod tests {
             Topic::PeerLost,
             Topic::DeviceLost,
             Topic::Window,
+            Topic::Memory,
         ];
         for topic in topics {
             let head = format!("[{}]\n", topic.key().to_str().unwrap());

@@ -388,7 +388,9 @@ impl Fabric {
         let mut chunk = new.or_else(|| self.chunks.free.pop_front());
         if chunk.is_none() && is_starved {
             // The section is nearly full: if need be, a smaller piece will do.
-            chunk = self.chunks.kept.pop().or_else(|| self.endpoint.fragment(size.min(SMALLEST)));
+            let smallest = size.min(SMALLEST);
+            chunk = self.chunks.kept.pop().or_else(|| self.endpoint.fragment(smallest));
+            self.note_memory(smallest, chunk.is_some());
         }
         self.chunks.flying += usize::from(chunk.is_some());
         chunk
