@@ -102,6 +102,13 @@ impl Region {
         Ok(new)
     }
 
+    /// The row of a section as the host has decided it, whatever members have made of the region's table. Fails for all but the
+    /// region's owner and root.
+    pub fn decided(&self, section: u32) -> Result<SectionEntry, Error> {
+        self.check_section(section)?;
+        Ok(self.ledger()?.row(section)?.entry)
+    }
+
     /// Gives a section back to the host's processes. Refuses while a VM still uses it, unless forced.
     pub fn release(&self, section: u32, force: bool) -> Result<(), Error> {
         self.check_section(section)?;

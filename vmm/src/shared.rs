@@ -56,7 +56,7 @@ impl Shared {
         if !region.is_writable() {
             return Err(Error::RegionReadOnly { path: region.path().display().to_string() });
         }
-        let give_back = region.entry(section)?.state == SECTION_FREE;
+        let give_back = region.decided(section)?.state == SECTION_FREE;
         region.assign(section, Some(uuid))?;
         let byte = RegionHeader::entry_offset(section);
         match Lock::try_exclusive(region.file(), byte)
@@ -170,7 +170,8 @@ impl Drop for Shared {
 /// Cuts a region into what a VM may write and what not: its own section, or all sections of an open region.
 fn parts(region: &Region, section: u32) -> Result<Vec<Part>, Error> {
     let header = region.header();
-    let entry = region.entry(section)?;
+    // Not what the region's table says, which another VM may have overwritten.
+    let entry = region.decided(section)?;
     let (start, end) = if header.is_open() {
         // Header and table are the host's even then.
         (header.table_end, header.region_len)
