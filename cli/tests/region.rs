@@ -4,6 +4,7 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -154,6 +155,60 @@ fn xml_for_libvirt_is_well_formed() {
     }
 }
 
+/// The program where another user can look, too.
+fn program_for_all(host: &Host) -> PathBuf {
+    fs::set_permissions(host.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let program = host.dir.path().join("vmshm");
+    fs::copy(env!("CARGO_BIN_EXE_vmshm"), &program).unwrap();
+    program
+}
+
+/// Whether it worked, and what it said.
+fn as_nobody(host: &Host, program: &Path, arguments: &[&str]) -> (bool, String) {
+    use std::os::unix::process::CommandExt;
+    let output = Command::new(program)
+        .args(arguments)
+        .env("VMSHM_DIR", host.regions())
+        .env("VMSHM_RUN_DIR", host.sockets())
+        .current_dir("/")
+        .gid(65534)
+        .uid(65534)
+        .output()
+        .unwrap();
+    (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+}
+
+#[test]
+fn a_member_may_use_a_region_and_decide_nothing() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: only root can become another user");
+        return;
+    }
+    let host = Host::new();
+    host.ok(&["region", "create", "job", "--size", "1M"]);
+    host.ok(&["qemu-args", "job", "--section", "1"]);
+    // Whoever is in the region's group may read and write it.
+    std::os::unix::fs::chown(host.regions().join("job"), None, Some(65534)).unwrap();
+    let program = program_for_all(&host);
+    let before = host.ok(&["region", "inspect", "job"]);
+    for arguments in [
+        &["qemu-args", "job", "--section", "0"][..],
+        &["qemu-args", "job", "--section", "1"],
+        &["region", "release", "job", "--section", "1", "--force"],
+        &["region", "destroy", "job", "--force"],
+        &["serve", "job", "--socket", "/tmp/never.sock"],
+    ] {
+        let (worked, message) = as_nobody(&host, &program, arguments);
+        assert!(
+            !worked && message.contains("owner") && message.contains("ermission"),
+            "{arguments:?}: {message}"
+        );
+    }
+    let (worked, seen) = as_nobody(&host, &program, &["region", "inspect", "job"]);
+    assert!(worked && seen.contains("known only to the region's owner"), "{seen}");
+    assert_eq!(host.ok(&["region", "inspect", "job"]), before);
+}
+
 #[test]
 fn a_user_without_rights_is_told_so() {
     if !nix::unistd::geteuid().is_root() {
@@ -161,24 +216,9 @@ fn a_user_without_rights_is_told_so() {
         return;
     }
     let host = Host::new();
-    fs::set_permissions(host.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     host.ok(&["region", "create", "job", "--size", "1M"]);
-    // The program may lie where another user cannot look.
-    let program = host.dir.path().join("vmshm");
-    fs::copy(env!("CARGO_BIN_EXE_vmshm"), &program).unwrap();
-    let nobody = |arguments: &[&str]| {
-        use std::os::unix::process::CommandExt;
-        let output = Command::new(&program)
-            .args(arguments)
-            .env("VMSHM_DIR", host.regions())
-            .env("VMSHM_RUN_DIR", host.sockets())
-            .current_dir("/")
-            .gid(65534)
-            .uid(65534)
-            .output()
-            .unwrap();
-        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
-    };
+    let program = program_for_all(&host);
+    let nobody = |arguments: &[&str]| as_nobody(&host, &program, arguments);
     for arguments in [
         &["region", "inspect", "job"][..],
         &["region", "destroy", "job"],
