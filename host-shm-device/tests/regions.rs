@@ -117,8 +117,14 @@ fn huge_pages_come_from_hugetlbfs_or_the_way_there_is_told() {
     match host.registry.create(&name("huge"), &options) {
         Ok(region) => {
             assert_eq!(region.header().page_len, 2 << 20);
+            // hugetlbfs knows no write(2), but a section is emptied all the same.
+            let secret = region.entry(1).unwrap().offset + (1 << 20);
+            store(&region, secret, 0x5a5a);
             region.assign(1, None).unwrap();
             assert_eq!(state(&region, 1), State::Assigned);
+            let mut word = [1; 8];
+            region.read(&mut word, secret).unwrap();
+            assert_eq!(word, [0; 8]);
             let target = fs::canonicalize(region.path()).unwrap();
             drop(region);
             host.registry.destroy("huge", false).unwrap();
@@ -132,6 +138,19 @@ fn huge_pages_come_from_hugetlbfs_or_the_way_there_is_told() {
         Err(error) => panic!("{error}"),
     }
     assert_eq!(fs::read_dir(host.registry.dir()).unwrap().count(), 0);
+}
+
+/// Writes a word by way of a mapping.
+fn store(region: &Region, offset: u64, value: u64) {
+    use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+    let len = (region.header().region_len as usize).try_into().unwrap();
+    let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: a new mapping at an address of the kernel's choice changes no memory in use.
+    let start = unsafe { mmap(None, len, prot, MapFlags::MAP_SHARED, region.file(), 0) }.unwrap();
+    // SAFETY: an aligned word inside the mapping.
+    unsafe { start.byte_add(offset as usize).cast::<u64>().write_volatile(value) };
+    // SAFETY: our own mapping, to which no pointer is kept.
+    unsafe { munmap(start, len.get()) }.unwrap();
 }
 
 #[test]
