@@ -114,7 +114,7 @@ impl OpenMpi {
             .allowlist_type("mca_coll_base_component_t|vmshm_coll_.*|ompi_osc_base_(component|module)_t")
             .allowlist_function("vmshm_ompi_.*|vmshm_coll_.*|vmshm_osc_.*|opal_progress")
             .allowlist_var(
-                "MPI_ERR_(TRUNCATE|NO_MEM|WIN|RMA_ATTACH)|MPI_WIN_(FLAVOR_.*|UNIFIED)|MPI_MODE_NOCHECK",
+                "MPI_ERR_(TRUNCATE|NO_MEM|WIN|BASE|OP|TYPE|RMA_ATTACH)|MPI_WIN_(FLAVOR_.*|UNIFIED)|MPI_MODE_NOCHECK",
             )
             .allowlist_var("MPI_LOCK_(EXCLUSIVE|SHARED)|MPI_PROC_NULL|OMPI_ERR_RMA_(SYNC|RANGE)")
             .allowlist_function("mca_(btl_base_param_register|btl_base_dump)")

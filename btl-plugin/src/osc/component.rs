@@ -128,8 +128,7 @@ pub unsafe extern "C" fn query(
         let priority = *PRIORITY.0.get();
         let Some(names) = members(comm) else { return -1 };
         let below = below(comm, flavor);
-        let is_served = flavor == ompi::MPI_WIN_FLAVOR_ALLOCATE || flavor == ompi::MPI_WIN_FLAVOR_CREATE;
-        if below.is_none() && !is_served {
+        if below.is_none() && flavor == ompi::MPI_WIN_FLAVOR_SHARED {
             // Where a section is full, nobody would make it.
             return -1;
         }
@@ -259,14 +258,12 @@ unsafe fn make(
 ) -> Result<bool, c_int> {
     // SAFETY: the caller vouches for all.
     unsafe {
-        if wanted.flavor == ompi::MPI_WIN_FLAVOR_DYNAMIC {
-            return Ok(false);
-        }
-        let is_direct = direct::is_possible(names);
+        let is_dynamic = wanted.flavor == ompi::MPI_WIN_FLAVOR_DYNAMIC;
+        let is_direct = !is_dynamic && direct::is_possible(names);
         if is_direct && direct::make(win, wanted, names)? {
             return Ok(true);
         }
-        if wanted.flavor == ompi::MPI_WIN_FLAVOR_SHARED || is_direct && !is_last {
+        if wanted.flavor == ompi::MPI_WIN_FLAVOR_SHARED || (is_direct || is_dynamic) && !is_last {
             return Ok(false);
         }
         served::make(win, wanted, names, is_last)

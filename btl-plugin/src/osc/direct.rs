@@ -11,11 +11,15 @@ use super::access::{Access, Local, Remote, read};
 use super::calls::{self, of};
 use super::epochs::{Epochs, Groups, Locked, order, pause, rest};
 use super::members::{self, Member, Members, Wanted, checked};
+use super::numbers::Numbers;
 use super::state::State;
 use crate::fabric::FABRIC;
 use crate::ompi::{self, ompi_op_t, ompi_osc_base_module_t, ompi_win_t};
 
 const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
+
+/// Most bytes of operands at a time, so that they can be counted.
+const MOST: usize = 1 << 30;
 
 /// A direct window.
 #[repr(C)]
@@ -155,27 +159,40 @@ impl Access for Direct {
         unsafe {
             let process = self.target(target.rank)?;
             let at = target.within(&process.member)?.at;
-            process.state.guarded(pause, || {
-                ompi::vmshm_osc_swap(origin, compare, result, target.datatype, at);
-            });
+            checked(
+                process
+                    .state
+                    .guarded(pause, || ompi::vmshm_osc_swap(origin, compare, result, target.datatype, at)),
+            )
         }
-        Ok(())
     }
 }
 
 /// Does an operation on a process's elements, which nobody else works on.
 ///
 /// # Errors
-/// There are more operands than elements; or Open MPI's code.
+/// There are more operands than elements, or the operation is not defined for them; or Open MPI's code.
 ///
 /// # Safety
 /// As [`Access`].
 unsafe fn combine(origin: &Local, to: &Local, op: *mut ompi_op_t) -> Result<(), c_int> {
-    // SAFETY: the caller vouches for it.
-    checked(unsafe {
+    // SAFETY: the caller vouches for it, and that the elements are where the numbers are found.
+    unsafe {
         let (count, datatype) = (to.count, to.datatype);
-        ompi::vmshm_osc_combine(origin.at, origin.count, origin.datatype, to.at, count, datatype, op)
-    })
+        let code =
+            ompi::vmshm_osc_combine(origin.at, origin.count, origin.datatype, to.at, count, datatype, op);
+        if code != ompi::OPAL_ERR_NOT_SUPPORTED {
+            return checked(code);
+        }
+        let numbers = Numbers::new(to.at.expose_provenance(), count, datatype, op)?;
+        let operands = numbers.operands(*origin)?;
+        let op = ompi::vmshm_osc_op(op);
+        numbers.runs.each(MOST, 0..operands.len(), |at, part| {
+            let count = (part.len() / numbers.number.size) as c_int;
+            numbers.number.apply(op, &operands[part], ptr::with_exposed_provenance_mut(at), count);
+            Ok(())
+        })
+    }
 }
 
 impl Epochs for Direct {
@@ -192,16 +209,18 @@ impl Epochs for Direct {
         &self.targets[rank].lock
     }
 
-    fn fence(&self) {
+    fn fence(&self) -> Result<(), c_int> {
         order();
+        Ok(())
     }
 
     fn await_post(&self, rank: usize) {
         self.targets[self.members.me].state.take_post(rank, pause);
     }
 
-    fn complete(&self, rank: usize) {
+    fn complete(&self, rank: usize) -> Result<(), c_int> {
         self.targets[rank].state.complete();
+        Ok(())
     }
 
     fn post(&self, rank: usize) {
@@ -257,8 +276,9 @@ impl Epochs for Direct {
     }
 
     #[inline]
-    fn flush_all(&self) {
+    fn flush_all(&self) -> Result<(), c_int> {
         rest();
+        Ok(())
     }
 
     /// After the barrier nobody uses our memory any more.

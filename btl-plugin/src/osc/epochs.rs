@@ -90,11 +90,11 @@ pub trait Epochs {
     fn locked(&self, rank: usize) -> &Cell<Option<Locked>>;
 
     /// What this process has done before is done, and seen by others after a barrier.
-    fn fence(&self);
+    fn fence(&self) -> Result<(), c_int>;
     /// Waits until a process has posted.
     fn await_post(&self, rank: usize);
     /// Tells a process that what was done to its memory is done.
-    fn complete(&self, rank: usize);
+    fn complete(&self, rank: usize) -> Result<(), c_int>;
     /// Tells a process that it may begin.
     fn post(&self, rank: usize);
     /// Whether these processes have all completed; if so, their completions are used up.
@@ -110,7 +110,7 @@ pub trait Epochs {
     /// What was done to a process's memory is done.
     fn flush(&self, rank: c_int) -> Result<(), c_int>;
     /// What was done to all processes' memory is done.
-    fn flush_all(&self);
+    fn flush_all(&self) -> Result<(), c_int>;
     /// Ends the window, for all processes; it is dropped next.
     fn close(&self) -> c_int;
 }
@@ -119,9 +119,15 @@ pub unsafe extern "C" fn fence<W: Epochs>(_: c_int, win: *mut ompi_win_t) -> c_i
     // SAFETY: Open MPI gives a window, whose communicator is ours.
     unsafe {
         let window = of::<W>(win);
-        window.fence();
-        ompi::vmshm_osc_barrier(window.members().comm)
+        let done = window.fence();
+        // The others wait for this process, whatever has become of its accesses.
+        code(checked(ompi::vmshm_osc_barrier(window.members().comm)).and(done))
     }
+}
+
+/// Does all of these, and returns the first error.
+pub fn all(results: impl Iterator<Item = Result<(), c_int>>) -> Result<(), c_int> {
+    results.fold(Ok(()), Result::and)
 }
 
 /// Which ranks of a window a group has, for an epoch that must be new.
@@ -175,8 +181,7 @@ pub unsafe extern "C" fn complete<W: Epochs>(win: *mut ompi_win_t) -> c_int {
     // SAFETY: Open MPI gives a window.
     let window = unsafe { of::<W>(win) };
     let Some(ranks) = window.groups().started.take() else { return OUT_OF_ORDER };
-    ranks.into_iter().for_each(|rank| window.complete(rank));
-    SUCCESS
+    code(all(ranks.into_iter().map(|rank| window.complete(rank))))
 }
 
 pub unsafe extern "C" fn post<W: Epochs>(
@@ -289,7 +294,7 @@ pub unsafe extern "C" fn lock_all<W: Epochs>(assert: c_int, win: *mut ompi_win_t
 pub unsafe extern "C" fn unlock_all<W: Epochs>(win: *mut ompi_win_t) -> c_int {
     // SAFETY: Open MPI gives a window.
     let window = unsafe { of::<W>(win) };
-    code((0..window.members().all.len()).try_for_each(|rank| give_back(window, rank)))
+    code(all((0..window.members().all.len()).map(|rank| give_back(window, rank))))
 }
 
 pub unsafe extern "C" fn sync<W: Epochs>(win: *mut ompi_win_t) -> c_int {
@@ -305,8 +310,7 @@ pub unsafe extern "C" fn flush<W: Epochs>(rank: c_int, win: *mut ompi_win_t) -> 
 
 pub unsafe extern "C" fn flush_all<W: Epochs>(win: *mut ompi_win_t) -> c_int {
     // SAFETY: Open MPI gives a window.
-    unsafe { of::<W>(win) }.flush_all();
-    SUCCESS
+    code(unsafe { of::<W>(win) }.flush_all())
 }
 
 pub unsafe extern "C" fn flush_local<W: Epochs>(_: c_int, win: *mut ompi_win_t) -> c_int {

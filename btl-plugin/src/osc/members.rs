@@ -134,7 +134,7 @@ const ELSEWHERE: u64 = u64::MAX;
 pub struct Wanted {
     /// Who takes part.
     pub comm: *mut ompi_communicator_t,
-    /// Where the user's memory is, or is to be told.
+    /// Where the user's memory is, or is to be told; NULL for a dynamic window.
     pub base: *mut *mut c_void,
     /// Bytes.
     pub size: usize,
@@ -170,8 +170,13 @@ pub unsafe fn meet(
         } else {
             Vec::new()
         };
-        let is_given = wanted.flavor == ompi::MPI_WIN_FLAVOR_CREATE;
-        (me, parts, is_given.then(|| (*wanted.base).cast::<u8>()))
+        let given = match wanted.flavor {
+            ompi::MPI_WIN_FLAVOR_CREATE => Some((*wanted.base).cast::<u8>()),
+            // There is no base, nor room to tell one.
+            ompi::MPI_WIN_FLAVOR_DYNAMIC => Some(ptr::null_mut()),
+            _ => None,
+        };
+        (me, parts, given)
     };
     // The parts of a joint window follow each other, in the section of the first process. They are apart where all want that.
     let is_joint = parts.iter().any(|[_, is_apart]| *is_apart == 0);
@@ -274,6 +279,11 @@ fn members(
 }
 
 impl Member {
+    /// Takes displacements for addresses, which only the process itself knows to be right.
+    pub fn becomes_dynamic(&mut self) {
+        *self = Self { base: ptr::null_mut(), is_mapped: false, len: usize::MAX, unit: 1, ..*self };
+    }
+
     /// Where a displacement leads, if the bytes from `first` on, counted from there, are the window's.
     #[inline]
     pub fn at(&self, displacement: isize, first: isize, len: usize) -> Result<*mut u8, c_int> {

@@ -10,7 +10,6 @@
 #include "ompi/datatype/ompi_datatype_internal.h"
 #include "ompi/group/group.h"
 #include "ompi/mca/osc/base/base.h"
-#include "ompi/mca/osc/base/osc_base_obj_convert.h"
 #include "ompi/op/op.h"
 #include "ompi/request/request.h"
 #include "ompi/win/win.h"
@@ -130,10 +129,17 @@ int vmshm_osc_combine(const void *origin, int count, struct ompi_datatype_t *typ
     if (vmshm_osc_size(count, type) > vmshm_osc_size(target_count, target_type)) {
         return MPI_ERR_TRUNCATE;
     }
-    if (op == &ompi_mpi_op_replace.op) {
+    if (vmshm_osc_is_replace(op)) {
         return vmshm_osc_copy(origin, count, type, target, target_count, target_type);
     }
-    return ompi_osc_base_sndrcv_op(origin, count, type, target, target_count, target_type, op);
+    if (type != target_type || !ompi_datatype_is_predefined(type)) {
+        return OMPI_ERR_NOT_SUPPORTED;
+    }
+    if (!vmshm_osc_is_defined(op, type->id)) {
+        return MPI_ERR_OP;
+    }
+    ompi_op_reduce(op, (void *) origin, target, count, type);
+    return OMPI_SUCCESS;
 }
 
 unsigned vmshm_osc_name(struct ompi_communicator_t *comm)
@@ -141,29 +147,54 @@ unsigned vmshm_osc_name(struct ompi_communicator_t *comm)
     return ompi_comm_get_cid(comm);
 }
 
-int vmshm_osc_number(const struct ompi_datatype_t *type, bool *predefined)
+int vmshm_osc_number(const struct ompi_datatype_t *type, bool moved, bool *predefined)
 {
     const ompi_datatype_t *number = type;
+    size_t size, extent, held;
 
     *predefined = ompi_datatype_is_predefined(type);
     if (!*predefined) {
         number = ompi_datatype_get_single_predefined_type_from_args((ompi_datatype_t *) type);
-        if (NULL == number || number->super.size != vmshm_osc_extent(number->id)) {
-            return -1;
-        }
+    }
+    if (NULL == number) {
+        return moved ? ompi_mpi_byte.dt.id : -1;
+    }
+    /* A datatype that this machine does not have has the number of one that it has. */
+    if (NULL == vmshm_osc_predefined(number->id, &size, &extent, &held) || size != number->super.size) {
+        return -1;
     }
     return number->id;
 }
 
-size_t vmshm_osc_extent(int number)
+struct ompi_datatype_t *vmshm_osc_predefined(int number, size_t *size, size_t *extent, size_t *held)
 {
     const ompi_datatype_t *type;
 
     if (0 > number || OMPI_DATATYPE_MPI_MAX_PREDEFINED <= number) {
-        return 0;
+        return NULL;
     }
     type = ompi_datatype_basicDatatypes[number];
-    return NULL == type || 0 == type->super.size ? 0 : (size_t) (type->super.ub - type->super.lb);
+    if (NULL == type || 0 == type->super.size || 0 != type->super.true_lb) {
+        return NULL;
+    }
+    *size = type->super.size;
+    *extent = (size_t) (type->super.ub - type->super.lb);
+    *held = (size_t) type->super.true_ub;
+    return (ompi_datatype_t *) type;
+}
+
+bool vmshm_osc_is_defined(const struct ompi_op_t *op, int number)
+{
+    int place;
+
+    if (!ompi_op_is_intrinsic((ompi_op_t *) op) || 0 > number || OMPI_DATATYPE_MPI_MAX_PREDEFINED <= number) {
+        return false;
+    }
+    if (vmshm_osc_is_no_op(op) || vmshm_osc_is_replace(op)) {
+        return true;
+    }
+    place = ompi_op_ddt_map[number];
+    return 0 <= place && NULL != op->o_func.intrinsic.fns[place];
 }
 
 int vmshm_osc_op(const struct ompi_op_t *op)
@@ -174,6 +205,11 @@ int vmshm_osc_op(const struct ompi_op_t *op)
 bool vmshm_osc_is_no_op(const struct ompi_op_t *op)
 {
     return op == &ompi_mpi_op_no_op.op;
+}
+
+bool vmshm_osc_is_replace(const struct ompi_op_t *op)
+{
+    return op == &ompi_mpi_op_replace.op;
 }
 
 size_t vmshm_osc_size(int count, const struct ompi_datatype_t *type)
@@ -208,35 +244,39 @@ void vmshm_osc_runs(int count, const struct ompi_datatype_t *type, void (*each)(
 bool vmshm_osc_apply(int number_of_op, int number, const void *operands, void *target, int count)
 {
     ompi_op_t *op = opal_pointer_array_get_item(ompi_op_f_to_c_table, number_of_op);
-    size_t extent = vmshm_osc_extent(number);
+    size_t size, extent, held;
+    ompi_datatype_t *type = vmshm_osc_predefined(number, &size, &extent, &held);
 
-    if (NULL == op || 0 == extent) {
+    if (NULL == op || NULL == type || !vmshm_osc_is_defined(op, number)) {
         return false;
     }
-    if (op == &ompi_mpi_op_no_op.op) {
+    if (vmshm_osc_is_no_op(op)) {
         return true;
     }
-    if (op == &ompi_mpi_op_replace.op) {
-        memcpy(target, operands, extent * (size_t) count);
-        return true;
+    if (!vmshm_osc_is_replace(op)) {
+        ompi_op_reduce(op, (void *) operands, target, count, type);
+    } else if (size == extent) {
+        memcpy(target, operands, size * (size_t) count);
+    } else {
+        /* What lies between the parts of an element may be another's. */
+        ompi_datatype_copy_content_same_ddt(type, count, target, (void *) operands);
     }
-    if (!ompi_op_is_intrinsic(op) || 0 > ompi_op_ddt_map[number] ||
-        NULL == op->o_func.intrinsic.fns[ompi_op_ddt_map[number]]) {
-        return false;
-    }
-    ompi_op_reduce(op, (void *) operands, target, count, (ompi_datatype_t *) ompi_datatype_basicDatatypes[number]);
     return true;
 }
 
-void vmshm_osc_swap(const void *origin, const void *compare, void *result, const struct ompi_datatype_t *type,
-                    void *target)
+int vmshm_osc_swap(const void *origin, const void *compare, void *result, const struct ompi_datatype_t *type,
+                   void *target)
 {
     size_t size = type->super.size;
 
+    if (!ompi_datatype_is_predefined(type) || type->super.ub - type->super.lb != (ptrdiff_t) size) {
+        return MPI_ERR_TYPE;
+    }
     memcpy(result, target, size);
     if (0 == memcmp(result, compare, size)) {
         memcpy(target, origin, size);
     }
+    return OMPI_SUCCESS;
 }
 
 bool vmshm_osc_spans_hosts(struct ompi_communicator_t *comm)

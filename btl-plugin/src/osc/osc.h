@@ -47,26 +47,32 @@ size_t vmshm_osc_span(int count, const struct ompi_datatype_t *type, ptrdiff_t *
 int vmshm_osc_copy(const void *from, int count, struct ompi_datatype_t *type, void *to, int to_count,
                    struct ompi_datatype_t *to_type);
 
-/* Does an operation of MPI_Accumulate on memory that nobody else works on; MPI_ERR_TRUNCATE if there are more operands than
-   elements. */
+/* Does an operation of MPI_Accumulate on memory that nobody else works on, where the operation moves data, or both datatypes
+   are the same predefined one; else OMPI_ERR_NOT_SUPPORTED. MPI_ERR_TRUNCATE if there are more operands than elements,
+   MPI_ERR_OP if the operation is not defined for them. */
 int vmshm_osc_combine(const void *origin, int count, struct ompi_datatype_t *type, void *target, int target_count,
                       struct ompi_datatype_t *target_type, struct ompi_op_t *op);
 
 /* What a communicator is called by all its processes. */
 unsigned vmshm_osc_name(struct ompi_communicator_t *comm);
 
-/* The number of a predefined datatype, or of the one that all elements of a derived datatype are; -1 if there is none, or if
-   such an element is not without gaps. */
-int vmshm_osc_number(const struct ompi_datatype_t *type, bool *predefined);
+/* The number of a predefined datatype, or of the one that all elements of a derived datatype are; -1 if there is none. To be
+   moved, elements of several datatypes are bytes. */
+int vmshm_osc_number(const struct ompi_datatype_t *type, bool moved, bool *predefined);
 
-/* How many bytes a predefined datatype takes in memory, by its number; 0 if there is none. */
-size_t vmshm_osc_extent(int number);
+/* The predefined datatype of this number, or NULL; how many bytes an element has, how far apart two of them are, and how many
+   bytes of memory one takes up. */
+struct ompi_datatype_t *vmshm_osc_predefined(int number, size_t *size, size_t *extent, size_t *held);
+
+/* Whether an operation of MPI's own is defined for elements of a predefined datatype. */
+bool vmshm_osc_is_defined(const struct ompi_op_t *op, int number);
 
 /* The number of an operation, which is the same in all processes. */
 int vmshm_osc_op(const struct ompi_op_t *op);
 
-/* Whether an operation leaves what there is. */
+/* Whether an operation leaves what there is, and whether it replaces it. */
 bool vmshm_osc_is_no_op(const struct ompi_op_t *op);
+bool vmshm_osc_is_replace(const struct ompi_op_t *op);
 
 /* How many bytes so many elements have, without gaps. */
 size_t vmshm_osc_size(int count, const struct ompi_datatype_t *type);
@@ -75,12 +81,14 @@ size_t vmshm_osc_size(int count, const struct ompi_datatype_t *type);
 void vmshm_osc_runs(int count, const struct ompi_datatype_t *type, void (*each)(void *context, ptrdiff_t at, size_t len),
                     void *context);
 
-/* Does an operation, by its number, on so many elements of a predefined datatype; false if there is no such operation. */
+/* Does an operation, by its number, on so many elements of a predefined datatype, with operands that lie in memory as those do;
+   false if there is no such operation. */
 bool vmshm_osc_apply(int op, int number, const void *operands, void *target, int count);
 
-/* Replaces an element by the origin's if it is as compared with, in memory that nobody else works on. */
-void vmshm_osc_swap(const void *origin, const void *compare, void *result, const struct ompi_datatype_t *type,
-                    void *target);
+/* Replaces an element by the origin's if it is as compared with, in memory that nobody else works on; MPI_ERR_TYPE if the
+   datatype is derived or has gaps. */
+int vmshm_osc_swap(const void *origin, const void *compare, void *result, const struct ompi_datatype_t *type,
+                   void *target);
 
 /* How many bytes so many elements of a datatype are, if they lie in memory from the first on without gaps, and are as many
    as those of the target; else -1. */

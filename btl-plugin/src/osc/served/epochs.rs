@@ -6,7 +6,7 @@ use std::ffi::c_int;
 use super::request::{Kind, Request};
 use super::{Served, Side, Word, forget};
 use crate::ompi;
-use crate::osc::epochs::{Epochs, Groups, Locked, order, pause};
+use crate::osc::epochs::{Epochs, Groups, Locked, all, order, pause};
 use crate::osc::members::Members;
 
 impl Epochs for Served {
@@ -22,9 +22,10 @@ impl Epochs for Served {
         &self.sides[rank].lock
     }
 
-    fn fence(&self) {
-        self.flush_all();
+    fn fence(&self) -> Result<(), c_int> {
+        let flushed = self.flush_all();
         order();
+        flushed
     }
 
     fn await_post(&self, rank: usize) {
@@ -33,10 +34,11 @@ impl Epochs for Served {
         side.await_word(Word::Posted, side.posts.get());
     }
 
-    fn complete(&self, rank: usize) {
+    fn complete(&self, rank: usize) -> Result<(), c_int> {
         let side = &self.sides[rank];
-        side.flush();
+        let flushed = side.flush();
         side.ours.count(Word::Completed);
+        flushed
     }
 
     fn post(&self, rank: usize) {
@@ -71,11 +73,11 @@ impl Epochs for Served {
 
     fn unlock(&self, rank: usize, kind: Locked) -> Result<(), c_int> {
         let side = &self.sides[rank];
-        side.flush();
-        if kind == Locked::Unchecked {
-            return Ok(());
+        let flushed = side.flush();
+        if kind != Locked::Unchecked {
+            self.ask(side, &Request::new(self.name, Kind::Unlock, 0), &[])?;
         }
-        self.ask(side, &Request::new(self.name, Kind::Unlock, 0), &[])
+        flushed
     }
 
     /// What others ask for is done, too.
@@ -85,15 +87,16 @@ impl Epochs for Served {
     }
 
     fn flush(&self, rank: c_int) -> Result<(), c_int> {
-        self.side(rank).map(Side::flush)
+        self.side(rank)?.flush()
     }
 
-    fn flush_all(&self) {
-        self.sides.iter().for_each(Side::flush);
+    fn flush_all(&self) -> Result<(), c_int> {
+        all(self.sides.iter().map(Side::flush))
     }
 
     fn close(&self) -> c_int {
-        self.flush_all();
+        // Errors are of epochs, which are over.
+        let _ = self.flush_all();
         // SAFETY: the communicator is the window's. After the barrier nobody reads our memory, or has requests of ours to do.
         let code = unsafe { ompi::vmshm_osc_barrier(self.members.comm) };
         forget(self);

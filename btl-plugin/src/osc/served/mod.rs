@@ -10,8 +10,12 @@
 //! A request travels as a message of the transport with a tag of its own. There are no answers: a process has a block of
 //! words in its section for each other one, which that one reads. Nobody writes what another one owns, so that this works in
 //! closed regions.
+//!
+//! Of a dynamic window, only the target knows which addresses may be accessed: it looks when it is asked, and counts what it
+//! has refused. The origin hears of that when it next waits for the target.
 
 mod access;
+mod attached;
 mod epochs;
 mod locks;
 mod request;
@@ -28,11 +32,13 @@ use zerocopy::IntoBytes;
 use super::calls;
 use super::epochs::{Groups, Locked, pause, rest};
 use super::members::{self, Member, Members, OUT_OF_RANGE, Wanted};
+use super::numbers::Number;
 use super::others;
 use crate::component;
 use crate::fabric::{FABRIC, Fabric, Outgoing, Posted, Refused};
 use crate::lock::Lock;
 use crate::ompi::{self, ompi_communicator_t, ompi_osc_base_module_t, ompi_win_t};
+use attached::Attached;
 use locks::Locks;
 use request::{Kind, Request};
 
@@ -54,7 +60,7 @@ const SHORT: usize = 640;
 const LONG: usize = 8 << 10;
 
 /// Words of operands for which no memory is allocated.
-const FEW: usize = 16;
+const FEW: usize = 8;
 
 /// Looks at another's words between two looks for messages.
 const LOOKS: u32 = 32;
@@ -70,6 +76,8 @@ enum Word {
     Posted = 16,
     /// How often `MPI_Win_complete` was.
     Completed = 24,
+    /// Those of the requests done that were for memory that is not attached.
+    Refused = 32,
 }
 
 /// A block of words.
@@ -110,10 +118,25 @@ struct Served {
     locks: RefCell<Locks>,
     /// Its epochs of groups.
     groups: Groups,
+    /// Of a dynamic window, our memory.
+    attached: Option<RefCell<Attached>>,
 }
 
 /// The window's own functions.
-const FUNCTIONS: ompi_osc_base_module_t = calls::functions::<Served>();
+const FUNCTIONS: ompi_osc_base_module_t = ompi_osc_base_module_t {
+    osc_win_attach: Some(attached::attach),
+    osc_win_detach: Some(attached::detach),
+    ..calls::functions::<Served>()
+};
+
+/// Why a request was not done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    /// The memory is not attached, which who asks cannot know.
+    NotAttached,
+    /// Nobody who keeps to the rules asks for this.
+    Nonsense,
+}
 
 /// What there is between this process and another one of the window, or itself.
 struct Side {
@@ -124,8 +147,9 @@ struct Side {
     ours: Block,
     /// Its block for us.
     theirs: Block,
-    /// Requests that we have sent.
+    /// Requests that we have sent, and refusals that we have heard of.
     sent: Cell<u64>,
+    refused: Cell<u64>,
     /// Locks that we have asked for.
     asked: Cell<u64>,
     /// Its posts and its completions that we have made use of.
@@ -161,7 +185,11 @@ pub unsafe fn make(
     let peers = unsafe { connect(wanted.comm, names) };
     // SAFETY: as above.
     let met = unsafe { members::meet(wanted, names, names.len() * BLOCK, peers.is_some(), anywhere)? };
-    let (Some(members), Some(peers)) = (met, peers) else { return Ok(false) };
+    let (Some(mut members), Some(peers)) = (met, peers) else { return Ok(false) };
+    let is_dynamic = wanted.flavor == ompi::MPI_WIN_FLAVOR_DYNAMIC;
+    if is_dynamic {
+        members.all.iter_mut().for_each(Member::becomes_dynamic);
+    }
     let me = members.me;
     let side = |((rank, member), peer): ((usize, &Member), Option<Peer>)| Side {
         member: *member,
@@ -169,6 +197,7 @@ pub unsafe fn make(
         ours: Block(members.all[me].words.wrapping_add(rank * BLOCK)),
         theirs: Block(member.words.wrapping_add(me * BLOCK)),
         sent: Cell::new(0),
+        refused: Cell::new(0),
         asked: Cell::new(0),
         posts: Cell::new(0),
         completions: Cell::new(0),
@@ -185,6 +214,7 @@ pub unsafe fn make(
             name: ompi::vmshm_osc_name(comm),
             locks: RefCell::default(),
             groups: Groups::default(),
+            attached: is_dynamic.then(RefCell::default),
         }));
         ompi::vmshm_osc_set_module(win, window.cast());
         KNOWN.lock().push(Known(window));
@@ -241,7 +271,7 @@ pub unsafe fn heard(peer: Peer, bytes: *const u8, len: usize) -> bool {
     let Some(window) = found else { return false };
     let Some(rank) = window.sides.iter().position(|side| side.peer == Some(peer)) else { return false };
     // SAFETY: as above.
-    unsafe { window.serve(rank, &request, data, len) }
+    unsafe { window.serve(rank, &request, data, len) != Err(Refusal::Nonsense) }
 }
 
 impl Served {
@@ -253,109 +283,152 @@ impl Served {
         Ok(&self.sides[self.members.index(rank)?])
     }
 
-    /// Does what process `rank` asks for; false if it may not.
+    /// Does what process `rank` asks for.
+    ///
+    /// # Errors
+    /// It may not.
     ///
     /// # Safety
     /// `len` bytes can be read at `data`; the process may change them meanwhile.
-    unsafe fn serve(&self, rank: usize, request: &Request, data: *const u8, len: usize) -> bool {
+    unsafe fn serve(
+        &self,
+        rank: usize,
+        request: &Request,
+        data: *const u8,
+        len: usize,
+    ) -> Result<(), Refusal> {
         let ours = self.sides[rank].ours;
+        let sound = |is_sound: bool| if is_sound { Ok(()) } else { Err(Refusal::Nonsense) };
         // SAFETY: the caller vouches for it.
-        let is_done = unsafe {
+        let result = unsafe {
             match request.kind() {
-                Some(Kind::Put) => self.place(request.offset, len).is_some_and(|to| {
-                    copy_from_shared(data, to, len);
-                    true
-                }),
-                Some(Kind::Read) => {
-                    let len = request.count as usize;
-                    self.place(request.offset, len).filter(|_| len <= REPLY_LEN).is_some_and(|from| {
-                        copy_to_shared(from, ours.reply(), len);
-                        true
-                    })
-                }
+                Some(Kind::Put) => self.place(request.offset, len).map(|to| copy_from_shared(data, to, len)),
+                Some(Kind::Read) => self.read(request, ours),
                 Some(Kind::Change | Kind::Fetch) => self.change(request, data, len, ours),
                 Some(Kind::Swap) => self.swap(request, data, len, ours),
                 Some(Kind::Lock | Kind::LockAlone) => {
-                    self.locks.borrow_mut().ask(rank, request.kind() == Some(Kind::LockAlone))
+                    sound(self.locks.borrow_mut().ask(rank, request.kind() == Some(Kind::LockAlone)))
                 }
-                Some(Kind::Unlock) => self.locks.borrow_mut().give_back(rank),
-                None => false,
+                Some(Kind::Unlock) => sound(self.locks.borrow_mut().give_back(rank)),
+                None => Err(Refusal::Nonsense),
             }
         };
         while let Some(rank) = self.locks.borrow_mut().grant() {
             self.sides[rank].ours.count(Word::Granted);
         }
+        if result == Err(Refusal::NotAttached) {
+            ours.count(Word::Refused);
+        }
         ours.count(Word::Done);
-        is_done
+        result
     }
 
     /// So many bytes of our memory.
-    fn place(&self, offset: u64, len: usize) -> Option<*mut u8> {
+    ///
+    /// # Errors
+    /// They are not all ours to give.
+    fn place(&self, offset: u64, len: usize) -> Result<*mut u8, Refusal> {
+        let offset = usize::try_from(offset).map_err(|_| Refusal::Nonsense)?;
+        if let Some(attached) = &self.attached {
+            let has_all = attached.borrow().has(offset, len);
+            return if has_all {
+                Ok(ptr::with_exposed_provenance_mut(offset))
+            } else {
+                Err(Refusal::NotAttached)
+            };
+        }
         let mine = &self.members.all[self.members.me];
-        let offset = usize::try_from(offset).ok()?;
         let fits = offset <= mine.len && len <= mine.len - offset;
-        fits.then(|| mine.base.wrapping_add(offset))
+        if fits { Ok(mine.base.wrapping_add(offset)) } else { Err(Refusal::Nonsense) }
+    }
+
+    /// Says what bytes of ours are.
+    ///
+    /// # Errors
+    /// They may not be asked for, or not so many.
+    fn read(&self, request: &Request, ours: Block) -> Result<(), Refusal> {
+        let len = request.count as usize;
+        if len > REPLY_LEN {
+            return Err(Refusal::Nonsense);
+        }
+        let from = self.place(request.offset, len)?;
+        // SAFETY: the bytes are there, for the reply too.
+        unsafe { copy_to_shared(from, ours.reply(), len) };
+        Ok(())
     }
 
     /// Changes numbers of ours, and says what they were if that is wanted.
     ///
+    /// # Errors
+    /// They may not be asked for, or not for this.
+    ///
     /// # Safety
     /// As [`Served::serve`].
-    unsafe fn change(&self, request: &Request, data: *const u8, len: usize, ours: Block) -> bool {
-        // SAFETY: any number may be asked for.
-        let extent = unsafe { ompi::vmshm_osc_extent(request.number.into()) };
-        let size = extent.checked_mul(request.count as usize);
-        let (Some(size), Ok(count)) = (size.filter(|size| *size > 0), c_int::try_from(request.count)) else {
-            return false;
-        };
-        let Some(at) = self.place(request.offset, size) else { return false };
+    unsafe fn change(
+        &self,
+        request: &Request,
+        data: *const u8,
+        len: usize,
+        ours: Block,
+    ) -> Result<(), Refusal> {
+        let number = Number::called(request.number).ok_or(Refusal::Nonsense)?;
+        let count = c_int::try_from(request.count).map_err(|_| Refusal::Nonsense)?;
+        let span = number.span(request.count as usize).ok_or(Refusal::Nonsense)?;
+        let size = number.size * request.count as usize;
+        let is_fetched = request.kind() == Some(Kind::Fetch);
         // An operation that leaves what there is needs no operands.
-        if len != size && !(len == 0 && request.kind() == Some(Kind::Fetch)) {
-            return false;
+        let has_operands = len == size || len == 0 && is_fetched;
+        if size == 0 || !has_operands || is_fetched && size > REPLY_LEN {
+            return Err(Refusal::Nonsense);
         }
-        // SAFETY: the bytes are there; the reply's are if they are not too many.
+        let at = self.place(request.offset, span)?;
+        // SAFETY: the numbers are there, and so are the operands and the reply.
         unsafe {
-            if request.kind() == Some(Kind::Fetch) {
-                if size > REPLY_LEN {
-                    return false;
-                }
+            if is_fetched && number.has_gaps() {
+                copy_to_shared(number.pack(at, count).as_ptr(), ours.reply(), size);
+            } else if is_fetched {
                 copy_to_shared(at, ours.reply(), size);
             }
             if len == 0 {
-                return true;
+                return Ok(());
             }
             // Whoever asks may change them meanwhile.
-            let mut few = [0u64; FEW];
+            let mut few = [0u128; FEW];
             let mut many = Vec::new();
-            let operands = match few.get_mut(..len.div_ceil(8)) {
+            let operands = match few.get_mut(..len.div_ceil(size_of::<u128>())) {
                 Some(few) => few,
                 None => {
-                    many.resize(len.div_ceil(8), 0u64);
+                    many.resize(len.div_ceil(size_of::<u128>()), 0u128);
                     &mut many[..]
                 }
             };
             copy_from_shared(data, operands.as_mut_ptr().cast(), len);
-            ompi::vmshm_osc_apply(
-                request.op.cast_signed(),
-                request.number.into(),
-                operands.as_ptr().cast(),
-                at.cast(),
-                count,
-            )
+            let operands = &operands.as_bytes()[..len];
+            let is_done = number.apply(request.op.cast_signed(), operands, at, count);
+            if is_done { Ok(()) } else { Err(Refusal::Nonsense) }
         }
     }
 
     /// Replaces a number of ours, and says what it was.
     ///
+    /// # Errors
+    /// It may not be asked for.
+    ///
     /// # Safety
     /// As [`Served::serve`].
-    unsafe fn swap(&self, request: &Request, data: *const u8, len: usize, ours: Block) -> bool {
+    unsafe fn swap(
+        &self,
+        request: &Request,
+        data: *const u8,
+        len: usize,
+        ours: Block,
+    ) -> Result<(), Refusal> {
         let mut given = [0u8; 64];
         let size = len / 2;
         if len == 0 || len != size * 2 || len > given.len() {
-            return false;
+            return Err(Refusal::Nonsense);
         }
-        let Some(at) = self.place(request.offset, size) else { return false };
+        let at = self.place(request.offset, size)?;
         // SAFETY: the bytes are there, for the reply too.
         unsafe {
             copy_from_shared(data, given.as_mut_ptr(), len);
@@ -367,16 +440,16 @@ impl Served {
                 copy_to_shared(new.as_ptr(), at, size);
             }
         }
-        true
+        Ok(())
     }
 
     /// Asks a process for something once it can be asked, and waits for its reply, which fills `to`.
     ///
     /// # Errors
-    /// It is gone, or may not be asked for this.
+    /// It is gone, or has refused this or what it was asked for before.
     fn fetch(&self, side: &Side, request: &Request, data: &[u8], to: &mut [u8]) -> Result<(), c_int> {
         self.ask(side, request, data)?;
-        side.flush();
+        side.flush()?;
         assert!(to.len() <= REPLY_LEN);
         // SAFETY: a reply has room for so many.
         unsafe { copy_from_shared(side.theirs.reply(), to.as_mut_ptr(), to.len()) };
@@ -391,8 +464,8 @@ impl Served {
         let Some(peer) = side.peer else {
             side.sent.set(side.sent.get() + 1);
             // SAFETY: the data are there.
-            let is_done = unsafe { self.serve(self.members.me, request, data.as_ptr(), data.len()) };
-            return if is_done { Ok(()) } else { Err(OUT_OF_RANGE) };
+            let result = unsafe { self.serve(self.members.me, request, data.as_ptr(), data.len()) };
+            return if result == Err(Refusal::Nonsense) { Err(OUT_OF_RANGE) } else { Ok(()) };
         };
         loop {
             match send(peer, request.as_bytes(), data) {
@@ -411,8 +484,13 @@ impl Served {
 
 impl Side {
     /// Waits until the process has done all that it was asked for; orders as a fence does.
-    fn flush(&self) {
+    ///
+    /// # Errors
+    /// It has refused some of it.
+    fn flush(&self) -> Result<(), c_int> {
         self.await_word(Word::Done, self.sent.get());
+        let refused = self.theirs.load(Word::Refused);
+        if self.refused.replace(refused) == refused { Ok(()) } else { Err(OUT_OF_RANGE) }
     }
 
     /// Waits until a word of the other's has reached a value; orders as a fence does.
@@ -485,6 +563,7 @@ mod tests {
             ours: block(number),
             theirs: block(2 + number),
             sent: Cell::new(0),
+            refused: Cell::new(0),
             asked: Cell::new(0),
             posts: Cell::new(0),
             completions: Cell::new(0),
@@ -497,6 +576,7 @@ mod tests {
             name: 5,
             locks: RefCell::default(),
             groups: Groups::default(),
+            attached: None,
         }
     }
 
@@ -507,7 +587,7 @@ mod tests {
         let window = window(&mut memory, &mut blocks);
         let data = [9u8; 256];
         // SAFETY: the data are there.
-        let serve = |request: &Request, len| unsafe { window.serve(1, request, data.as_ptr(), len) };
+        let serve = |request: &Request, len| unsafe { window.serve(1, request, data.as_ptr(), len) }.is_ok();
         let at = |kind, offset| Request::new(5, kind, offset);
         for (kind, offset, len) in [
             (Kind::Put, 57, 8),
@@ -542,7 +622,8 @@ mod tests {
         let serve = |rank, kind, offset, data: &[u64]| {
             let request = Request::new(5, kind, offset);
             // SAFETY: the data are there.
-            assert!(unsafe { window.serve(rank, &request, data.as_ptr().cast(), size_of_val(data)) });
+            let done = unsafe { window.serve(rank, &request, data.as_ptr().cast(), size_of_val(data)) };
+            assert_eq!(done, Ok(()));
         };
         serve(1, Kind::Put, 8, &[1, 2]);
         serve(1, Kind::Swap, 16, &[3, 4]);
@@ -558,7 +639,7 @@ mod tests {
         assert_eq!(blocks[1][REPLY / 8], 7);
         let request = Request { count: 16, ..Request::new(5, Kind::Read, 8) };
         // SAFETY: there are no data.
-        assert!(unsafe { window.serve(1, &request, ptr::null(), 0) });
+        assert_eq!(unsafe { window.serve(1, &request, ptr::null(), 0) }, Ok(()));
         assert_eq!(blocks[1][REPLY / 8..][..2], [1, 2]);
     }
 
@@ -570,9 +651,50 @@ mod tests {
         let serve = |count: usize| {
             let request = Request { count: count as u32, ..Request::new(5, Kind::Read, 0) };
             // SAFETY: there are no data.
-            unsafe { window.serve(1, &request, ptr::null(), 0) }
+            let done = unsafe { window.serve(1, &request, ptr::null(), 0) };
+            done.is_ok()
         };
         assert!(serve(REPLY_LEN));
         assert!(!serve(REPLY_LEN + 1));
+    }
+
+    #[test]
+    fn only_attached_memory_is_given_and_refusals_are_counted() {
+        let mut memory = [7u64; 8];
+        let mut blocks = [[0; BLOCK / 8]; 4];
+        let (start, len) = (memory.as_mut_ptr().expose_provenance(), size_of_val(&memory));
+        let mut window = window(&mut memory, &mut blocks);
+        window.attached = Some(RefCell::default());
+        let data = [9u8; 64];
+        let serve = |request: Request, len| {
+            // SAFETY: the data are there.
+            unsafe { window.serve(1, &request, data.as_ptr(), len) }
+        };
+        let attached = window.attached.as_ref().unwrap();
+        attached.borrow_mut().attach(start + 8, len - 8).unwrap();
+        let requests = |at: usize| {
+            let number = 47; // MPI_LONG
+            [
+                (Request::new(5, Kind::Put, at), 16),
+                (Request { count: 16, ..Request::new(5, Kind::Read, at) }, 0),
+                (Request { count: 2, number, op: 3, ..Request::new(5, Kind::Change, at) }, 16),
+                (Request { count: 2, number, ..Request::new(5, Kind::Fetch, at) }, 0),
+                (Request::new(5, Kind::Swap, at), 32),
+            ]
+        };
+        let mut refused = 0;
+        for at in [0, 8, start - 8, start, start + len - 8, start + len, usize::MAX - 7] {
+            for (request, len) in requests(at) {
+                assert_eq!(serve(request, len), Err(Refusal::NotAttached), "{request:?}");
+                refused += 1;
+                assert_eq!(window.sides[1].ours.load(Word::Refused), refused);
+            }
+        }
+        assert_eq!(serve(Request::new(5, Kind::Put, start + 8), 16), Ok(()));
+        attached.borrow_mut().detach(start + 8).unwrap();
+        assert_eq!(serve(Request::new(5, Kind::Put, start + 8), 16), Err(Refusal::NotAttached));
+        assert_eq!(serve(Request::new(5, Kind::Unlock, 0), 0), Err(Refusal::Nonsense));
+        assert_eq!(window.sides[1].ours.load(Word::Done), refused + 3, "all are counted");
+        assert_eq!(memory[..4], [7, 0x0909_0909_0909_0909, 0x0909_0909_0909_0909, 7]);
     }
 }
