@@ -53,12 +53,16 @@ impl Datatype {
         Datatype { raw, predefined: true, blocks: vec![(0, size)], extent: size }
     }
 
-    /// One of Open MPI's own types of a number and an index, which lie one behind the other, in a record of `extent` bytes.
+    /// One of Open MPI's predefined datatypes: its blocks, and the bytes from one element to the next.
     ///
     /// # Safety
-    /// `raw` is MPI's handle of such a type.
-    pub unsafe fn pair_of_open_mpi(raw: ffi::MPI_Datatype, size: usize, extent: usize) -> Datatype {
-        let datatype = Datatype { raw, predefined: true, blocks: vec![(0, size)], extent };
+    /// `raw` is MPI's handle of such a datatype.
+    pub unsafe fn of_open_mpi(
+        raw: ffi::MPI_Datatype,
+        blocks: Vec<(usize, usize)>,
+        extent: usize,
+    ) -> Datatype {
+        let datatype = Datatype { raw, predefined: true, blocks, extent };
         datatype.agrees_with_mpi();
         datatype
     }

@@ -3,7 +3,7 @@
 //! The library holds what the test programs share:
 //!
 //! - [`payload`]: seeded bytes, and the comparison that names the first wrong one;
-//! - [`buffer`], [`comm`], [`request`], [`datatype`], [`reduction`], [`window`], [`universe`]: MPI calls with owned
+//! - [`buffer`], [`comm`], [`request`], [`datatype`], [`predefined`], [`reduction`], [`window`], [`universe`]: MPI calls with owned
 //!   buffers and an error check on every return code, over the raw functions of the `mpi` crate;
 //! - [`check`]: the named cases that `vmshm-mpi-check` runs under `mpirun`.
 
@@ -13,6 +13,7 @@ pub mod collective;
 pub mod comm;
 pub mod datatype;
 pub mod payload;
+pub mod predefined;
 pub mod reduction;
 pub mod request;
 pub mod universe;

@@ -1,16 +1,21 @@
 //! Reductions of all kinds, and what each must give: computed here by `MPI_Reduce_local`, operand by operand.
 
 use std::ffi::{CStr, c_int, c_void};
-use std::mem::{MaybeUninit, transmute_copy};
+use std::mem::MaybeUninit;
 
 use mpi::ffi;
 
 use crate::datatype::Datatype;
 use crate::payload::Random;
-use crate::universe::{int, succeed};
+use crate::predefined::{OPERATIONS, PAIRS, Predefined, operation, symbol};
+use crate::universe::{SUCCESS, int, succeed};
 
 /// Makes the packed bytes of one operand.
-type Operand = fn(&mut Random) -> Vec<u8>;
+#[derive(Clone, Copy, Debug)]
+enum Operand {
+    By(fn(&mut Random) -> Vec<u8>),
+    Of(Predefined),
+}
 
 /// An operation with a datatype that it is defined for, and operands on which the order of evaluation can't show.
 #[derive(Debug)]
@@ -66,13 +71,6 @@ unsafe extern "C" fn mixed(l: *mut c_void, io: *mut c_void, n: *mut c_int, t: *m
     unsafe { each(l, io, n, t, |a, b| a.wrapping_add(b).wrapping_add(1)) }
 }
 
-/// A constant of Open MPI's that this binding does not know, if this is Open MPI.
-fn symbol(name: &CStr) -> Option<*mut c_void> {
-    // SAFETY: any name may be asked for.
-    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
-    (!found.is_null()).then_some(found)
-}
-
 /// `MPI_IN_PLACE`, which C has as a macro: it is 1 for Open MPI, and -1 for MPICH.
 pub fn in_place() -> *mut c_void {
     let is_open_mpi = symbol(c"ompi_mpi_comm_world").is_some();
@@ -91,13 +89,6 @@ fn exact_double(random: &mut Random) -> Vec<u8> {
     (random.below(4096) as f64 / 8.0 - 256.0).to_le_bytes().to_vec()
 }
 
-fn double_and_index(random: &mut Random) -> Vec<u8> {
-    // Few values, so that there are ties.
-    let mut bytes = (random.below(5) as f64).to_le_bytes().to_vec();
-    bytes.extend(int(random.below(1000)).to_le_bytes());
-    bytes
-}
-
 fn two_words(random: &mut Random) -> Vec<u8> {
     [word(random), word(random)].concat()
 }
@@ -109,15 +100,39 @@ impl Reduction {
         Self::of_kind(kind, random)
     }
 
-    /// One that `MPI_Accumulate` has too: on one of its own numbers, by one of its own operations.
-    pub fn of_numbers(random: &mut Random) -> Reduction {
-        let kind = random.below(8);
-        Self::of_kind(kind, random)
+    /// One that `MPI_Accumulate` has too: on one of its own numbers, by one of its own operations. Open MPI's components have none
+    /// on most pairs.
+    pub fn of_numbers(random: &mut Random, with_pairs: bool) -> Reduction {
+        match random.below(if with_pairs { 10 } else { 8 }) {
+            kind if kind < 8 => Self::of_kind(kind, random),
+            kind => Self::predefined(&PAIRS[random.below(PAIRS.len())], OPERATIONS[kind + 2]),
+        }
+    }
+
+    /// One of MPI's operations on one of its datatypes.
+    ///
+    /// # Panics
+    /// This is not Open MPI.
+    pub fn predefined(of: &Predefined, op: &CStr) -> Reduction {
+        let (datatype, op_name) = (of.datatype(), op.to_string_lossy());
+        let name = format!("{op_name} of {}", of.name.to_string_lossy());
+        Reduction { name, datatype, op: operation(op), is_ours: false, operand: Operand::Of(*of) }
+    }
+
+    /// Whether the operation is defined for the datatype.
+    pub fn is_defined(&self) -> bool {
+        let (from, mut to) = (vec![0_u8; self.datatype.span(1)], vec![0_u8; self.datatype.span(1)]);
+        // SAFETY: both have room for an element.
+        let code = unsafe {
+            let (from, to) = (from.as_ptr().cast(), to.as_mut_ptr().cast());
+            ffi::MPI_Reduce_local(from, to, 1, self.datatype.raw(), self.op)
+        };
+        code == SUCCESS
     }
 
     fn of_kind(kind: usize, random: &mut Random) -> Reduction {
         // SAFETY: constants of the MPI library.
-        let (name, op, datatype, operand): (&str, ffi::MPI_Op, Datatype, Operand) = unsafe {
+        let (name, op, datatype, operand): (&str, ffi::MPI_Op, Datatype, fn(&mut Random) -> _) = unsafe {
             match kind {
                 0 => ("sum of i32", ffi::RSMPI_SUM, Datatype::i32(), half_word),
                 1 => ("product of i64", ffi::RSMPI_PROD, Datatype::i64(), word),
@@ -131,27 +146,21 @@ impl Reduction {
                 7 => ("logical and of i32", ffi::RSMPI_LAND, Datatype::i32(), |r| {
                     int(r.below(2)).to_le_bytes().to_vec()
                 }),
-                8 | 9 => {
-                    let op = if kind == 8 { c"ompi_mpi_op_maxloc" } else { c"ompi_mpi_op_minloc" };
-                    let (Some(op), Some(pair)) = (symbol(op), symbol(c"ompi_mpi_double_int")) else {
-                        return Self::random(random);
-                    };
-                    // A handle of Open MPI is the address of such a constant.
-                    let (op, pair) = (transmute_copy(&op), transmute_copy(&pair));
-                    let datatype = Datatype::pair_of_open_mpi(pair, 12, 16);
-                    ("place of the largest or smallest", op, datatype, double_and_index)
+                8 | 9 if symbol(OPERATIONS[0]).is_some() => {
+                    return Self::predefined(&PAIRS[4], OPERATIONS[kind + 2]);
                 }
+                8 | 9 => return Self::random(random),
                 _ => return Self::of_ours(random),
             }
         };
-        Reduction { name: name.into(), datatype, op, is_ours: false, operand }
+        Reduction { name: name.into(), datatype, op, is_ours: false, operand: Operand::By(operand) }
     }
 
     /// A function of ours, on words that may have gaps between them.
     fn of_ours(random: &mut Random) -> Reduction {
         let commutes = random.below(3) == 0;
         let word_type = Datatype::i64();
-        let (shape, datatype, operand): (&str, Datatype, Operand) = match random.below(5) {
+        let (shape, datatype, operand): (&str, Datatype, fn(&mut Random) -> _) = match random.below(5) {
             0 => ("words", word_type, word),
             1 => ("pairs of words", Datatype::contiguous(2, &word_type), two_words),
             2 => ("words with gaps", Datatype::resized(24, &word_type), word),
@@ -169,7 +178,7 @@ impl Reduction {
             op.assume_init()
         };
         let name = format!("{} {shape}", if commutes { "mix of" } else { "composition of" });
-        Reduction { name, datatype, op, is_ours: true, operand }
+        Reduction { name, datatype, op, is_ours: true, operand: Operand::By(operand) }
     }
 
     /// MPI's handle.
@@ -182,15 +191,23 @@ impl Reduction {
     /// # Panics
     /// This is not Open MPI.
     pub fn replacing(&self, is_no_op: bool) -> ffi::MPI_Op {
-        let name = if is_no_op { c"ompi_mpi_op_no_op" } else { c"ompi_mpi_op_replace" };
-        let found = symbol(name).expect("these tests of accumulates are for Open MPI");
-        // SAFETY: a handle of Open MPI is the address of such a constant.
-        unsafe { transmute_copy(&found) }
+        operation(if is_no_op { c"ompi_mpi_op_no_op" } else { c"ompi_mpi_op_replace" })
     }
 
     /// The packed bytes of so many operands.
     pub fn operands(&self, random: &mut Random, count: usize) -> Vec<u8> {
-        (0..count).flat_map(|_| (self.operand)(random)).collect()
+        let one = |random: &mut Random| match self.operand {
+            Operand::By(make) => make(random),
+            Operand::Of(datatype) => datatype.operand(random),
+        };
+        (0..count).flat_map(|_| one(random)).collect()
+    }
+
+    /// So many operands as they lie in memory.
+    pub fn in_memory(&self, random: &mut Random, count: usize) -> Vec<u8> {
+        let mut memory = vec![0; count * self.datatype.extent()];
+        self.datatype.unpack(count, &self.operands(random, count), &mut memory);
+        memory
     }
 
     /// Joins packed operands of all ranks in their order; packed again.

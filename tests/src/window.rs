@@ -18,6 +18,8 @@ pub struct Window {
     raw: ffi::MPI_Win,
     base: NonNull<u8>,
     length: usize,
+    /// Where each process's memory begins, if displacements are addresses.
+    starts: Vec<usize>,
     /// The memory, where it is not MPI's own.
     _memory: Option<Buffer>,
 }
@@ -38,7 +40,50 @@ impl Window {
                 ffi::MPI_Win_create(start, size, 1, info, comm.raw(), new)
             }
         })?;
-        Ok(Window { raw, base, length, _memory: Some(memory) })
+        Ok(Window { raw, base, length, starts: Vec::new(), _memory: Some(memory) })
+    }
+
+    /// A window over heap memory that each process attaches (`MPI_Win_create_dynamic`).
+    ///
+    /// # Errors
+    /// MPI's text, if no component for windows can be used.
+    pub fn dynamic(comm: &Comm, length: usize) -> Result<Window, String> {
+        let raw = create(comm, |new| {
+            // SAFETY: MPI writes the window.
+            unsafe { ffi::MPI_Win_create_dynamic(ffi::RSMPI_INFO_NULL, comm.raw(), new) }
+        })?;
+        let mut memory = Buffer::new(length);
+        let base: NonNull<u8> = NonNull::from(memory.payload_mut()).cast();
+        let mut window = Window { raw, base, length, starts: Vec::new(), _memory: Some(memory) };
+        succeed(window.attach(base.as_ptr(), length));
+        let all = comm.all_gather(&base.as_ptr().expose_provenance().to_ne_bytes());
+        let words = all.chunks_exact(8).map(|word| word.try_into().expect("8 bytes"));
+        window.starts = words.map(usize::from_ne_bytes).collect();
+        Ok(window)
+    }
+
+    /// `MPI_Win_attach`: MPI's code. The memory is detached before it is freed.
+    pub fn attach(&self, start: *mut u8, length: usize) -> c_int {
+        // SAFETY: the window is valid, and only accesses of these tests reach the memory.
+        unsafe { ffi::MPI_Win_attach(self.raw, start.cast(), aint(length)) }
+    }
+
+    /// `MPI_Win_detach`: MPI's code.
+    pub fn detach(&self, start: *const u8) -> c_int {
+        // SAFETY: the window is valid.
+        unsafe { ffi::MPI_Win_detach(self.raw, start.cast()) }
+    }
+
+    /// What MPI calls the place of an offset in `target`'s memory. In a dynamic window, offset 0 of who has attached the memory
+    /// of [`Window::dynamic`]; any other place is told by its address, see [`Window::by_address`].
+    fn place(&self, target: Rank, offset: usize) -> ffi::MPI_Aint {
+        let start = usize::try_from(target).ok().and_then(|target| self.starts.get(target));
+        aint(start.unwrap_or(&0).wrapping_add(offset))
+    }
+
+    /// From now on offsets are addresses.
+    pub fn by_address(&mut self) {
+        self.starts.clear();
     }
 
     /// A window over memory that MPI chooses (`MPI_Win_allocate`).
@@ -60,7 +105,7 @@ impl Window {
         // below.
         unsafe { base.write_bytes(0, length) };
         comm.barrier();
-        Ok(Window { raw, base, length, _memory: None })
+        Ok(Window { raw, base, length, starts: Vec::new(), _memory: None })
     }
 
     /// A window over memory that all members may use as their own (`MPI_Win_allocate_shared`); in one piece unless `apart`.
@@ -86,7 +131,7 @@ impl Window {
         // SAFETY: as in `allocate`.
         unsafe { base.write_bytes(0, length) };
         comm.barrier();
-        Ok(Window { raw, base, length, _memory: None })
+        Ok(Window { raw, base, length, starts: Vec::new(), _memory: None })
     }
 
     /// Where this process finds the memory of `target`, and its length in bytes; of a window made by [`Window::shared`].
@@ -243,6 +288,21 @@ pub enum Change {
     One,
 }
 
+/// What [`Epoch::touch`] does.
+#[derive(Clone, Copy, Debug)]
+pub enum Touch {
+    /// `MPI_Put`.
+    Put,
+    /// `MPI_Get`.
+    Get,
+    /// `MPI_Accumulate`.
+    Add,
+    /// `MPI_Fetch_and_op`.
+    FetchAndAdd,
+    /// `MPI_Compare_and_swap`.
+    Swap,
+}
+
 /// What [`Epoch::give`] does.
 #[derive(Clone, Copy, Debug)]
 pub enum Unequal {
@@ -257,7 +317,10 @@ pub enum Unequal {
 impl<'d> Epoch<'_, 'd> {
     /// Changes `count` elements of `datatype` at `offset` in `target`'s memory by `op` and `origin`; the functions that
     /// fetch store what they were in `result`.
-    pub fn change(
+    ///
+    /// # Errors
+    /// MPI's code.
+    pub fn try_change(
         &self,
         how: Change,
         op: ffi::MPI_Op,
@@ -265,17 +328,18 @@ impl<'d> Epoch<'_, 'd> {
         result: &'d mut Elements,
         target: Rank,
         (offset, count, datatype): (usize, usize, &Datatype),
-    ) {
+    ) -> Result<(), c_int> {
         let (from, n, kind) = (origin.memory.as_ptr().cast(), int(origin.count), origin.datatype.raw());
         let to = result.memory.as_mut_ptr().cast();
         let (result_count, result_kind) = (int(result.count), result.datatype.raw());
-        let (at, count, other, win) = (aint(offset), int(count), datatype.raw(), self.window.raw);
+        let (at, count, other, win) =
+            (self.window.place(target, offset), int(count), datatype.raw(), self.window.raw);
         // SAFETY: both live until the epoch has ended, the elements have the memory that they span; MPI keeps what it needs
         // of datatypes.
         unsafe {
             let mut request = ffi::RSMPI_REQUEST_NULL;
             let asked = &raw mut request;
-            succeed(match how {
+            let code = match how {
                 Change::Accumulate => ffi::MPI_Accumulate(from, n, kind, target, at, count, other, op, win),
                 Change::Requested => {
                     ffi::MPI_Raccumulate(from, n, kind, target, at, count, other, op, win, asked)
@@ -310,10 +374,66 @@ impl<'d> Epoch<'_, 'd> {
                     asked,
                 ),
                 Change::One => ffi::MPI_Fetch_and_op(from, to, other, target, at, op, win),
-            });
+            };
+            if code != SUCCESS {
+                return Err(code);
+            }
             if matches!(how, Change::Requested | Change::FetchRequested) {
                 succeed(ffi::MPI_Wait(asked, std::ptr::null_mut()));
             }
+            Ok(())
+        }
+    }
+
+    /// The same, where it must work.
+    pub fn change(
+        &self,
+        how: Change,
+        op: ffi::MPI_Op,
+        origin: &'d Elements,
+        result: &'d mut Elements,
+        target: Rank,
+        place: (usize, usize, &Datatype),
+    ) {
+        succeed(self.try_change(how, op, origin, result, target, place).err().unwrap_or(SUCCESS));
+    }
+
+    /// Copies `data` to bytes at these addresses in `target`'s memory: by one datatype, from address 0 on.
+    pub fn put_at_addresses(&self, data: &'d [u8], target: Rank, addresses: &[usize]) {
+        let at: Vec<ffi::MPI_Aint> = addresses.iter().map(|address| aint(*address)).collect();
+        let (n, from) = (int(data.len()), data.as_ptr().cast());
+        assert_eq!(data.len(), at.len(), "one byte each");
+        // SAFETY: `data` lives until the epoch has ended; MPI keeps what it needs of the datatype, and checks the addresses.
+        unsafe {
+            let (byte, win) = (ffi::RSMPI_UINT8_T, self.window.raw);
+            let mut scattered = ffi::RSMPI_DATATYPE_NULL;
+            succeed(ffi::MPI_Type_create_hindexed_block(n, 1, at.as_ptr(), byte, &raw mut scattered));
+            succeed(ffi::MPI_Type_commit(&raw mut scattered));
+            succeed(ffi::MPI_Put(from, n, byte, target, 0, 1, scattered, win));
+            succeed(ffi::MPI_Type_free(&raw mut scattered));
+        }
+    }
+
+    /// Does one access of 8 bytes at an address, and waits for it.
+    ///
+    /// # Errors
+    /// MPI's code.
+    pub fn touch(&self, how: Touch, target: Rank, address: usize) -> Result<(), c_int> {
+        let (one, mut found) = (0_i64, 0_i64);
+        let (from, to) = ((&raw const one).cast(), (&raw mut found).cast());
+        let at = self.window.place(target, address);
+        // SAFETY: both live until the flush has ended the access.
+        unsafe {
+            let (kind, op, win) = (ffi::RSMPI_INT64_T, ffi::RSMPI_SUM, self.window.raw);
+            let code = match how {
+                Touch::Put => ffi::MPI_Put(from, 1, kind, target, at, 1, kind, win),
+                Touch::Get => ffi::MPI_Get(to, 1, kind, target, at, 1, kind, win),
+                Touch::Add => ffi::MPI_Accumulate(from, 1, kind, target, at, 1, kind, op, win),
+                Touch::FetchAndAdd => ffi::MPI_Fetch_and_op(from, to, kind, target, at, op, win),
+                Touch::Swap => ffi::MPI_Compare_and_swap(from, from, to, kind, target, at, win),
+            };
+            let flushed = ffi::MPI_Win_flush(target, win);
+            [code, flushed].into_iter().find(|code| *code != SUCCESS).map_or(Ok(()), Err)
         }
     }
 
@@ -333,7 +453,7 @@ impl<'d> Epoch<'_, 'd> {
         let (new, expected) = (new.as_ptr().cast(), expected.as_ptr().cast());
         // SAFETY: all have a number's length, and live until the flush has completed the operation.
         unsafe {
-            let (kind, win, at) = (datatype.raw(), self.window.raw, aint(offset));
+            let (kind, win, at) = (datatype.raw(), self.window.raw, self.window.place(target, offset));
             let out = before.as_mut_ptr().cast();
             succeed(ffi::MPI_Compare_and_swap(new, expected, out, kind, target, at, win));
             succeed(ffi::MPI_Win_flush(target, win));
@@ -346,7 +466,7 @@ impl<'d> Epoch<'_, 'd> {
         // SAFETY: `data` lives until the epoch has ended; MPI checks the target's range.
         succeed(unsafe {
             let (byte, win) = (ffi::RSMPI_UINT8_T, self.window.raw);
-            ffi::MPI_Put(from, n, byte, target, aint(offset), n, byte, win)
+            ffi::MPI_Put(from, n, byte, target, self.window.place(target, offset), n, byte, win)
         });
     }
 
@@ -356,7 +476,7 @@ impl<'d> Epoch<'_, 'd> {
         // SAFETY: `data` is borrowed until the epoch has ended.
         succeed(unsafe {
             let (byte, win) = (ffi::RSMPI_UINT8_T, self.window.raw);
-            ffi::MPI_Get(to, n, byte, target, aint(offset), n, byte, win)
+            ffi::MPI_Get(to, n, byte, target, self.window.place(target, offset), n, byte, win)
         });
     }
 
@@ -367,7 +487,7 @@ impl<'d> Epoch<'_, 'd> {
         // SAFETY: `data` lives until the flush has completed the operation.
         unsafe {
             let (byte, win) = (ffi::RSMPI_UINT8_T, self.window.raw);
-            succeed(ffi::MPI_Get(to, n, byte, target, aint(offset), n, byte, win));
+            succeed(ffi::MPI_Get(to, n, byte, target, self.window.place(target, offset), n, byte, win));
             succeed(ffi::MPI_Win_flush(target, win));
         }
         data
@@ -381,7 +501,17 @@ impl<'d> Epoch<'_, 'd> {
         unsafe {
             let (kind, win) = (ffi::RSMPI_INT64_T, self.window.raw);
             let mut request = ffi::RSMPI_REQUEST_NULL;
-            succeed(ffi::MPI_Rget(to, 1, kind, target, aint(offset), 1, kind, win, &raw mut request));
+            succeed(ffi::MPI_Rget(
+                to,
+                1,
+                kind,
+                target,
+                self.window.place(target, offset),
+                1,
+                kind,
+                win,
+                &raw mut request,
+            ));
             succeed(ffi::MPI_Wait(&raw mut request, std::ptr::null_mut()));
         }
         number
@@ -396,7 +526,16 @@ impl<'d> Epoch<'_, 'd> {
             let mut downwards = ffi::RSMPI_DATATYPE_NULL;
             succeed(ffi::MPI_Type_create_resized(kind, 0, -8, &raw mut downwards));
             succeed(ffi::MPI_Type_commit(&raw mut downwards));
-            succeed(ffi::MPI_Put(from, n, kind, target, aint(offset), n, downwards, win));
+            succeed(ffi::MPI_Put(
+                from,
+                n,
+                kind,
+                target,
+                self.window.place(target, offset),
+                n,
+                downwards,
+                win,
+            ));
             succeed(ffi::MPI_Type_free(&raw mut downwards));
         }
     }
@@ -413,7 +552,7 @@ impl<'d> Epoch<'_, 'd> {
     ) -> c_int {
         assert!(before.len() >= count, "no room for what they were");
         let (n, from, to) = (int(data.len()), data.as_ptr().cast(), before.as_mut_ptr().cast());
-        let (at, count) = (aint(offset), int(count));
+        let (at, count) = (self.window.place(target, offset), int(count));
         // SAFETY: both live until the epoch has ended, and there is room for all numbers.
         unsafe {
             let (kind, op, win) = (ffi::RSMPI_INT64_T, ffi::RSMPI_SUM, self.window.raw);
@@ -433,7 +572,7 @@ impl<'d> Epoch<'_, 'd> {
         // SAFETY: `data` lives until the flush has completed the operation.
         unsafe {
             let (byte, win) = (ffi::RSMPI_UINT8_T, self.window.raw);
-            succeed(ffi::MPI_Put(from, n, byte, target, aint(offset), n, byte, win));
+            succeed(ffi::MPI_Put(from, n, byte, target, self.window.place(target, offset), n, byte, win));
             succeed(ffi::MPI_Win_flush(target, win));
         }
     }
@@ -444,7 +583,7 @@ impl<'d> Epoch<'_, 'd> {
         // SAFETY: `data` lives until the epoch has ended.
         succeed(unsafe {
             let (op, win) = (op.raw(), self.window.raw);
-            ffi::MPI_Accumulate(from, n, kind, target, aint(offset), n, kind, op, win)
+            ffi::MPI_Accumulate(from, n, kind, target, self.window.place(target, offset), n, kind, op, win)
         });
     }
 
@@ -456,7 +595,15 @@ impl<'d> Epoch<'_, 'd> {
         // SAFETY: both numbers live until the flush below has completed the operation.
         unsafe {
             let (kind, op, win) = (ffi::RSMPI_INT64_T, ffi::RSMPI_SUM, self.window.raw);
-            succeed(ffi::MPI_Fetch_and_op(add, out, kind, target, aint(offset), op, win));
+            succeed(ffi::MPI_Fetch_and_op(
+                add,
+                out,
+                kind,
+                target,
+                self.window.place(target, offset),
+                op,
+                win,
+            ));
             succeed(ffi::MPI_Win_flush(target, self.window.raw));
         }
         before
@@ -471,7 +618,7 @@ impl<'d> Epoch<'_, 'd> {
         // SAFETY: all numbers live until the flush below has completed the operation.
         unsafe {
             let (kind, win) = (ffi::RSMPI_INT64_T, self.window.raw);
-            let at = aint(offset);
+            let at = self.window.place(target, offset);
             succeed(ffi::MPI_Compare_and_swap(new, expected, out, kind, target, at, win));
             succeed(ffi::MPI_Win_flush(target, self.window.raw));
         }

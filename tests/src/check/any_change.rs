@@ -1,11 +1,12 @@
 //! Changes of other processes' memory chosen at random: functions, operations, numbers, datatypes on both sides, ways to
 //! synchronise. What the memory must hold is computed by every rank from the seed.
 
-use crate::check::one_sided::on_both;
+use crate::check::one_sided::{is_alone, on_both, on_ours};
 use crate::check::{Case, Context, Outcome};
 use crate::comm::Rank;
 use crate::datatype::Datatype;
 use crate::payload::Random;
+use crate::predefined::{OPERATIONS, OTHERS, PAIRS};
 use crate::reduction::Reduction;
 use crate::window::{Change, Elements, Epoch, Window};
 
@@ -15,6 +16,12 @@ pub(super) const CASES: &[Case] = &[
     }),
     Case::new("any-change/alone", "what is fetched and left under an exclusive lock", |ctx| {
         on_both(ctx, |ctx, make| alone(ctx, &|length| make(&ctx.comm, length)))
+    }),
+    Case::new("any-change/every", "every operation on every datatype is done, or is an error", |ctx| {
+        on_ours(ctx, every)
+    }),
+    Case::new("any-change/mixed", "elements of several datatypes are moved, or are an error", |ctx| {
+        on_ours(ctx, mixed)
     }),
     Case::new("any-change/shared", "the same, and loads and stores, on windows of shared memory", shared),
 ];
@@ -53,6 +60,10 @@ impl Planned {
         let ways =
             [Change::Accumulate, Change::Requested, Change::Fetch, Change::FetchRequested, Change::One];
         let how = ways[random.below(ways.len())];
+        Planned::by(how, ctx, random, reduction)
+    }
+
+    fn by(how: Change, ctx: &Context, random: &mut Random, reduction: &Reduction) -> Planned {
         let numbers = if how == Change::One { 1 } else { [1, 3, 4, 8, 32][random.below(5)] };
         let mut some = || shape(random, &reduction.datatype, numbers);
         let (origin, result, there) = (some(), some(), some());
@@ -116,11 +127,11 @@ fn together(ctx: &Context, make: Make<'_>) -> Result<(), String> {
     let me = ctx.comm.rank();
     for round in 0..ctx.rounds(12, 120) as u64 {
         let mut common = ctx.common_random(round);
-        let reduction = Reduction::of_numbers(&mut common);
+        let reduction = Reduction::of_numbers(&mut common, is_alone());
         let which = common.below(3);
         let count = 1 + common.below(20);
         let window = make(NUMBERS * reduction.datatype.extent())?;
-        let fresh = |rank: Rank| reduction.operands(&mut ctx.random_of(rank, round << 8), NUMBERS);
+        let fresh = |rank: Rank| reduction.in_memory(&mut ctx.random_of(rank, round << 8), NUMBERS);
         window.locked(me, true, |_| window.write(0, &fresh(me)));
         ctx.comm.barrier();
         let plans = |rank: Rank| -> Vec<Planned> {
@@ -153,40 +164,117 @@ fn together(ctx: &Context, make: Make<'_>) -> Result<(), String> {
 fn alone(ctx: &Context, make: Make<'_>) -> Result<(), String> {
     for round in 0..ctx.rounds(6, 60) as u64 {
         let mut common = ctx.common_random(round);
-        let reduction = Reduction::of_numbers(&mut common);
+        let reduction = Reduction::of_numbers(&mut common, is_alone());
         let length = NUMBERS * reduction.datatype.extent();
         let window = make(length)?;
         let mut random = ctx.random_of(ctx.comm.rank(), round);
-        for turn in 0..20 {
-            let plan = Planned::new(ctx, &mut random, &reduction);
-            let (origin, mut result) = plan.memory();
-            let numbers = plan.operands.len() / reduction.datatype.size();
-            // The operation itself, or one of the two that there are for this alone.
-            let kind = random.below(4);
-            let op = if kind < 2 { reduction.replacing(kind == 0) } else { reduction.raw() };
-            // There is no accumulate that changes nothing.
-            let plan = Planned { how: if kind == 0 { Change::Fetch } else { plan.how }, ..plan };
-            let name = || format!("{} ({kind}) by {:?}, turn {turn}", reduction.name, plan.how);
-            window.locked(plan.target, true, |epoch| {
-                let mut wanted = epoch.read_now(plan.target, 0, length);
-                let before = plan.look(&wanted);
-                epoch.change(plan.how, op, &origin, &mut result, plan.target, plan.place());
-                epoch.flush(plan.target);
-                let after = match kind {
-                    0 => before.clone(),
-                    1 => plan.operands.clone(),
-                    _ => reduction.joined(&[plan.operands.clone(), before.clone()], numbers),
-                };
-                plan.store(&after, &mut wanted);
-                let got = epoch.read_now(plan.target, 0, length);
-                ctx.check_equal(&wanted, &got, name);
-                if plan.fetches() {
-                    let fetched = result.datatype.pack(result.count, &result.memory);
-                    ctx.check_equal(&before, &fetched, || format!("what was fetched: {}", name()));
-                }
-            });
+        for _ in 0..20 {
+            turn(ctx, &window, &mut random, &reduction);
         }
         swaps(ctx, &window, &mut random);
+        ctx.comm.barrier();
+    }
+    Ok(())
+}
+
+/// One change under an exclusive lock, of numbers that are new; what is fetched, and all that is left.
+fn turn(ctx: &Context, window: &Window, random: &mut Random, reduction: &Reduction) {
+    let plan = Planned::new(ctx, random, reduction);
+    let (origin, mut result) = plan.memory();
+    let numbers = plan.operands.len() / reduction.datatype.size();
+    // The operation itself, or one of the two that there are for this alone.
+    let kind = random.below(4);
+    let op = if kind < 2 { reduction.replacing(kind == 0) } else { reduction.raw() };
+    // There is no accumulate that changes nothing.
+    let plan = Planned { how: if kind == 0 { Change::Fetch } else { plan.how }, ..plan };
+    let name = || format!("{} ({kind}) by {:?}: {:?}", reduction.name, plan.how, plan.there);
+    let fresh = reduction.in_memory(random, NUMBERS);
+    window.locked(plan.target, true, |epoch| {
+        epoch.write_now(&fresh, plan.target, 0);
+        let mut wanted = fresh.clone();
+        let before = plan.look(&wanted);
+        epoch.change(plan.how, op, &origin, &mut result, plan.target, plan.place());
+        epoch.flush(plan.target);
+        let after = match kind {
+            0 => before.clone(),
+            1 => plan.operands.clone(),
+            _ => reduction.joined(&[plan.operands.clone(), before.clone()], numbers),
+        };
+        plan.store(&after, &mut wanted);
+        let got = epoch.read_now(plan.target, 0, wanted.len());
+        ctx.check_equal(&wanted, &got, name);
+        if plan.fetches() {
+            let fetched = result.datatype.pack(result.count, &result.memory);
+            ctx.check_equal(&before, &fetched, || format!("what was fetched: {}", name()));
+        }
+    });
+}
+
+fn every(ctx: &Context) -> Result<(), String> {
+    let largest = PAIRS.iter().chain(&OTHERS).map(|of| of.datatype().extent()).max().unwrap_or(0);
+    let window = Window::allocate(&ctx.comm, NUMBERS * largest)?;
+    let mut random = ctx.random_of(ctx.comm.rank(), 0);
+    for of in PAIRS.iter().chain(&OTHERS) {
+        for op in OPERATIONS {
+            let reduction = Reduction::predefined(of, op);
+            if reduction.is_defined() {
+                (0..ctx.rounds(1, 20)).for_each(|_| turn(ctx, &window, &mut random, &reduction));
+            } else {
+                undefined(ctx, &window, &mut random, &reduction);
+            }
+        }
+    }
+    ctx.comm.barrier();
+    Ok(())
+}
+
+/// An operation that is not defined for its datatype is an error, and changes nothing.
+fn undefined(ctx: &Context, window: &Window, random: &mut Random, reduction: &Reduction) {
+    for how in [Change::Accumulate, Change::Fetch, Change::One] {
+        let plan = Planned::by(how, ctx, random, reduction);
+        let (origin, mut result) = plan.memory();
+        window.locked(plan.target, true, |epoch| {
+            let before = epoch.read_now(plan.target, 0, 512);
+            let done =
+                epoch.try_change(how, reduction.raw(), &origin, &mut result, plan.target, plan.place());
+            ctx.ensure(done.is_err(), || format!("{} was done by {how:?}", reduction.name));
+            epoch.flush(plan.target);
+            let after = epoch.read_now(plan.target, 0, 512);
+            ctx.check_equal(&before, &after, || format!("{} by {how:?}", reduction.name));
+        });
+    }
+}
+
+fn mixed(ctx: &Context) -> Result<(), String> {
+    let reduction = Reduction::predefined(&OTHERS[0], OPERATIONS[2]);
+    let record = || Datatype::record(&[(0, 1, &Datatype::i32()), (8, 1, &Datatype::f64())], 24);
+    let window = Window::allocate(&ctx.comm, 1000)?;
+    let (me, to) = (ctx.comm.rank(), ctx.comm.after(1));
+    let bytes = |number: usize| ctx.key(me, to, number).bytes(3 * 24);
+    for (number, how) in [Change::Accumulate, Change::Fetch].into_iter().enumerate() {
+        let elements = |memory: Vec<u8>| Elements { datatype: record(), count: 3, memory };
+        let (first, second) = (bytes(2 * number), bytes(2 * number + 1));
+        let packed = |memory: &[u8]| record().pack(3, memory);
+        window.locked(to, true, |epoch| {
+            epoch.write_now(&first, to, 8);
+            let origin = elements(second.clone());
+            let mut result = elements(vec![0; 3 * 24]);
+            let place = (8, 3, &record());
+            let sum = epoch.try_change(how, reduction.raw(), &origin, &mut result, to, place);
+            ctx.ensure(sum.is_err(), || format!("records were added by {how:?}"));
+            epoch.flush(to);
+            ctx.check_equal(&first, &epoch.read_now(to, 8, 3 * 24), || format!("left by {how:?}"));
+            epoch.change(how, reduction.replacing(false), &origin, &mut result, to, place);
+            epoch.flush(to);
+            let mut wanted = first.clone();
+            record().unpack(3, &packed(&second), &mut wanted);
+            ctx.check_equal(&wanted, &epoch.read_now(to, 8, 3 * 24), || format!("replaced by {how:?}"));
+            if how == Change::Fetch {
+                ctx.check_equal(&packed(&first), &packed(&result.memory), || "fetched records".into());
+                epoch.change(how, reduction.replacing(true), &origin, &mut result, to, place);
+                ctx.check_equal(&packed(&second), &packed(&result.memory), || "records left".into());
+            }
+        });
         ctx.comm.barrier();
     }
     Ok(())

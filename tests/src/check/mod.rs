@@ -6,6 +6,7 @@ mod collectives;
 mod communicators;
 mod context;
 mod datatypes;
+mod dynamic;
 mod far;
 mod huge;
 mod modes;
@@ -89,6 +90,7 @@ pub fn cases() -> Vec<Case> {
         far::CASES,
         one_sided::CASES,
         any_change::CASES,
+        dynamic::CASES,
         pressure::CASES,
         threads::CASES,
         huge::CASES,

@@ -51,8 +51,10 @@ pub(super) type MakeWindow = fn(&Comm, usize) -> Result<Window, String>;
 /// Whether there can be a window at all is decided by MPI's one-sided components, not by the
 /// transport: the one that `run` chooses in Open MPI 4.1 does not serve several threads.
 pub(super) fn on_both(ctx: &Context, body: fn(&Context, MakeWindow) -> Result<(), String>) -> Outcome {
-    for make in [Window::over_heap as MakeWindow, Window::allocate] {
-        if let Err(error) = body(ctx, make) {
+    let all = [Window::over_heap as MakeWindow, Window::allocate, Window::dynamic];
+    // Other components' dynamic windows are not what these tests are about.
+    for make in &all[..if is_alone() { 3 } else { 2 }] {
+        if let Err(error) = body(ctx, *make) {
             return Outcome::Skipped(format!("this MPI makes no window here: {error}"));
         }
     }
@@ -61,7 +63,7 @@ pub(super) fn on_both(ctx: &Context, body: fn(&Context, MakeWindow) -> Result<()
 
 /// Runs `body` where the user asks for windows of vmshm's component. Some components of Open MPI 4.1 do not stand the same: `sm`
 /// looks for no messages while a flag is polled, and checks no lengths.
-fn on_ours(ctx: &Context, body: fn(&Context) -> Result<(), String>) -> Outcome {
+pub(super) fn on_ours(ctx: &Context, body: fn(&Context) -> Result<(), String>) -> Outcome {
     if !std::env::var("OMPI_MCA_osc").is_ok_and(|components| components.starts_with("vmshm")) {
         return Outcome::Skipped("OMPI_MCA_osc does not begin with vmshm".into());
     }
@@ -69,6 +71,11 @@ fn on_ours(ctx: &Context, body: fn(&Context) -> Result<(), String>) -> Outcome {
         Ok(()) => Outcome::Done,
         Err(error) => Outcome::Skipped(format!("this MPI makes no window here: {error}")),
     }
+}
+
+/// Whether the user wants windows of no other component.
+pub(super) fn is_alone() -> bool {
+    std::env::var("OMPI_MCA_osc").is_ok_and(|components| components == "vmshm")
 }
 
 /// Block size a rank, so that a window of all ranks' blocks stays below a few MiB.
@@ -122,7 +129,7 @@ fn fence_get(ctx: &Context, make: MakeWindow) -> Result<(), String> {
 }
 
 /// The window's memory as numbers.
-fn as_numbers(bytes: &[u8]) -> Vec<i64> {
+pub(super) fn as_numbers(bytes: &[u8]) -> Vec<i64> {
     let words = bytes.chunks_exact(8);
     words.map(|word| i64::from_ne_bytes(word.try_into().expect("8 bytes"))).collect()
 }
