@@ -20,7 +20,7 @@ use crate::{
     doorbell::Listener,
     file::OpenFile,
     section::{Identity, Section},
-    sys::{Frames, IrqLock, Memory, MiscDevice, Registers},
+    sys::{Frames, IrqLock, Memory, MiscDevice, Registers, ShareLock},
 };
 
 /// The BARs of the device, as the kernel sees them.
@@ -53,9 +53,10 @@ pub(crate) struct Device {
     ours: Atomic<u32>,
     #[pin]
     state: Mutex<State>,
-    /// Whether pages may be filled in. A lock of its own: a fault may have to wait for memory.
+    /// Whether pages may be filled in. A lock of its own, which faults share: the page tables that
+    /// they fill in have theirs, and a fault may have to wait for memory.
     #[pin]
-    filling: Mutex<bool>,
+    filling: ShareLock<bool>,
     /// Revoked once the device is gone.
     #[pin]
     pub(crate) bars: Revocable<Bars>,
@@ -112,7 +113,7 @@ impl Device {
                 gone: Atomic::new(false),
                 ours: Atomic::new(number(&section)),
                 state <- new_mutex!(State { section, files }, "vmshm"),
-                filling <- new_mutex!(true, "vmshm_filling"),
+                filling <- ShareLock::new(true, c"vmshm_filling", kernel::static_lock_class!()),
                 bars <- Revocable::new(Ok::<_, Error>(bars)),
                 listeners <- IrqLock::new(listeners, c"vmshm_listeners", kernel::static_lock_class!()),
                 misc <- MiscDevice::new(),
@@ -163,8 +164,8 @@ impl Device {
 
     /// Has `fill` fill in a page, unless the device is gone: it can't go away meanwhile.
     pub(crate) fn fill<T>(&self, fill: impl FnOnce(Frames) -> T) -> Option<T> {
-        let filling = self.filling.lock();
-        filling.then(|| fill(self.facts.frames))
+        self.filling
+            .read(|filling| filling.then(|| fill(self.facts.frames)))
     }
 
     /// Locks the state.
@@ -324,7 +325,7 @@ impl Device {
         let mut state = self.state();
         self.gone.store(true, Release);
         // Who is filling in a page has done so when the lock is ours; from then on nobody does.
-        *self.filling.lock() = false;
+        self.filling.replace(false);
         // All mappings that were made through one inode go at once.
         for (index, entry) in state.files.iter().enumerate() {
             let mut earlier = state.files.iter().take(index);

@@ -7,7 +7,7 @@ use kernel::prelude::*;
 
 use crate::{
     abi::{
-        region::{RegionHeader, SectionEntry, SECTION_FREE},
+        region::{RegionHeader, SectionEntry, SECTION_FREE, SECTION_JOINED},
         section::{
             EndpointSlot, SectionLayout, SlotState, STATE_ATTACHING, STATE_GONE, STATE_LIVE,
         },
@@ -51,17 +51,25 @@ pub(crate) fn entry(memory: &Memory, header: &RegionHeader, number: u32) -> Opti
 impl Section {
     /// Looks it up in the table, which only the host writes.
     pub(crate) fn find(memory: &Memory, header: &RegionHeader, identity: Identity) -> Option<Self> {
-        let number = match identity {
-            Identity::Position(position) => position.checked_rem(header.sections)?,
-            Identity::Uuid => {
-                let uuid = parse_uuid(product_uuid()?.to_bytes())?;
-                (0..header.sections).find(|&number| {
-                    entry(memory, header, number)
-                        .is_some_and(|entry| entry.state != SECTION_FREE && entry.vm_uuid == uuid)
+        let named = |number, is_ours: &dyn Fn(&SectionEntry) -> bool| {
+            let entry = entry(memory, header, number).filter(is_ours)?;
+            Some((number, entry))
+        };
+        let (number, entry) = match identity {
+            // The server writes the row before it tells the machine its number. Another number there
+            // is the section's next machine's.
+            Identity::Position(position) => {
+                named(position.checked_rem(header.sections)?, &|entry| {
+                    entry.state == SECTION_JOINED && entry.vm_id.checked_sub(1) == Some(position)
                 })?
             }
+            Identity::Uuid => {
+                let uuid = parse_uuid(product_uuid()?.to_bytes())?;
+                let is_ours =
+                    |entry: &SectionEntry| entry.state != SECTION_FREE && entry.vm_uuid == uuid;
+                (0..header.sections).find_map(|number| named(number, &is_ours))?
+            }
         };
-        let entry = entry(memory, header, number)?;
         let layout = SectionLayout::new(entry.len, header.sections, header.endpoints)?;
         Some(Self {
             number,

@@ -5,6 +5,7 @@ mod bell;
 mod checks;
 mod death;
 mod device;
+mod faults;
 mod fuzz;
 mod layout;
 mod lives;
@@ -38,6 +39,8 @@ enum Command {
     Info,
     /// Mappings: what is offered and what is refused
     Mmap,
+    /// Page faults: what they wait for
+    Faults,
     /// A device whose region has no section for this VM
     ReadOnly,
     /// Ioctls, reads and polls: what is offered and what is refused
@@ -83,6 +86,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
             return Ok(true);
         }
         Command::Mmap => map::checks(path, &mut report)?,
+        Command::Faults => faults::checks(path, &mut report)?,
         Command::ReadOnly => map::read_only(path, &mut report)?,
         Command::Calls { vacant } => checks::calls(path, *vacant, &mut report)?,
         Command::Lives => lives::checks(path, &mut report)?,
