@@ -21,6 +21,8 @@ Examples:
 Open MPI then chooses by itself: shared memory inside a VM, vmshm between the VMs of a host, the network beyond. \
 `--mca btl vmshm,self` on mpirun's command line allows nothing but vmshm.
 
+What on this machine would keep vmshm from being used is said on standard error; `vmshm doctor` says more.
+
 Without --region the processes find their region themselves: the guest driver's /dev/vmshmN, the ivshmem device of \
 their VM, or the one region of the host they run on.
 

@@ -25,7 +25,8 @@ use clap::{Parser, Subcommand};
 /// A region is host memory that a group of VMs shares through ivshmem PCI devices. Each VM owns one section of it.
 /// Open MPI's plugin `btl vmshm` sends messages through it, from VM to VM, without the network.
 ///
-/// Regions live in /dev/shm/vmshm, or where the environment variable VMSHM_DIR says.
+/// Regions live in /dev/shm/vmshm, or where the environment variable VMSHM_DIR says. One of huge pages is a link there, to
+/// its memory on hugetlbfs.
 #[derive(Debug, Parser)]
 #[command(
     name = "vmshm",
@@ -35,7 +36,17 @@ use clap::{Parser, Subcommand};
 A first region, for two VMs:
   vmshm region create job --size 8G --sections 2
   qemu-system-x86_64 ... $(vmshm qemu-args job --section 0)
-  qemu-system-x86_64 ... $(vmshm qemu-args job --section 1)"
+  qemu-system-x86_64 ... $(vmshm qemu-args job --section 1)
+
+What does not work, `vmshm doctor` names on the host and in the VMs.
+
+Environment:
+  VMSHM_DIR       folder of the regions
+  VMSHM_RUN_DIR   folder of the ivshmem server's sockets, instead of /run/vmshm
+  VMSHM_DEVICE    which region MPI programs use: a region's name or file, /dev/vmshmN, or a PCI address
+  VMSHM_SECTION   which section processes on a host use; a VM's is the host's choice
+  VMSHM_HEAP, VMSHM_HEAP_MIN   see `vmshm env --help`
+  VMSHM_LOG       what `vmshm serve` logs"
 )]
 struct Cli {
     #[command(subcommand)]

@@ -10,7 +10,7 @@ use crate::shell::quote;
 #[command(after_help = "Example:
   qemu-system-x86_64 -m 4G disk.img $(vmshm qemu-args job --section 0)
 
-The section is kept for the VM until `vmshm region release`. The VM finds it by its SMBIOS UUID, which is why
+The section is kept for the VM until `vmshm region release`. The VM finds it by its SMBIOS UUID, which is why \
 `-uuid` is among the arguments.")]
 pub struct Args {
     #[command(flatten)]

@@ -15,7 +15,7 @@ type Speeds = Vec<(Kernel, f64)>;
 /// Options of `vmshm tune`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The plugin takes the same sizes when an MPI program starts. As here, it measures then how long a copy must be for `rep movsb` to
+The plugin takes the same sizes when an MPI program starts. As here, it measures then how long a copy must be for `rep movsb` to \
 be faster than vectors, in less than a tenth of a millisecond. To choose other sizes:
   mpirun --mca btl_vmshm_eager_limit 8192 --mca btl_vmshm_chunk_size 32768 ...
 

@@ -34,7 +34,7 @@ use crate::tune;
 pub use error::AttachError;
 use find::{Opened, open};
 pub use find::{Source, driver_info, driver_nodes, find, pci_devices, region_dirs};
-pub use section::iv_position;
+pub use section::section_of_machine;
 use section::{choose_section, parse_uuid};
 
 /// Where regions on tmpfs lie unless `VMSHM_DIR` says otherwise.

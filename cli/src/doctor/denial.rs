@@ -1,13 +1,13 @@
 //! What AppArmor or SELinux has denied to the VMs' QEMU: libvirt confines each of them, and knows nothing of our regions.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::Check;
 
 /// Denials of region files below `dirs` and of the server's sockets below `run`, as far as this user may read the logs.
-pub fn checks(dirs: &[&Path], run: &Path) -> Vec<Check> {
+pub fn checks(dirs: &[PathBuf], run: &Path) -> Vec<Check> {
     let audit = fs::read("/var/log/audit/audit.log").unwrap_or_default();
     let kernel = Command::new("dmesg").stdin(Stdio::null()).output().map(|output| output.stdout);
     let log = [audit, kernel.unwrap_or_default()].concat();
@@ -15,7 +15,7 @@ pub fn checks(dirs: &[&Path], run: &Path) -> Vec<Check> {
 }
 
 /// One finding for each file that was denied.
-fn checks_in(log: &str, dirs: &[&Path], run: &Path) -> Vec<Check> {
+fn checks_in(log: &str, dirs: &[PathBuf], run: &Path) -> Vec<Check> {
     let mut seen = Vec::new();
     for line in log.lines() {
         if let Some(found) = apparmor(line, dirs, run).or_else(|| selinux(line, dirs, run))
@@ -36,7 +36,7 @@ fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
     }
 }
 
-fn apparmor(line: &str, dirs: &[&Path], run: &Path) -> Option<(String, String)> {
+fn apparmor(line: &str, dirs: &[PathBuf], run: &Path) -> Option<(String, String)> {
     if !line.contains("apparmor=\"DENIED\"") {
         return None;
     }
@@ -56,7 +56,7 @@ fn apparmor(line: &str, dirs: &[&Path], run: &Path) -> Option<(String, String)> 
     })
 }
 
-fn selinux(line: &str, dirs: &[&Path], run: &Path) -> Option<(String, String)> {
+fn selinux(line: &str, dirs: &[PathBuf], run: &Path) -> Option<(String, String)> {
     let (_, rest) = line.split_once("avc:  denied  {").or(line.split_once("avc: denied {"))?;
     let (rights, _) = rest.split_once('}')?;
     let context = field(line, "scontext")?;
@@ -67,7 +67,7 @@ fn selinux(line: &str, dirs: &[&Path], run: &Path) -> Option<(String, String)> {
     // The kernel mostly knows a file's last name only.
     let name = field(line, "path").or(field(line, "name"))?;
     let file = Path::new(name).file_name()?;
-    let place = dirs.iter().copied().chain([run]).map(|dir| dir.join(file)).find(|path| {
+    let place = dirs.iter().map(PathBuf::as_path).chain([run]).map(|dir| dir.join(file)).find(|path| {
         match name.contains('/') {
             true => path == Path::new(name),
             false => path.exists(),
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     fn found(log: &str, dir: &Path, run: &Path) -> Vec<String> {
-        let checks = checks_in(log, &[dir], run);
+        let checks = checks_in(log, &[dir.to_owned()], run);
         checks.into_iter().map(|check| check.what + "; " + &check.cure.unwrap_or_default()).collect()
     }
 

@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{AccessFlags, access};
 use uuid::Uuid;
 use vmshm_abi::ivshmem::MEMORY_BAR;
-use vmshm_abi::region::SECTION_FREE;
 use vmshm_host::format_bytes;
 use vmshm_transport::Region;
-use vmshm_transport::attach::{AttachError, Source, iv_position, read_region};
+use vmshm_transport::attach::{AttachError, Source, read_region, section_of_machine};
 
 use super::driver::Driver;
 use super::{Check, devices, memory_type};
@@ -111,35 +110,14 @@ fn memory_bar(resource: &str) -> Option<(u64, u64)> {
     (start != 0 && end > start).then(|| (start, end - start + 1))
 }
 
-/// Which section is this VM's.
+/// Which section is this VM's, as a program would find it.
 fn own_section(device: &Path, address: &str, region: &Region) -> Check {
-    let sections = region.sections();
-    if device.join("resource1").exists() {
-        return match iv_position(device).ok().flatten() {
-            Some(id) => Check::ok(format!(
-                "{address}: the ivshmem server gave this VM section {}",
-                id as usize % sections.len()
-            )),
-            None => Check::missing(
-                format!("{address}: the id that the ivshmem server gave this VM cannot be read"),
-                "run as root",
-            ),
-        };
-    }
-    let path = "/sys/class/dmi/id/product_uuid";
-    let Ok(text) = fs::read_to_string(path) else {
-        return Check::missing(
-            format!("this VM's UUID ({path}), which tells its section, cannot be read"),
-            "run as root, or: sudo chmod 444 /sys/class/dmi/id/product_uuid",
-        );
-    };
-    let uuid = Uuid::parse_str(text.trim()).unwrap_or_default();
-    let mut kept = sections.iter().filter(|section| section.entry.state != SECTION_FREE);
-    match kept.find(|section| section.entry.vm_uuid == *uuid.as_bytes()) {
-        Some(section) => Check::ok(format!("{address}: this VM has section {}, by its UUID", section.number)),
-        None => Check::missing(
-            format!("{address}: no section is assigned to this VM's UUID {uuid}"),
-            format!("on the host: vmshm qemu-args NAME --section K --uuid {uuid}"),
+    match section_of_machine(device, region) {
+        Ok(number) => Check::ok(format!("{address}: this VM has section {number}")),
+        Err(error) => Check::missing(
+            format!("{address}: {error}"),
+            "start the VM with what `vmshm qemu-args NAME --section K` prints on its host, its -uuid included; in the VM, run \
+             this as root",
         ),
     }
 }

@@ -3,14 +3,13 @@
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, Group, access, geteuid};
 use vmshm_host::{Registry, State, available_memory, format_bytes, inspect, nodes, pools, run_dir};
-use vmshm_transport::attach::region_dirs;
 
 use super::{Check, cgroup, denial, guest_pat, numa_balancing, remove_ipc};
 
@@ -25,9 +24,7 @@ pub fn checks() -> Vec<Check> {
     checks.extend(cgroup::checks(&sizes(&registry)));
     checks.extend(guest_pat::checks());
     checks.extend(sockets(&run_dir()));
-    let dirs = region_dirs();
-    let dirs: Vec<&Path> = dirs.iter().map(|dir| dir.as_path()).collect();
-    checks.extend(denial::checks(&dirs, &run_dir()));
+    checks.extend(denial::checks(&dirs(&registry), &run_dir()));
     checks
 }
 
@@ -137,6 +134,16 @@ fn memory() -> Vec<Check> {
         ));
     }
     checks
+}
+
+/// The folders in which regions have their memory, as QEMU is told them.
+fn dirs(registry: &Registry) -> Vec<PathBuf> {
+    let listed = registry.list().unwrap_or_default().into_iter();
+    let files = listed.filter_map(|entry| fs::canonicalize(entry.region.ok()?.path()).ok());
+    let mut dirs: Vec<_> = files.filter_map(|file| Some(file.parent()?.to_owned())).collect();
+    dirs.sort();
+    dirs.dedup();
+    dirs
 }
 
 /// Name, bytes, and bytes of a page of each region.

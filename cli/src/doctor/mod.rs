@@ -20,7 +20,9 @@ use std::process::ExitCode;
 /// Options of `vmshm doctor`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Every line begins with ok, warning or missing. Exit code 1 if anything is missing.")]
+Every line begins with ok, warning or missing; the next one says how to mend it. Exit code 1 if anything is missing.
+
+As root it sees more: what AppArmor or SELinux denied to VMs, and in a VM without the guest driver the region itself.")]
 pub struct Args {
     /// Check what a host needs. Default: unless this machine has an ivshmem device
     #[arg(long)]

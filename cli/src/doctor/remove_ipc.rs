@@ -14,7 +14,8 @@ const FILES: [&str; 3] =
 
 /// A finding for a region that would be gone when its owner logs out. `owner` is the file's.
 pub fn check(region: &Path) -> Option<Check> {
-    let owner = fs::metadata(region).ok()?.uid();
+    // Of the name itself, which may be a link to hugetlbfs.
+    let owner = fs::symlink_metadata(region).ok()?.uid();
     let name = User::from_uid(Uid::from_raw(owner)).ok().flatten().map(|user| user.name);
     check_under(Path::new("/"), region, owner, &name.unwrap_or(owner.to_string()))
 }

@@ -30,10 +30,7 @@ pub(super) fn choose_section(
     let number = match (&opened.device, source) {
         (Some(device), _) if device.section == NO_SECTION => return Err(AttachError::NoSection { path }),
         (Some(device), _) => device.section,
-        (None, Source::Pci(device)) => match iv_position(device)? {
-            Some(position) => section_by_position(region, position)?,
-            None => section_by_uuid(region)?,
-        },
+        (None, Source::Pci(device)) => section_of_machine(device, region)?,
         (None, Source::File(_) | Source::Driver(_)) => match wanted {
             Some(number) => number,
             None => {
@@ -64,6 +61,18 @@ pub(super) fn choose_section(
         return Err(AttachError::Assigned { section: number, owner });
     }
     Ok(number)
+}
+
+/// The section that the host gives this machine in the region behind an ivshmem device, given by its folder in sysfs.
+///
+/// # Errors
+///
+/// None is given; what tells of it can't be read.
+pub fn section_of_machine(device: &Path, region: &Region) -> Result<u32, AttachError> {
+    match iv_position(device)? {
+        Some(position) => section_by_position(region, position),
+        None => section_by_uuid(region),
+    }
 }
 
 /// Which virtual machine the host keeps a section for, if any.
@@ -110,11 +119,7 @@ fn choose_host_section(source: &Source, region: &Region, file: &File) -> io::Res
 }
 
 /// The id that the ivshmem server gave this device, if it has a server: then it has MSI-X, in BAR 1.
-///
-/// # Errors
-///
-/// A register BAR that can't be opened or mapped; a server that has given no id yet.
-pub fn iv_position(device: &Path) -> Result<Option<u32>, AttachError> {
+fn iv_position(device: &Path) -> Result<Option<u32>, AttachError> {
     if !device.join("resource1").exists() {
         return Ok(None);
     }
