@@ -42,9 +42,9 @@ What does not work, `vmshm doctor` names on the host and in the VMs.
 
 Environment:
   VMSHM_DIR       folder of the regions
-  VMSHM_RUN_DIR   folder of the ivshmem server's sockets, instead of /run/vmshm
-  VMSHM_DEVICE    which region MPI programs use: a region's name or file, /dev/vmshmN, or a PCI address
-  VMSHM_SECTION   which section processes on a host use; a VM's is the host's choice
+  VMSHM_RUN_DIR   folder of the server's sockets (/run/vmshm)
+  VMSHM_DEVICE    region of MPI programs: name, file, /dev/vmshmN or PCI address
+  VMSHM_SECTION   section of processes on a host; a VM's is the host's choice
   VMSHM_HEAP, VMSHM_HEAP_MIN   see `vmshm env --help`
   VMSHM_LOG       what `vmshm serve` logs"
 )]
