@@ -66,10 +66,9 @@ impl Args {
         let before = std::env::var("OMPI_MCA_mca_base_component_path").ok();
         let component_path = component_path(before.as_deref(), dir);
         let mut lines = vec![("OMPI_MCA_mca_base_component_path", component_path.clone())];
-        let mut file = None;
-        if let Some(region) = &self.region {
-            let region = Registry::from_env().open(region)?;
-            let path = file.insert(std::path::absolute(region.path())?);
+        let region = self.region.as_ref().map(|region| Registry::from_env().open(region)).transpose()?;
+        if let Some(region) = &region {
+            let path = std::path::absolute(region.path())?;
             let path = path.to_str().context("the path of the region is not UTF-8, which Open MPI needs")?;
             lines.push(("OMPI_MCA_btl_vmshm_device", path.to_owned()));
             lines.push(("VMSHM_DEVICE", path.to_owned()));
@@ -89,7 +88,7 @@ impl Args {
         for (name, value) in lines {
             writeln!(out, "export {name}={}", quote(&value))?;
         }
-        for obstacle in obstacles(&component_path, file.as_deref()) {
+        for obstacle in obstacles(&component_path, region.as_ref()) {
             writeln!(std::io::stderr(), "vmshm: {obstacle}")?;
         }
         Ok(())

@@ -739,6 +739,11 @@ fn plain(ground: &Ground, logs: &Path) -> Result<(Count, usize)> {
             doctor.text.contains("mapped UNCACHED") && doctor.text.contains("--size 4G"),
             || format!("vmshm doctor does not tell of uncached memory:\n{}", doctor.text),
         );
+        check(
+            &mut count,
+            doctor.text.contains("programs take none by themselves: /dev/vmshm0, /dev/vmshm1"),
+            || format!("vmshm doctor does not tell that there is a choice:\n{}", doctor.text),
+        );
         count.add(&check_in(lab, &[0], |_| format!("mmap --device /dev/{own}"), logs, LIMIT)?.0);
         count.add(&check_in(lab, &[0], |_| format!("calls --device /dev/{own}"), logs, LIMIT)?.0);
         count.add(&check_in(lab, &[0], |_| format!("lives --device /dev/{own}"), logs, LIMIT)?.0);

@@ -14,8 +14,10 @@ mod pml;
 mod remove_ipc;
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
+
+use vmshm_host::Region;
 
 /// Options of `vmshm doctor`.
 #[derive(Debug, clap::Args)]
@@ -67,14 +69,24 @@ impl Check {
 
 /// What would keep an MPI job from what `vmshm env` has just set up, each in a line with its cure: for processes that find
 /// the plugin by `component_path`, and that use this region of the host, or else the machine's device.
-pub fn obstacles(component_path: &str, region: Option<&Path>) -> Vec<String> {
-    let layer = pml::is_doubtful().then(|| pml::check(Some(component_path))).flatten();
-    let place = match region {
-        Some(region) => remove_ipc::check(region),
-        None => devices::look(),
-    };
-    let checks = layer.into_iter().chain(place).filter(|check| check.verdict != Verdict::Ok);
-    checks.map(|check| format!("{}; cure: {}", check.what, check.cure.unwrap_or_default())).collect()
+pub fn obstacles(component_path: &str, region: Option<&Region>) -> Vec<String> {
+    let mut checks = Vec::new();
+    if pml::is_doubtful() {
+        checks.extend(pml::check(Some(component_path)));
+    }
+    match region {
+        Some(region) => {
+            let header = region.header();
+            checks.extend(remove_ipc::check(region.path()));
+            checks.extend(cgroup::checks(&[(region.name(), header.region_len, header.page_len)]));
+        }
+        None => checks.extend(devices::look()),
+    }
+    checks.retain(|check| check.verdict != Verdict::Ok);
+    checks
+        .into_iter()
+        .map(|check| format!("{}; cure: {}", check.what, check.cure.unwrap_or_default()))
+        .collect()
 }
 
 impl Args {

@@ -16,8 +16,9 @@ const FILES: [&str; 3] =
 pub fn check(region: &Path) -> Option<Check> {
     // Of the name itself, which may be a link to hugetlbfs.
     let owner = fs::symlink_metadata(region).ok()?.uid();
+    let region = std::path::absolute(region).ok()?;
     let name = User::from_uid(Uid::from_raw(owner)).ok().flatten().map(|user| user.name);
-    check_under(Path::new("/"), region, owner, &name.unwrap_or(owner.to_string()))
+    check_under(Path::new("/"), &region, owner, &name.unwrap_or(owner.to_string()))
 }
 
 fn check_under(root: &Path, region: &Path, owner: u32, user: &str) -> Option<Check> {
