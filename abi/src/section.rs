@@ -1,4 +1,5 @@
-//! What lies where in a section. Only the section's member writes it, after the host has zeroed it.
+//! What lies where in a section. Only the section's member writes it; the host empties it before it gives it to another VM,
+//! all but the count of each slot's lives.
 
 use core::mem::{offset_of, size_of};
 
