@@ -247,6 +247,10 @@ fn completions_and_man_pages_are_made_for_every_command() {
         let text = fs::read_to_string(pages.join(format!("{page}.1"))).unwrap();
         assert!(text.contains(".TH"), "{page}");
     }
+    let first = fs::read_to_string(pages.join("vmshm.1")).unwrap();
+    for variable in ["DIR", "RUN_DIR", "DEVICE", "SECTION", "HEAP", "HEAP_MIN", "LOG"] {
+        assert!(first.contains(&format!("VMSHM_{variable}")), "VMSHM_{variable} is not explained: {first}");
+    }
     let file = host.dir.path().join("file");
     fs::write(&file, "").unwrap();
     assert!(host.fails(&["man", file.to_str().unwrap()]).contains("cannot"));
