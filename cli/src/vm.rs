@@ -1,6 +1,7 @@
 //! `vmshm vm`: virtual machines of our own.
 
 mod run;
+mod status;
 mod terminal;
 
 /// Virtual machines that this program runs itself, on this host's KVM.
@@ -8,6 +9,8 @@ mod terminal;
 pub enum Command {
     /// Boot a kernel in a VM that is confined to a NUMA node and has sections of regions
     Run(run::Args),
+    /// Show where threads and memory of running VMs really are
+    Status(status::Args),
 }
 
 impl Command {
@@ -15,6 +18,7 @@ impl Command {
     pub fn run(&self) -> anyhow::Result<std::process::ExitCode> {
         match self {
             Self::Run(args) => args.run(),
+            Self::Status(args) => args.run().map(|()| std::process::ExitCode::SUCCESS),
         }
     }
 }

@@ -93,6 +93,13 @@ fn a_signal_stops_a_vm_and_its_section_is_free_again() {
 
     let text = host.fails(&arguments);
     assert!(text.contains("section 1") && text.contains("in use"), "{text}");
+    let all: serde_json::Value = serde_json::from_str(&host.ok(&["vm", "status", "--json"])).unwrap();
+    let seen = all.as_array().unwrap().iter().find(|seen| seen["pid"] == vm.id()).unwrap();
+    assert_eq!((&seen["regions"][0], &seen["vcpus"][0]["number"]), (&"job:1".into(), &0.into()));
+    let memory = seen["memory"].as_array().unwrap().iter().find(|part| part["what"] == "memory").unwrap();
+    let bytes: u64 = memory["nodes"].as_object().unwrap().values().map(|bytes| bytes.as_u64().unwrap()).sum();
+    assert_eq!(bytes, 16 << 20, "all of it is there before the guest runs");
+    assert!(host.ok(&["vm", "status"]).contains(&format!("VM of pid {}, job:1:", vm.id())));
     kill(Pid::from_raw(vm.id() as i32), Signal::SIGTERM).unwrap();
     assert!(vm.wait().unwrap().success());
 
@@ -129,6 +136,10 @@ fn what_is_wrong_is_named_before_anything_runs() {
         (&["--kernel", kernel, "--cpus", "100000"], &["100000", "1 to"]),
         (&["--kernel", kernel, "--numa-node", "4000"], &["4000", "there are"]),
         (&["--kernel", kernel, "--pages", "1G", "--memory", "64G"], &["64 pages of 1 GiB", "nr_hugepages"]),
+        (&["--kernel", kernel, "--disk", "/nonexistent,ro"], &["disk image /nonexistent"]),
+        (&["--kernel", kernel, "--disk", text_file], &["3000 bytes", "raw image"]),
+        (&["--kernel", kernel, "--net", "tap:vmshm-none-such-one"], &["ip tuntap add"]),
+        (&["--kernel", kernel, "--net", "vde:x"], &["dgram:LOCAL,REMOTE"]),
         (&["--kernel", kernel, "--pages", "8K"], &["4K, 2M or 1G"]),
     ] {
         let all: Vec<_> = ["vm", "run"].iter().chain(arguments).copied().collect();

@@ -15,7 +15,7 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 
-use crate::{layout, power, serial};
+use crate::{layout, pci, power, serial};
 
 /// Where the tables lie, in the range that kernels search.
 pub const START: u64 = 0xe_0000;
@@ -148,6 +148,7 @@ fn dsdt(platform: &Platform) -> Sdt {
 
     let buses = Range::<u16>::new_bus_number(0, u16::from(layout::BUSES) - 1);
     let low = (layout::BARS_32, layout::BARS_32_LEN);
+    let ports = IO::new(pci::PORTS as u16, pci::PORTS as u16, 1, 8);
     let bars_32 = Range::<u32>::new_memory(
         AddressSpaceCacheable::NotCacheable,
         true,
@@ -172,7 +173,7 @@ fn dsdt(platform: &Platform) -> Sdt {
             &name("_SEG", &ZERO),
             &name("_BBN", &ZERO),
             &name("_CCA", &ONE),
-            &name("_CRS", &ResourceTemplate::new(vec![&buses, &bars_32, &bars_64])),
+            &name("_CRS", &ResourceTemplate::new(vec![&buses, &ports, &bars_32, &bars_64])),
         ],
     )
     .to_aml_bytes(&mut dsdt);

@@ -83,13 +83,7 @@ impl Ivshmem {
         let mut config = config(len, at);
         let parts = msix::Place::new(vectors);
         config.add_bar(TABLE_BAR, BarKind::Registers, parts.bar_len, at.table);
-        let mut body = Vec::new();
-        body.extend(((vectors - 1) as u16).to_le_bytes());
-        body.extend((TABLE_BAR as u32).to_le_bytes());
-        body.extend((parts.pending as u32 | TABLE_BAR as u32).to_le_bytes());
-        let mut writable = [0; 10];
-        writable[1] = ((msix::ENABLE | msix::MASK_ALL) >> 8) as u8;
-        let capability = config.add_capability(msix::CAPABILITY, &body, &writable);
+        let capability = msix::add_capability(&mut config, vectors, TABLE_BAR);
         let msix = Msix::new(vectors, interrupts);
         let bells = Bells { id, msix, capability, peers: BTreeMap::new() };
         let bells = Some(Mutex::new(bells));

@@ -10,14 +10,18 @@ use vmshm_host::Region;
 
 use crate::boot::{self, Linux};
 use crate::client::{self, Client, Connection};
+use crate::disk::Disk;
 use crate::error::Error;
 use crate::host::Host;
 use crate::interrupts::{Interrupts, KvmInterrupts};
 use crate::ivshmem::{Addresses, Ivshmem, PlaceMemory};
 use crate::memory::{Ram, RamOptions};
-use crate::pci::{Ecam, MOST, Root, Window};
+use crate::net::Net;
+use crate::pci::{Ecam, MOST, PORTS, Ports, Root, Window};
+use crate::random::Random;
 use crate::serial::Console;
 use crate::shared::Shared;
+use crate::virtio::{Virtio, Worker};
 use crate::vm::{Running, Vm};
 use crate::{bare, layout, place, power};
 
@@ -74,6 +78,10 @@ pub struct Plan<'a> {
     pub ram: RamOptions,
     /// Regions, in the order of their devices.
     pub regions: Vec<Attachment>,
+    /// Disks.
+    pub disks: Vec<Disk>,
+    /// Network cards.
+    pub nets: Vec<Net>,
     /// A CPU for each vCPU, or none at all.
     pub cpus: Vec<usize>,
 }
@@ -86,6 +94,7 @@ pub struct Machine {
     /// Its serial port.
     pub console: Arc<Console>,
     _clients: Vec<Client>,
+    _workers: Vec<Worker>,
 }
 
 /// A section that is taken.
@@ -129,11 +138,13 @@ impl Machine {
         out: Box<dyn Write + Send>,
         progress: impl FnMut(u64, u64),
     ) -> Result<Self, Error> {
-        if plan.regions.len() >= MOST {
+        // With the host bridge and the source of random bytes.
+        let devices = 2 + plan.regions.len() + plan.disks.len() + plan.nets.len();
+        if devices > MOST {
             return Err(Error::Invalid {
-                what: "the number of regions",
-                value: plan.regions.len().to_string(),
-                why: format!("is more than the bus has places for: give at most {}", MOST - 1),
+                what: "the number of regions, disks and network cards",
+                value: (devices - 2).to_string(),
+                why: format!("is more than the bus has places for: give at most {}", MOST - 2),
             });
         }
         let taken = plan.regions.into_iter().map(|region| take(region, plan.uuid));
@@ -143,7 +154,7 @@ impl Machine {
         let ram = Ram::new(&plan.ram, progress)?;
         let (shared, servers): (Vec<_>, Vec<_>) =
             taken.into_iter().map(|taken| (taken.shared, taken.server)).unzip();
-        let vm = Vm::new(host, ram, shared, plan.vcpus)?;
+        let vm = Vm::new(host, ram, shared, plan.vcpus, !plan.cpus.is_empty())?;
 
         power::add(&vm)?;
         let console = Console::add(&vm, out)?;
@@ -165,10 +176,30 @@ impl Machine {
                     device
                 }
             };
-            root.add(device).expect("the number of regions was checked");
+            root.add(device).expect("the number of devices was checked");
         }
+        let mut workers = Vec::new();
+        let mut add = |(device, worker): (Arc<Virtio>, Worker)| {
+            root.add(device).expect("the number of devices was checked");
+            workers.push(worker);
+        };
+        let mut index = mapped.len() as u64;
+        let mut next = || {
+            let registers = layout::BARS_32 + 2 * REGISTERS_ROOM * index;
+            index += 1;
+            [registers, registers + REGISTERS_ROOM]
+        };
+        let (space, lines) = (vm.space(), &interrupts);
+        for disk in plan.disks {
+            add(Virtio::start(disk, next(), space, Arc::clone(lines))?);
+        }
+        for net in plan.nets {
+            add(Virtio::start(net, next(), space, Arc::clone(lines))?);
+        }
+        add(Virtio::start(Random::open()?, next(), space, Arc::clone(lines))?);
         let root = Arc::new(root);
         let bus = vm.memory_bus();
+        vm.port_bus().insert(PORTS, 8, Arc::new(Ports::new(Arc::clone(&root))))?;
         let ecam = Ecam(Arc::clone(&root));
         bus.insert(layout::ECAM, u64::from(layout::BUSES) << 20, Arc::new(ecam))?;
         bus.insert(layout::BARS_32, layout::BARS_32_LEN, Arc::new(Window(root, layout::BARS_32)))?;
@@ -188,7 +219,7 @@ impl Machine {
                 tracing::warn!(number, %error, "a vCPU runs anywhere");
             }
         })?;
-        Ok(Self { running, console, _clients: clients })
+        Ok(Self { running, console, _clients: clients, _workers: workers })
     }
 }
 

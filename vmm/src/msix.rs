@@ -7,9 +7,10 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::interrupts::{Interrupts, Message};
+use crate::pci::Config;
 
 /// Capability id.
-pub(crate) const CAPABILITY: u8 = 0x11;
+const CAPABILITY: u8 = 0x11;
 /// Message control, in the capability: all is switched on; all is masked.
 pub(crate) const ENABLE: u16 = 1 << 15;
 pub(crate) const MASK_ALL: u16 = 1 << 14;
@@ -29,6 +30,17 @@ impl Place {
         let words = u64::from(vectors).next_multiple_of(64) / 8;
         Self { pending, bar_len: (pending + words).next_power_of_two().max(0x1000) }
     }
+}
+
+/// Adds the capability to a function whose table lies in a BAR of its own. Returns its offset.
+pub(crate) fn add_capability(config: &mut Config, vectors: u32, bar: usize) -> usize {
+    let mut body = Vec::new();
+    body.extend(((vectors - 1) as u16).to_le_bytes());
+    body.extend((bar as u32).to_le_bytes());
+    body.extend((Place::new(vectors).pending as u32 | bar as u32).to_le_bytes());
+    let mut writable = [0; 10];
+    writable[1] = ((ENABLE | MASK_ALL) >> 8) as u8;
+    config.add_capability(CAPABILITY, &body, &writable)
 }
 
 struct Vector {

@@ -262,6 +262,56 @@ impl Device for Ecam {
     }
 }
 
+/// The first of the eight ports of the old way to configuration space: an address, then data.
+pub const PORTS: u64 = 0xcf8;
+const DATA: u64 = 4;
+const ENABLE: u32 = 1 << 31;
+
+/// The old way to configuration space, which kernels use before they have read where the ECAM window is.
+#[derive(Debug)]
+pub struct Ports {
+    root: Arc<Root>,
+    address: Mutex<u32>,
+}
+
+impl Ports {
+    /// The ports of a bus.
+    pub fn new(root: Arc<Root>) -> Self {
+        Self { root, address: Mutex::new(0) }
+    }
+
+    /// The offset in the ECAM window that an access to the data port means.
+    fn ecam(&self, offset: u64) -> Option<u64> {
+        let address = *self.address.lock();
+        let place = u64::from(address >> 8 & 0xffff) << 12 | u64::from(address & 0xfc);
+        Some(place + offset.checked_sub(DATA)?).filter(|_| address & ENABLE != 0)
+    }
+}
+
+impl Device for Ports {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0xff);
+        if offset == 0 && data.len() == 4 {
+            data.copy_from_slice(&self.address.lock().to_le_bytes());
+        } else if let Some(at) = self.ecam(offset)
+            && let Some((function, register)) = self.root.decode(at, data.len())
+        {
+            function.config().lock().read(register, data);
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        if let (0, Ok(word)) = (offset, <[u8; 4]>::try_from(data)) {
+            *self.address.lock() = u32::from_le_bytes(word);
+        } else if let Some(at) = self.ecam(offset)
+            && let Some((function, register)) = self.root.decode(at, data.len())
+        {
+            function.config().lock().write(register, data);
+            function.configured();
+        }
+    }
+}
+
 /// The window for BARs of registers, which begins at the address in it.
 #[derive(Debug)]
 pub struct Window(pub Arc<Root>, pub u64);
@@ -367,6 +417,27 @@ mod tests {
         ecam.write(1 << 15 | 0xffe, &[1; 4]);
         ecam.write(1 << 15, &[0; 64]);
         assert_eq!(read(&ecam, 0), 0x1110_1af4);
+    }
+
+    #[test]
+    fn the_old_ports_reach_the_same_registers() {
+        let ports = Ports::new(bus().0);
+        let mut data = [0; 2];
+        ports.read(DATA + 2, &mut data);
+        assert_eq!(data, [0xff; 2], "no address yet");
+        ports.write(0, &(ENABLE | 1 << 11 | 8).to_le_bytes());
+        ports.read(DATA + 2, &mut data);
+        assert_eq!(u16::from_le_bytes(data), 0x0500);
+        ports.write(0, &(ENABLE | 1 << 11 | 4).to_le_bytes());
+        ports.write(DATA, &[4]);
+        let mut data = [0; 4];
+        ports.read(DATA, &mut data);
+        assert_eq!(data[0], 4);
+        ports.read(0, &mut data);
+        assert_eq!(u32::from_le_bytes(data), ENABLE | 1 << 11 | 4);
+        ports.write(0, &(ENABLE | 2 << 11).to_le_bytes());
+        ports.read(DATA, &mut data);
+        assert_eq!(data, [0xff; 4], "nobody is device 2");
     }
 
     #[test]

@@ -6,7 +6,11 @@ use std::sync::atomic::Ordering;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
-use kvm_ioctls::VcpuFd;
+use kvm_bindings::{
+    KVM_CAP_X86_DISABLE_EXITS, KVM_X86_DISABLE_EXITS_HLT, KVM_X86_DISABLE_EXITS_MWAIT,
+    KVM_X86_DISABLE_EXITS_PAUSE, kvm_enable_cap,
+};
+use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::bus::Bus;
@@ -54,9 +58,12 @@ pub struct Vm {
 impl Vm {
     /// Makes a VM with this RAM, these regions, an interrupt controller in KVM, and that many vCPUs.
     ///
+    /// With `quiet`, vCPUs that wait (HLT, PAUSE, MWAIT) stay in the guest, as far as KVM can let them: for vCPUs that
+    /// each have a CPU of their own.
+    ///
     /// # Errors
     /// KVM refuses, or has no such number of vCPUs.
-    pub fn new(host: &Host, ram: Ram, shared: Vec<Shared>, vcpus: usize) -> Result<Self, Error> {
+    pub fn new(host: &Host, ram: Ram, shared: Vec<Shared>, vcpus: usize, quiet: bool) -> Result<Self, Error> {
         if vcpus == 0 || vcpus > host.max_vcpus() {
             return Err(Error::Invalid {
                 what: "the number of vCPUs",
@@ -68,6 +75,9 @@ impl Vm {
         fd.set_identity_map_address(layout::IDENTITY_MAP).map_err(Error::kvm("place KVM's identity map"))?;
         fd.set_tss_address(layout::TSS).map_err(Error::kvm("place KVM's task state segment"))?;
         fd.create_irq_chip().map_err(Error::kvm("create the interrupt controllers"))?;
+        if quiet {
+            stay(&fd);
+        }
         let mut space = Space::new(fd, ram)?;
         for shared in shared {
             space.add(shared)?;
@@ -144,6 +154,18 @@ impl Vm {
             running.threads.push(thread.map_err(Error::io(format!("start a thread for vCPU {number}")))?);
         }
         Ok(running)
+    }
+}
+
+/// Lets vCPUs that wait stay in the guest. Before there are any; KVM takes no change later.
+fn stay(fd: &VmFd) {
+    let wanted = KVM_X86_DISABLE_EXITS_MWAIT | KVM_X86_DISABLE_EXITS_HLT | KVM_X86_DISABLE_EXITS_PAUSE;
+    let offered = u32::try_from(fd.check_extension_raw(KVM_CAP_X86_DISABLE_EXITS.into())).unwrap_or(0);
+    let mut cap = kvm_enable_cap { cap: KVM_CAP_X86_DISABLE_EXITS, ..kvm_enable_cap::default() };
+    cap.args[0] = u64::from(wanted & offered);
+    let refused = if wanted & offered == 0 { None } else { fd.enable_cap(&cap).err() };
+    if wanted & !offered != 0 || refused.is_some() {
+        tracing::info!(offered, ?refused, "this KVM takes vCPUs that wait out of the guest");
     }
 }
 

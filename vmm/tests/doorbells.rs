@@ -38,6 +38,8 @@ fn start(
         vcpus: 1,
         ram: RamOptions { len: 2 << 20, pages: PageSize::Base, node: None, prefault: true },
         regions: vec![Attachment::Doorbell { socket: section_socket(socket, section), vectors: VECTORS }],
+        disks: Vec::new(),
+        nets: Vec::new(),
         cpus: Vec::new(),
     };
     Machine::start(host, plan, Box::new(std::io::sink()), |_, _| ())

@@ -11,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 use uuid::Uuid;
 use vmshm_host::{DEFAULT_VECTORS, PageSize, Region, Registry, format_bytes, nodes, section_socket, socket};
 use vmshm_vmm::boot::Linux;
-use vmshm_vmm::{Attachment, End, Guest, Host, Machine, Plan, RamOptions, layout, place};
+use vmshm_vmm::{Attachment, Disk, End, Error, Guest, Host, Machine, Net, Plan, RamOptions, layout, place};
 
 use super::terminal::{self, Raw};
 use crate::size;
@@ -23,6 +23,8 @@ Example:
   vmshm region create job --size 8G --sections 2 --nodes 0,1
   vmshm vm run --kernel /boot/vmlinuz --initrd image.cpio --numa-node 0 --cpus 8 --memory 16G --region job:0
   vmshm vm run --kernel /boot/vmlinuz --initrd image.cpio --numa-node 1 --cpus 8 --memory 16G --region job:1
+
+A private copy of a disk lies in the directory that TMPDIR names, else in /tmp.
 
 The guest's serial console is the terminal: Ctrl-A X stops the VM, Ctrl-A Ctrl-A sends one Ctrl-A. SIGTERM stops it as \
 well. The VM can write its own section only, unless the region is an open one.
@@ -60,6 +62,13 @@ pub struct Args {
     /// With --doorbell: interrupt vectors, as many as the server has
     #[arg(long, default_value_t = DEFAULT_VECTORS, value_name = "N", requires = "doorbell")]
     vectors: u32,
+    /// A disk with a raw image. The guest writes to a private copy, which is gone with the VM; with `,ro` not at all
+    #[arg(long = "disk", value_name = "FILE[,ro]")]
+    disks: Vec<String>,
+    /// A network card: `dgram:LOCAL,REMOTE` for two unix datagram sockets, as QEMU's `-netdev dgram` has them, or
+    /// `tap:NAME` for a tap device that exists
+    #[arg(long = "net", value_parser = link, value_name = "LINK")]
+    nets: Vec<Link>,
     /// The VM's UUID. Default: its first section's
     #[arg(long)]
     uuid: Option<Uuid>,
@@ -103,6 +112,46 @@ fn wanted(text: &str) -> Result<Wanted, String> {
     let section =
         section.parse().map_err(|_| format!("{section:?} is no section: give a number, as in job:0"))?;
     Ok(Wanted { name: name.to_owned(), section })
+}
+
+/// What a network card is joined to.
+#[derive(Debug, Clone)]
+enum Link {
+    Socket(PathBuf, PathBuf),
+    Tap(String),
+}
+
+fn link(text: &str) -> Result<Link, String> {
+    match text.split_once(':') {
+        Some(("tap", name)) => Ok(Link::Tap(name.to_owned())),
+        Some(("dgram", paths)) => match paths.split_once(',') {
+            Some((local, remote)) => Ok(Link::Socket(local.into(), remote.into())),
+            None => Err("give two paths: dgram:LOCAL,REMOTE".into()),
+        },
+        _ => Err("give dgram:LOCAL,REMOTE or tap:NAME".into()),
+    }
+}
+
+impl Link {
+    fn open(&self, mac: [u8; 6]) -> Result<Net, Error> {
+        match self {
+            Self::Socket(local, remote) => Net::socket(local, remote, mac),
+            Self::Tap(name) => Net::tap(name, mac),
+        }
+    }
+}
+
+fn open_disk(text: &str) -> Result<Disk, Error> {
+    match text.strip_suffix(",ro") {
+        Some(path) => Disk::open(path.as_ref(), None),
+        None => Disk::open(text.as_ref(), Some(&std::env::temp_dir())),
+    }
+}
+
+/// A locally administered address of the VM's own, for each of its cards.
+fn mac(uuid: &Uuid, card: usize) -> [u8; 6] {
+    let [a, b, c, d, ..] = *uuid.as_bytes();
+    [0x52, a, b, c, d, card as u8]
 }
 
 impl Args {
@@ -156,6 +205,13 @@ impl Args {
             vcpus: self.cpus,
             ram: RamOptions { len: self.memory, pages: self.pages, node, prefault: true },
             regions: self.attach(regions),
+            disks: self.disks.iter().map(|disk| open_disk(disk)).collect::<Result<_, _>>()?,
+            nets: self
+                .nets
+                .iter()
+                .enumerate()
+                .map(|(card, link)| link.open(mac(&uuid, card)))
+                .collect::<Result<_, _>>()?,
             cpus,
         };
         let machine = Machine::start(&host, plan, Box::new(std::io::stdout()), progress)?;

@@ -55,7 +55,7 @@ impl Place {
         let arguments = [BAR, shared.len(), entry.offset, entry.len, 0, 0];
         let ram = RamOptions { len: 2 << 20, pages: PageSize::Base, node: None, prefault: true };
         let mapped = [(BAR, shared.len())];
-        let vm = Vm::new(host, Ram::new(&ram, |_, _| ()).unwrap(), vec![shared], 1).unwrap();
+        let vm = Vm::new(host, Ram::new(&ram, |_, _| ()).unwrap(), vec![shared], 1, true).unwrap();
         power::add(&vm).unwrap();
         vm.place(0, BAR).unwrap();
         bare::load(host, &vm, code, &mapped, |_| arguments).unwrap();

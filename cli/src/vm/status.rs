@@ -1,0 +1,257 @@
+//! `vmshm vm status`: where the threads and the memory of running VMs really are.
+//!
+//! All is read from /proc, so it is what the kernel did, not what the VMM asked for.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Serialize;
+use vmshm_host::format_bytes;
+
+/// Width of a bar that stands for all of a memory.
+const BAR: u64 = 20;
+
+/// Options of `vmshm vm status`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+A vCPU whose node differs from its memory's pays for every cache miss: what lies on another node is the VM's leakage.
+
+Of a region that part is shown which this host process has touched, or its guest.")]
+pub struct Args {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Show it anew every so many seconds
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1", conflicts_with = "json")]
+    watch: Option<u64>,
+}
+
+/// A VM of this host that the user may look into.
+#[derive(Debug, Serialize)]
+struct Vm {
+    pid: u32,
+    regions: Vec<String>,
+    vcpus: Vec<Vcpu>,
+    memory: Vec<Memory>,
+    /// Share of the memory that lies on no node on which a vCPU runs, in percent.
+    leakage: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Vcpu {
+    number: u32,
+    /// The CPU on which it ran last.
+    cpu: u32,
+    node: Option<u32>,
+    /// CPUs on which it may run.
+    allowed: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Memory {
+    what: String,
+    /// Bytes by node.
+    nodes: BTreeMap<u32, u64>,
+}
+
+impl Args {
+    /// Prints the table or JSON.
+    pub fn run(&self) -> anyhow::Result<()> {
+        let mut out = std::io::stdout();
+        if self.json {
+            serde_json::to_writer_pretty(&mut out, &all())?;
+            writeln!(out)?;
+            return Ok(());
+        }
+        loop {
+            let text = table(&all());
+            let Some(seconds) = self.watch else {
+                out.write_all(text.as_bytes())?;
+                return Ok(());
+            };
+            // Home, and clear what is below.
+            write!(out, "\x1b[H\x1b[J{text}")?;
+            out.flush()?;
+            std::thread::sleep(Duration::from_secs(seconds.max(1)));
+        }
+    }
+}
+
+/// All running VMs.
+fn all() -> Vec<Vm> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut pids: Vec<u32> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    pids.sort_unstable();
+    pids.into_iter().filter_map(look).collect()
+}
+
+/// Looks at a process; `None` where it is no VM of ours, or ended meanwhile.
+fn look(pid: u32) -> Option<Vm> {
+    let dir = Path::new("/proc").join(pid.to_string());
+    let line = fs::read(dir.join("cmdline")).ok()?;
+    let words: Vec<_> =
+        line.split(|&b| b == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+    if words.get(1..3)? != ["vm", "run"] {
+        return None;
+    }
+    let mut vcpus: Vec<_> =
+        fs::read_dir(dir.join("task")).ok()?.flatten().filter_map(|task| vcpu(&task.path())).collect();
+    if vcpus.is_empty() {
+        return None;
+    }
+    vcpus.sort_by_key(|vcpu| vcpu.number);
+    let smaps = fs::read_to_string(dir.join("smaps")).ok()?;
+    let memory = memory(&fs::read_to_string(dir.join("numa_maps")).ok()?, &private(&smaps));
+    let own: Vec<_> = vcpus.iter().filter_map(|vcpu| vcpu.node).collect();
+    let regions = words.windows(2).filter(|pair| pair[0] == "--region").map(|pair| pair[1].clone()).collect();
+    // Memory on a node without vCPUs, among all of the guest's own; a region has parts for other VMs.
+    let ram = memory.iter().filter(|part| part.what == RAM).flat_map(|part| &part.nodes);
+    let (here, there): (Vec<_>, Vec<_>) = ram.partition(|(node, _)| own.contains(node));
+    let sum = |parts: &[(&u32, &u64)]| parts.iter().map(|(_, bytes)| **bytes).sum::<u64>();
+    let (here, there) = (sum(&here), sum(&there));
+    Some(Vm { pid, regions, vcpus, memory, leakage: there * 100 / (here + there).max(1) })
+}
+
+fn vcpu(task: &Path) -> Option<Vcpu> {
+    let name = fs::read_to_string(task.join("comm")).ok()?;
+    let number = name.trim().strip_prefix("vcpu")?.parse().ok()?;
+    let stat = fs::read_to_string(task.join("stat")).ok()?;
+    // Behind the name, which may contain anything, comes field 3; the CPU is field 39.
+    let cpu = stat.rsplit_once(')')?.1.split_whitespace().nth(36)?.parse().ok()?;
+    let status = fs::read_to_string(task.join("status")).ok()?;
+    let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+    Some(Vcpu { number, cpu, node: node_of(cpu), allowed: allowed.trim().to_owned() })
+}
+
+fn node_of(cpu: u32) -> Option<u32> {
+    let dir = fs::read_dir(format!("/sys/devices/system/cpu/cpu{cpu}")).ok()?;
+    dir.flatten().find_map(|entry| entry.file_name().to_str()?.strip_prefix("node")?.parse().ok())
+}
+
+/// Start addresses of mappings that are kept out of core dumps, as the VMM does with what the guest sees.
+fn private(smaps: &str) -> Vec<u64> {
+    let mut found = Vec::new();
+    let mut start = None;
+    for line in smaps.lines() {
+        let range = line.split(' ').next().and_then(|range| range.split_once('-'));
+        if let Some((first, last)) = range
+            && u64::from_str_radix(last, 16).is_ok()
+        {
+            start = u64::from_str_radix(first, 16).ok();
+        } else if line.starts_with("VmFlags:") && line.split_whitespace().any(|flag| flag == "dd") {
+            found.extend(start);
+        }
+    }
+    found
+}
+
+const RAM: &str = "memory";
+
+/// Sums what the guest sees by node.
+fn memory(numa_maps: &str, private: &[u64]) -> Vec<Memory> {
+    let mut sums: BTreeMap<String, BTreeMap<u32, u64>> = BTreeMap::new();
+    for line in numa_maps.lines() {
+        let mut words = line.split_whitespace();
+        let start = words.next().and_then(|start| u64::from_str_radix(start, 16).ok());
+        if !start.is_some_and(|start| private.contains(&start)) {
+            continue;
+        }
+        let words: Vec<_> = words.collect();
+        let value = |name: &str| words.iter().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+        let what = match value("file") {
+            Some(file) => format!("region {}", file.rsplit('/').next().unwrap_or(file)),
+            None => RAM.to_owned(),
+        };
+        let page = value("kernelpagesize_kB").and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(4) << 10;
+        let nodes = sums.entry(what).or_default();
+        for word in &words {
+            if let Some((node, pages)) = word.strip_prefix('N').and_then(|word| word.split_once('='))
+                && let (Ok(node), Ok(pages)) = (node.parse(), pages.parse::<u64>())
+            {
+                *nodes.entry(node).or_default() += pages * page;
+            }
+        }
+    }
+    sums.into_iter().map(|(what, nodes)| Memory { what, nodes }).collect()
+}
+
+fn table(vms: &[Vm]) -> String {
+    if vms.is_empty() {
+        return "no VM runs that this user may look into (`vmshm vm run` starts one)\n".to_owned();
+    }
+    let mut text = String::new();
+    for vm in vms {
+        write_vm(&mut text, vm).expect("a String takes everything");
+    }
+    text
+}
+
+fn write_vm(text: &mut String, vm: &Vm) -> std::fmt::Result {
+    let regions = if vm.regions.is_empty() { "no region".to_owned() } else { vm.regions.join(", ") };
+    writeln!(
+        text,
+        "VM of pid {}, {regions}: {} % of its memory on nodes without its vCPUs",
+        vm.pid, vm.leakage
+    )?;
+    for vcpu in &vm.vcpus {
+        let node = vcpu.node.map_or(String::new(), |node| format!(", node {node}"));
+        writeln!(text, "  vCPU {:<4} on CPU {}{node}; may run on {}", vcpu.number, vcpu.cpu, vcpu.allowed)?;
+    }
+    for part in &vm.memory {
+        let all = part.nodes.values().sum::<u64>().max(1);
+        for (node, bytes) in &part.nodes {
+            let bar = "#".repeat((bytes * BAR).div_ceil(all) as usize);
+            let share = bytes * 100 / all;
+            writeln!(
+                text,
+                "  {:<20} node {node} {bar:<20} {share:>3} %  {}",
+                part.what,
+                format_bytes(*bytes)
+            )?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NUMA_MAPS: &str = "\
+7f00 bind:0 anon=51200 dirty=51200 N0=51000 N1=200 kernelpagesize_kB=4
+8f00 bind:1 file=/dev/hugepages/vmshm-pages/job huge N1=3 kernelpagesize_kB=2048
+9f00 default heap anon=100 N0=100 kernelpagesize_kB=4
+";
+
+    #[test]
+    fn what_the_guest_sees_is_summed_by_node_and_nothing_else() {
+        let smaps = "7f00-8000 rw-p 0 0:0 0\nRss: 1 kB\nVmFlags: rd wr dd hg\n\
+                     8f00-9000 r--s 0 0:0 7 /job\nVmFlags: rd dd\n9f00-a000 rw-p 0 0:0 0 [heap]\nVmFlags: rd wr\n";
+        assert_eq!(private(smaps), [0x7f00, 0x8f00]);
+        let memory = memory(NUMA_MAPS, &private(smaps));
+        assert_eq!(memory.len(), 2);
+        assert_eq!((&memory[0].what[..], &memory[1].what[..]), (RAM, "region job"));
+        assert_eq!(memory[0].nodes, BTreeMap::from([(0, 51000 << 12), (1, 200 << 12)]));
+        assert_eq!(memory[1].nodes, BTreeMap::from([(1, 3 << 21)]));
+    }
+
+    #[test]
+    fn the_table_has_a_bar_per_node() {
+        let vm = Vm {
+            pid: 7,
+            regions: vec!["job:1".into()],
+            vcpus: vec![Vcpu { number: 0, cpu: 3, node: Some(1), allowed: "3".into() }],
+            memory: vec![Memory { what: RAM.into(), nodes: BTreeMap::from([(0, 1 << 20), (1, 3 << 20)]) }],
+            leakage: 25,
+        };
+        let text = table(&[vm]);
+        assert!(text.contains("25 % of its memory"), "{text}");
+        assert!(text.contains("vCPU 0    on CPU 3, node 1; may run on 3"), "{text}");
+        assert!(text.contains("node 0 #####                 25 %  1 MiB"), "{text}");
+        assert!(text.contains("node 1 ###############       75 %  3 MiB"), "{text}");
+    }
+}

@@ -1,0 +1,239 @@
+//! A virtio network card whose frames go through a unix datagram socket or a tap device.
+//!
+//! A datagram is a frame, as with QEMU's `-netdev dgram`: two VMs are joined by a pair of sockets, without privileges.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::GuestMemoryMmap;
+
+use crate::error::Error;
+use crate::virtio::{Backend, Done};
+
+/// Queue of frames to the guest, and from it.
+const RECEIVE: usize = 0;
+/// Bytes of the header before each frame.
+const HEADER: usize = 12;
+/// Longest payload of a frame.
+const MTU: u16 = 1500;
+/// Longest frame with all its headers, rounded up.
+const FRAME: usize = 2048;
+
+/// A network card.
+#[derive(Debug)]
+pub struct Net {
+    link: Link,
+    mac: [u8; 6],
+}
+
+#[derive(Debug)]
+enum Link {
+    Socket {
+        socket: UnixDatagram,
+        /// Where frames of the guest go. Nobody need be there yet.
+        to: PathBuf,
+        /// Our own name, removed at the end.
+        local: PathBuf,
+    },
+    Tap(File),
+}
+
+impl Net {
+    /// A card on the socket `local`, which is made anew; frames of the guest go to the socket `to`.
+    ///
+    /// # Errors
+    /// The socket cannot be made.
+    pub fn socket(local: &Path, to: &Path, mac: [u8; 6]) -> Result<Self, Error> {
+        let doing = || format!("make the network socket {}", local.display());
+        match std::fs::symlink_metadata(local) {
+            Ok(meta) if std::os::unix::fs::FileTypeExt::is_socket(&meta.file_type()) => {
+                std::fs::remove_file(local).map_err(Error::io(doing()))?;
+            }
+            _ => {}
+        }
+        let socket = UnixDatagram::bind(local).map_err(Error::io(doing()))?;
+        socket.set_nonblocking(true).map_err(Error::io(doing()))?;
+        let link = Link::Socket { socket, to: to.to_owned(), local: local.to_owned() };
+        Ok(Self { link, mac })
+    }
+
+    /// A card on an existing tap device of this name.
+    ///
+    /// # Errors
+    /// No such device, or no permission.
+    pub fn tap(name: &str, mac: [u8; 6]) -> Result<Self, Error> {
+        let doing = || {
+            format!(
+                "use the tap device {name:?} (make it with `sudo ip tuntap add {name} mode tap user $USER`)"
+            )
+        };
+        let mut request = Request { name: [0; 16], flags: 0x1002, rest: [0; 22] };
+        if name.is_empty() || name.len() >= request.name.len() {
+            return Err(Error::io(doing())(io::ErrorKind::InvalidInput.into()));
+        }
+        request.name[..name.len()].copy_from_slice(name.as_bytes());
+        let mut options = File::options();
+        options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
+        let file = options.open("/dev/net/tun").map_err(Error::io(doing()))?;
+        // SAFETY: the kernel reads and writes a request of this layout, which outlives the call.
+        if unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request) } != 0 {
+            return Err(Error::io(doing())(io::Error::last_os_error()));
+        }
+        Ok(Self { link: Link::Tap(file), mac })
+    }
+
+    fn receive(&self, frame: &mut [u8]) -> io::Result<usize> {
+        match &self.link {
+            Link::Socket { socket, .. } => socket.recv(frame),
+            Link::Tap(file) => (&*file).read(frame),
+        }
+    }
+
+    /// Sends a frame, or loses it, as networks may.
+    fn send(&self, frame: &[u8]) {
+        let sent = match &self.link {
+            Link::Socket { socket, to, .. } => socket.send_to(frame, to),
+            Link::Tap(file) => (&*file).write(frame),
+        };
+        if let Err(error) = sent {
+            tracing::trace!(%error, "a frame is lost");
+        }
+    }
+
+    /// Frames from outside into the guest's buffers.
+    fn fill(&self, queue: &mut Queue, memory: &GuestMemoryMmap) -> Done {
+        let mut done = Done::default();
+        let mut frame = [0; HEADER + FRAME];
+        // One buffer per frame.
+        frame[10] = 1;
+        loop {
+            let Some(chain) = queue.pop_descriptor_chain(memory) else {
+                return Done { starved: true, ..done };
+            };
+            let len = match self.receive(&mut frame[HEADER..]) {
+                Ok(0) => 0,
+                Ok(len) => HEADER + len,
+                Err(_) => {
+                    // Nothing more from outside: the buffer is for the next frame.
+                    queue.go_to_previous_position();
+                    return done;
+                }
+            };
+            let head = chain.head_index();
+            let written = match chain.writer(memory) {
+                Ok(mut writer) if writer.available_bytes() >= len => {
+                    writer.write_all(&frame[..len]).map_or(0, |()| len as u32)
+                }
+                // A frame that does not fit is lost.
+                _ => 0,
+            };
+            done.used |= queue.add_used(memory, head, written).is_ok();
+        }
+    }
+
+    /// Frames of the guest to outside.
+    fn drain(&self, queue: &mut Queue, memory: &GuestMemoryMmap) -> Done {
+        let mut done = Done::default();
+        while let Some(chain) = queue.pop_descriptor_chain(memory) {
+            let head = chain.head_index();
+            if let Ok(mut reader) = chain.reader(memory) {
+                let len = reader.available_bytes();
+                let mut frame = [0; HEADER + FRAME];
+                if (HEADER..=frame.len()).contains(&len) && reader.read_exact(&mut frame[..len]).is_ok() {
+                    self.send(&frame[HEADER..len]);
+                }
+            }
+            done.used |= queue.add_used(memory, head, 0).is_ok();
+        }
+        done
+    }
+}
+
+/// `struct ifreq` as TUNSETIFF takes it: a tap, without packet information.
+#[repr(C)]
+struct Request {
+    name: [u8; 16],
+    flags: u16,
+    rest: [u8; 22],
+}
+
+const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        if let Link::Socket { local, .. } = &self.link {
+            let _ = std::fs::remove_file(local);
+        }
+    }
+}
+
+impl Backend for Net {
+    const TYPE: u16 = 1;
+    const CLASS: u16 = 0x0200;
+    const QUEUES: usize = 2;
+    const NAME: &'static str = "virtio-net";
+
+    fn features(&self) -> u64 {
+        1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_MTU
+    }
+
+    fn config(&self) -> Vec<u8> {
+        let mut config = self.mac.to_vec();
+        // Status and number of queue pairs, which no feature makes valid.
+        config.extend([0; 4]);
+        config.extend(MTU.to_le_bytes());
+        config
+    }
+
+    fn source(&self) -> Option<BorrowedFd<'_>> {
+        Some(match &self.link {
+            Link::Socket { socket, .. } => socket.as_fd(),
+            Link::Tap(file) => file.as_fd(),
+        })
+    }
+
+    fn process(&mut self, index: usize, queue: &mut Queue, memory: &GuestMemoryMmap) -> Done {
+        if index == RECEIVE { self.fill(queue, memory) } else { self.drain(queue, memory) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_go_from_socket_to_socket_and_are_lost_where_nobody_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        let left = Net::socket(&a, &b, [2; 6]).unwrap();
+        left.send(b"lost");
+        let right = Net::socket(&b, &a, [4; 6]).unwrap();
+        left.send(b"frame");
+        let mut frame = [0; 16];
+        assert_eq!(right.receive(&mut frame).unwrap(), 5);
+        assert_eq!(frame[..5], *b"frame");
+        assert!(right.receive(&mut frame).is_err(), "nothing waits");
+        drop(right);
+        assert!(!b.exists());
+        // A socket that a killed VMM left is replaced; a file is not.
+        drop(UnixDatagram::bind(&b).unwrap());
+        drop(Net::socket(&b, &a, [4; 6]).unwrap());
+        std::fs::write(&b, "mine").unwrap();
+        assert!(Net::socket(&b, &a, [4; 6]).unwrap_err().to_string().contains("network socket"));
+        assert_eq!(std::fs::read(&b).unwrap(), b"mine");
+    }
+
+    #[test]
+    fn a_tap_that_is_not_there_is_named_with_the_cure() {
+        for name in ["", "a-name-that-is-too-long"] {
+            let text = Net::tap(name, [2; 6]).unwrap_err().to_string();
+            assert!(text.contains("ip tuntap add"), "{text}");
+        }
+    }
+}
