@@ -11,7 +11,7 @@ use crate::ledger::Row;
 use crate::lock::Lock;
 use crate::process::Process;
 use crate::region::Region;
-use crate::users::{self, users};
+use crate::users::{self, users, users_among};
 
 /// Whose a section is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -133,11 +133,7 @@ impl Region {
             }
             State::Assigned => {
                 let uuid = Uuid::from_bytes(entry.vm_uuid).to_string();
-                let pids: Vec<_> = users(&self.file_id()?)
-                    .pids
-                    .into_iter()
-                    .filter(|&pid| users::mentions(pid, &uuid))
-                    .collect();
+                let pids = users_among(&self.file_id()?, |pid| users::mentions(pid, &uuid)).pids;
                 (!pids.is_empty()).then(|| users::describe(&pids))
             }
         };

@@ -60,11 +60,16 @@ impl Region {
 
 /// Finds the processes that use a file.
 pub fn users(file: &FileId) -> Users {
+    users_among(file, |_| true)
+}
+
+/// Finds those of some processes that use a file.
+pub(crate) fn users_among(file: &FileId, are_meant: impl Fn(u32) -> bool) -> Users {
     let mut found = Users::default();
     let me = std::process::id();
     let Ok(processes) = fs::read_dir("/proc") else { return found };
     let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    for pid in pids.filter(|&pid| pid != me) {
+    for pid in pids.filter(|&pid| pid != me && are_meant(pid)) {
         let Ok(open) = fs::read_dir(format!("/proc/{pid}/fd")) else {
             found.hidden += usize::from(Process::with_pid(pid).is_some());
             continue;

@@ -26,7 +26,7 @@ fn exercise(host: &Host) {
 fn use_all(region: &Region) {
     let _ = region.name();
     let _ = inspect(region).map(|seen| serde_json::to_string(&seen).unwrap());
-    for section in [0, 1, 1023, u32::MAX] {
+    for section in [0, u32::MAX] {
         let _ = region.assign(section, None);
         let _ = region.release(section, false);
     }
