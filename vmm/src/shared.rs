@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::sys::mman::{MapFlags, ProtFlags, madvise, mmap, mprotect, munmap};
 use uuid::Uuid;
-use vmshm_abi::region::{RegionHeader, SECTION_FREE};
+use vmshm_abi::region::{RegionHeader, SECTION_FREE, SectionEntry};
 use vmshm_host::{Lock, Region, users};
 
 use crate::error::Error;
@@ -70,7 +70,9 @@ impl Shared {
                 return Err(Error::SectionTaken { region: region.name(), section, by });
             }
         }
-        Self::map(region, section, give_back)
+        // Not what the region's table says, which a member of the host may have overwritten.
+        let own = region.decided(section)?;
+        Self::map(region, section, &own, give_back)
     }
 
     /// Maps a region whose server has given this VM a section.
@@ -78,11 +80,13 @@ impl Shared {
         if !region.is_writable() {
             return Err(Error::RegionReadOnly { path: region.path().display().to_string() });
         }
-        Self::map(region, section, false)
+        // The client of a server need not be the region's owner: the table is all that it may read.
+        let own = region.entry(section)?;
+        Self::map(region, section, &own, false)
     }
 
-    fn map(region: Region, section: u32, give_back: bool) -> Result<Self, Error> {
-        let parts = parts(&region, section)?;
+    fn map(region: Region, section: u32, own: &SectionEntry, give_back: bool) -> Result<Self, Error> {
+        let parts = parts(&region, own);
         let path = region.path().display().to_string();
         let doing = || format!("map the region {path}");
         let len = usize::try_from(region.header().region_len)
@@ -168,17 +172,15 @@ impl Drop for Shared {
 }
 
 /// Cuts a region into what a VM may write and what not: its own section, or all sections of an open region.
-fn parts(region: &Region, section: u32) -> Result<Vec<Part>, Error> {
+fn parts(region: &Region, own: &SectionEntry) -> Vec<Part> {
     let header = region.header();
-    // Not what the region's table says, which another VM may have overwritten.
-    let entry = region.decided(section)?;
     let (start, end) = if header.is_open() {
         // Header and table are the host's even then.
         (header.table_end, header.region_len)
     } else {
-        (entry.offset, entry.offset + entry.len)
+        (own.offset, own.offset + own.len)
     };
     let part = |offset, end: u64, writable| Part { offset, len: end - offset, writable };
     let all = [part(0, start, false), part(start, end, true), part(end, header.region_len, false)];
-    Ok(all.into_iter().filter(|part| part.len > 0).collect())
+    all.into_iter().filter(|part| part.len > 0).collect()
 }
