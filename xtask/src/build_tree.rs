@@ -9,9 +9,12 @@ use crate::process;
 use crate::progress;
 use crate::workspace::{Workspace, cargo};
 
-/// Packages of the workspace that are built for `demo`, `test`, `bench` and `install`.
+/// Packages of the workspace that are built for `install`.
 const PRODUCT: &[&str] = &["vmshm-btl", "vmshm-heap", "vmshm"];
-const PROGRAMS: &[&str] = &["vmshm-tests", "vmshm-benches"];
+
+/// The selection of packages that is built with optimisation: all but this one, which cargo has built in its other profile. One
+/// selection for tests and programs, since each has its own set of features, with which cargo would compile dependencies anew.
+pub const OPTIMISED: &[&str] = &["--workspace", "--exclude", "xtask"];
 
 /// The MPI programs among the results, and the one that tries the guest driver.
 pub const MPI_PROGRAMS: &[&str] = &[
@@ -47,23 +50,20 @@ const LIMIT: Duration = Duration::from_secs(1800);
 
 /// Builds plugin and tool with optimisation, and returns the directory of the results.
 pub fn product(workspace: &Workspace, log_dir: &Path) -> Result<PathBuf> {
-    build(workspace, PRODUCT, "plugin and tool", log_dir)
+    let packages: Vec<&str> = PRODUCT.iter().flat_map(|name| ["--package", name]).collect();
+    build(workspace, &packages, "plugin and tool", log_dir)
 }
 
-/// Builds the MPI programs with optimisation, and returns the directory of the results.
-pub fn programs(workspace: &Workspace, log_dir: &Path) -> Result<PathBuf> {
-    build(workspace, PROGRAMS, "MPI programs", log_dir)
+/// As [`product`], and the MPI programs.
+pub fn everything(workspace: &Workspace, log_dir: &Path) -> Result<PathBuf> {
+    build(workspace, OPTIMISED, "plugin, tool and MPI programs", log_dir)
 }
 
-fn build(workspace: &Workspace, list: &[&str], what: &str, log_dir: &Path) -> Result<PathBuf> {
+fn build(workspace: &Workspace, packages: &[&str], what: &str, log_dir: &Path) -> Result<PathBuf> {
     progress::during(&format!("building {what}"), |bar| {
         let mut command = cargo();
-        command.current_dir(&workspace.root).args(["build", "--release", "--color=never"]);
-        for package in list {
-            command.args(["--package", package]);
-        }
-        let log = log_dir.join(format!("build-{}.log", list[0]));
-        process::run_shown(command, "cargo build", &log, LIMIT, bar)?;
+        command.current_dir(&workspace.root).args(["build", "--release", "--color=never"]).args(packages);
+        process::run_shown(command, "cargo build", &log_dir.join("build.log"), LIMIT, bar)?;
         Ok(workspace.target.join("release"))
     })
 }

@@ -339,6 +339,7 @@ pub fn steps(
             Ok(Count { passed: hpcc::verify(&output)?, ..Count::default() })
         })?;
     }
+    let measure = tally.all();
     for ranks in [2, 3, 5] {
         tally.step(&format!("host-mpi4py-{ranks}"), |logs| {
             let kit = match mpi4py::prepare(workspace, logs)? {
@@ -346,7 +347,7 @@ pub fn steps(
                 Suite::Unavailable(why) => return Ok(Count::skip(why)),
             };
             let bench = Bench::new(stage()?)?;
-            let wanted = mpi4py::run(&kit, &bench.mpi, ranks, Layer::VaderCma, logs, LIMIT)?;
+            let wanted = mpi4py::baseline(&kit, &bench.mpi, ranks, measure, logs, LIMIT)?;
             let got = mpi4py::run(&kit, &bench.mpi, ranks, Layer::Vmshm, logs, LIMIT)?;
             if got != wanted {
                 bail!("over vader the ranks said {wanted:?}, over vmshm {got:?}");

@@ -46,8 +46,23 @@ pub fn check(workspace: &Workspace, options: &Options, log_dir: &Path) -> Result
         Some(series) => vec![KernelRelease::of(index, series)?],
         None => KernelRelease::all(index)?,
     };
+    check_for(workspace, index, &releases, log_dir)
+}
+
+/// As [`check`], for the one kernel that the test guests run.
+pub fn check_stock(workspace: &Workspace, log_dir: &Path) -> Result<Vec<Module>> {
+    let index = Index::shared(workspace, SUITE, log_dir)?;
+    check_for(workspace, index, &[KernelRelease::stock(index)?], log_dir)
+}
+
+fn check_for(
+    workspace: &Workspace,
+    index: &Index,
+    releases: &[KernelRelease],
+    log_dir: &Path,
+) -> Result<Vec<Module>> {
     let mut modules = Vec::new();
-    for release in &releases {
+    for release in releases {
         let tree = tree(workspace, index, release, log_dir)?;
         check_format(workspace, &tree, log_dir)?;
         clippy(workspace, &tree, release, log_dir)?;

@@ -45,6 +45,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use accel::Wish;
+use tally::Choice;
 use workspace::Workspace;
 
 /// Builds, shows, tests and measures vmshm.
@@ -63,7 +64,7 @@ enum Task {
         #[arg(long, value_enum, default_value = "auto")]
         accel: Wish,
     },
-    /// Run all tests; prints what it skips and why
+    /// Run the tests; prints what it skips and why
     Test {
         /// What runs the virtual machines
         #[arg(long, value_enum, default_value = "auto")]
@@ -71,6 +72,9 @@ enum Task {
         /// Run only this step, by the name that its line shows; may be given several times
         #[arg(long, value_name = "NAME")]
         only: Vec<String>,
+        /// Run what a release needs besides: the driver for all its kernels, and the peers whose results are kept as data
+        #[arg(long)]
+        all: bool,
     },
     /// Measure vmshm beside Open MPI's shared memory and TCP; OSU_DIR names an OSU build to use instead of ours
     Bench(bench::Options),
@@ -117,7 +121,7 @@ fn run(task: Task) -> Result<bool> {
     let workspace = Workspace::find()?;
     match task {
         Task::Demo { accel } => demo::run(&workspace, accel),
-        Task::Test { accel, only } => test::run(&workspace, accel, &only),
+        Task::Test { accel, only, all } => test::run(&workspace, accel, &Choice { only, all }),
         Task::Bench(options) => bench::run(&workspace, &options),
         Task::Install { prefix } => {
             let logs = workspace.target.join("install");

@@ -15,9 +15,8 @@ pub fn prepare(workspace: &Workspace, log_dir: &Path) -> Result<PathBuf> {
     if stage.exists() {
         fs::remove_dir_all(&stage)?;
     }
-    let built = build_tree::product(workspace, log_dir)?;
+    let built = build_tree::everything(workspace, log_dir)?;
     install::product(workspace, &built, &stage)?;
-    let built = build_tree::programs(workspace, log_dir)?;
     install::programs(&built, &stage)?;
     Ok(stage)
 }

@@ -77,18 +77,39 @@ impl Count {
     }
 }
 
+/// Which steps run.
+#[derive(Debug, Clone, Default)]
+pub struct Choice {
+    /// These alone, unless it is empty.
+    pub only: Vec<String>,
+    /// With what only a release needs, too.
+    pub all: bool,
+}
+
+impl Choice {
+    /// Whether a step whose name begins so may run.
+    pub fn has(&self, prefix: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|name| name.starts_with(prefix))
+    }
+}
+
 /// The running sum of all steps.
 #[derive(Debug)]
 pub struct Tally {
     sum: Count,
     log_dir: PathBuf,
-    only: Vec<String>,
+    choice: Choice,
 }
 
 impl Tally {
-    /// Runs only the steps named in `only`, or all if it is empty.
-    pub fn new(log_dir: &Path, only: &[String]) -> Self {
-        Self { sum: Count::default(), log_dir: log_dir.to_owned(), only: only.to_vec() }
+    /// Writes the steps' logs below `log_dir`.
+    pub fn new(log_dir: &Path, choice: &Choice) -> Self {
+        Self { sum: Count::default(), log_dir: log_dir.to_owned(), choice: choice.clone() }
+    }
+
+    /// Whether what only a release needs is run, too.
+    pub fn all(&self) -> bool {
+        self.choice.all
     }
 
     /// Runs one step, if chosen, and prints its line. The step writes its logs below the directory that it is given.
@@ -96,7 +117,8 @@ impl Tally {
     /// Fails only when the whole run is to end.
     pub fn step(&mut self, name: &str, work: impl FnOnce(&Path) -> Result<Count>) -> Result<()> {
         cleanup::check()?;
-        if !self.only.is_empty() && !self.only.iter().any(|only| only == name) {
+        let only = &self.choice.only;
+        if !only.is_empty() && !only.iter().any(|only| only == name) {
             return Ok(());
         }
         let terminal = std::io::stdout().is_terminal();
@@ -180,7 +202,7 @@ mod tests {
     #[test]
     fn a_step_without_tests_fails() -> Result<()> {
         let dir = tempfile::tempdir()?;
-        let mut tally = Tally::new(dir.path(), &[]);
+        let mut tally = Tally::new(dir.path(), &Choice::default());
         tally.step("nothing", |_| Ok(Count::default()))?;
         assert!(!tally.close());
         Ok(())
@@ -189,7 +211,7 @@ mod tests {
     #[test]
     fn only_the_chosen_steps_run() -> Result<()> {
         let dir = tempfile::tempdir()?;
-        let mut tally = Tally::new(dir.path(), &["b".into()]);
+        let mut tally = Tally::new(dir.path(), &Choice { only: vec!["b".into()], all: false });
         tally.step("a", |_| anyhow::bail!("must not run"))?;
         tally.step("b", |_| Ok(Count::one()))?;
         assert!(tally.close());

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: all tests, in order, each with its line; logs below `target/test-logs`.
+//! `cargo xtask test`: the tests, in order, each with its line; logs below `target/test-logs`.
 
 use anyhow::Result;
 
@@ -11,21 +11,20 @@ use crate::host_tests;
 use crate::image;
 use crate::packages;
 use crate::stage;
-use crate::tally::Tally;
+use crate::tally::{Choice, Tally};
 use crate::workspace::Workspace;
 
-/// Runs the tests, or only those steps named in `only`; true if none failed.
-pub fn run(workspace: &Workspace, wish: Wish, only: &[String]) -> Result<bool> {
+/// Runs the chosen steps; true if none failed.
+pub fn run(workspace: &Workspace, wish: Wish, choice: &Choice) -> Result<bool> {
     let logs = workspace.target.join("test-logs");
     packages::ensure(
         &[packages::BUILD, packages::RUN, packages::GUESTS, packages::PLOT, packages::PROGRAMS],
         &logs,
     )?;
-    let mut tally = Tally::new(&logs, only);
+    let mut tally = Tally::new(&logs, choice);
     checkers::steps(workspace, &mut tally)?;
 
-    let wanted = |prefix: &str| only.is_empty() || only.iter().any(|name| name.starts_with(prefix));
-    let stage = if wanted("host") || wanted("guests") || wanted("parameters") {
+    let stage = if choice.has("host") || choice.has("guests") || choice.has("parameters") {
         stage::prepare(workspace, &logs.join("build")).map_err(|error| format!("{error:#}"))
     } else {
         Err("no step needed it".into())
@@ -33,7 +32,7 @@ pub fn run(workspace: &Workspace, wish: Wish, only: &[String]) -> Result<bool> {
     cleanup::check()?;
     host_tests::steps(workspace, &stage, &mut tally)?;
 
-    let ground = if wanted("guests") {
+    let ground = if choice.has("guests") {
         stage.and_then(|stage| {
             let prepare = || {
                 let image = image::ensure(workspace, &logs)?;
@@ -48,7 +47,7 @@ pub fn run(workspace: &Workspace, wish: Wish, only: &[String]) -> Result<bool> {
     cleanup::check()?;
     let mut repeated = guest_tests::steps(&ground, &mut tally)?;
 
-    let ground = if wanted("guests-driver") {
+    let ground = if choice.has("guests-driver") {
         ground.and_then(|(stage, image, accel)| {
             driver_tests::prepare(workspace, &stage, &image, accel, &logs)
                 .map_err(|error| format!("{error:#}"))
