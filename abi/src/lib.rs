@@ -35,6 +35,7 @@
 compile_error!("vmshm regions hold 64-bit little-endian words; this target is not supported");
 
 pub mod driver;
+pub mod heap;
 pub mod ivshmem;
 pub mod line;
 pub mod region;

@@ -3,17 +3,22 @@
 //!
 //! Any thread may be here at any time, also one that holds the fabric: nothing here ever waits for the fabric.
 
+mod child;
 mod fork;
+mod left;
 mod lock;
 mod space;
+mod tell;
 
 use std::ffi::{c_int, c_void};
 use std::io::{self, Write};
 use std::mem;
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::ptr;
-use std::sync::Once;
 
 use vmshm_transport::Runs;
+use vmshm_transport::abi::heap::{self as table, Table};
 use vmshm_transport::attach::Source;
 
 use crate::fabric::FABRIC;
@@ -22,10 +27,7 @@ use crate::ompi;
 use lock::Lock;
 use space::Space;
 
-#[path = "../../heap-shim/src/table.rs"]
-mod table;
-
-use table::Table;
+pub use left::left;
 
 /// Bytes from which on an allocation is placed, unless `VMSHM_HEAP_MIN` says otherwise: about the length from which on
 /// one copy is faster than two.
@@ -38,8 +40,8 @@ struct Heap {
     space: Space<vmshm_transport::Mapping>,
     /// Print the counts at the end.
     is_verbose: bool,
-    /// For fork: the content of all blocks.
-    copy: Option<fork::Snapshot>,
+    /// Bytes of the region's pages: less than one cannot be replaced in a child.
+    page: usize,
 }
 
 /// What a user has set.
@@ -91,9 +93,11 @@ pub fn open() {
     };
     let found = FABRIC.lock().as_ref().map(|fabric| {
         let endpoint = &fabric.endpoint;
-        (Runs::of(endpoint), matches!(endpoint.source(), Source::File(_)), endpoint.advice().is_some())
+        // What hugetlbfs calls a block is a page.
+        let page = endpoint.memory().file().metadata().map_or(0, |data| data.blksize() as usize);
+        (Runs::of(endpoint), matches!(endpoint.source(), Source::File(_)), endpoint.advice().is_some(), page)
     });
-    let Some((runs, is_file, is_slow)) = found else { return };
+    let Some((runs, is_file, is_slow, page)) = found else { return };
     if is_slow {
         return help::show(
             Topic::Advice,
@@ -111,41 +115,58 @@ pub fn open() {
     }
     let range = runs.addresses();
     let Some(space) = Space::new(runs) else { return };
-    let heap = Heap { space, is_verbose: wish.is_verbose, copy: None };
+    let heap = Heap { space, is_verbose: wish.is_verbose, page };
+    tell::prepare();
     let is_new = HEAP.enter().is_some_and(|mut held| {
         // After an earlier life in this process there may be blocks of it.
-        let is_new = held.is_none();
+        let is_new = held.is_none() && child::guard(&range).is_ok();
         if is_new {
             *held = Some(heap);
-            fork::guard(&range);
         }
         is_new
     });
     if !is_new {
         return;
     }
-    static FORK: Once = Once::new();
-    FORK.call_once(fork::handle);
-    let table = Table {
+    let table = table_of(range, wish.min);
+    // The shim keeps it for ever.
+    let table = Box::leak(Box::new(table));
+    // SAFETY: the table stays, and its functions do what the shim expects.
+    match unsafe { register(table) } {
+        0 => {}
+        table::FOREIGN => help::show(
+            Topic::Advice,
+            "VMSHM_HEAP is set, but the program has an allocator of its own (a sanitizer, jemalloc, tcmalloc), so that its \
+             memory stays where it is.",
+        ),
+        _ => {
+            help::verbose(
+                "libvmshm_heap.so is of another version than the plugin: the heap stays where it is",
+            );
+        }
+    }
+}
+
+fn table_of(range: Range<usize>, min: usize) -> Table {
+    Table {
         version: table::VERSION,
-        min: wish.min,
+        min,
         start: range.start,
         end: range.end,
         allocate,
         free,
         usable,
-    };
-    // The shim keeps it for ever.
-    let table = Box::leak(Box::new(table));
-    // SAFETY: the table stays, and its functions do what the shim expects.
-    if unsafe { register(table) } != 0 {
-        help::verbose("libvmshm_heap.so is of another version than the plugin: the heap stays where it is");
+        before_fork: fork::before,
+        in_parent: fork::in_parent,
+        in_child: fork::in_child,
     }
 }
 
 /// Ends the placing of allocations. True if the program still uses some: then the section has to stay as it is.
 pub fn close() -> bool {
-    fork::be_quiet();
+    if child::is_one() {
+        return true;
+    }
     let Some(register) = shim() else { return false };
     let ended = {
         let Some(mut held) = HEAP.enter() else { return true };
@@ -154,20 +175,13 @@ pub fn close() -> bool {
         unsafe { register(ptr::null()) };
         let line = heap.space.counts.to_string();
         let told = (heap.is_verbose, line);
-        if heap.space.is_empty() {
-            let range = heap.space.addresses();
-            let none = Table {
-                version: table::VERSION,
-                min: usize::MAX,
-                start: range.start,
-                end: range.start,
-                allocate,
-                free,
-                usable,
-            };
+        // Who forks just now is reading it.
+        if heap.space.is_empty() && !fork::is_under_way() {
+            let start = heap.space.addresses().start;
+            let none = table_of(start..start, usize::MAX);
             // SAFETY: the table stays, and nothing of its memory is in use.
             unsafe { register(Box::leak(Box::new(none))) };
-            fork::guard(&(range.start..range.start));
+            let _ = child::guard(&(start..start));
             (told, held.take())
         } else {
             (told, None)
@@ -208,13 +222,24 @@ fn with<T>(work: impl FnOnce(&mut Heap) -> T) -> Option<T> {
 }
 
 unsafe extern "C" fn allocate(len: usize, align: usize) -> *mut c_void {
-    with(|heap| heap.space.allocate(len, align)).flatten().map_or(ptr::null_mut(), |memory| memory.cast())
+    if child::is_one() {
+        return ptr::null_mut();
+    }
+    let memory = with(|heap| if fork::is_under_way() { None } else { heap.space.allocate(len, align) });
+    memory.flatten().map_or(ptr::null_mut(), |memory| memory.cast())
 }
 
 unsafe extern "C" fn free(memory: *mut c_void) {
-    with(|heap| heap.space.free(memory.addr()));
+    match child::is_one() {
+        true => child::free(memory.addr()),
+        false => with(|heap| heap.space.free(memory.addr())).unwrap_or(()),
+    }
 }
 
 unsafe extern "C" fn usable(memory: *mut c_void) -> usize {
-    with(|heap| heap.space.usable(memory.addr())).flatten().unwrap_or(0)
+    let found = match child::is_one() {
+        true => child::usable(memory.addr()),
+        false => with(|heap| heap.space.usable(memory.addr())).flatten(),
+    };
+    found.unwrap_or(0)
 }

@@ -84,16 +84,18 @@ fn render(topic: Topic, text: &str) -> Option<String> {
     }
 }
 
+/// A directory that the job's processes on this host have in common, until they end.
+pub fn job_directory() -> Option<PathBuf> {
+    // SAFETY: the name is NULL or NUL-terminated, and stays.
+    unsafe {
+        let directory = ompi::vmshm_ompi_job_directory();
+        (!directory.is_null()).then(|| OsStr::from_bytes(CStr::from_ptr(directory).to_bytes()).into())
+    }
+}
+
 /// Whether no other process of this job has shown this on this host: who makes a file in the job's directory is first.
 fn is_first(topic: Topic, text: &str) -> bool {
-    // SAFETY: the name is NULL or NUL-terminated, and stays.
-    let directory = unsafe {
-        let directory = ompi::vmshm_ompi_job_directory();
-        if directory.is_null() {
-            return true;
-        }
-        PathBuf::from(OsStr::from_bytes(CStr::from_ptr(directory).to_bytes()))
-    };
+    let Some(directory) = job_directory() else { return true };
     let mut hasher = DefaultHasher::new();
     (topic.key(), text).hash(&mut hasher);
     let file = directory.join(format!("vmshm-help-{:016x}", hasher.finish()));

@@ -14,6 +14,7 @@ use vmshm_transport::{Fragment, copy_from_shared};
 
 use crate::component::register_variable;
 use crate::fabric::{FABRIC, Fabric};
+use crate::heap;
 use crate::help;
 use crate::ompi::{self, MPOOL, mca_mpool_base_module_t, mca_mpool_vmshm_component};
 
@@ -76,13 +77,10 @@ impl Kept {
     }
 }
 
-/// How much memory of programs may be copied without harm: a part of what this machine has left, in bytes. A section lies
+/// How much memory of programs may be copied without harm: a part of what this process has left, in bytes. A section lies
 /// in the host's memory, and can be larger than all that a VM has.
 pub fn copy_limit() -> usize {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kilobytes =
-        text.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.split_whitespace().next());
-    kilobytes.and_then(|number| number.parse::<usize>().ok()).unwrap_or(0) / 4 * 1024
+    heap::left() / 4
 }
 
 /// Maps fresh memory at an address where nothing is mapped; false if there is something.

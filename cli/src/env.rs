@@ -95,7 +95,7 @@ impl Args {
     }
 }
 
-/// The value of `LD_PRELOAD` that adds a library to those named already.
+/// The value of `LD_PRELOAD` that adds a library behind those named already: sanitizers insist on being the first.
 fn preload(before: Option<&str>, library: &str) -> anyhow::Result<String> {
     let ends = |c: char| c == ':' || c.is_whitespace();
     if library.contains(ends) {
@@ -106,7 +106,7 @@ fn preload(before: Option<&str>, library: &str) -> anyhow::Result<String> {
     Ok(match before.filter(|list| !list.is_empty()) {
         None => library.to_owned(),
         Some(list) if list.split(ends).any(|part| part == library) => list.to_owned(),
-        Some(list) => format!("{library}:{list}"),
+        Some(list) => format!("{list}:{library}"),
     })
 }
 
@@ -118,7 +118,7 @@ mod tests {
     fn a_library_is_preloaded_once_and_others_stay() {
         assert_eq!(preload(None, "/a/b.so").unwrap(), "/a/b.so");
         assert_eq!(preload(Some(""), "/a/b.so").unwrap(), "/a/b.so");
-        assert_eq!(preload(Some("/x.so y.so"), "/a/b.so").unwrap(), "/a/b.so:/x.so y.so");
+        assert_eq!(preload(Some("/x.so y.so"), "/a/b.so").unwrap(), "/x.so y.so:/a/b.so");
         assert_eq!(preload(Some("/x.so:/a/b.so"), "/a/b.so").unwrap(), "/x.so:/a/b.so");
         assert!(preload(None, "/a b.so").is_err());
     }

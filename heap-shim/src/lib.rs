@@ -5,19 +5,21 @@
 //! go to the plugin of Open MPI, once that has registered; what is freed goes where its address says. Whoever does not
 //! register a table, or has not set `VMSHM_HEAP`, gets glibc's memory and pays a comparison.
 //!
-//! No allocation, no lock and no look-up of symbols stands before the first `malloc` of a process.
+//! No allocation, no lock and no look-up of symbols stands before the first `malloc` of a process. Where another library's
+//! `malloc` is the process's, as that of a sanitizer, this one is never called, and places nothing.
 
 #[cfg(not(target_env = "gnu"))]
 compile_error!("the shim hands on to glibc's allocator, by the names that only glibc has");
 
-mod table;
+mod fork;
+mod stack;
 
-use std::ffi::{c_int, c_void};
+use std::ffi::{CStr, c_int, c_void};
 use std::mem;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
-use table::{Table, VERSION};
+use vmshm_abi::heap::{FOREIGN, Register, Table, UNFIT, VERSION};
 
 // glibc's own names for its allocator. They lead there also while the dynamic linker is at work.
 unsafe extern "C" {
@@ -31,16 +33,16 @@ unsafe extern "C" {
 /// What `malloc` aligns to.
 const ALIGNMENT: usize = 16;
 
-/// Bytes from which on an allocation is the plugin's.
-static MIN: AtomicUsize = AtomicUsize::new(usize::MAX);
+/// Bytes from which on an allocation is the plugin's. 0 until the first one, which has the fork handlers registered.
+static MIN: AtomicUsize = AtomicUsize::new(0);
 /// The plugin's memory.
 static START: AtomicUsize = AtomicUsize::new(0);
 static LEN: AtomicUsize = AtomicUsize::new(0);
 static TABLE: AtomicPtr<Table> = AtomicPtr::new(ptr::null_mut());
-/// glibc's `malloc_usable_size`, the only one of these functions without a second name. NULL before it is looked up.
+/// The `malloc_usable_size` of glibc, the only one of these functions without a second name. NULL before it is looked up.
 static USABLE: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
 
-/// See [`table::Register`].
+/// See [`Register`].
 ///
 /// # Safety
 /// `table` is NULL or a table that stays as it is for ever, with functions that do what they promise.
@@ -50,12 +52,19 @@ pub unsafe extern "C" fn vmshm_heap_register(table: *const Table) -> c_int {
     if table.is_null() {
         return 0;
     }
+    // SAFETY: the caller vouches for it; the version stands first in all versions.
+    if unsafe { (&raw const (*table).version).read() } != VERSION {
+        return UNFIT;
+    }
     // SAFETY: the caller vouches for it.
-    let Table { version, min, start, end, .. } = unsafe { *table };
+    let Table { min, start, end, .. } = unsafe { *table };
     let is_other = LEN.load(Ordering::Relaxed) != 0 && START.load(Ordering::Relaxed) != start;
-    if version != VERSION || end < start || is_other && start != end {
+    if end < start || is_other && start != end {
         // With another range, what is freed at the same time could be taken for what it is not.
-        return -1;
+        return UNFIT;
+    }
+    if !is_alone() {
+        return FOREIGN;
     }
     // Here no allocation waits for it.
     find_usable();
@@ -71,6 +80,54 @@ pub unsafe extern "C" fn vmshm_heap_register(table: *const Table) -> c_int {
     0
 }
 
+const _: Register = vmshm_heap_register;
+
+/// Called by the constructor, and by the first allocation, since another library's constructor may have come before.
+fn begin() {
+    if MIN.load(Ordering::Relaxed) == 0 {
+        MIN.store(usize::MAX, Ordering::Relaxed);
+        fork::begin();
+    }
+}
+
+/// The library that an address lies in.
+fn library(address: *const c_void) -> libc::Dl_info {
+    // SAFETY: all zeros is a valid Dl_info, which dladdr fills where it returns non-zero.
+    unsafe {
+        let mut found = mem::zeroed();
+        libc::dladdr(address, &raw mut found);
+        found
+    }
+}
+
+/// Whether the process's allocator is this library's, and glibc's behind it. Others define glibc's own names too, and lock
+/// themselves before a fork, when the plugin waits for who allocates.
+fn is_alone() -> bool {
+    let base = |address| library(address).dli_fbase;
+    let own = base((&raw const TABLE).cast());
+    let glibc = base(libc::gnu_get_libc_version as *const c_void);
+    let first = |name: &CStr| {
+        // SAFETY: the name is NUL-terminated.
+        base(unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) })
+    };
+    [c"malloc", c"free"].into_iter().all(|name| first(name) == own)
+        && [
+            __libc_malloc as *const c_void,
+            __libc_calloc as *const c_void,
+            __libc_realloc as *const c_void,
+            __libc_memalign as *const c_void,
+            __libc_free as *const c_void,
+        ]
+        .into_iter()
+        .all(|function| base(function) == glibc)
+}
+
+/// What the plugin has registered.
+fn table() -> Option<&'static Table> {
+    // SAFETY: a table stays as it is for ever.
+    unsafe { TABLE.load(Ordering::Acquire).as_ref() }
+}
+
 /// The plugin's memory for an allocation, or NULL.
 #[inline]
 fn place(len: usize, align: usize) -> *mut c_void {
@@ -82,11 +139,14 @@ fn place(len: usize, align: usize) -> *mut c_void {
 
 #[cold]
 fn place_large(len: usize, align: usize) -> *mut c_void {
-    if !align.is_power_of_two() {
-        return ptr::null_mut();
+    begin();
+    match table() {
+        // SAFETY: the table's functions do what they promise.
+        Some(table) if len >= MIN.load(Ordering::Acquire) && align.is_power_of_two() => unsafe {
+            (table.allocate)(len, align)
+        },
+        _ => ptr::null_mut(),
     }
-    // SAFETY: whoever has set MIN has set the table, which stays.
-    unsafe { ((*TABLE.load(Ordering::Acquire)).allocate)(len, align) }
 }
 
 /// The table, for an address that it has given.
@@ -96,23 +156,26 @@ fn placed(memory: *mut c_void) -> Option<&'static Table> {
     if memory.addr().wrapping_sub(START.load(Ordering::Relaxed)) >= len {
         return None;
     }
-    // SAFETY: whoever has set LEN has set the table, which stays as it is.
-    unsafe { TABLE.load(Ordering::Relaxed).as_ref() }
+    table()
 }
 
-/// Finds [`USABLE`]: glibc's own, not that of another allocator that comes behind this library.
+/// Finds [`USABLE`]: that of the library which has the allocator behind this one.
 fn find_usable() -> *mut c_void {
     let found = USABLE.load(Ordering::Relaxed);
     if !found.is_null() {
         return found;
     }
-    // SAFETY: both names are NUL-terminated; glibc is loaded, stays so, and the first call loads nothing.
+    let name = library(__libc_malloc as *const c_void).dli_fname;
+    if name.is_null() {
+        return ptr::null_mut();
+    }
+    // SAFETY: both names are NUL-terminated; the library is loaded, stays so, and the first call loads nothing.
     let found = unsafe {
-        let glibc = libc::dlopen(c"libc.so.6".as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD);
-        if glibc.is_null() {
+        let handle = libc::dlopen(name, libc::RTLD_LAZY | libc::RTLD_NOLOAD);
+        if handle.is_null() {
             return ptr::null_mut();
         }
-        libc::dlsym(glibc, c"malloc_usable_size".as_ptr())
+        libc::dlsym(handle, c"malloc_usable_size".as_ptr())
     };
     USABLE.store(found, Ordering::Relaxed);
     found
@@ -354,6 +417,7 @@ pub unsafe extern "C" fn malloc_usable_size(memory: *mut c_void) -> usize {
 mod tests {
     use std::sync::Mutex;
     use std::sync::atomic::AtomicBool;
+    use std::thread;
 
     use super::*;
 
@@ -392,6 +456,100 @@ mod tests {
         GIVEN.lock().unwrap().iter().find(|(at, _)| *at == memory.addr()).unwrap().1
     }
 
+    /// What the functions around a fork were called with, and whether their stack lay in the arena.
+    static FORKS: Mutex<Vec<(&str, usize, bool)>> = Mutex::new(Vec::new());
+
+    fn note(what: &'static str, value: usize) {
+        let mut here = 0u8;
+        FORKS.lock().unwrap().push((what, value, is_placed((&raw mut here).cast())));
+    }
+
+    unsafe extern "C" fn before_fork(may_wait: bool) -> *mut c_void {
+        note("before", usize::from(may_wait));
+        ptr::without_provenance_mut(77)
+    }
+
+    unsafe extern "C" fn in_parent(handover: *mut c_void) {
+        note("parent", handover.addr());
+    }
+
+    unsafe extern "C" fn in_child(handover: *mut c_void) {
+        note("child", handover.addr());
+    }
+
+    extern "C" fn other_before() {
+        note("other before", 0);
+    }
+
+    extern "C" fn other_after() {
+        note("other after", 0);
+    }
+
+    /// Forks in both ways; the child's status is 0 if it saw what it had to.
+    fn forks() {
+        type Fork = unsafe extern "C" fn() -> libc::pid_t;
+        for (function, others, may_wait) in [(fork::fork as Fork, true, 1), (fork::_Fork as Fork, false, 0)] {
+            FORKS.lock().unwrap().clear();
+            // SAFETY: nobody else holds the lock that the child takes; it ends by _exit.
+            let child = unsafe { function() };
+            let noted = FORKS.lock().unwrap().clone();
+            let end = if child == 0 { "child" } else { "parent" };
+            let mut expected = vec![("before", may_wait, false), (end, 77, false)];
+            if others {
+                expected.insert(0, ("other before", 0, false));
+                expected.push(("other after", 0, false));
+            }
+            if child == 0 {
+                // SAFETY: a plain call.
+                unsafe { libc::_exit(i32::from(noted != expected)) };
+            }
+            assert_eq!(noted, expected);
+            let mut status = 0;
+            // SAFETY: the child is ours.
+            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+            assert_eq!(status, 0);
+        }
+    }
+
+    /// As a coroutine: on a stack in the arena.
+    fn forks_in_the_arena(stack: *mut c_void, len: usize) {
+        extern "C" fn work() {
+            let mut here = 0u8;
+            assert!(is_placed((&raw mut here).cast()));
+            forks();
+        }
+        // SAFETY: both contexts stay until they are left; the stack has len bytes.
+        unsafe {
+            let (mut back, mut there): (libc::ucontext_t, libc::ucontext_t) = (mem::zeroed(), mem::zeroed());
+            libc::getcontext(&raw mut there);
+            there.uc_stack.ss_sp = stack;
+            there.uc_stack.ss_size = len;
+            there.uc_link = &raw mut back;
+            libc::makecontext(&raw mut there, work, 0);
+            libc::swapcontext(&raw mut back, &raw const there);
+        }
+    }
+
+    /// A thread's stack.
+    fn creates_a_thread(stack: *mut c_void, len: usize) {
+        extern "C" fn run(_: *mut c_void) -> *mut c_void {
+            let mut here = 0u8;
+            ptr::without_provenance_mut(1 + usize::from(is_placed((&raw mut here).cast())))
+        }
+        // SAFETY: the thread ends before what it uses does.
+        unsafe {
+            let mut attributes = mem::zeroed();
+            libc::pthread_attr_init(&raw mut attributes);
+            assert_eq!(libc::pthread_attr_setstack(&raw mut attributes, stack, len), 0);
+            let mut thread = mem::zeroed();
+            let code = fork::pthread_create(&raw mut thread, &raw const attributes, run, ptr::null_mut());
+            assert_eq!(code, 0);
+            let mut result = ptr::null_mut();
+            assert_eq!(libc::pthread_join(thread, &raw mut result), 0);
+            assert_eq!(result.addr(), 1, "its stack lies elsewhere");
+        }
+    }
+
     fn is_placed(memory: *mut c_void) -> bool {
         let start = (&raw const ARENA).addr();
         (start..start + LEN_OF_ARENA).contains(&memory.addr())
@@ -417,6 +575,9 @@ mod tests {
                 allocate,
                 free: take_back,
                 usable,
+                before_fork,
+                in_parent,
+                in_child,
             }));
             let wrong = Box::leak(Box::new(Table { version: VERSION + 1, ..*table }));
             assert_eq!(vmshm_heap_register(wrong), -1);
@@ -476,6 +637,15 @@ mod tests {
             free(moved);
             free(ordinary);
             IS_FULL.store(false, Ordering::Relaxed);
+
+            // Before the others after a fork, and after them before one.
+            libc::pthread_atfork(Some(other_before), Some(other_after), Some(other_after));
+            thread::spawn(forks).join().unwrap();
+            let stack = memalign(4096, 128 << 10);
+            assert!(is_placed(stack));
+            forks_in_the_arena(stack, 128 << 10);
+            creates_a_thread(stack, 128 << 10);
+            free(stack);
 
             // After the end nothing is placed, and what there is can be freed.
             let last = malloc(LARGE);

@@ -92,6 +92,17 @@ pub fn free_all(memory: &impl Memory, section: &Section, owner: u64) {
     }
 }
 
+/// Whose a chunk is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    /// It is free.
+    Nobody,
+    /// The endpoint's, also by other ways than [`Runs`].
+    Endpoint,
+    /// Another process's of the section.
+    Other,
+}
+
 /// Memory that a process takes from its section for other things than messages.
 ///
 /// It is given back with all else that the endpoint holds, when that leaves or dies. Unlike the endpoint it needs no
@@ -127,6 +138,20 @@ impl<M: Memory> Runs<M> {
     pub fn addresses(&self) -> Range<usize> {
         let start = self.memory.address(self.section.entry.offset, self.section.entry.len).addr();
         start..start + self.section.entry.len as usize
+    }
+
+    /// All chunks of the section's heap: the address of each in this process, and whose it is just now.
+    pub fn holders(&self) -> impl Iterator<Item = (usize, Holder)> + '_ {
+        let layout = &self.section.layout;
+        let start = self.addresses().start;
+        (0..layout.chunks).map(move |chunk| {
+            let holder = match self.memory.load(word(&self.section, chunk), Ordering::Relaxed) {
+                0 => Holder::Nobody,
+                owner if owner == self.owner => Holder::Endpoint,
+                _ => Holder::Other,
+            };
+            (start + layout.chunk(chunk) as usize, holder)
+        })
     }
 
     /// At least `len` bytes, rounded up to [`Runs::GRAIN`], with any content; `None` when too little would be left for

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
@@ -158,6 +159,45 @@ impl Bench {
     }
 }
 
+/// The heap beside allocators that the machine happens to have: in front of ours they are the program's, and nothing is
+/// placed.
+fn beside_allocators(stage: &Path, logs: &Path) -> Result<Count> {
+    let bench = Bench::with_heap(stage)?;
+    let own = bench.mpi.environment().find(|(name, _)| *name == "LD_PRELOAD").context("no LD_PRELOAD")?.1;
+    let list = process::run(list_libraries(), "ldconfig", &logs.join("ldconfig.log"), LIMIT)?.text;
+    let mut count = Count::one();
+    let mut missing = Vec::new();
+    for name in ["libasan.so", "libjemalloc.so", "libtcmalloc_minimal.so"] {
+        let is_it = |line: &&str| line.trim_start().starts_with(name);
+        let Some((_, path)) = list.lines().find(is_it).and_then(|line| line.rsplit_once(" => ")) else {
+            missing.push(name);
+            continue;
+        };
+        let mut command = bench.mpi.mpirun(1, Layer::Vmshm);
+        // Not for mpirun itself, whose own leaks are of no interest.
+        command.env_remove("LD_PRELOAD").args(["-x", &format!("LD_PRELOAD={path}:{own}")]);
+        command.args(["-x", "VMSHM_HEAP", "-x", "ASAN_OPTIONS=detect_leaks=0"]);
+        command.arg(stage.join("bin/vmshm-heap-check")).args(["--ordinary", "--rounds", "1000"]);
+        let log = logs.join(format!("heap-{name}.log"));
+        let done = bench.mpi.run(command, "vmshm-heap-check", &log, LIMIT)?;
+        let done = done.expect_success(&format!("vmshm-heap-check beside {name}"))?;
+        if !done.text.contains("an allocator of its own") {
+            bail!("nobody was told that {name} is the allocator:\n{}", last_lines(&done.text, 10));
+        }
+        count.passed += 1;
+    }
+    if !missing.is_empty() {
+        count.note = format!("not beside {}, which this machine does not have", missing.join(", "));
+    }
+    Ok(count)
+}
+
+fn list_libraries() -> Command {
+    let mut command = mortal("ldconfig");
+    command.arg("-p");
+    command
+}
+
 /// Runs all of them; `stage` is the built tree, or why there is none.
 pub fn steps(
     workspace: &Workspace,
@@ -241,7 +281,13 @@ pub fn steps(
             let mut command = bench.mpi.mpirun(2, layer);
             command.arg(stage()?.join("bin/vmshm-heap-check"));
             let done = bench.mpi.run(command, "vmshm-heap-check", &logs.join("heap.log"), LIMIT)?;
-            done.expect_success("vmshm-heap-check")?;
+            let text = &done.expect_success("vmshm-heap-check")?.text;
+            // Once on this host, by whichever process is the first.
+            for told in ["were not copied for the child", "made by clone"] {
+                if text.matches(told).count() != 1 {
+                    bail!("{told:?} was to be told once:\n{}", last_lines(text, 10));
+                }
+            }
             let mut command = bench.mpi.mpirun(2, layer);
             command.arg(stage()?.join("bin/vmshm-mpi-check")).arg("--quick");
             checked(bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?)
@@ -255,7 +301,7 @@ pub fn steps(
             let done = bench.mpi.run(command, "vmshm-heap-check", &logs.join("heap.log"), LIMIT)?;
             done.expect_success("vmshm-heap-check")?;
         }
-        Ok(Count::one())
+        beside_allocators(stage()?, logs)
     })?;
     for (ranks, writers) in [
         (2, Writers::Owner),

@@ -1,209 +1,307 @@
-//! What a forked child sees: the program's memory as it was, and its own.
+//! What a child gets at a fork: the program's memory in the section, as it is between the last handler before the fork and
+//! the first one after it.
 //!
-//! The section is shared with all who map it. A child would write to its parent's memory, so its pages are replaced by
-//! copies, made before the fork and moved into place after it. `posix_spawn`, `vfork` and `system` know nothing of this,
-//! since their children share the parent's memory until they run another program.
+//! The section is shared with all who map it, so a child's pages are copies, made before the fork and moved into place
+//! after it. No lock is held in between: glibc takes its own there, under which other threads may allocate. They get
+//! ordinary memory meanwhile, so that the list of blocks that the child gets is complete.
+//!
+//! `posix_spawn`, `vfork` and `system` know nothing of this, since their children share the parent's memory until they run
+//! another program.
 
-use std::mem;
 use std::ops::Range;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::slice;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::HEAP;
-use crate::help::{self, Topic};
+use vmshm_transport::{Holder, Memory};
+
+use super::space::Space;
+use super::tell::{self, News};
+use super::{HEAP, child};
 use crate::mpool::copy_limit;
 
-/// Bytes that are copied without asking how much memory there is.
-const LITTLE: usize = 64 << 20;
+/// Bytes that are copied without asking how much memory there is: a fork itself takes as much.
+const LITTLE: usize = 1 << 20;
 
-/// Where the section lies, for who cannot ask the heap. Empty where there is none.
-static START: AtomicUsize = AtomicUsize::new(0);
-static LEN: AtomicUsize = AtomicUsize::new(0);
+/// Ranges of addresses that a child's memory is put together from: each is a mapping of its own there, of which the kernel
+/// allows some 65,000.
+const RANGES: usize = 64;
 
-/// Forks under way from within the heap, as a signal's handler may do: the lock is not theirs to open. Changed only by the
-/// thread that holds it.
-static WITHIN: AtomicU32 = AtomicU32::new(0);
+/// The least length of such a range, bytes, and what both ends are multiples of: a large page of the processor.
+const GRAIN: usize = 2 << 20;
 
-/// Copies of pages: where they belong, where they are, bytes.
-pub struct Snapshot(Vec<(*mut u8, *mut libc::c_void, usize)>);
+/// Forks under way. What is allocated meanwhile must not be in the section; raised only by the holder of the heap's lock.
+static FORKS: AtomicU32 = AtomicU32::new(0);
 
-// SAFETY: the pointers are addresses of the process, which any thread may use.
-unsafe impl Send for Snapshot {}
+/// Whether a fork is under way. Asked by the holder of the heap's lock.
+pub fn is_under_way() -> bool {
+    FORKS.load(Ordering::Relaxed) > 0
+}
 
-impl Snapshot {
-    /// Copies pages, all or none.
-    fn of(pages: Vec<(*mut u8, usize)>) -> Option<Self> {
-        let total: usize = pages.iter().map(|(_, len)| len).sum();
-        if total > LITTLE && total > copy_limit() {
+/// What the thread that forks hands to its child and takes back in the parent. It lies in a mapping of its own, with the
+/// list of blocks behind it: no allocator is asked, since others' handlers may have locked theirs.
+pub struct Handover {
+    /// Bytes of the mapping.
+    len: usize,
+    /// The thread's signal mask. Signals wait, lest a handler fork in between, or run in the child before its memory is there.
+    signals: libc::sigset_t,
+    section: Range<usize>,
+    /// The parts of the section where the child needs its own memory. Others' processes, where there are some, lie between.
+    spans: Ranges,
+    /// Chunks in these that are in use, but not for blocks: memory of MPI_Alloc_mem and of windows, messages.
+    chunks: Ranges,
+    /// Blocks by the address that the program knows.
+    blocks: &'static [Range<usize>],
+    /// As long as the section, with the copies at the same distances. NULL where there is none.
+    copy: *mut u8,
+    /// In the child: all of it is in place.
+    is_in_place: bool,
+    /// Bytes in use, and how many may be copied.
+    wanted: usize,
+    limit: usize,
+}
+
+impl Handover {
+    /// Lists what has to be copied. NULL where there is no memory for the list.
+    fn of<M: Memory>(space: &Space<M>, grain: usize) -> *mut Self {
+        let blocks = space.blocks();
+        let len = size_of::<Self>() + blocks.len() * size_of::<Range<usize>>();
+        let Some(memory) = map(len) else { return ptr::null_mut() };
+        let section = space.addresses();
+        let made = memory.cast::<Self>();
+        // SAFETY: the mapping is new and has room for both, aligned to 8 bytes; all zeros is a signal set.
+        let made = unsafe {
+            let first = made.add(1).cast::<Range<usize>>();
+            let mut count = 0;
+            for block in blocks {
+                first.add(count).write(block);
+                count += 1;
+            }
+            made.write(Self {
+                len,
+                signals: std::mem::zeroed(),
+                section: section.clone(),
+                spans: Ranges::new(),
+                chunks: Ranges::new(),
+                blocks: slice::from_raw_parts(first, count),
+                copy: ptr::null_mut(),
+                is_in_place: false,
+                wanted: 0,
+                limit: 0,
+            });
+            &mut *made
+        };
+        let chunk = vmshm_transport::Runs::<M>::GRAIN;
+        for (at, _) in space.holders().filter(|(_, holder)| *holder == Holder::Endpoint) {
+            let start = (at / grain * grain).max(section.start);
+            made.spans.add(start..(at + chunk).next_multiple_of(grain).min(section.end));
+        }
+        let mut spans = made.spans.iter().peekable();
+        for (at, holder) in space.holders() {
+            while spans.next_if(|span| span.end <= at).is_some() {}
+            if holder != Holder::Nobody
+                && spans.peek().is_some_and(|span| span.contains(&at))
+                && !space.has(at)
+            {
+                made.chunks.add(at..at + chunk);
+            }
+        }
+        drop(spans);
+        made.wanted = made.pieces().map(|piece| piece.len()).sum();
+        made
+    }
+
+    fn pieces(&self) -> impl Iterator<Item = &Range<usize>> {
+        self.chunks.iter().chain(self.blocks)
+    }
+
+    /// Copies what is in use, if there is memory for it.
+    fn copy(&mut self) {
+        self.limit = if self.wanted > LITTLE { copy_limit() } else { LITTLE };
+        if self.wanted > self.limit {
+            return;
+        }
+        let Some(copy) = map(self.section.len()) else { return };
+        for piece in self.pieces() {
+            let from = ptr::with_exposed_provenance::<u8>(piece.start);
+            let to = copy.wrapping_add(piece.start - self.section.start);
+            // SAFETY: both have so many bytes. Other threads may write meanwhile, as they may while any process forks.
+            unsafe { ptr::copy_nonoverlapping(from, to, piece.len()) };
+        }
+        self.copy = copy;
+    }
+
+    /// In the child: moves the copies to where the program knows their originals.
+    pub fn put_in_place(&mut self) {
+        if self.copy.is_null() {
+            return;
+        }
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        self.is_in_place = self.spans.iter().all(|span| {
+            let from = self.copy.wrapping_add(span.start - self.section.start).cast();
+            let to = ptr::with_exposed_provenance_mut::<libc::c_void>(span.start);
+            // SAFETY: the copy is ours; the pages at its new place are replaced by it, with the same content.
+            unsafe { libc::mremap(from, span.len(), span.len(), flags, to) == to }
+        });
+        // SAFETY: what was not moved is used by nobody.
+        unsafe { libc::munmap(self.copy.cast(), self.section.len()) };
+        if !self.is_in_place {
+            tell::once(
+                News::Mapping,
+                format_args!(
+                    "this child of a fork can't map a copy of the program's memory in the section (VMSHM_HEAP): it can read it, \
+                 and is killed by SIGSEGV if it writes there. vm.max_map_count may be too low for the program."
+                ),
+            );
+        }
+    }
+
+    /// In the child: whether it has a copy, in place.
+    pub fn is_copied(&self) -> bool {
+        self.is_in_place
+    }
+
+    /// The block at an address that the program knows.
+    pub fn find(&self, address: usize) -> Option<&Range<usize>> {
+        let found = self.blocks.binary_search_by_key(&address, |block| block.start);
+        found.ok().map(|index| &self.blocks[index])
+    }
+}
+
+/// Before a fork: NULL where there is no heap, or its lock is not to be had. Then a child can only read the section.
+pub unsafe extern "C" fn before(may_wait: bool) -> *mut libc::c_void {
+    if child::is_one() {
+        // All its memory is its own, or can only be read.
+        return ptr::null_mut();
+    }
+    let made = {
+        let held = if may_wait { HEAP.enter() } else { HEAP.try_enter() };
+        let Some(held) = held else { return ptr::null_mut() };
+        let Some(heap) = held.as_ref() else { return ptr::null_mut() };
+        let made = Handover::of(&heap.space, heap.page.max(GRAIN));
+        if !made.is_null() {
+            FORKS.fetch_add(1, Ordering::Relaxed);
+        }
+        made
+    };
+    // SAFETY: it is NULL, or new and nobody else's.
+    if let Some(made) = unsafe { made.as_mut() } {
+        made.copy();
+        block_signals(&mut made.signals);
+    }
+    made.cast()
+}
+
+/// After a fork, in the parent.
+pub unsafe extern "C" fn in_parent(handover: *mut libc::c_void) {
+    let handover = handover.cast::<Handover>();
+    // SAFETY: it is NULL or what `before` made for this fork.
+    let Some(made) = (unsafe { handover.as_ref() }) else { return };
+    FORKS.fetch_sub(1, Ordering::Relaxed);
+    let signals = made.signals;
+    let (wanted, limit, has_copy) = (made.wanted, made.limit, !made.copy.is_null());
+    // SAFETY: both mappings are ours; nothing of them is used any more.
+    unsafe {
+        if has_copy {
+            libc::munmap(made.copy.cast(), made.section.len());
+        }
+        let len = made.len;
+        libc::munmap(handover.cast(), len);
+    }
+    if !has_copy {
+        tell::once(
+            News::Fork,
+            format_args!(
+                "the program has forked, and its {} MiB of memory in the section (VMSHM_HEAP) were not copied for the child: at \
+             most {} MiB may be, a quarter of what is left to it, and its limits have to allow a mapping of the section's \
+             length. So the child can read that memory, and is killed by SIGSEGV if it writes there. Children that only run another program are well. For others, give the program more memory \
+             (machine or control group), set VMSHM_HEAP_MIN (bytes) so that less is placed, or do without VMSHM_HEAP.",
+                wanted >> 20,
+                limit >> 20
+            ),
+        );
+    }
+    unblock_signals(&signals);
+}
+
+/// After a fork, in the child.
+pub unsafe extern "C" fn in_child(handover: *mut libc::c_void) {
+    let handover = handover.cast::<Handover>();
+    // SAFETY: it is NULL or what `before` made for this fork, and this is the child, whose memory is marked if there is a heap.
+    unsafe {
+        child::settle(handover);
+        if let Some(made) = handover.as_ref() {
+            unblock_signals(&made.signals);
+        }
+    }
+}
+
+/// Blocks all signals but those that the thread's own doing raises: device memory may go away.
+fn block_signals(before: &mut libc::sigset_t) {
+    // SAFETY: both sets are initialised before they are used.
+    unsafe {
+        let mut all = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        for own in [libc::SIGBUS, libc::SIGSEGV, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP] {
+            libc::sigdelset(&raw mut all, own);
+        }
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, before);
+    }
+}
+
+fn unblock_signals(before: &libc::sigset_t) {
+    // SAFETY: the set is initialised.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before, ptr::null_mut()) };
+}
+
+/// Fresh memory, of which only what is touched is taken.
+fn map(len: usize) -> Option<*mut u8> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: the kernel chooses an address where nothing is, and the rest is about this mapping alone. Without rights at
+    // first, since the kernel fills what a program has locked beforehand (mlockall). With large pages, few blocks far apart
+    // would take all memory there is.
+    unsafe {
+        let memory = libc::mmap(ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0);
+        if memory == libc::MAP_FAILED {
             return None;
         }
-        let mut copies = Self(Vec::with_capacity(pages.len()));
-        for (from, len) in pages {
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-            // SAFETY: the kernel chooses an address where nothing is.
-            let to =
-                unsafe { libc::mmap(ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
-            if to == libc::MAP_FAILED {
-                copies.discard();
-                return None;
+        libc::munlock(memory, len);
+        libc::madvise(memory, len, libc::MADV_NOHUGEPAGE);
+        if libc::mprotect(memory, len, libc::PROT_READ | libc::PROT_WRITE) != 0 {
+            libc::munmap(memory, len);
+            return None;
+        }
+        Some(memory.cast())
+    }
+}
+
+/// Ranges in order, at most [`RANGES`].
+struct Ranges {
+    count: usize,
+    list: [Range<usize>; RANGES],
+}
+
+impl Ranges {
+    const fn new() -> Self {
+        Self { count: 0, list: [const { 0..0 }; RANGES] }
+    }
+
+    /// Adds what begins behind the beginning of the last one. What touches it is joined to it, and so is all where there are
+    /// too many: the gaps are then taken for parts.
+    fn add(&mut self, range: Range<usize>) {
+        match self.list[..self.count].last_mut() {
+            Some(last) if range.start <= last.end || self.count == RANGES => {
+                last.end = last.end.max(range.end)
             }
-            // SAFETY: both have len bytes. Other threads may write meanwhile, as they may while any process forks.
-            unsafe { ptr::copy_nonoverlapping(from, to.cast(), len) };
-            copies.0.push((from, to, len));
-        }
-        Some(copies)
-    }
-
-    /// Moves the copies over what they are copies of; else, where pages are huge and cannot be replaced in part, replaces all
-    /// of the section that lies at `section`. False where neither can be done.
-    fn put_in_place(self, section: Range<usize>) -> bool {
-        let moved = self.0.iter().all(|(place, from, len)| {
-            let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-            // SAFETY: the copy is ours; the pages at its new place are replaced by it, with the same content.
-            unsafe { libc::mremap(*from, *len, *len, flags, *place) != libc::MAP_FAILED }
-        });
-        moved || self.replace(section)
-    }
-
-    /// Puts memory of the child's own in place of the section.
-    fn replace(self, section: Range<usize>) -> bool {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        let rights = libc::PROT_READ | libc::PROT_WRITE;
-        // A copy that was moved before another could not be is gone from where it was.
-        if self.0.iter().any(|(_, from, _)| !is_mapped(*from)) {
-            return false;
-        }
-        let start = ptr::with_exposed_provenance_mut(section.start);
-        // SAFETY: the section's pages are replaced; the copies of those that the program uses lie elsewhere.
-        let own = unsafe { libc::mmap(start, section.len(), rights, flags | libc::MAP_FIXED, -1, 0) };
-        if own == libc::MAP_FAILED {
-            return false;
-        }
-        for (place, from, len) in &self.0 {
-            // SAFETY: both have len bytes and are the child's own.
-            unsafe { ptr::copy_nonoverlapping(from.cast::<u8>().cast_const(), *place, *len) };
-        }
-        self.discard();
-        true
-    }
-
-    fn discard(self) {
-        for (_, copy, len) in self.0 {
-            // SAFETY: the copy is ours, and nobody uses it.
-            unsafe { libc::munmap(copy, len) };
+            _ => {
+                self.list[self.count] = range;
+                self.count += 1;
+            }
         }
     }
-}
 
-/// Whether there is memory at the start of a page.
-fn is_mapped(page: *mut libc::c_void) -> bool {
-    let mut resident = 0;
-    // SAFETY: the kernel writes one byte for one page.
-    unsafe { libc::mincore(page, 1, &raw mut resident) == 0 }
-}
-
-/// Has the three functions below called at each fork.
-pub fn handle() {
-    // SAFETY: they are made for it, and this library is never unmapped.
-    unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
-}
-
-/// Says where the section lies, once it has the heap; an empty range at the heap's end.
-pub fn guard(section: &Range<usize>) {
-    START.store(section.start, Ordering::Relaxed);
-    LEN.store(section.len(), Ordering::Relaxed);
-}
-
-/// Has a child fail that writes to its parent's memory, better than let it. Most children only run another program.
-fn protect_section() {
-    let (start, len) = (START.load(Ordering::Relaxed), LEN.load(Ordering::Relaxed));
-    if len > 0 {
-        // SAFETY: the range is mapped; nothing is written to it any more by code that may.
-        unsafe { libc::mprotect(ptr::with_exposed_provenance_mut(start), len, libc::PROT_READ) };
-    }
-}
-
-/// Whether this fork's `before` found the thread inside the heap.
-fn was_within() -> bool {
-    let forks = WITHIN.load(Ordering::Relaxed);
-    if forks > 0 {
-        WITHIN.store(forks - 1, Ordering::Relaxed);
-    }
-    forks > 0
-}
-
-extern "C" fn before() {
-    let Some(mut heap) = HEAP.enter() else {
-        // The child keeps out of it for ever.
-        HEAP.close_to_children();
-        WITHIN.fetch_add(1, Ordering::Relaxed);
-        return;
-    };
-    HEAP.close_to_children();
-    if let Some(heap) = heap.as_mut() {
-        // A child's pages are its own, and a child of it has copies as of all else.
-        let pages = if heap.space.is_private() { Vec::new() } else { heap.space.in_use() };
-        heap.copy = Snapshot::of(pages);
-    }
-    // Held until after the fork.
-    mem::forget(heap);
-}
-
-extern "C" fn in_parent() {
-    if was_within() {
-        return;
-    }
-    let copy = {
-        // SAFETY: `before` has left the lock with this thread.
-        let mut heap = unsafe { HEAP.resume() };
-        let Some(heap) = heap.as_mut() else { return };
-        heap.copy.take()
-    };
-    match copy {
-        Some(copy) => copy.discard(),
-        None => advise(),
-    }
-}
-
-/// What becomes of a child without a copy was told, or nothing can be told any more.
-static TOLD: AtomicBool = AtomicBool::new(false);
-
-/// Has nothing told of forks from now on: Open MPI cannot after it was finalized.
-pub fn be_quiet() {
-    TOLD.store(true, Ordering::Relaxed);
-}
-
-/// Tells the user, once, what becomes of a child without a copy. Any thread may fork, also one that may not call MPI: so the
-/// fabric is left alone, whose lock is for one thread only after a plain `MPI_Init`.
-fn advise() {
-    if TOLD.swap(true, Ordering::Relaxed) {
-        return;
-    }
-    // SAFETY: the thread's own variable, which is to be what fork left in it.
-    let (errno, before) = unsafe { (libc::__errno_location(), *libc::__errno_location()) };
-    help::show(
-        Topic::Advice,
-        "The program has forked, and its memory in the section (VMSHM_HEAP) is more than a quarter of what this \
-         machine has left, so that it was not copied: the child can read it, and is killed by SIGSEGV if it writes \
-         there. Children that only run another program are well. For others, set VMSHM_HEAP_MIN (bytes) so that less \
-         is placed, or do without VMSHM_HEAP.",
-    );
-    // SAFETY: as above.
-    unsafe { *errno = before };
-}
-
-extern "C" fn in_child() {
-    if was_within() {
-        return protect_section();
-    }
-    // SAFETY: `before` has left the lock with this thread.
-    let mut heap = unsafe { HEAP.renew() };
-    let Some(heap) = heap.as_mut() else { return };
-    let section = heap.space.addresses();
-    let is_whole = heap.copy.take().is_some_and(|copy| copy.put_in_place(section));
-    heap.space.make_private();
-    if !is_whole {
-        protect_section();
+    fn iter(&self) -> slice::Iter<'_, Range<usize>> {
+        self.list[..self.count].iter()
     }
 }
 
@@ -212,20 +310,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fork_from_within_the_heap_leaves_the_lock_as_it_is() {
-        let held = HEAP.enter().unwrap();
-        before();
-        in_parent();
-        assert!(HEAP.enter().is_none(), "this thread still holds it");
-        drop(held);
-
-        // A handler that forks while another fork is under way.
-        before();
-        before();
-        in_parent();
-        assert!(HEAP.enter().is_none());
-        in_parent();
-        assert!(HEAP.enter().is_some());
-        assert_eq!(WITHIN.load(Ordering::Relaxed), 0);
+    fn ranges_are_joined_and_never_too_many() {
+        let mut ranges = Ranges::new();
+        for start in [0, 4, 8, 20] {
+            ranges.add(start..start + 4);
+        }
+        assert_eq!(ranges.iter().cloned().collect::<Vec<_>>(), [0..12, 20..24]);
+        for start in (100..).step_by(10).take(2 * RANGES) {
+            ranges.add(start..start + 4);
+        }
+        assert_eq!(ranges.iter().len(), RANGES);
+        assert_eq!(ranges.iter().last().unwrap().end, 100 + 10 * (2 * RANGES - 1) + 4);
     }
 }

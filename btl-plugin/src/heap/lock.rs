@@ -2,16 +2,13 @@
 
 use std::cell::UnsafeCell;
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicI32, Ordering};
-
-const UNLOCKED: libc::pthread_mutex_t = libc::PTHREAD_ERRORCHECK_MUTEX_INITIALIZER_NP;
 
 /// A value behind a lock. A thread that holds it and comes again, because what it does allocates, is turned away.
+///
+/// It is never held across a fork: threads that are not in the child may have had it there.
 pub struct Lock<T> {
     mutex: UnsafeCell<libc::pthread_mutex_t>,
     value: UnsafeCell<T>,
-    /// The process that forks, or 0: in its child the mutex's owner does not exist, and must not be waited for.
-    forking: AtomicI32,
 }
 
 // SAFETY: the mutex gives the value to one thread at a time.
@@ -22,55 +19,24 @@ pub struct Held<'a, T>(&'a Lock<T>);
 
 impl<T> Lock<T> {
     pub const fn new(value: T) -> Self {
-        Self { mutex: UnsafeCell::new(UNLOCKED), value: UnsafeCell::new(value), forking: AtomicI32::new(0) }
+        let mutex = UnsafeCell::new(libc::PTHREAD_ERRORCHECK_MUTEX_INITIALIZER_NP);
+        Self { mutex, value: UnsafeCell::new(value) }
     }
 
-    /// Waits for the value; None where this thread holds it already, and in a forked child before [`Lock::renew`].
+    /// Waits for the value; None where this thread holds it already.
     pub fn enter(&self) -> Option<Held<'_, T>> {
-        let forking = self.forking.load(Ordering::Relaxed);
-        if forking != 0 && forking != process() {
-            return None;
-        }
         // SAFETY: the mutex is initialised and never moves, being in a static.
         let is_ours = unsafe { libc::pthread_mutex_lock(self.mutex.get()) } == 0;
         // Not `then_some`: a guard made in vain would be dropped, and unlock what this thread holds.
         is_ours.then(|| Held(self))
     }
 
-    /// Has children that this process forks turned away until [`Lock::renew`], or until [`Lock::resume`] here. Called by
-    /// the thread that holds the lock.
-    pub fn close_to_children(&self) {
-        self.forking.store(process(), Ordering::Relaxed);
+    /// The value; None where any thread holds it.
+    pub fn try_enter(&self) -> Option<Held<'_, T>> {
+        // SAFETY: as above.
+        let is_ours = unsafe { libc::pthread_mutex_trylock(self.mutex.get()) } == 0;
+        is_ours.then(|| Held(self))
     }
-
-    /// In a forked child, for its one thread: makes the lock anew that this thread held in the parent. There the mutex has
-    /// the parent's thread for its owner.
-    ///
-    /// # Safety
-    /// The caller held the lock when it forked, with a guard that it has forgotten.
-    pub unsafe fn renew(&self) -> Held<'_, T> {
-        // SAFETY: no other thread is there.
-        unsafe {
-            *self.mutex.get() = UNLOCKED;
-            libc::pthread_mutex_lock(self.mutex.get());
-        }
-        self.forking.store(0, Ordering::Relaxed);
-        Held(self)
-    }
-
-    /// The value again, for who has forgotten its guard.
-    ///
-    /// # Safety
-    /// The caller's thread holds the lock, with a guard that it has forgotten.
-    pub unsafe fn resume(&self) -> Held<'_, T> {
-        self.forking.store(0, Ordering::Relaxed);
-        Held(self)
-    }
-}
-
-fn process() -> i32 {
-    // SAFETY: a plain question.
-    unsafe { libc::getpid() }
 }
 
 impl<T> Deref for Held<'_, T> {
@@ -108,41 +74,13 @@ mod tests {
                 scope.spawn(|| {
                     for _ in 0..10_000 {
                         let mut count = COUNT.enter().unwrap();
-                        assert!(COUNT.enter().is_none());
+                        assert!(COUNT.enter().is_none() && COUNT.try_enter().is_none());
                         let next = *count + 1;
                         *count = next;
                     }
                 });
             }
         });
-        assert_eq!(*COUNT.enter().unwrap(), 40_000);
-    }
-
-    #[test]
-    fn a_child_is_turned_away_until_the_lock_is_made_anew() {
-        static VALUE: Lock<u64> = Lock::new(7);
-        std::mem::forget(VALUE.enter().unwrap());
-        VALUE.close_to_children();
-        // SAFETY: the child calls what a child may, and ends by _exit.
-        let child = unsafe { libc::fork() };
-        assert!(child >= 0);
-        if child == 0 {
-            // SAFETY: plain calls; the lock was held, and its guard forgotten.
-            unsafe {
-                // Who waits for ever is ended.
-                libc::alarm(20);
-                let is_away = VALUE.enter().is_none();
-                let is_seven = *VALUE.renew() == 7;
-                let is_open = VALUE.enter().is_some();
-                libc::_exit(if is_away && is_seven && is_open { 0 } else { 1 });
-            }
-        }
-        // SAFETY: this thread holds the lock, and has forgotten the guard.
-        drop(unsafe { VALUE.resume() });
-        assert!(VALUE.enter().is_some());
-        let mut status = 0;
-        // SAFETY: the child is ours.
-        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
-        assert_eq!(status, 0);
+        assert_eq!(*COUNT.try_enter().unwrap(), 40_000);
     }
 }

@@ -8,9 +8,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use range_alloc::RangeAllocator;
-use vmshm_transport::{Memory, Runs};
+use vmshm_transport::{Holder, Memory, Runs};
 
-/// What blocks are made of, bytes. Nobody writes to a page but who has it, so that a forked child can have its own.
+/// What blocks are made of, bytes.
 pub const PAGE: usize = 4096;
 
 /// A run that is shared by smaller blocks, bytes.
@@ -26,8 +26,6 @@ pub struct Space<M: Memory> {
     blocks: BTreeMap<usize, Block>,
     /// Shared runs by their address.
     extents: BTreeMap<usize, Extent>,
-    /// The pages are not the section's any more: this is a forked child.
-    is_private: bool,
     /// What happened so far.
     pub counts: Counts,
 }
@@ -83,16 +81,12 @@ impl<M: Memory> Space<M> {
             runs,
             blocks: BTreeMap::new(),
             extents: BTreeMap::new(),
-            is_private: false,
             counts: Counts::default(),
         })
     }
 
     /// Memory of a length and an alignment, with any content.
     pub fn allocate(&mut self, len: usize, align: usize) -> Option<*mut u8> {
-        if self.is_private {
-            return None;
-        }
         // Blocks begin with a page. Who wants more gets it from the midst of a longer block.
         let spare = if align > PAGE { align } else { 0 };
         let wanted = len.checked_add(spare)?.checked_next_multiple_of(PAGE)?;
@@ -131,9 +125,6 @@ impl<M: Memory> Space<M> {
     pub fn free(&mut self, address: usize) {
         let Some(block) = self.blocks.remove(&address) else { return };
         self.counts.now -= block.len;
-        if self.is_private {
-            return;
-        }
         if !block.is_shared {
             return self.runs.give_back(block.start, block.len);
         }
@@ -160,31 +151,28 @@ impl<M: Memory> Space<M> {
         self.blocks.is_empty()
     }
 
-    /// Whether the pages are not the section's any more: this is a forked child.
-    pub fn is_private(&self) -> bool {
-        self.is_private
-    }
-
     /// Where the section lies.
     pub fn addresses(&self) -> Range<usize> {
         self.runs.addresses()
     }
 
-    /// The pages in use: where and how many bytes, in order; neighbours are one.
-    pub fn in_use(&self) -> Vec<(*mut u8, usize)> {
-        let mut found: Vec<(*mut u8, usize)> = Vec::new();
-        for block in self.blocks.values() {
-            match found.last_mut() {
-                Some((start, len)) if start.addr() + *len == block.start.addr() => *len += block.len,
-                _ => found.push((block.start, block.len)),
-            }
-        }
-        found
+    /// What the program has: the addresses that it knows, in order, and where each block ends.
+    pub fn blocks(&self) -> impl ExactSizeIterator<Item = Range<usize>> {
+        self.blocks.iter().map(|(address, block)| *address..block.start.addr() + block.len)
     }
 
-    /// The pages in use are the process's own from now on: nothing is placed any more, nor given back.
-    pub fn make_private(&mut self) {
-        self.is_private = true;
+    /// The section's chunks, see [`Runs::holders`].
+    pub fn holders(&self) -> impl Iterator<Item = (usize, Holder)> {
+        self.runs.holders()
+    }
+
+    /// Whether an address lies in what was taken for blocks, be it one or free. Before a block's first address, where a large
+    /// alignment has left a gap, it may say no.
+    pub fn has(&self, address: usize) -> bool {
+        let block = self.blocks.range(..=address).next_back();
+        let extent = self.extents.range(..=address).next_back();
+        block.is_some_and(|(_, block)| address < block.start.addr() + block.len)
+            || extent.is_some_and(|(start, _)| address < start + EXTENT)
     }
 }
 
@@ -289,14 +277,20 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_are_one() {
-        let (_directory, endpoint) = endpoint();
+    fn what_a_fork_has_to_copy_is_known() {
+        let (_directory, mut endpoint) = endpoint();
         let mut space = space(&endpoint);
-        for _ in 0..3 {
-            space.allocate(PAGE + 1, 16).unwrap();
-        }
-        let used = space.in_use();
-        assert_eq!(used.iter().map(|(_, len)| len).sum::<usize>(), 6 * PAGE);
-        assert_eq!(used.len(), 1);
+        let other = endpoint.fragment(300_000).unwrap();
+        let held: Vec<_> = [(PAGE + 1, 16), (1 << 20, 16), (PAGE, 1 << 16)]
+            .into_iter()
+            .map(|(len, align)| (space.allocate(len, align).unwrap().addr(), len))
+            .collect();
+        let mut blocks: Vec<_> = space.blocks().collect();
+        assert!(blocks.is_sorted_by_key(|block| block.start));
+        blocks.retain(|block| held.iter().any(|(at, len)| *at == block.start && block.len() >= *len));
+        assert_eq!(blocks.len(), held.len());
+        assert!(held.iter().all(|(at, len)| space.has(*at) && space.has(at + len - 1)));
+        let mut ours = space.holders().filter(|(_, holder)| *holder == Holder::Endpoint);
+        assert!(ours.any(|(at, _)| at == other.ptr().addr() && !space.has(at)));
     }
 }

@@ -1,11 +1,14 @@
 //! An MPI program that allocates in every way there is, and says where its memory lies: what `VMSHM_HEAP=1` must not
 //! break. Run it under mpirun with two ranks; it finds libvmshm_heap.so preloaded, or not.
 
-use std::ffi::c_void;
+mod forks;
+mod piece;
+
 use std::process::{Command, ExitCode};
 use std::sync::mpsc;
 
 use clap::Parser;
+use piece::Piece;
 use vmshm_tests::buffer::Buffer;
 use vmshm_tests::comm::Comm;
 use vmshm_tests::payload::{Key, Random};
@@ -30,100 +33,9 @@ struct Arguments {
 
 const LARGE: usize = 1 << 20;
 
-/// A piece of C's memory, all of whose bytes are the same.
-#[derive(Debug)]
-struct Piece {
-    memory: *mut c_void,
-    len: usize,
-    byte: u8,
-}
-
-// SAFETY: C's memory may be used and freed by any thread.
-unsafe impl Send for Piece {}
-
-impl Piece {
-    fn new(len: usize, byte: u8) -> Self {
-        // SAFETY: malloc takes any length.
-        Self::over(unsafe { libc::malloc(len) }, len, byte)
-    }
-
-    fn aligned(align: usize, len: usize, byte: u8) -> Self {
-        let mut memory = std::ptr::null_mut();
-        // SAFETY: there is room for a pointer.
-        assert_eq!(unsafe { libc::posix_memalign(&raw mut memory, align, len) }, 0);
-        assert!(memory.addr().is_multiple_of(align));
-        Self::over(memory, len, byte)
-    }
-
-    /// Memory of `calloc`, which has to be zero.
-    fn zeroed(len: usize) -> Self {
-        // SAFETY: calloc takes any length.
-        let memory = unsafe { libc::calloc(1, len) };
-        assert!(!memory.is_null());
-        let piece = Self { memory, len, byte: 0 };
-        piece.check();
-        piece
-    }
-
-    fn over(memory: *mut c_void, len: usize, byte: u8) -> Self {
-        assert!(!memory.is_null(), "no memory for {len} bytes");
-        assert!(memory.addr().is_multiple_of(16));
-        let mut piece = Self { memory, len, byte };
-        piece.fill(byte);
-        piece
-    }
-
-    fn fill(&mut self, byte: u8) {
-        // SAFETY: the piece has len bytes.
-        unsafe { self.memory.write_bytes(byte, self.len) };
-        self.byte = byte;
-    }
-
-    fn bytes(&self) -> &[u8] {
-        // SAFETY: the piece has len bytes, all of them written.
-        unsafe { std::slice::from_raw_parts(self.memory.cast(), self.len) }
-    }
-
-    fn check(&self) {
-        let wrong = self.bytes().iter().position(|found| *found != self.byte);
-        assert!(wrong.is_none(), "byte {wrong:?} of {} is not {:#x}", self.len, self.byte);
-    }
-
-    /// `realloc`; what was there has to stay.
-    fn resize(&mut self, len: usize) {
-        // SAFETY: the memory is C's, and used no more under its old address.
-        self.memory = unsafe { libc::realloc(self.memory, len) };
-        assert!(!self.memory.is_null());
-        self.len = self.len.min(len);
-        self.check();
-        self.len = len;
-        self.fill(self.byte);
-    }
-
-    /// Whether it lies in memory that is shared with others, as the kernel sees it.
-    fn is_shared(&self) -> bool {
-        let maps = std::fs::read_to_string("/proc/self/maps").expect("the kernel shows its maps");
-        let line = maps.lines().find(|line| {
-            let range = line.split(' ').next().and_then(|range| range.split_once('-'));
-            let number = |text| usize::from_str_radix(text, 16).unwrap_or(0);
-            range.is_some_and(|(start, end)| (number(start)..number(end)).contains(&self.memory.addr()))
-        });
-        line.and_then(|line| line.split(' ').nth(1)).is_some_and(|rights| rights == "rw-s")
-    }
-}
-
-impl Drop for Piece {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            self.check();
-        }
-        // SAFETY: the memory is C's and freed once.
-        unsafe { libc::free(self.memory) };
-    }
-}
-
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    forks::register();
     // Before MPI there is no section.
     let mut early: Vec<Piece> = (0..10).map(|i| Piece::new(LARGE + i, 0x11)).collect();
     assert!(early.iter().all(|piece| !piece.is_shared()));
@@ -155,8 +67,11 @@ fn main() -> ExitCode {
     std::thread::scope(|scope| {
         churn(scope, &arguments);
         messages(&world, expected);
+        for _ in 0..10 {
+            forks::children(expected);
+        }
     });
-    fork(expected);
+    forks::all(expected);
     assert!(Command::new("true").status().is_ok_and(|status| status.success()));
     exhaust(expected);
     messages(&world, expected);
@@ -170,7 +85,7 @@ fn main() -> ExitCode {
     kept.truncate(40);
     kept[0].resize(2 * LARGE);
     assert!(!kept[0].is_shared());
-    fork(false);
+    forks::children(false);
     for piece in &kept {
         piece.check();
     }
@@ -254,41 +169,6 @@ fn churn<'scope>(scope: &'scope std::thread::Scope<'scope, '_>, arguments: &'sco
                 }
             }
         });
-    }
-}
-
-/// A child sees what its parent had, and writes to memory of its own.
-fn fork(expected: bool) {
-    let mut mine: Vec<Piece> = (0..20).map(|i| Piece::new(30_000 * (i + 1), i as u8)).collect();
-    assert!(!expected || mine.iter().all(Piece::is_shared));
-    for _ in 0..3 {
-        // SAFETY: the child is one thread, which allocates after glibc has made its heap usable again, and ends by _exit.
-        let child = unsafe { libc::fork() };
-        assert!(child >= 0);
-        if child == 0 {
-            for piece in &mut mine {
-                piece.check();
-                piece.fill(0xcc);
-            }
-            let is_apart = !mine[0].is_shared() && !Piece::new(LARGE, 5).is_shared();
-            mine[1].resize(2 * LARGE);
-            drop(mine);
-            // SAFETY: plain call.
-            unsafe { libc::_exit(if is_apart { 0 } else { 3 }) };
-        }
-        // The parent goes on at once.
-        for (i, piece) in mine.iter_mut().enumerate() {
-            piece.check();
-            piece.fill(i as u8 + 100);
-        }
-        let mut status = 0;
-        // SAFETY: the child is ours.
-        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
-        assert_eq!(status, 0, "the child's status");
-        for (i, piece) in mine.iter_mut().enumerate() {
-            assert_eq!(piece.byte, i as u8 + 100);
-            piece.check();
-        }
     }
 }
 
