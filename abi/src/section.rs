@@ -99,7 +99,8 @@ impl SlotState {
     }
 }
 
-/// Words of an activity line. Sender slot `s` counts up word `s % 8` of its receiver's line.
+/// Words of an activity line, with four counters of 16 bits each. Sender slot `s` counts up counter `s / 8 % 4`, from the
+/// lowest, of word `s % 8` of its receiver's line.
 pub const ACTIVITY_WORDS: u64 = LINE / 8;
 
 /// The owner word of a chunk that belongs to life `incarnation` of endpoint slot `slot`. It names the life, so that

@@ -1,9 +1,12 @@
 //! Activity lines: which of a section's endpoints have something new for us.
 //!
-//! A sending member has one line for each receiver. Its slot `s` counts up word `s % 8` after it has published a message,
-//! unless the receiver says that it polls that ring anyway. So a receiver looks at one line for a whole section of silent
-//! peers. The words are a hint: a receiver that misses one (it may stop polling a ring just when the sender believes it
-//! does not) still finds the message by looking at one silent ring now and then.
+//! A sending member has one line of 32 counters for each receiver. Its slot `s` counts up counter `s % 32` after it has
+//! published a message, unless the receiver says that it polls that ring anyway. So a receiver looks at one line for a whole
+//! section of silent peers, and touches no memory of those that have never sent to it. The counters are a hint: a receiver
+//! that misses one (it may stop polling a ring just when the sender believes it does not) still finds the message by looking
+//! at one silent ring now and then.
+//!
+//! Four counters share a word. One that overflows carries into the next, which costs a look in vain.
 
 use core::sync::atomic::Ordering;
 
@@ -15,11 +18,22 @@ use crate::region::Section;
 
 const WORDS: usize = ACTIVITY_WORDS as usize;
 
+/// Counters in a word. A ring is full long before one has come around.
+const COUNTERS: u64 = u32::BITS as u64 / ACTIVITY_WORDS;
+const COUNTER_BITS: u64 = u64::BITS as u64 / COUNTERS;
+
 /// Tells `receiver` that slot `slot` of our own `section` has published something for it.
 pub fn bump(memory: &impl Memory, section: &Section, slot: u32, receiver: EndpointId) {
     let line = section.entry.offset + section.layout.activity_line(receiver.0);
     // Release: whoever sees the count sees the message.
-    memory.fetch_add(line + u64::from(slot) % ACTIVITY_WORDS * 8, 1, Ordering::Release);
+    let slot = u64::from(slot);
+    let one = 1 << (slot / ACTIVITY_WORDS % COUNTERS * COUNTER_BITS);
+    memory.fetch_add(line + slot % ACTIVITY_WORDS * 8, one, Ordering::Release);
+}
+
+/// Whether slot `slot` may have sent, by what [`Activity::look`] said.
+pub fn may_be(changed: u32, slot: u32) -> bool {
+    changed >> (slot % u32::BITS) & 1 == 1
 }
 
 /// A receiver's view of one section's line.
@@ -30,22 +44,32 @@ pub struct Activity {
 }
 
 impl Activity {
-    /// The line that `section` has for `receiver`.
+    /// The line that `section` has for `receiver`, all of it news.
     pub fn new(section: &Section, receiver: EndpointId) -> Self {
         let line = section.entry.offset + section.layout.activity_line(receiver.0);
         debug_assert!(line.is_multiple_of(LINE));
         Self { line, seen: None }
     }
 
-    /// Which words have changed since the last look, one bit each; at the first look all have.
-    pub fn look(&mut self, memory: &impl Memory) -> u8 {
+    /// The line that `section` has for `receiver`, who is not live yet: what was counted so far was for others.
+    pub fn from_now(memory: &impl Memory, section: &Section, receiver: EndpointId) -> Self {
+        let mut activity = Self::new(section, receiver);
+        activity.look(memory);
+        activity
+    }
+
+    /// Which counters have changed since the last look, one bit each; at the first look all have.
+    pub fn look(&mut self, memory: &impl Memory) -> u32 {
         let now: [u64; WORDS] =
             core::array::from_fn(|n| memory.load(self.line + n as u64 * 8, Ordering::Acquire));
-        let changed = match &self.seen {
-            None => u8::MAX,
-            Some(seen) => (0..WORDS).filter(|n| seen[*n] != now[*n]).fold(0, |bits, n| bits | 1 << n),
+        let Some(seen) = self.seen.replace(now) else { return u32::MAX };
+        if seen == now {
+            return 0;
+        }
+        let counter = |words: &[u64; WORDS], n: u32| {
+            let n = u64::from(n);
+            (words[(n % ACTIVITY_WORDS) as usize] >> (n / ACTIVITY_WORDS * COUNTER_BITS)) as u16
         };
-        self.seen = Some(now);
-        changed
+        (0..u32::BITS).filter(|n| counter(&seen, *n) != counter(&now, *n)).fold(0, |bits, n| bits | 1 << n)
     }
 }

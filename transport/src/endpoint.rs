@@ -157,9 +157,9 @@ impl<M: Memory> Endpoint<M> {
         let doorbell = flag(process.may_sleep, MAY_SLEEP) | flag(process.rings, RINGS);
         memory.store(at + DOORBELL, doorbell, Ordering::Relaxed);
         crate::sleep::retract(&memory, at);
-        slot::publish(&memory, &section, slot, incarnation);
         let id = region.endpoint(section.number, slot);
-        let activity = region.sections().iter().map(|other| Activity::new(other, id)).collect();
+        let activity = region.sections().iter().map(|other| Activity::from_now(&memory, other, id)).collect();
+        slot::publish(&memory, &section, slot, incarnation);
         let total = region.endpoints();
         Ok(Self {
             memory,
@@ -320,8 +320,6 @@ impl<M: Memory> Endpoint<M> {
         };
         self.by_id[id.0 as usize] = index;
         self.watch.begin(id, incarnation, member);
-        // It may have sent to us before we met it.
-        self.enqueue(index);
         Ok(Peer(index))
     }
 
@@ -381,9 +379,9 @@ impl<M: Memory> Endpoint<M> {
         slot::withdraw(&self.memory, &self.section, self.slot, self.incarnation);
     }
 
-    /// Counts up the heartbeat of an endpoint.
-    pub fn beat(memory: &M, section: &Section, slot: u32) {
-        memory.fetch_add(section.slot(slot) + HEARTBEAT, 1, Ordering::Relaxed);
+    /// Counts up the heartbeat of an endpoint, and says how far.
+    pub fn beat(memory: &M, section: &Section, slot: u32) -> u64 {
+        memory.fetch_add(section.slot(slot) + HEARTBEAT, 1, Ordering::Relaxed).wrapping_add(1)
     }
 
     /// The slot that the endpoint has in its section.

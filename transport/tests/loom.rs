@@ -312,7 +312,7 @@ fn activity_words() {
             bump(&*sender, &section, 1, EndpointId(2));
         });
         let mut activity = Activity::new(&section, EndpointId(2));
-        assert_eq!(activity.look(&*memory), u8::MAX, "the first look sees everything as new");
+        assert_eq!(activity.look(&*memory), u32::MAX, "the first look sees everything as new");
         let consumer = Consumer::new(ring, 3);
         let mut found = consumer.peek(&*memory).unwrap().is_some();
         let changed = activity.look(&*memory);

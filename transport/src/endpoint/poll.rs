@@ -5,9 +5,10 @@ use core::sync::atomic::Ordering;
 
 use vmshm_abi::EndpointId;
 use vmshm_abi::ring::{KIND_FRAGMENT, KIND_INLINE, KIND_OFFER, POLLED, Stamp};
-use vmshm_abi::section::{ACTIVITY_WORDS, STATE_LIVE};
+use vmshm_abi::section::STATE_LIVE;
 
 use super::Endpoint;
+use crate::activity::may_be;
 use crate::event::{Event, Inbox, Peer};
 use crate::link::{HOT, PeerError, check_descriptor, find_connection, read_claim};
 use crate::memory::Memory;
@@ -208,7 +209,7 @@ impl<M: Memory> Endpoint<M> {
             return;
         }
         for slot in 0..self.region.header().endpoints {
-            if changed >> (u64::from(slot) % ACTIVITY_WORDS) & 1 == 1 {
+            if may_be(changed, slot) {
                 self.notice(self.region.endpoint(number as u32, slot));
             }
         }
@@ -230,8 +231,10 @@ impl<M: Memory> Endpoint<M> {
         if found.state != STATE_LIVE || !self.is_connected_to_us(id, found.incarnation) {
             return;
         }
-        if self.add_link(id, found.incarnation).is_err() && !self.unmet.contains(&id) {
-            self.unmet.push_back(id);
+        match self.add_link(id, found.incarnation) {
+            Ok(peer) => self.enqueue(peer.0),
+            Err(_) if self.unmet.contains(&id) => {}
+            Err(_) => self.unmet.push_back(id),
         }
     }
 
@@ -243,6 +246,7 @@ impl<M: Memory> Endpoint<M> {
         read_claim(&self.memory, connection).is_for(self.id, self.incarnation, incarnation)
     }
 
+    #[inline(never)]
     pub(super) fn enqueue(&mut self, index: u32) {
         let link = &mut self.links[index as usize];
         if !link.hot && !link.queued && link.failed.is_none() {
@@ -311,11 +315,14 @@ impl<M: Memory> Endpoint<M> {
         self.memory.store(link.connection + HOT, if hot { POLLED } else { 0 }, Ordering::Relaxed);
     }
 
-    /// Queues one silent link, so that a missed activity count costs time, never a message.
+    /// Queues one silent link, so that a missed activity count costs time, never a message. Who has never sent to us was
+    /// never polled, and so has always counted.
     fn sweep_one(&mut self) {
         if self.links.len() > self.hot.len() {
             self.sweep = (self.sweep + 1) % self.links.len();
-            self.enqueue(self.sweep as u32);
+            if self.links[self.sweep].theirs.is_some() {
+                self.enqueue(self.sweep as u32);
+            }
         }
     }
 

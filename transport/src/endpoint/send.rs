@@ -134,10 +134,15 @@ impl<M: Memory> Endpoint<M> {
             link = &mut self.links[peer.index()];
         }
         link.producer.push(&self.memory, kind, tag, parts);
-        if !link.is_polled(&self.memory) {
+        let is_polled = link.is_polled(&self.memory);
+        if !is_polled {
             bump(&self.memory, &self.section, self.slot, link.id);
         }
         link.wake(&self.memory, false);
+        if !is_polled && link.theirs.is_none() {
+            // Only its side of the connection will say whether it polls.
+            self.enqueue(peer.0);
+        }
         Ok(())
     }
 
