@@ -6,7 +6,7 @@ use std::fmt::Display;
 use std::ptr;
 use std::time::Duration;
 
-use vmshm_transport::attach::{self, Options};
+use vmshm_transport::attach::{self, Options, Source};
 use vmshm_transport::tune::Tuning;
 use vmshm_transport::{Event, Inbox, MAX_INLINE, Memory, Peer, copy_from_shared};
 
@@ -630,6 +630,11 @@ pub fn report(fabric: &mut Held, peer: Peer) {
 /// Reports the loss of the device, if it is lost.
 pub fn report_lost_device(fabric: &mut Held) {
     let Some(open) = fabric.as_ref().filter(|fabric| fabric.endpoint.memory().is_lost()) else { return };
-    let device = open.endpoint.source().path();
-    Held::unlocked(fabric, || help::show(Topic::DeviceLost, &format!("{} is gone.", device.display())));
+    let text = match open.endpoint.source() {
+        Source::File(file) => {
+            format!("The file {} was made shorter while it was in use.", file.display())
+        }
+        device => format!("The device {} is gone.", device.path().display()),
+    };
+    Held::unlocked(fabric, || help::show(Topic::DeviceLost, &text));
 }

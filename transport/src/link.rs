@@ -30,8 +30,8 @@ pub enum PeerError {
     /// It has given us up, which it does when it sees no sign of life from us for long.
     #[error("it has given this process up (it saw no sign of life for too long)")]
     Closed,
-    /// The device that held the region is gone.
-    #[error("the shared-memory device was removed")]
+    /// The device that held the region is gone, or its file was made shorter.
+    #[error("the shared memory is gone")]
     DeviceLost,
     /// It wrote what the protocol does not allow.
     #[error("it broke the protocol: {} {:#x}", .0.what, .0.value)]

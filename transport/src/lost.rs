@@ -1,8 +1,9 @@
-//! What happens when memory that is mapped goes away: a device is unplugged while its region is in use.
+//! What happens when memory that is mapped goes away: a device is unplugged, or a file made shorter, while its region is in
+//! use.
 //!
 //! The next access to it then raises SIGBUS, which would end the process. The handler here puts zeros where the memory
 //! was, so that the access completes; whoever asks is told that the memory is lost. A signal for any other address goes
-//! where it went before.
+//! where it went before, and so does one for memory that was already replaced.
 
 use std::io;
 use std::ptr;
@@ -11,8 +12,8 @@ use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
 use crate::pages::Pages;
 
-/// Mappings of devices that one process can have at a time.
-const PLACES: usize = 64;
+/// Mappings of regions that one process can have at a time.
+const PLACES: usize = 1024;
 
 const FREE: u32 = 0;
 const TAKEN: u32 = 1;
@@ -27,10 +28,16 @@ struct Place {
     state: AtomicU32,
     /// Address and length of what is mapped to read, and of what is mapped to write.
     spans: [(AtomicUsize, AtomicUsize); 2],
+    /// The thread that last came too late to replace the pages: its next access must not fail.
+    late: AtomicU32,
 }
 
 static TABLE: [Place; PLACES] = [const {
-    Place { state: AtomicU32::new(FREE), spans: [const { (AtomicUsize::new(0), AtomicUsize::new(0)) }; 2] }
+    Place {
+        state: AtomicU32::new(FREE),
+        spans: [const { (AtomicUsize::new(0), AtomicUsize::new(0)) }; 2],
+        late: AtomicU32::new(0),
+    }
 }; PLACES];
 
 /// What handled SIGBUS before; never freed.
@@ -53,7 +60,7 @@ impl Guard {
         };
         let Some(index) = TABLE.iter().position(take) else {
             return Err(io::Error::other(format!(
-                "this process has vmshm devices mapped {PLACES} times already, and more can't be watched over: detach \
+                "this process has vmshm regions mapped {PLACES} times already, and more can't be watched over: detach \
                  from some first, or use more processes"
             )));
         };
@@ -62,6 +69,7 @@ impl Guard {
             start.store(pages.map_or(0, |pages| pages.start() as usize), Ordering::Relaxed);
             len.store(pages.map_or(0, Pages::len), Ordering::Relaxed);
         }
+        place.late.store(0, Ordering::Relaxed);
         place.state.store(WATCHED, Ordering::Release);
         Ok(Self(index))
     }
@@ -95,8 +103,14 @@ impl Place {
     fn replace(&self) -> bool {
         let won = self.state.compare_exchange(WATCHED, REPLACING, Ordering::AcqRel, Ordering::Acquire);
         match won {
-            // Another thread is at it, or just was: the access is tried again.
-            Err(REPLACING | LOST) => return true,
+            // Another thread is at it: the access is tried again.
+            Err(REPLACING) => return true,
+            // Another thread just was. What fails again after that will fail for ever.
+            Err(LOST) => {
+                // SAFETY: the call has no arguments, and is safe in a signal handler.
+                let thread = unsafe { libc::syscall(libc::SYS_gettid) } as u32;
+                return self.late.swap(thread, Ordering::AcqRel) != thread;
+            }
             Err(_) => return false,
             Ok(_) => {}
         }

@@ -21,7 +21,8 @@ pub struct Mapping {
     window: Window,
     file: File,
     /// Dropped before the pages that it watches over.
-    guard: Option<Guard>,
+    guard: Guard,
+    is_device: bool,
     has_doorbells: bool,
     _all: Pages,
     _own: Option<Pages>,
@@ -30,38 +31,48 @@ pub struct Mapping {
 impl Mapping {
     /// Maps the first `len` bytes of `file`, and the pages of `writable` for writing.
     ///
-    /// # Errors
-    ///
-    /// What `mmap` says.
-    pub fn new(file: File, len: u64, writable: Range<u64>) -> io::Result<Self> {
-        Self::map(file, len, writable, None)
-    }
-
-    /// Maps the region of the guest driver's device, which may be unplugged: then the memory reads as zeros and
+    /// The memory may go away: a file can be made shorter, a device be unplugged. Then it reads as zeros and
     /// [`Mapping::is_lost`] says so. For that, SIGBUS is handled from now on as long as the process lives. No thread that
     /// uses the mapping may block SIGBUS: the kernel ends a process whose thread meets the loss with the signal blocked.
     ///
     /// # Errors
     ///
-    /// What `mmap` says; too many devices mapped.
+    /// What `mmap` says; a part to write that is none of the `len` bytes; too many regions mapped.
+    pub fn new(file: File, len: u64, writable: Range<u64>) -> io::Result<Self> {
+        Self::map(file, len, writable, None)
+    }
+
+    /// Maps the region of the guest driver's device as [`Mapping::new`] does a file.
+    ///
+    /// # Errors
+    ///
+    /// As there.
     pub fn of_device(file: File, device: &DeviceInfo, writable: Range<u64>) -> io::Result<Self> {
-        let mut mapping = Self::map(file, device.region_len, writable, Some(LARGE_PAGE))?;
-        mapping.guard = Some(Guard::new(&mapping._all, mapping._own.as_ref())?);
-        mapping.has_doorbells = device.vectors > 0;
-        Ok(mapping)
+        let mapping = Self::map(file, device.region_len, writable, Some(LARGE_PAGE))?;
+        Ok(Self { is_device: true, has_doorbells: device.vectors > 0, ..mapping })
     }
 
     fn map(file: File, len: u64, writable: Range<u64>, alignment: Option<usize>) -> io::Result<Self> {
+        if writable.start > writable.end || writable.end > len {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!(
+                    "its bytes from {} to {} can't be written: it has {len}",
+                    writable.start, writable.end
+                ),
+            ));
+        }
         let all = Pages::map(&file, 0, len, false, alignment)?;
         let own = match writable.end - writable.start {
             0 => None,
             bytes => Some(Pages::map(&file, writable.start, bytes, true, alignment)?),
         };
+        let guard = Guard::new(&all, own.as_ref())?;
         let write = own.as_ref().unwrap_or(&all).start();
         // SAFETY: both mappings live as long as the window beside them, `own` covers exactly `writable` (an empty range
         // where it is absent), and nobody makes references to either.
         let window = unsafe { Window::new(all.start(), len, write, writable) };
-        Ok(Self { window, file, guard: None, has_doorbells: false, _all: all, _own: own })
+        Ok(Self { window, file, guard, is_device: false, has_doorbells: false, _all: all, _own: own })
     }
 
     /// The file that is mapped.
@@ -69,21 +80,19 @@ impl Mapping {
         &self.file
     }
 
-    /// Whether the device that held the region is gone. False for a file.
+    /// Whether the memory is gone: the device, or a part of the file that was used.
     pub fn is_lost(&self) -> bool {
-        self.guard.as_ref().is_some_and(Guard::is_lost)
+        self.guard.is_lost()
     }
 
     /// The device was seen to be gone.
     pub(crate) fn lose(&self) {
-        if let Some(guard) = &self.guard {
-            guard.lose();
-        }
+        self.guard.lose();
     }
 
     /// The file, if it is the guest driver's device.
     pub(crate) fn device(&self) -> Option<&File> {
-        self.guard.as_ref().map(|_| &self.file)
+        self.is_device.then_some(&self.file)
     }
 
     /// Whether endpoints can be rung.

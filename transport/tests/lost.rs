@@ -1,4 +1,4 @@
-//! A device that goes away while its region is mapped, played by a file that is truncated: the same signal comes.
+//! Memory that goes away while it is mapped: a region's file that is truncated, or, played by that, a device.
 
 #![cfg(feature = "std")]
 
@@ -40,14 +40,44 @@ fn region_file() -> File {
     file
 }
 
-fn map(file: &File, section: u32) -> Mapping {
+fn own(section: u32) -> std::ops::Range<u64> {
     let entry = RegionHeader::new([0; 16], LEN, 4096, 2, 4).new_entry(section);
-    let own = entry.offset..entry.offset + entry.len;
-    Mapping::of_device(file.try_clone().expect("a handle"), &info(section), own).expect("maps")
+    entry.offset..entry.offset + entry.len
+}
+
+fn map(file: &File, section: u32) -> Mapping {
+    Mapping::of_device(file.try_clone().expect("a handle"), &info(section), own(section)).expect("maps")
+}
+
+fn map_file(file: &File, section: u32) -> Mapping {
+    Mapping::new(file.try_clone().expect("a handle"), LEN, own(section)).expect("maps")
+}
+
+/// Pages of a file that nobody watches over.
+fn map_unwatched(file: &File, at: *mut libc::c_void) -> *mut libc::c_void {
+    let fixed = if at.is_null() { 0 } else { libc::MAP_FIXED };
+    // SAFETY: new pages, or such as belong to the caller.
+    let there = unsafe {
+        libc::mmap(
+            at,
+            4096,
+            libc::PROT_READ,
+            libc::MAP_SHARED | fixed,
+            std::os::fd::AsRawFd::as_raw_fd(file),
+            0,
+        )
+    };
+    assert_ne!(there, libc::MAP_FAILED);
+    there
 }
 
 #[test]
 fn what_is_lost_reads_as_zeros_and_can_be_written() {
+    loses(map);
+    loses(map_file);
+}
+
+fn loses(map: fn(&File, u32) -> Mapping) {
     let (file, other) = (region_file(), region_file());
     let (mapping, untouched) = (map(&file, 0), map(&other, 1));
     let own = Region::read(&mapping).expect("a region").sections()[0].entry.offset;
@@ -64,7 +94,14 @@ fn what_is_lost_reads_as_zeros_and_can_be_written() {
     mapping.read(0, &mut bytes);
     assert!(bytes.iter().all(|byte| *byte == 0));
     assert!(!untouched.is_lost());
-    assert!(Region::read(&untouched).is_ok(), "another device is still there");
+    assert!(Region::read(&untouched).is_ok(), "another region is still there");
+}
+
+#[test]
+fn a_file_that_is_too_short_for_its_table_is_an_error() {
+    let file = region_file();
+    let error = Mapping::new(file, LEN / 2, own(1)).expect_err("its second half is another region's");
+    assert!(error.to_string().contains("it has 4194304"), "{error}");
 }
 
 #[test]
@@ -167,9 +204,20 @@ fn player() {
         unsafe { libc::raise(libc::SIGBUS) };
     }
     let file = region_file();
-    let foreign = Mapping::new(file.try_clone().expect("a handle"), LEN, 0..0).expect("maps");
     file.set_len(0).expect("truncates");
-    foreign.load(0, Ordering::Relaxed);
+    if part == "again" {
+        // Memory in the lost one's place that is lost, too: what was put there can't be had any more.
+        map_unwatched(&file, mapping.address(0, 8).cast());
+        mapping.load(0, Ordering::Relaxed);
+    }
+    let foreign = map_unwatched(&file, std::ptr::null_mut());
+    // SAFETY: the pages are mapped.
+    unsafe { foreign.cast::<u64>().read_volatile() };
+}
+
+#[test]
+fn what_is_lost_twice_ends_the_process() {
+    assert_eq!(play("again").signal(), Some(libc::SIGBUS));
 }
 
 #[test]
