@@ -5,7 +5,8 @@
 //! | byte of the region's file | lock | holder |
 //! |---|---|---|
 //! | a row of the section table | shared | host processes that use the section |
-//! | an endpoint's slot | exclusive | that endpoint, where it is a host process |
+//! | an endpoint's slot | exclusive | that endpoint, where it is a host process, with its forked children |
+//! | the byte behind it | exclusive | that process alone |
 
 use std::fs::File;
 use std::io;

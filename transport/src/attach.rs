@@ -23,7 +23,7 @@ use vmshm_abi::section::STATE_FREE;
 use crate::endpoint::{Endpoint, Process};
 use crate::error::AttachError as SectionError;
 use crate::hold::Hold;
-use crate::keeper::{Keeper, Kernel};
+use crate::keeper::{Charge, Keeper, Kernel};
 use crate::lock;
 use crate::mapping::Mapping;
 use crate::region::Region;
@@ -93,32 +93,36 @@ impl Options {
 ///
 /// What can't be opened, or is no region.
 pub fn read_region(source: &Source) -> Result<Region, AttachError> {
-    map(source, open(source)?, 0..0).map(|(_, region)| region)
+    look(source, &open(source)?)
 }
 
-fn map(source: &Source, opened: Opened, writable: Range<u64>) -> Result<(Mapping, Region), AttachError> {
-    let path = source.path();
-    let header = |error| AttachError::Header { path: path.clone(), error };
+/// Reads the header and the table of an open region. What lies in its place by then may be another.
+fn look(source: &Source, opened: &Opened) -> Result<Region, AttachError> {
+    let header = |error| AttachError::Header { path: source.path(), error };
     let least = size_of::<RegionHeader>() as u64;
-    let Opened { file, len, device } = opened;
-    if len < least {
-        return Err(header(HeaderError::Truncated { promised: least, found: len }));
+    if opened.len < least {
+        return Err(header(HeaderError::Truncated { promised: least, found: opened.len }));
     }
+    let file = opened.file.try_clone().map_err(source.error())?;
+    let mapping = map(source, Opened { file, ..*opened }, 0..0)?;
+    Region::read(&mapping).map_err(header)
+}
+
+fn map(source: &Source, opened: Opened, writable: Range<u64>) -> Result<Mapping, AttachError> {
+    let Opened { file, len, device } = opened;
     let mapping = match &device {
         Some(device) => Mapping::of_device(file, device, writable),
         None => Mapping::new(file, len, writable),
     };
-    let mapping = mapping.map_err(source.error())?;
-    let region = Region::read(&mapping).map_err(header)?;
-    Ok((mapping, region))
+    mapping.map_err(source.error())
 }
 
 /// An endpoint in this machine's region, kept alive and watched over; it detaches when it is dropped.
 #[derive(Debug)]
 pub struct Attached {
-    // Dropped in this order: first nobody beats for the endpoint, then it leaves.
-    keeper: Option<Keeper>,
+    // Dropped in this order: first the endpoint leaves, then the process is not seen to live any more.
     endpoint: ManuallyDrop<Endpoint<Arc<Mapping>>>,
+    keeper: Option<Keeper>,
     source: Source,
     hold: Hold,
     sleeper: Option<Sleeper>,
@@ -129,15 +133,15 @@ pub struct Attached {
 
 /// Attaches to the region that the options mean.
 ///
-/// With the guest driver, no thread of the program may block SIGBUS while it uses the region: see [`Mapping::of_device`].
+/// No thread of the program may block SIGBUS while it uses the region: see [`Mapping::new`].
 ///
 /// # Errors
 ///
 /// No region, no permission, a foreign or damaged region, no section, no room: each says what to do.
 pub fn open_endpoint(options: &Options) -> Result<Attached, AttachError> {
     let source = find(options.device.as_deref())?;
-    let region = read_region(&source)?;
     let opened = open(&source)?;
+    let region = look(&source, &opened)?;
     // Through sysfs too, where the processor honours the guest's memory type.
     let is_uncached = matches!(source, Source::Pci(_))
         || opened.device.as_ref().is_some_and(|device| device.memory_type == UNCACHED);
@@ -148,8 +152,7 @@ pub fn open_endpoint(options: &Options) -> Result<Attached, AttachError> {
         true => region.header().table_end..region.header().region_len,
         false => section.entry.offset..section.entry.offset + section.entry.len,
     };
-    let (mapping, region) = map(&source, opened, writable)?;
-    let mapping = Arc::new(mapping);
+    let mapping = Arc::new(map(&source, opened, writable)?);
     let rings = mapping.has_doorbells();
     let boot_id = match boot_id() {
         Ok(id) => id,
@@ -185,10 +188,17 @@ pub fn open_endpoint(options: &Options) -> Result<Attached, AttachError> {
         let pid = std::process::id();
         let may_sleep = options.sleep && rings;
         let process = Process { pid: pid.into(), boot_id, may_sleep, rings };
+        // Its life is to be seen before the endpoint is.
+        let path = (hold == Hold::Locks).then(|| source.path());
+        let mut keeper = Keeper::start(&mapping, section, slot, path).map_err(|error| {
+            let attaching = slot::state(&mapping, &section, slot);
+            slot::reap(&mapping, &section, slot, attaching, false);
+            source.error()(error)
+        })?;
         let endpoint = Endpoint::take(Arc::clone(&mapping), region, number, slot, incarnation, &process)?;
         let sleeper = may_sleep.then(|| Sleeper::new(mapping, number, slot));
-        let keeper = Keeper::start(&endpoint, boot_id, options.patience, kernel, sleeper.clone())
-            .map_err(source.error())?;
+        let patience = options.patience;
+        keeper.watch(&endpoint, Charge { boot_id, patience, kernel, sleeper: sleeper.clone() });
         return Ok(Attached {
             keeper: Some(keeper),
             endpoint: ManuallyDrop::new(endpoint),
@@ -235,8 +245,8 @@ impl Attached {
     /// until that ends. To be dropped next; nothing may be sent any more.
     pub fn withdraw(&mut self) {
         self.wait_until_drained();
-        drop(self.keeper.take());
         self.endpoint.withdraw();
+        drop(self.keeper.take());
         // The open file holds the slot from now on, and so the memory: nothing is left for `drop`.
         self.pid = 0;
     }
@@ -257,12 +267,12 @@ impl Drop for Attached {
             return;
         }
         self.wait_until_drained();
-        drop(self.keeper.take());
         let mapping = Arc::clone(self.endpoint.memory());
         let section = *self.endpoint.section();
         let slot = self.endpoint.slot();
         // SAFETY: this is the only place that drops it, and nobody uses it afterwards.
         unsafe { ManuallyDrop::drop(&mut self.endpoint) };
+        drop(self.keeper.take());
         // By name: a forked child that has the file open too would keep the slot.
         let _ = self.hold.release(mapping.file(), &section, slot);
         if self.hold == Hold::Locks {

@@ -1,27 +1,40 @@
 //! The keeper: one thread a process that shows the process's life to others and watches over theirs.
 //!
-//! Within one kernel, locks tell who lives, or the guest driver, which marks the dead. For the processes of its own section
-//! the keeper also acts: it takes back what the dead held, and counts up the heartbeats of the living, so that a process
-//! that is stopped in a debugger stays alive as long as any other of its machine runs. Of another VM the host's table says
-//! when it ends, if it has a server; a VM that just stops is told by its heartbeat alone.
+//! *Who lives.* Within one kernel, locks tell ([`Life`]), or the guest driver, which marks the dead. Of another VM the host's
+//! table says when it ends, if it has a server; a VM that just stops is told by its heartbeats alone.
+//!
+//! *Who looks.* What is found out is of use to a process that polls. So the keeper of such a process looks at all whom it
+//! knows, every [`INTERVAL`]; when the process has not polled for so long, the keeper rests, and the next poll wakes it
+//! ([`Watch`]). While a whole section rests somebody must still count up the heartbeats, by which other VMs see it live, and
+//! mark the dead. That is done by the process in the first slot, once a second ([`REST`]), and because that may be stopped, or
+//! die, by the second with four times the pause, and so on: together they wake up less often than three times in two seconds,
+//! however many there are.
+//!
+//! *What is done.* For the processes of its own section the keeper also acts: it marks the dead, takes back what they held,
+//! and counts up the heartbeats of the living, so that a process that is stopped in a debugger stays alive as long as any
+//! other of its machine runs. Who counts up a heartbeat has made sure just then that the process lives. So a heartbeat that
+//! has moved since the last look saves the look at the lock: each is looked at by one, not by all.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::thread::{JoinHandle, park_timeout};
 use std::time::{Duration, Instant};
+use std::{io, mem, thread};
 
 use core::mem::offset_of;
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use vmshm_abi::EndpointId;
 use vmshm_abi::section::{EndpointSlot, STATE_FREE, STATE_GONE, STATE_LIVE};
 
 use crate::driver;
 use crate::endpoint::Endpoint;
 use crate::hold::Hold;
+use crate::life::{Life, Place};
 use crate::link::PeerError;
-use crate::lock;
 use crate::mapping::Mapping;
 use crate::memory::Memory;
 use crate::region::{Region, Section};
@@ -29,8 +42,14 @@ use crate::sleeper::Sleeper;
 use crate::slot;
 use crate::watch::Watch;
 
-/// Time between two looks: the death of a process of the same kernel is noticed within it.
-const INTERVAL: Duration = Duration::from_millis(200);
+/// Time between two looks of a process that polls: it learns of a death within two of them.
+const INTERVAL: Duration = Duration::from_millis(250);
+
+/// Time between two looks of a process that does not poll, if it has the first slot that is taken.
+const REST: Duration = Duration::from_secs(1);
+
+/// The longest rest, as a power of two of [`REST`]: more than an hour.
+const LONGEST: u32 = 12;
 
 const HEARTBEAT: u64 = offset_of!(EndpointSlot, heartbeat) as u64;
 
@@ -45,58 +64,103 @@ pub enum Kernel {
     Driver,
 }
 
-/// The running thread; dropping it stops it.
+/// What a keeper needs to know beside its endpoint.
+#[derive(Debug)]
+pub struct Charge {
+    /// This kernel's boot id.
+    pub boot_id: [u64; 2],
+    /// After so long without heartbeat, peers of other kernels are declared dead.
+    pub patience: Duration,
+    /// How the lives of this kernel's processes are told.
+    pub kernel: Kernel,
+    /// Wakes our process when there are news.
+    pub sleeper: Option<Sleeper>,
+}
+
+/// The running thread; dropping it stops it, and then the process counts as dead: its endpoint has left before.
 #[derive(Debug)]
 pub struct Keeper {
     stop: Arc<AtomicBool>,
+    begin: Option<Sender<Round>>,
     thread: Option<JoinHandle<()>>,
 }
 
+type Heartbeats = HashMap<(EndpointId, u64), (u64, Duration)>;
+
+#[derive(Debug)]
 struct Round {
     mapping: Arc<Mapping>,
     region: Region,
     section: Section,
     slot: u32,
-    boot_id: [u64; 2],
     watch: Arc<Watch>,
-    patience: Duration,
-    kernel: Kernel,
-    /// Wakes our process when there are news.
-    sleeper: Option<Sleeper>,
-    /// Last heartbeat seen of each watched endpoint of another kernel, and for how long we have been watching it stand.
-    heartbeats: HashMap<(EndpointId, u64), (u64, Duration)>,
+    charge: Charge,
+    /// None with the driver, which knows who lives.
+    life: Option<Life>,
+    /// The heartbeat of each endpoint, and for how long we have been watching it stand: in this look, and in the last.
+    heartbeats: Heartbeats,
+    last_heartbeats: Heartbeats,
     last_run: Instant,
 }
 
 impl Keeper {
-    /// Starts the thread for an endpoint, which declares peers of other kernels dead after `patience` without heartbeat.
-    pub fn start(
-        endpoint: &Endpoint<Arc<Mapping>>,
-        boot_id: [u64; 2],
-        patience: Duration,
-        kernel: Kernel,
-        sleeper: Option<Sleeper>,
-    ) -> std::io::Result<Self> {
+    /// Starts the thread for slot `slot`, which this process has taken, before its endpoint can be met. Where locks tell who
+    /// lives, on the file at `path`, the process is seen to live from now on.
+    ///
+    /// # Errors
+    ///
+    /// No thread, or the lock can't be had.
+    pub fn start(mapping: &Mapping, section: Section, slot: u32, path: Option<PathBuf>) -> io::Result<Self> {
+        let place = path.map(|path| Place::new(path, mapping.file())).transpose()?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let mut round = Round::new(endpoint, boot_id, patience, kernel, sleeper);
-        let thread = std::thread::Builder::new().name("vmshm-keeper".into()).spawn(move || {
-            if kernel == Kernel::Driver {
-                // The program may have blocked it in the thread that attached, from which this one has its mask.
-                let _ = SigSet::from(Signal::SIGBUS).thread_unblock();
+        let (begin, rounds) = channel::<Round>();
+        let (tell, told) = channel();
+        let keep = move || {
+            let life = place.map(|place| Life::begin(&place, &section, slot)).transpose();
+            let (life, result) = match life {
+                Ok(life) => (life, Ok(())),
+                Err(error) => (None, Err(error)),
+            };
+            if tell.send(result).is_err() {
+                return;
             }
+            let Ok(mut round) = rounds.recv() else { return };
+            round.life = life;
             while !stopped.load(Ordering::Acquire) {
                 round.run();
-                park_timeout(INTERVAL);
+                match round.watch.was_polled() {
+                    true => park_timeout(INTERVAL),
+                    false => round.watch.rest(round.rest()),
+                }
             }
-        })?;
-        Ok(Self { stop, thread: Some(thread) })
+        };
+        // The program's signals are for its own threads. Those that a fault raises are never blocked: who blocks them dies of
+        // the fault, and the loss of the memory is such a fault.
+        let mut signals = SigSet::all();
+        for fault in [Signal::SIGBUS, Signal::SIGSEGV, Signal::SIGILL, Signal::SIGFPE, Signal::SIGTRAP] {
+            signals.remove(fault);
+        }
+        let before = signals.thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+        let thread = thread::Builder::new().name("vmshm-keeper".into()).spawn(keep);
+        before.thread_set_mask()?;
+        let keeper = Self { stop, begin: Some(begin), thread: Some(thread?) };
+        told.recv().map_err(|_| io::Error::other("the thread that watches over peers has ended"))??;
+        Ok(keeper)
+    }
+
+    /// Begins to watch over the peers of the endpoint in the slot.
+    pub fn watch(&mut self, endpoint: &Endpoint<Arc<Mapping>>, charge: Charge) {
+        if let Some(begin) = self.begin.take() {
+            let _ = begin.send(Round::new(endpoint, charge));
+        }
     }
 }
 
 impl Drop for Keeper {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
+        drop(self.begin.take());
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
             let _ = thread.join();
@@ -105,26 +169,28 @@ impl Drop for Keeper {
 }
 
 impl Round {
-    fn new(
-        endpoint: &Endpoint<Arc<Mapping>>,
-        boot_id: [u64; 2],
-        patience: Duration,
-        kernel: Kernel,
-        sleeper: Option<Sleeper>,
-    ) -> Self {
+    fn new(endpoint: &Endpoint<Arc<Mapping>>, charge: Charge) -> Self {
         Self {
             mapping: Arc::clone(endpoint.memory()),
             region: endpoint.region().clone(),
             section: *endpoint.section(),
             slot: endpoint.slot(),
-            boot_id,
             watch: Arc::clone(endpoint.watch()),
-            patience,
-            kernel,
-            sleeper,
-            heartbeats: HashMap::new(),
+            charge,
+            life: None,
+            heartbeats: Heartbeats::new(),
+            last_heartbeats: Heartbeats::new(),
             last_run: Instant::now(),
         }
+    }
+
+    /// How long to rest: the longer, the more processes of the section have slots before ours.
+    fn rest(&self) -> Duration {
+        let before = (0..self.slot)
+            .filter(|slot| slot::state(&self.mapping, &self.section, *slot).state == STATE_LIVE)
+            .count() as u32;
+        // However short the patience of others is, which is mostly as long as ours.
+        REST.min(self.charge.patience / 4) * (1 << (2 * before).min(LONGEST))
     }
 
     fn run(&mut self) {
@@ -132,93 +198,110 @@ impl Round {
             self.mapping.lose();
         }
         Endpoint::beat(&self.mapping, &self.section, self.slot);
-        // While we ourselves were stopped we watched nobody.
+        // While we ourselves were stopped, or rested, we watched nobody.
         let now = Instant::now();
         let step = (now - self.last_run).min(2 * INTERVAL);
         self.last_run = now;
-        for slot in (0..self.section.layout.endpoints).filter(|slot| *slot != self.slot) {
+        mem::swap(&mut self.heartbeats, &mut self.last_heartbeats);
+        self.heartbeats.clear();
+        let own = self.slot;
+        for slot in (0..self.section.layout.endpoints).filter(|slot| *slot != own) {
             self.look_after_sibling(slot);
         }
-        let watched: Vec<_> = self.watch.watched().collect();
-        self.heartbeats.retain(|key, _| watched.contains(key));
-        for (id, incarnation) in watched {
+        let watch = Arc::clone(&self.watch);
+        for (id, incarnation) in watch.watched() {
             if let Some(why) = self.verdict(id, incarnation, step) {
-                self.watch.report(id, incarnation, why);
-                if let Some(sleeper) = &self.sleeper {
+                watch.report(id, incarnation, why);
+                if let Some(sleeper) = &self.charge.sleeper {
                     sleeper.ring_self();
                 }
             }
         }
     }
 
-    fn look_after_sibling(&self, slot: u32) {
-        let state = slot::state(&self.mapping, &self.section, slot);
-        match (self.kernel, state.state) {
-            (_, STATE_FREE) => return,
-            (Kernel::Driver, STATE_GONE) => {
-                slot::reap(&self.mapping, &self.section, slot, state, false);
-            }
+    fn look_after_sibling(&mut self, slot: u32) {
+        let (mapping, section) = (Arc::clone(&self.mapping), self.section);
+        let state = slot::state(&mapping, &section, slot);
+        match (self.charge.kernel, state.state) {
+            (_, STATE_FREE) => {}
+            (Kernel::Driver, STATE_GONE) => slot::reap(&mapping, &section, slot, state, false),
             // Left over from an earlier boot of this machine: its driver had no time to mark it.
             (Kernel::Driver, STATE_LIVE)
-                if slot::boot_id(&self.mapping, &self.section, slot) != self.boot_id =>
+                if slot::boot_id(&mapping, &section, slot) != self.charge.boot_id =>
             {
-                slot::reap(&self.mapping, &self.section, slot, state, true);
+                slot::reap(&mapping, &section, slot, state, true);
             }
-            (Kernel::Driver, _) => {}
-            _ => reap_if_dead(&self.mapping, &self.section, slot),
-        }
-        if slot::state(&self.mapping, &self.section, slot).state == STATE_LIVE {
-            Endpoint::beat(&self.mapping, &self.section, slot);
+            (_, STATE_LIVE) => {
+                let id = self.region.endpoint(section.number, slot);
+                if self.has_stood(id, state.incarnation, Duration::ZERO).is_none() {
+                    // Another has just looked.
+                } else if self.life.as_ref().is_none_or(|life| life.is_lived(&section, slot)) {
+                    let beat = Endpoint::beat(&mapping, &section, slot);
+                    self.heartbeats.insert((id, state.incarnation), (beat, Duration::ZERO));
+                } else {
+                    slot::mark_dead(&mapping, &section, slot, state);
+                    self.reap(slot);
+                }
+            }
+            _ => self.reap(slot),
         }
     }
 
-    fn verdict(&mut self, id: EndpointId, incarnation: u64, step: Duration) -> Option<PeerError> {
+    /// Takes back what the process of a slot held, if it is dead and nobody has its memory: if the slot's lock can be had. A
+    /// forked child may outlive it.
+    fn reap(&self, slot: u32) {
+        let Some(life) = &self.life else { return };
+        if !matches!(Hold::Locks.take(life.file(), &self.section, slot), Ok(true)) {
+            return;
+        }
+        let state = slot::state(&self.mapping, &self.section, slot);
+        if state.state != STATE_FREE {
+            slot::reap(&self.mapping, &self.section, slot, state, true);
+        }
+        let _ = Hold::Locks.release(life.file(), &self.section, slot);
+    }
+
+    /// How long the heartbeat of an endpoint has stood, after another `step` of watching; none if it has moved.
+    fn has_stood(&mut self, id: EndpointId, incarnation: u64, step: Duration) -> Option<Duration> {
         let (section, slot) = self.region.place(id)?;
+        let beat = self.mapping.load(section.slot(slot) + HEARTBEAT, Ordering::Relaxed);
+        let last = self.last_heartbeats.get(&(id, incarnation)).copied();
+        let (last, stood) = last.unwrap_or((beat, Duration::ZERO));
+        let stood = (last == beat).then_some(stood + step);
+        self.heartbeats.insert((id, incarnation), (beat, stood.unwrap_or_default()));
+        stood
+    }
+
+    fn verdict(&mut self, id: EndpointId, incarnation: u64, step: Duration) -> Option<PeerError> {
+        let (&section, slot) = self.region.place(id)?;
         if self.mapping.is_lost() {
             return Some(PeerError::DeviceLost);
         }
-        let at = section.slot(slot);
         let is_ours = section.number == self.section.number;
         let member = if is_ours { 0 } else { self.watch.member(id) };
-        let state = slot::state(&self.mapping, section, slot);
+        let state = slot::state(&self.mapping, &section, slot);
         if state.incarnation != incarnation
             || state.state != STATE_LIVE
             || section.has_changed_hands(&self.mapping, member)
         {
-            return Some(slot::ending(&self.mapping, section, slot, incarnation, member));
+            return Some(slot::ending(&self.mapping, &section, slot, incarnation, member));
         }
-        if is_ours && self.kernel == Kernel::Driver {
+        if is_ours {
+            // It is looked after as a sibling.
             return None;
         }
-        let shares_locks = is_ours || self.kernel == Kernel::Host;
-        if shares_locks && slot::boot_id(&self.mapping, section, slot) == self.boot_id {
-            // Where the lock can't be asked, the answer is unknown, and that is not death.
-            let dead = !lock::is_held_by_another(self.mapping.file(), at).unwrap_or(true);
+        let stood = self.has_stood(id, incarnation, step)?;
+        if let Some(life) = &self.life
+            && self.charge.kernel == Kernel::Host
+            && slot::boot_id(&self.mapping, &section, slot) == self.charge.boot_id
+        {
             // It may have left in good order just now.
-            let left = slot::state(&self.mapping, section, slot) != state;
-            return (dead && !left).then_some(PeerError::Died);
+            let is_dead =
+                !life.is_lived(&section, slot) && slot::state(&self.mapping, &section, slot) == state;
+            return is_dead.then_some(PeerError::Died);
         }
-        let beat = self.mapping.load(at + HEARTBEAT, Ordering::Relaxed);
-        let last = self.heartbeats.entry((id, incarnation)).or_insert((beat, Duration::ZERO));
-        *last = match last.0 == beat {
-            true => (beat, last.1 + step),
-            false => (beat, Duration::ZERO),
-        };
-        (last.1 > self.patience).then_some(PeerError::Silent)
+        (stood > self.charge.patience).then_some(PeerError::Silent)
     }
-}
-
-/// Takes back what the process of a slot of our own section held, if it is dead: if the slot's lock can be had.
-fn reap_if_dead(mapping: &Mapping, section: &Section, slot: u32) {
-    let hold = Hold::Locks;
-    if !matches!(hold.take(mapping.file(), section, slot), Ok(true)) {
-        return;
-    }
-    let state = slot::state(mapping, section, slot);
-    if state.state != STATE_FREE {
-        slot::reap(mapping, section, slot, state, true);
-    }
-    let _ = hold.release(mapping.file(), section, slot);
 }
 
 #[cfg(test)]
@@ -281,8 +364,13 @@ mod tests {
         (0..200).find_map(|_| endpoint.poll(&mut inbox))
     }
 
+    fn charge() -> Charge {
+        let patience = Duration::from_secs(3600);
+        Charge { boot_id: BOOT, patience, kernel: Kernel::Driver, sleeper: None }
+    }
+
     fn round(endpoint: &Endpoint<Arc<Mapping>>) -> Round {
-        Round::new(endpoint, BOOT, Duration::from_secs(3600), Kernel::Driver, None)
+        Round::new(endpoint, charge())
     }
 
     /// Two endpoints of two VMs, the peer that the second is to the first, and the first one's rounds.
@@ -338,9 +426,10 @@ mod tests {
         let a = endpoint(&file, 0, BOOT);
         let blocked = SigSet::from(Signal::SIGBUS);
         blocked.thread_block().unwrap();
-        let keeper = Keeper::start(&a, BOOT, Duration::from_secs(3600), Kernel::Driver, None);
+        let keeper = Keeper::start(a.memory(), *a.section(), a.slot(), None);
         blocked.thread_unblock().unwrap();
-        let keeper = keeper.unwrap();
+        let mut keeper = keeper.unwrap();
+        keeper.watch(&a, charge());
         file.set_len(0).unwrap();
         // Only the keeper touches the memory; with the signal blocked, that would end this program.
         while !a.memory().is_lost() {

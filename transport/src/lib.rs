@@ -47,6 +47,8 @@ mod hold;
 #[cfg(feature = "std")]
 mod keeper;
 #[cfg(feature = "std")]
+mod life;
+#[cfg(feature = "std")]
 mod lock;
 #[cfg(feature = "std")]
 mod lost;

@@ -101,18 +101,95 @@ pub fn withdraw(memory: &impl Memory, section: &Section, slot: u32, incarnation:
     change(memory, section, slot, live, SlotState { incarnation, state: STATE_ATTACHING })
 }
 
+/// Marks a slot gone whose process is dead, which was found out after its state `live` was read: its peers are told that it
+/// died, not that it left. Its memory stays taken, until it is [reaped](reap).
+pub fn mark_dead(memory: &impl Memory, section: &Section, slot: u32, live: SlotState) {
+    let at = section.slot(slot) + DIED;
+    let before = memory.load(at, Ordering::Acquire);
+    if live.state != STATE_LIVE || state(memory, section, slot) != live {
+        return;
+    }
+    // Before the state, so that who sees the end knows that it was no leaving; in exchange for what was there while this
+    // life lasted: others may have marked this one, and a later one, since.
+    let _ = memory.compare_exchange(at, before, live.incarnation);
+    change(memory, section, slot, live, SlotState { state: STATE_GONE, ..live });
+}
+
 /// Ends the life `ended` of a slot, whose process has left or is dead: marks it gone, so that peers stop listening, then
 /// gives its memory back, then frees the slot.
 ///
 /// With `died`, its peers are told that it died, else that it left. Who was only attaching, or has withdrawn, has none.
 pub fn reap(memory: &impl Memory, section: &Section, slot: u32, ended: SlotState, died: bool) {
-    if died && !matches!(ended.state, STATE_FREE | STATE_ATTACHING) {
-        memory.store(section.slot(slot) + DIED, ended.incarnation, Ordering::Release);
-    }
     let gone = SlotState { state: STATE_GONE, ..ended };
-    if ended.state != STATE_GONE && !change(memory, section, slot, ended, gone) {
+    if died && ended.state == STATE_LIVE {
+        mark_dead(memory, section, slot, ended);
+        if state(memory, section, slot) != gone {
+            return;
+        }
+    } else if ended.state != STATE_GONE && !change(memory, section, slot, ended, gone) {
         return;
     }
     heap::free_all(memory, section, chunk_owner(slot, gone.incarnation));
     change(memory, section, slot, gone, SlotState { state: STATE_FREE, ..gone });
+}
+
+#[cfg(all(test, feature = "std"))]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+
+    use vmshm_abi::region::RegionHeader;
+    use zerocopy::IntoBytes;
+
+    use super::*;
+    use crate::mapping::Mapping;
+    use crate::region::Region;
+
+    fn region() -> (Mapping, Section) {
+        let (file, len): (File, _) = (tempfile::tempfile().unwrap(), 1 << 20);
+        file.set_len(len).unwrap();
+        let header = RegionHeader::new([7; 16], len, 4096, 1, 4);
+        file.write_all_at(header.as_bytes(), 0).unwrap();
+        file.write_all_at(header.new_entry(0).as_bytes(), RegionHeader::entry_offset(0)).unwrap();
+        let mapping = Mapping::new(file, len, header.table_end..len).unwrap();
+        let section = Region::read(&mapping).unwrap().sections()[0];
+        (mapping, section)
+    }
+
+    fn live(memory: &impl Memory, section: &Section) -> SlotState {
+        let life = claim(memory, section, 0).unwrap();
+        assert!(publish(memory, section, 0, life));
+        state(memory, section, 0)
+    }
+
+    #[test]
+    fn who_reaps_late_does_not_touch_the_next_life() {
+        let (memory, section) = region();
+        let first = live(&memory, &section);
+        // Found dead by two; one is slow.
+        reap(&memory, &section, 0, first, true);
+        let second = live(&memory, &section);
+        reap(&memory, &section, 0, second, true);
+        reap(&memory, &section, 0, first, true);
+        mark_dead(&memory, &section, 0, first);
+        assert_eq!(ending(&memory, &section, 0, second.incarnation, 0), PeerError::Died);
+        let third = live(&memory, &section);
+        reap(&memory, &section, 0, second, true);
+        assert_eq!(state(&memory, &section, 0), third);
+    }
+
+    #[test]
+    fn who_has_left_has_not_died() {
+        let (memory, section) = region();
+        let first = live(&memory, &section);
+        reap(&memory, &section, 0, first, false);
+        reap(&memory, &section, 0, first, true);
+        assert_eq!(ending(&memory, &section, 0, first.incarnation, 0), PeerError::Left);
+        // It may also die while it leaves.
+        let second = live(&memory, &section);
+        let leaving = SlotState { state: STATE_GONE, ..second };
+        assert!(change(&memory, &section, 0, second, leaving));
+        reap(&memory, &section, 0, leaving, true);
+        assert_eq!(ending(&memory, &section, 0, second.incarnation, 0), PeerError::Left);
+    }
 }

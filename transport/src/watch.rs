@@ -1,7 +1,7 @@
 //! What a watcher outside the endpoint has found out about its peers' lives.
 
 use alloc::boxed::Box;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use vmshm_abi::EndpointId;
 
@@ -15,8 +15,21 @@ pub struct Watch {
     members: Box<[AtomicU64]>,
     /// Incarnation and verdict in one word, so that a late verdict on one life is never taken for one on the next.
     verdicts: Box<[AtomicU64]>,
-    news: AtomicBool,
+    /// [`NEWS`], [`CURIOUS`] and [`RESTS`], added up: one word, so that a poll with nothing to hear makes one load.
+    word: AtomicU32,
+    /// The watcher's thread.
+    #[cfg(feature = "std")]
+    watcher: std::sync::OnceLock<std::thread::Thread>,
 }
+
+/// There is a verdict to fetch.
+const NEWS: u32 = 1;
+/// The watcher wants to know whether the endpoint polls: the next poll takes the bit away.
+#[cfg(feature = "std")]
+const CURIOUS: u32 = 2;
+/// The watcher rests, because nobody polls, and is to be woken by who does.
+#[cfg(feature = "std")]
+const RESTS: u32 = 4;
 
 const LEFT: u64 = 1;
 const DIED: u64 = 2;
@@ -30,7 +43,9 @@ impl Watch {
             lives: (0..endpoints).map(|_| AtomicU64::new(0)).collect(),
             members: (0..endpoints).map(|_| AtomicU64::new(0)).collect(),
             verdicts: (0..endpoints).map(|_| AtomicU64::new(0)).collect(),
-            news: AtomicBool::new(false),
+            word: AtomicU32::new(0),
+            #[cfg(feature = "std")]
+            watcher: std::sync::OnceLock::new(),
         }
     }
 
@@ -56,7 +71,7 @@ impl Watch {
             PeerError::Died | PeerError::Closed | PeerError::Protocol(_) => DIED,
         };
         self.verdicts[id.0 as usize].store(incarnation << 8 | verdict, Ordering::Release);
-        self.news.store(true, Ordering::Release);
+        self.word.fetch_or(NEWS, Ordering::Release);
     }
 
     pub(crate) fn begin(&self, id: EndpointId, incarnation: u64, member: u64) {
@@ -70,12 +85,43 @@ impl Watch {
 
     /// Whether there is any verdict to fetch, which stays to be fetched.
     pub(crate) fn would_have_news(&self) -> bool {
-        self.news.load(Ordering::Acquire)
+        self.word.load(Ordering::Acquire) & NEWS != 0
     }
 
-    /// Whether there is any verdict to fetch; a plain load in the usual case.
+    /// Whether there is any verdict to fetch; a plain load in the usual case. Called by the endpoint's polls, which the
+    /// watcher learns.
+    #[inline]
     pub(crate) fn has_news(&self) -> bool {
-        self.news.load(Ordering::Relaxed) && self.news.swap(false, Ordering::AcqRel)
+        self.word.load(Ordering::Relaxed) != 0 && self.take_word()
+    }
+
+    #[inline(never)]
+    fn take_word(&self) -> bool {
+        let word = self.word.swap(0, Ordering::AcqRel);
+        #[cfg(feature = "std")]
+        if word & RESTS != 0
+            && let Some(watcher) = self.watcher.get()
+        {
+            watcher.unpark();
+        }
+        word & NEWS != 0
+    }
+
+    /// Whether the endpoint has polled since this was called last.
+    #[cfg(feature = "std")]
+    pub(crate) fn was_polled(&self) -> bool {
+        self.word.fetch_or(CURIOUS, Ordering::AcqRel) & CURIOUS == 0
+    }
+
+    /// Waits as long as given at most, but only until the endpoint polls. Called by one thread, always the same.
+    #[cfg(feature = "std")]
+    pub(crate) fn rest(&self, time: core::time::Duration) {
+        self.watcher.get_or_init(std::thread::current);
+        // Without the other bit the endpoint has polled just now.
+        if self.word.fetch_or(RESTS, Ordering::AcqRel) & CURIOUS != 0 {
+            std::thread::park_timeout(time);
+        }
+        self.word.fetch_and(!RESTS, Ordering::AcqRel);
     }
 
     pub(crate) fn verdict(&self, id: EndpointId, incarnation: u64) -> Option<PeerError> {
