@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::ffi::{c_int, c_void};
+use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::slice;
 
@@ -39,10 +40,17 @@ impl Number {
 
     /// One of a datatype that is called so, if there is one.
     pub fn called(name: u16) -> Option<Self> {
-        let (mut size, mut extent, mut held) = (0, 0, 0);
-        // SAFETY: any number may be asked for, and there is room for all three.
-        let datatype = unsafe { ompi::vmshm_osc_predefined(name.into(), &mut size, &mut extent, &mut held) };
-        (!datatype.is_null()).then_some(Self { name, size, extent, held, datatype })
+        let mut number = MaybeUninit::uninit();
+        // SAFETY: any name may be asked for; the number is there if this is true.
+        unsafe {
+            let is_there = ompi::vmshm_osc_number(name.into(), number.as_mut_ptr());
+            is_there.then(|| Self::new(number.assume_init()))
+        }
+    }
+
+    fn new(number: ompi::vmshm_osc_number) -> Self {
+        let ompi::vmshm_osc_number { datatype, size, extent, held, name } = number;
+        Self { name: name as u16, size, extent, held, datatype }
     }
 
     /// What each of a datatype's elements consists of, and whether it is one itself. To be moved, it may consist of bytes.
@@ -53,11 +61,15 @@ impl Number {
     /// # Safety
     /// The datatype is Open MPI's.
     pub unsafe fn of(datatype: *mut ompi_datatype_t, is_moved: bool) -> Result<(Self, bool), c_int> {
-        let mut is_predefined = false;
-        // SAFETY: the caller vouches for it.
-        let name = unsafe { ompi::vmshm_osc_number(datatype, is_moved, &mut is_predefined) };
-        let number = u16::try_from(name).ok().and_then(Self::called).ok_or(WRONG_TYPE)?;
-        Ok((number, is_predefined))
+        let (mut number, mut is_predefined) = (MaybeUninit::uninit(), false);
+        // SAFETY: the caller vouches for it; the number is there if this is true.
+        unsafe {
+            let to = number.as_mut_ptr();
+            if !ompi::vmshm_osc_number_of(datatype, is_moved, to, &mut is_predefined) {
+                return Err(WRONG_TYPE);
+            }
+            Ok((Self::new(number.assume_init()), is_predefined))
+        }
     }
 
     /// Whether there are bytes between numbers that follow each other, or within them.
@@ -179,6 +191,12 @@ impl Runs {
         wanted: Range<usize>,
         mut work: impl FnMut(usize, Range<usize>) -> Result<(), c_int>,
     ) -> Result<(), c_int> {
+        if let Some((at, len)) = self.one
+            && (1..=len.min(most)).contains(&wanted.end)
+            && wanted.start == 0
+        {
+            return work(at, wanted);
+        }
         let Number { size, extent, .. } = self.number;
         let most = if size > 1 { most / size * size } else { most }.max(size);
         let mut packed = 0;
@@ -246,6 +264,8 @@ pub struct Numbers {
     pub number: Number,
     /// Where they are.
     pub runs: Runs,
+    datatype: *mut ompi_datatype_t,
+    is_predefined: bool,
     is_moved: bool,
 }
 
@@ -265,7 +285,7 @@ impl Numbers {
     ) -> Result<Self, c_int> {
         // SAFETY: the caller vouches for it.
         unsafe {
-            let is_moved = ompi::vmshm_osc_is_no_op(op) || ompi::vmshm_osc_is_replace(op);
+            let is_moved = ompi::vmshm_osc_is_move(op);
             let (number, is_predefined) = Number::of(datatype, is_moved)?;
             if !ompi::vmshm_osc_is_defined(op, number.name.into()) {
                 return Err(ompi::MPI_ERR_OP as c_int);
@@ -276,7 +296,7 @@ impl Numbers {
             } else {
                 Runs::new(start, count, datatype).numbers(number)
             };
-            Ok(Self { number, runs, is_moved })
+            Ok(Self { number, runs, datatype, is_predefined, is_moved })
         }
     }
 
@@ -284,7 +304,13 @@ impl Numbers {
     ///
     /// # Errors
     /// They are others.
+    ///
+    /// # Safety
+    /// The datatype is Open MPI's.
     unsafe fn is_plain(&self, datatype: *mut ompi_datatype_t) -> Result<bool, c_int> {
+        if datatype == self.datatype {
+            return Ok(self.is_predefined && !self.number.has_gaps());
+        }
         // SAFETY: the caller vouches for it.
         let (number, is_predefined) = unsafe { Number::of(datatype, self.is_moved)? };
         if number == self.number { Ok(is_predefined && !number.has_gaps()) } else { Err(WRONG_TYPE) }

@@ -10,6 +10,7 @@
 #include "ompi/datatype/ompi_datatype_internal.h"
 #include "ompi/group/group.h"
 #include "ompi/mca/osc/base/base.h"
+#include "ompi/mca/osc/base/osc_base_obj_convert.h"
 #include "ompi/op/op.h"
 #include "ompi/request/request.h"
 #include "ompi/win/win.h"
@@ -122,6 +123,8 @@ int vmshm_osc_copy(const void *from, int count, struct ompi_datatype_t *type, vo
 int vmshm_osc_combine(const void *origin, int count, struct ompi_datatype_t *type, void *target, int target_count,
                       struct ompi_datatype_t *target_type, struct ompi_op_t *op)
 {
+    ompi_datatype_t *number;
+
     /* An operation that leaves what there is need not have a datatype for operands. */
     if (vmshm_osc_is_no_op(op)) {
         return OMPI_SUCCESS;
@@ -129,17 +132,31 @@ int vmshm_osc_combine(const void *origin, int count, struct ompi_datatype_t *typ
     if (vmshm_osc_size(count, type) > vmshm_osc_size(target_count, target_type)) {
         return MPI_ERR_TRUNCATE;
     }
-    if (vmshm_osc_is_replace(op)) {
+    if (op == &ompi_mpi_op_replace.op) {
         return vmshm_osc_copy(origin, count, type, target, target_count, target_type);
     }
-    if (type != target_type || !ompi_datatype_is_predefined(type)) {
+    if (type == target_type && ompi_datatype_is_predefined(type)) {
+        if (0 == type->super.size) {
+            return MPI_ERR_TYPE;
+        }
+        if (!vmshm_osc_is_defined(op, type->id)) {
+            return MPI_ERR_OP;
+        }
+        ompi_op_reduce(op, (void *) origin, target, count, type);
+        return OMPI_SUCCESS;
+    }
+    /* These two are what there is for pairs. */
+    if (op == &ompi_mpi_op_maxloc.op || op == &ompi_mpi_op_minloc.op) {
         return OMPI_ERR_NOT_SUPPORTED;
     }
-    if (!vmshm_osc_is_defined(op, type->id)) {
+    number = ompi_datatype_get_single_predefined_type_from_args(type);
+    if (NULL == number || number != ompi_datatype_get_single_predefined_type_from_args(target_type)) {
+        return MPI_ERR_TYPE;
+    }
+    if (!vmshm_osc_is_defined(op, number->id)) {
         return MPI_ERR_OP;
     }
-    ompi_op_reduce(op, (void *) origin, target, count, type);
-    return OMPI_SUCCESS;
+    return ompi_osc_base_sndrcv_op(origin, count, type, target, target_count, target_type, op);
 }
 
 unsigned vmshm_osc_name(struct ompi_communicator_t *comm)
@@ -147,53 +164,52 @@ unsigned vmshm_osc_name(struct ompi_communicator_t *comm)
     return ompi_comm_get_cid(comm);
 }
 
-int vmshm_osc_number(const struct ompi_datatype_t *type, bool moved, bool *predefined)
-{
-    const ompi_datatype_t *number = type;
-    size_t size, extent, held;
-
-    *predefined = ompi_datatype_is_predefined(type);
-    if (!*predefined) {
-        number = ompi_datatype_get_single_predefined_type_from_args((ompi_datatype_t *) type);
-    }
-    if (NULL == number) {
-        return moved ? ompi_mpi_byte.dt.id : -1;
-    }
-    /* A datatype that this machine does not have has the number of one that it has. */
-    if (NULL == vmshm_osc_predefined(number->id, &size, &extent, &held) || size != number->super.size) {
-        return -1;
-    }
-    return number->id;
-}
-
-struct ompi_datatype_t *vmshm_osc_predefined(int number, size_t *size, size_t *extent, size_t *held)
+bool vmshm_osc_number(int name, struct vmshm_osc_number *number)
 {
     const ompi_datatype_t *type;
 
-    if (0 > number || OMPI_DATATYPE_MPI_MAX_PREDEFINED <= number) {
-        return NULL;
+    if (0 > name || OMPI_DATATYPE_MPI_MAX_PREDEFINED <= name) {
+        return false;
     }
-    type = ompi_datatype_basicDatatypes[number];
+    type = ompi_datatype_basicDatatypes[name];
     if (NULL == type || 0 == type->super.size || 0 != type->super.true_lb) {
-        return NULL;
+        return false;
     }
-    *size = type->super.size;
-    *extent = (size_t) (type->super.ub - type->super.lb);
-    *held = (size_t) type->super.true_ub;
-    return (ompi_datatype_t *) type;
+    number->datatype = (ompi_datatype_t *) type;
+    number->size = type->super.size;
+    number->extent = (size_t) (type->super.ub - type->super.lb);
+    number->held = (size_t) type->super.true_ub;
+    number->name = name;
+    return true;
 }
 
-bool vmshm_osc_is_defined(const struct ompi_op_t *op, int number)
+bool vmshm_osc_number_of(const struct ompi_datatype_t *type, bool moved, struct vmshm_osc_number *number,
+                         bool *predefined)
+{
+    const ompi_datatype_t *one = type;
+
+    *predefined = ompi_datatype_is_predefined(type);
+    if (!*predefined) {
+        one = ompi_datatype_get_single_predefined_type_from_args((ompi_datatype_t *) type);
+        if (NULL == one && moved) {
+            one = MPI_BYTE;
+        }
+    }
+    /* A datatype that this machine does not have has the name of one that it has. */
+    return NULL != one && vmshm_osc_number(one->id, number) && number->size == one->super.size;
+}
+
+bool vmshm_osc_is_defined(const struct ompi_op_t *op, int name)
 {
     int place;
 
-    if (!ompi_op_is_intrinsic((ompi_op_t *) op) || 0 > number || OMPI_DATATYPE_MPI_MAX_PREDEFINED <= number) {
+    if (!ompi_op_is_intrinsic((ompi_op_t *) op) || 0 > name || OMPI_DATATYPE_MPI_MAX_PREDEFINED <= name) {
         return false;
     }
-    if (vmshm_osc_is_no_op(op) || vmshm_osc_is_replace(op)) {
+    if (vmshm_osc_is_move(op)) {
         return true;
     }
-    place = ompi_op_ddt_map[number];
+    place = ompi_op_ddt_map[name];
     return 0 <= place && NULL != op->o_func.intrinsic.fns[place];
 }
 
@@ -207,9 +223,9 @@ bool vmshm_osc_is_no_op(const struct ompi_op_t *op)
     return op == &ompi_mpi_op_no_op.op;
 }
 
-bool vmshm_osc_is_replace(const struct ompi_op_t *op)
+bool vmshm_osc_is_move(const struct ompi_op_t *op)
 {
-    return op == &ompi_mpi_op_replace.op;
+    return op == &ompi_mpi_op_no_op.op || op == &ompi_mpi_op_replace.op;
 }
 
 size_t vmshm_osc_size(int count, const struct ompi_datatype_t *type)
@@ -241,25 +257,24 @@ void vmshm_osc_runs(int count, const struct ompi_datatype_t *type, void (*each)(
     OBJ_DESTRUCT(&convertor);
 }
 
-bool vmshm_osc_apply(int number_of_op, int number, const void *operands, void *target, int count)
+bool vmshm_osc_apply(int number_of_op, int name, const void *operands, void *target, int count)
 {
     ompi_op_t *op = opal_pointer_array_get_item(ompi_op_f_to_c_table, number_of_op);
-    size_t size, extent, held;
-    ompi_datatype_t *type = vmshm_osc_predefined(number, &size, &extent, &held);
+    struct vmshm_osc_number number;
 
-    if (NULL == op || NULL == type || !vmshm_osc_is_defined(op, number)) {
+    if (NULL == op || !vmshm_osc_number(name, &number) || !vmshm_osc_is_defined(op, name)) {
         return false;
     }
     if (vmshm_osc_is_no_op(op)) {
         return true;
     }
-    if (!vmshm_osc_is_replace(op)) {
-        ompi_op_reduce(op, (void *) operands, target, count, type);
-    } else if (size == extent) {
-        memcpy(target, operands, size * (size_t) count);
+    if (op != &ompi_mpi_op_replace.op) {
+        ompi_op_reduce(op, (void *) operands, target, count, number.datatype);
+    } else if (number.size == number.extent) {
+        memcpy(target, operands, number.size * (size_t) count);
     } else {
         /* What lies between the parts of an element may be another's. */
-        ompi_datatype_copy_content_same_ddt(type, count, target, (void *) operands);
+        ompi_datatype_copy_content_same_ddt(number.datatype, count, target, (void *) operands);
     }
     return true;
 }

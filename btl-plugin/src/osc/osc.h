@@ -47,32 +47,42 @@ size_t vmshm_osc_span(int count, const struct ompi_datatype_t *type, ptrdiff_t *
 int vmshm_osc_copy(const void *from, int count, struct ompi_datatype_t *type, void *to, int to_count,
                    struct ompi_datatype_t *to_type);
 
-/* Does an operation of MPI_Accumulate on memory that nobody else works on, where the operation moves data, or both datatypes
-   are the same predefined one; else OMPI_ERR_NOT_SUPPORTED. MPI_ERR_TRUNCATE if there are more operands than elements,
-   MPI_ERR_OP if the operation is not defined for them. */
+/* Does an operation of MPI_Accumulate on memory that nobody else works on; MPI_ERR_TRUNCATE if there are more operands than
+   elements, MPI_ERR_OP if the operation is not defined for them, MPI_ERR_TYPE if they are not all of one predefined datatype.
+   OMPI_ERR_NOT_SUPPORTED for derived datatypes of pairs, of which Open MPI takes each part for an element. */
 int vmshm_osc_combine(const void *origin, int count, struct ompi_datatype_t *type, void *target, int target_count,
                       struct ompi_datatype_t *target_type, struct ompi_op_t *op);
 
 /* What a communicator is called by all its processes. */
 unsigned vmshm_osc_name(struct ompi_communicator_t *comm);
 
-/* The number of a predefined datatype, or of the one that all elements of a derived datatype are; -1 if there is none. To be
-   moved, elements of several datatypes are bytes. */
-int vmshm_osc_number(const struct ompi_datatype_t *type, bool moved, bool *predefined);
+/* A predefined datatype, as all processes know it by its name: how many bytes an element has, how far apart two of them are,
+   and how many bytes of memory one takes up. */
+struct vmshm_osc_number {
+    struct ompi_datatype_t *datatype;
+    size_t size;
+    size_t extent;
+    size_t held;
+    int name;
+};
 
-/* The predefined datatype of this number, or NULL; how many bytes an element has, how far apart two of them are, and how many
-   bytes of memory one takes up. */
-struct ompi_datatype_t *vmshm_osc_predefined(int number, size_t *size, size_t *extent, size_t *held);
+/* The predefined datatype of this name; false if there is none. */
+bool vmshm_osc_number(int name, struct vmshm_osc_number *number);
+
+/* The one that all elements of a datatype are, and whether it is that itself; false if there is none. To be moved, elements of
+   several datatypes are bytes. */
+bool vmshm_osc_number_of(const struct ompi_datatype_t *type, bool moved, struct vmshm_osc_number *number,
+                         bool *predefined);
 
 /* Whether an operation of MPI's own is defined for elements of a predefined datatype. */
-bool vmshm_osc_is_defined(const struct ompi_op_t *op, int number);
+bool vmshm_osc_is_defined(const struct ompi_op_t *op, int name);
 
 /* The number of an operation, which is the same in all processes. */
 int vmshm_osc_op(const struct ompi_op_t *op);
 
-/* Whether an operation leaves what there is, and whether it replaces it. */
+/* Whether an operation leaves what there is, and whether it does that or replaces it. */
 bool vmshm_osc_is_no_op(const struct ompi_op_t *op);
-bool vmshm_osc_is_replace(const struct ompi_op_t *op);
+bool vmshm_osc_is_move(const struct ompi_op_t *op);
 
 /* How many bytes so many elements have, without gaps. */
 size_t vmshm_osc_size(int count, const struct ompi_datatype_t *type);
@@ -81,9 +91,9 @@ size_t vmshm_osc_size(int count, const struct ompi_datatype_t *type);
 void vmshm_osc_runs(int count, const struct ompi_datatype_t *type, void (*each)(void *context, ptrdiff_t at, size_t len),
                     void *context);
 
-/* Does an operation, by its number, on so many elements of a predefined datatype, with operands that lie in memory as those do;
+/* Does an operation, by its number, on so many elements of the predefined datatype of this name, with operands that lie in memory as those do;
    false if there is no such operation. */
-bool vmshm_osc_apply(int op, int number, const void *operands, void *target, int count);
+bool vmshm_osc_apply(int op, int name, const void *operands, void *target, int count);
 
 /* Replaces an element by the origin's if it is as compared with, in memory that nobody else works on; MPI_ERR_TYPE if the
    datatype is derived or has gaps. */
