@@ -514,11 +514,10 @@ fn handle(fabric: &mut Held, inbox: &mut Inbox, event: Event) {
             let payload = open.endpoint.address(offset, len as u64);
             let mut landing = std::mem::take(&mut open.landing);
             // SAFETY: the transport has checked that len bytes lie at payload.
-            unsafe { module::land(payload, len, &mut landing) };
+            let place = unsafe { module::land(payload, len, &mut landing) };
             // The sender has its fragment back while Open MPI does its part. An error here is followed by Event::Gone.
             let is_sound = open.endpoint.consume(peer).is_ok();
-            let heard = !is_sound
-                || Held::unlocked(fabric, || module::deliver(tag, landing.as_mut_ptr().cast(), len, None));
+            let heard = !is_sound || Held::unlocked(fabric, || module::deliver(tag, place, len, None));
             if let Some(fabric) = fabric.as_mut() {
                 fabric.landing = landing;
             }

@@ -39,7 +39,7 @@ static STRING_FROM: AtomicUsize = AtomicUsize::new(STRING);
 pub unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
     // SAFETY: the caller vouches for the pointers; the processor has the vectors.
     unsafe {
-        if len >= STRING_FROM.load(Ordering::Relaxed) {
+        if len >= STRING_FROM.load(Ordering::Relaxed) && !crawls(from, to) {
             string(from, to, len);
         } else if widest() == AVX {
             avx(from, to, len);
@@ -47,6 +47,14 @@ pub unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
             sse2(from, to, len);
         }
     }
+}
+
+/// Whether `rep movsb` between these would store where it is about to load, as far as the processor tells by the lower 12
+/// bits of an address: up to 64 bytes behind. On AMD's Zen 3 and 4 that takes five times as long.
+#[inline]
+fn crawls(from: *const u8, to: *mut u8) -> bool {
+    let ahead = to.addr().wrapping_sub(from.addr()) % 4096;
+    (1..=64).contains(&ahead)
 }
 
 /// The widest vectors that the processor has, and that the system lets us use.
@@ -293,6 +301,15 @@ mod tests {
             // ((1 * 1.5 + 0) * 1.5 + 1) * 1.5 + 2
             assert_eq!(sums, [[6.875; 8]; 6]);
         }
+    }
+
+    #[test]
+    fn strings_are_not_copied_to_just_behind_where_they_come_from_modulo_a_page() {
+        let page = core::ptr::without_provenance_mut::<u8>(4096);
+        let is_behind = |from: usize, to: usize| crawls(page.wrapping_add(from), page.wrapping_add(to));
+        assert!(is_behind(0, 1) && is_behind(0, 64) && is_behind(0, 5 * 4096 + 14) && is_behind(4090, 4096));
+        assert!(is_behind(3 * 4096, 14) && is_behind(4095, 7));
+        assert!(!is_behind(0, 0) && !is_behind(0, 65) && !is_behind(16, 14) && !is_behind(0, 4095));
     }
 
     #[test]
