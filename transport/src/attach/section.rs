@@ -177,8 +177,9 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     use tempfile::TempDir;
+    use vmshm_abi::driver::DeviceInfo;
     use vmshm_abi::region::{SECTION_ASSIGNED, SectionEntry};
-    use zerocopy::IntoBytes;
+    use zerocopy::{FromZeros, IntoBytes};
 
     use super::super::find::open;
     use super::*;
@@ -234,6 +235,26 @@ mod tests {
         let error = device.choose(Some(0)).unwrap_err();
         assert!(matches!(error, AttachError::OtherSection { wanted: 0, section: 1, .. }), "{error}");
         assert!(error.to_string().contains("unset VMSHM_SECTION"), "{error}");
+    }
+
+    #[test]
+    fn the_driver_s_word_decides_and_no_other_section_can_be_asked_for() {
+        let device = Device::new(joined);
+        let region = read_region(&Source::Pci(device.0.path().into())).unwrap();
+        let choose = |section, wanted| {
+            let info = DeviceInfo { section, ..DeviceInfo::new_zeroed() };
+            let file = File::open(device.0.path().join("resource2")).unwrap();
+            let opened = Opened { file, len: region.header().region_len, device: Some(info) };
+            choose_section(&Source::Driver(device.0.path().into()), &region, &opened, wanted)
+        };
+        assert_eq!(choose(1, None).unwrap(), 1);
+        assert_eq!(choose(1, Some(1)).unwrap(), 1);
+        let error = choose(1, Some(0)).unwrap_err();
+        assert!(matches!(error, AttachError::OtherSection { wanted: 0, section: 1, .. }), "{error}");
+        for wanted in [None, Some(0)] {
+            let error = choose(NO_SECTION, wanted).unwrap_err();
+            assert!(matches!(error, AttachError::NoSection { .. }), "{error}");
+        }
     }
 
     #[test]

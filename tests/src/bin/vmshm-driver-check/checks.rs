@@ -5,9 +5,10 @@ use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use libc::{EBADF, EBUSY, EEXIST, EFAULT, EINVAL, ENOENT, ENOTCONN, ENOTTY, ENXIO, POLLIN};
 use vmshm_transport::abi::driver;
+use vmshm_transport::attach::{AttachError, Options, open_endpoint};
 
 use crate::device::{Device, ioctl, new_eventfd, refused, wait};
 use crate::layout::Layout;
@@ -50,6 +51,17 @@ pub fn calls(path: &Path, vacant: Option<u32>, report: &mut Report) -> Result<()
         for slot in [slots, slots + 1, u32::MAX] {
             refused(open()?.claim(slot), EINVAL)?;
         }
+        Ok(())
+    });
+    report.check("no section but that which the driver names can be asked for", || {
+        let wanted = if own == 0 { 1 } else { 0 };
+        let device = Some(path.display().to_string());
+        let attached = open_endpoint(&Options { device, section: Some(wanted), ..Options::default() });
+        let Err(error) = attached else { bail!("section {wanted} was attached to, where {own} is ours") };
+        ensure!(
+            matches!(error, AttachError::OtherSection { .. }),
+            "it was refused for another reason: {error}"
+        );
         Ok(())
     });
     report.check("unknown calls are refused", || {
