@@ -387,6 +387,9 @@ pub unsafe extern "C" fn progress() -> c_int {
         }
         fabric.exposed.clear();
     }
+    if let Some(fabric) = fabric.as_mut().filter(|fabric| !fabric.left.is_empty()) {
+        fabric.tidy_seldom();
+    }
     while let Some(pull) = fabric.as_mut().and_then(Fabric::read_on) {
         count += 1;
         // SAFETY: Open MPI gave all of it for this.

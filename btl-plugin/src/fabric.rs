@@ -7,6 +7,7 @@ use vmshm_transport::abi::EndpointName;
 use vmshm_transport::attach::Attached;
 use vmshm_transport::{ConnectError, Event, Fragment, Inbox, MAX_INLINE, Peer, PeerError, SendError};
 
+use crate::coll::LeftGroups;
 use crate::component;
 use crate::descriptor::Descriptor;
 use crate::help::{self, Topic};
@@ -92,6 +93,8 @@ pub struct Fabric {
     pub chunks: Chunks,
     /// How long messages are cut.
     pub cut: Cut,
+    /// Memory of groups that we have left.
+    pub left: LeftGroups,
 }
 
 // SAFETY: the raw pointers in it are Open MPI's processes and descriptors, which any thread may use; the lock around the
@@ -191,6 +194,7 @@ impl Fabric {
             has_read: false,
             chunks: Chunks::default(),
             cut: Cut { size: MIN_FRAGMENT, piece: MIN_FRAGMENT, count: 2, few: 2 },
+            left: LeftGroups::default(),
         }
     }
 
@@ -205,8 +209,8 @@ impl Fabric {
         }
     }
 
-    /// Sets aside memory for some messages of `len` bytes, so that other processes of the section cannot starve us
-    /// altogether; false when the section is full.
+    /// Sets aside memory for messages of up to `len` bytes, so that neither other processes of the section nor what outlives
+    /// messages can starve us; false when the section is full.
     pub fn reserve(&mut self, len: usize) -> bool {
         let mut len = MIN_FRAGMENT.max(len.next_power_of_two());
         let mut reserved = true;
@@ -218,6 +222,7 @@ impl Fabric {
             }
             len /= 2;
         }
+        self.endpoint.hold_fragments();
         reserved
     }
 

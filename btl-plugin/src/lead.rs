@@ -401,8 +401,8 @@ mod tests {
         let source = bytes(40_000, 1);
         let parked: Vec<_> = (0..10).map(|_| a.stage(&source[..4096])).collect();
         assert!(parked.iter().any(|(_, lead)| *lead != Lead::default()));
-        let mut taken: Vec<_> = std::iter::from_fn(|| a.fabric.endpoint.fragment(64 << 10)).collect();
-        taken.extend(std::iter::from_fn(|| a.fabric.endpoint.fragment(4096)));
+        let _whole: Vec<_> = std::iter::from_fn(|| a.fabric.endpoint.fragment(64 << 10)).collect();
+        let mut taken: Vec<_> = std::iter::from_fn(|| a.fabric.endpoint.fragment(4096)).collect();
         for _ in 0..3 {
             let mut target = vec![0; source.len()];
             let (stage, _) = a.stage(&source);
@@ -422,11 +422,11 @@ mod tests {
             let fragment = a.fabric.fragment(3000).expect("room for a message");
             a.fabric.endpoint.free(fragment);
         }
-        // A mark is there, but only one block.
+        // A mark is there, but only one block, which is for messages.
         a.fabric.unstage(parked[0].0);
         a.fabric.chunks.take_free().for_each(drop);
-        taken.extend(std::iter::from_fn(|| a.fabric.endpoint.fragment(4096)));
-        a.fabric.endpoint.free(taken.pop().expect("the section was full"));
+        let _spare: Vec<_> = std::iter::from_fn(|| a.fabric.endpoint.spare_fragment(4096)).collect();
+        a.fabric.endpoint.free(taken.swap_remove(0));
         assert!(a.stage(&source[..100]).1 == Lead::default(), "a lead took the last piece");
     }
 

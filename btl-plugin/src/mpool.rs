@@ -10,16 +10,13 @@ use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use vmshm_transport::attach::Source;
-use vmshm_transport::{Fragment, copy_from_shared};
+use vmshm_transport::{Fragment, Purpose, copy_from_shared};
 
 use crate::component::register_variable;
 use crate::fabric::{FABRIC, Fabric};
 use crate::heap;
 use crate::help;
 use crate::ompi::{self, MPOOL, mca_mpool_base_module_t, mca_mpool_vmshm_component};
-
-/// A section keeps at least this part of its memory for messages.
-const HEADROOM: u64 = 16;
 
 struct Priority(UnsafeCell<c_int>);
 
@@ -157,21 +154,9 @@ pub unsafe extern "C" fn query(
     ompi::OPAL_SUCCESS as c_int
 }
 
-/// Takes memory of the section, unless too little would be left for messages. After NULL, Open MPI calls malloc.
-fn take(fabric: &mut Fabric, len: usize, align: usize) -> Option<*mut u8> {
-    let headroom = usize::try_from(fabric.endpoint.section().entry.len / HEADROOM).ok()?;
-    let address = take_all(fabric, len, align)?;
-    if let Some(left) = fabric.endpoint.fragment(headroom) {
-        fabric.endpoint.free(left);
-        return Some(address);
-    }
-    release(fabric, address);
-    None
-}
-
-/// Takes memory of the section.
-fn take_all(fabric: &mut Fabric, len: usize, align: usize) -> Option<*mut u8> {
-    let fragment = fabric.endpoint.fragment(len)?;
+/// Takes memory of the section, unless there is none left for this purpose. After NULL, Open MPI calls malloc.
+fn take(fabric: &mut Fabric, len: usize, align: usize, purpose: Purpose) -> Option<*mut u8> {
+    let fragment = fabric.endpoint.fragment_for(len, purpose)?;
     let address = fragment.ptr();
     if address.align_offset(align.max(1)) != 0 {
         fabric.endpoint.free(fragment);
@@ -190,13 +175,13 @@ pub fn is_wanted() -> bool {
 }
 
 /// Takes memory for a window, aligned to a power of two, and copied like other memory of programs if the section is left
-/// before it is given back. None where there is no room: the `last` of it is for what takes little.
-pub fn take_aligned(len: usize, align: usize, last: bool) -> Option<*mut u8> {
+/// before it is given back. None where there is no room: the last of it is for what is `small`.
+pub fn take_aligned(len: usize, align: usize, small: bool) -> Option<*mut u8> {
     let mut fabric = FABRIC.lock();
     let fabric = fabric.as_mut()?;
     // Whole chunks lie on pages.
     let len = len.checked_next_multiple_of(align)?;
-    if last { take_all(fabric, len, 16) } else { take(fabric, len, 16) }
+    take(fabric, len, 16, if small { Purpose::Small } else { Purpose::Large })
 }
 
 /// Gives back memory that the program has from us; nothing happens for other memory.
@@ -258,7 +243,7 @@ pub fn tell() {
 unsafe extern "C" fn alloc(_: *mut mca_mpool_base_module_t, len: usize, align: usize, _: u32) -> *mut c_void {
     let mut fabric = FABRIC.lock();
     let Some(fabric) = fabric.as_mut() else { return ptr::null_mut() };
-    let taken = take(fabric, len, align);
+    let taken = take(fabric, len, align, Purpose::Large);
     if taken.is_none() {
         ALLOCATIONS.add(len);
     }
@@ -276,7 +261,7 @@ unsafe extern "C" fn realloc(_: *mut mca_mpool_base_module_t, old: *mut c_void, 
     if had >= len && !old.is_null() {
         return old;
     }
-    let Some(new) = take(fabric, len, align_of::<u128>()) else { return ptr::null_mut() };
+    let Some(new) = take(fabric, len, align_of::<u128>(), Purpose::Large) else { return ptr::null_mut() };
     // SAFETY: both are ours, have room for `had` bytes, and do not overlap.
     unsafe { ptr::copy_nonoverlapping(old.cast::<u8>(), new, had) };
     release(fabric, old.cast());
@@ -325,7 +310,7 @@ mod tests {
             .into_iter()
             .enumerate()
             .map(|(i, len)| {
-                let memory = take(&mut fabric, len, 16).unwrap();
+                let memory = take(&mut fabric, len, 16, Purpose::Large).unwrap();
                 // SAFETY: there is room for len bytes.
                 unsafe { memory.write_bytes(i as u8 + 1, len) };
                 (memory, len, i as u8 + 1)

@@ -5,24 +5,36 @@ use alloc::vec::Vec;
 use vmshm_abi::LINE_PAIR;
 use vmshm_abi::section::CHUNK;
 
-use crate::heap;
+use crate::heap::{self, Purpose};
 use crate::memory::Memory;
 use crate::region::Section;
 
 /// Hands out blocks of the section's heap. Blocks of one size class come from chunks of their own, which stay with the class
 /// until the section is full; blocks of more than a chunk are runs of chunks. All are aligned to a line pair.
+///
+/// What outlives a message never shares a chunk with messages, and gets none that is [held](Arena::hold) for them. So a message
+/// that finds no room waits for others of its size only, which end.
 #[derive(Debug)]
 pub struct Arena {
     owner: u64,
     hint: u64,
-    classes: Vec<Class>,
+    messages: Vec<Class>,
+    lasting: Vec<Class>,
 }
 
+/// Blocks of one size.
 #[derive(Debug)]
 struct Class {
     size: u64,
     free: Vec<u64>,
+    /// What they were cut from: the first chunk and the number of chunks.
+    runs: Vec<(u64, u64)>,
+    /// So many of these stay with the class.
+    held: usize,
 }
+
+/// Three of this size lie in two chunks, where one chunk would have room for one.
+const THIRD: u64 = 2 * CHUNK / 3 / LINE_PAIR * LINE_PAIR;
 
 /// The size of the blocks that hold `len` bytes: four classes to a doubling, so that few chunks serve all lengths and
 /// little is lost in each block. More than a chunk is rounded to chunks.
@@ -30,124 +42,162 @@ fn class_of(len: u64) -> u64 {
     if len > CHUNK {
         return len.next_multiple_of(CHUNK);
     }
+    if len > CHUNK / 2 && len <= THIRD {
+        return THIRD;
+    }
     let len = len.max(LINE_PAIR);
     let step = (len.next_power_of_two() / 8).max(LINE_PAIR);
     len.next_multiple_of(step)
 }
 
+/// The class with this size.
+fn class(classes: &mut Vec<Class>, size: u64) -> &mut Class {
+    let index = classes.iter().position(|class| class.size == size).unwrap_or_else(|| {
+        classes.push(Class { size, free: Vec::new(), runs: Vec::new(), held: 0 });
+        classes.len() - 1
+    });
+    &mut classes[index]
+}
+
+impl Class {
+    /// Cuts a run of chunks into blocks, and returns the first of them.
+    fn cut(&mut self, section: &Section, first: u64, chunks: u64) -> Option<u64> {
+        let start = section.entry.offset + section.layout.chunk(first);
+        self.runs.push((first, chunks));
+        self.free.extend((0..chunks * CHUNK / self.size).rev().map(|n| start + n * self.size));
+        self.free.pop()
+    }
+
+    /// Takes runs without a block in use out of the class, but for those that are held, and gives them to `take`.
+    fn dissolve(&mut self, section: &Section, mut take: impl FnMut(u64, u64)) {
+        self.free.sort_unstable();
+        for index in (self.held..self.runs.len()).rev() {
+            let (first, chunks) = self.runs[index];
+            let start = section.entry.offset + section.layout.chunk(first);
+            let begin = self.free.partition_point(|block| *block < start);
+            let end = self.free.partition_point(|block| *block < start + chunks * CHUNK);
+            if (end - begin) as u64 == chunks * CHUNK / self.size {
+                self.free.drain(begin..end);
+                self.runs.remove(index);
+                take(first, chunks);
+            }
+        }
+    }
+}
+
 impl Arena {
     /// An arena whose chunks carry the name `owner`, looked for from chunk `hint` on.
     pub fn new(owner: u64, hint: u64) -> Self {
-        Self { owner, hint, classes: Vec::new() }
+        Self { owner, hint, messages: Vec::new(), lasting: Vec::new() }
+    }
+
+    /// What each class has for messages now stays with it for ever.
+    pub fn hold(&mut self) {
+        self.messages.iter_mut().for_each(|class| class.held = class.runs.len());
     }
 
     /// A block of `len` bytes or a little more, as an offset from the start of the region; `None` when the section is
     /// full.
-    pub fn allocate(&mut self, memory: &impl Memory, section: &Section, len: u64) -> Option<u64> {
+    #[inline]
+    pub fn allocate(
+        &mut self,
+        memory: &impl Memory,
+        section: &Section,
+        len: u64,
+        purpose: Purpose,
+    ) -> Option<u64> {
+        let block = self.allocate_spare(memory, section, len, purpose);
+        if block.is_some() { block } else { self.allocate_scarce(memory, section, len, purpose) }
+    }
+
+    /// The rest of [`Arena::allocate`], where there is nothing free.
+    #[cold]
+    fn allocate_scarce(
+        &mut self,
+        memory: &impl Memory,
+        section: &Section,
+        len: u64,
+        purpose: Purpose,
+    ) -> Option<u64> {
+        let size = class_of(len.min(section.entry.len));
+        let needs_one = purpose == Purpose::Message && size <= CHUNK;
+        match self.give_back(memory, section, needs_one) {
+            Some(spare) => class(&mut self.messages, size).cut(section, spare, 1),
+            None => self.allocate_spare(memory, section, len, purpose),
+        }
+    }
+
+    /// A free block among those that outlive messages, for a message that finds no other: it ends, and gives it back there.
+    #[cold]
+    pub fn borrow(&mut self, len: u64) -> Option<u64> {
+        class(&mut self.lasting, class_of(len)).free.pop()
+    }
+
+    /// As [`Arena::allocate`], but `None` also where free chunks of other classes would have to be given back first.
+    #[inline]
+    pub fn allocate_spare(
+        &mut self,
+        memory: &impl Memory,
+        section: &Section,
+        len: u64,
+        purpose: Purpose,
+    ) -> Option<u64> {
         if len > section.entry.len {
             return None;
         }
         let size = class_of(len);
-        if size > CHUNK {
-            return self.chunks(memory, section, size / CHUNK);
-        }
-        let index = self.class(size);
-        if let Some(block) = self.classes[index].free.pop() {
+        let classes = self.classes(purpose == Purpose::Message);
+        if size <= CHUNK
+            && let Some(block) = class(classes, size).free.pop()
+        {
             return Some(block);
         }
-        let chunk = self.chunks(memory, section, 1)?;
-        self.cut(index, chunk)
+        self.claim(memory, section, size, purpose)
     }
 
-    /// As [`Arena::allocate`], for a block that may stay away for long: `None` where others may soon need the memory more.
-    /// It takes neither the last free block of a class nor the last part of the section, and gives no free chunks back.
-    pub fn allocate_spare(&mut self, memory: &impl Memory, section: &Section, len: u64) -> Option<u64> {
-        if len > section.entry.len {
-            return None;
+    /// A block of this size from chunks that nobody has.
+    fn claim(&mut self, memory: &impl Memory, section: &Section, size: u64, purpose: Purpose) -> Option<u64> {
+        let (owner, hint) = (self.owner, &mut self.hint);
+        let mut claim = |chunks| {
+            let first = heap::claim_for(memory, section, owner, chunks, *hint, purpose)?;
+            *hint = first + chunks;
+            Some((first, chunks))
+        };
+        if size > CHUNK {
+            let (first, _) = claim(size / CHUNK)?;
+            return Some(section.entry.offset + section.layout.chunk(first));
         }
-        let size = class_of(len);
-        let index = (size <= CHUNK).then(|| self.class(size));
-        if let Some(index) = index
-            && self.classes[index].free.len() > 1
-        {
-            return self.classes[index].free.pop();
-        }
-        let count = size.div_ceil(CHUNK);
-        let end = heap::spare_end(section);
-        let first = heap::claim_below(memory, section, self.owner, count, self.hint, end)?;
-        self.hint = first + count;
-        let chunk = section.entry.offset + section.layout.chunk(first);
-        match index {
-            Some(index) => self.cut(index, chunk),
-            None => Some(chunk),
-        }
+        let two = if size == THIRD { claim(2) } else { None };
+        let (first, chunks) = two.or_else(|| claim(1))?;
+        class(self.classes(purpose == Purpose::Message), size).cut(section, first, chunks)
     }
 
-    /// The index of the class with this size.
-    fn class(&mut self, size: u64) -> usize {
-        self.classes.iter().position(|class| class.size == size).unwrap_or_else(|| {
-            self.classes.push(Class { size, free: Vec::new() });
-            self.classes.len() - 1
-        })
+    fn classes(&mut self, is_message: bool) -> &mut Vec<Class> {
+        if is_message { &mut self.messages } else { &mut self.lasting }
     }
 
-    /// Cuts a chunk into blocks of a class, and returns the first of them.
-    fn cut(&mut self, index: usize, chunk: u64) -> Option<u64> {
-        let Class { size, free } = &mut self.classes[index];
-        free.extend((0..CHUNK / *size).rev().map(|n| chunk + n * *size));
-        free.pop()
-    }
-
-    /// Takes back a block that [`Arena::allocate`] gave for the same `len`.
-    pub fn free(&mut self, memory: &impl Memory, section: &Section, block: u64, len: u64) {
+    /// Takes back a block that [`Arena::allocate`] gave for the same `len`, for a message or not.
+    pub fn free(&mut self, memory: &impl Memory, section: &Section, block: u64, len: u64, is_message: bool) {
         let size = class_of(len);
         if size > CHUNK {
             let first = (block - section.entry.offset - section.layout.heap) / CHUNK;
             heap::free_run(memory, section, self.owner, first, size / CHUNK);
-        } else if let Some(class) = self.classes.iter_mut().find(|class| class.size == size) {
-            class.free.push(block);
+        } else {
+            class(self.classes(is_message), size).free.push(block);
         }
     }
 
-    fn chunks(&mut self, memory: &impl Memory, section: &Section, count: u64) -> Option<u64> {
-        let owner = self.owner;
-        let claim = |hint| heap::claim_run(memory, section, owner, count, hint);
-        let first = match claim(self.hint) {
-            Some(first) => first,
-            None => {
-                let spare = self.give_back(memory, section);
-                match spare {
-                    Some(spare) if count == 1 => spare,
-                    Some(spare) => {
-                        heap::free_run(memory, section, owner, spare, 1);
-                        claim(0)?
-                    }
-                    None => claim(0)?,
-                }
-            }
-        };
-        self.hint = first + count;
-        Some(section.entry.offset + section.layout.chunk(first))
-    }
-
-    /// Gives back the chunks that have no block in use: the section is full, and another class needs them, or another
-    /// process. One of them is kept and returned: were it given back too, another process could be faster.
-    fn give_back(&mut self, memory: &impl Memory, section: &Section) -> Option<u64> {
+    /// Gives back the chunks that have no block in use and are not held: the section is full, and another class needs them, or
+    /// another process. If a message needs one, the first is returned instead: were it given back too, another process could
+    /// be faster.
+    fn give_back(&mut self, memory: &impl Memory, section: &Section, needs_one: bool) -> Option<u64> {
         let mut spare = None;
-        let chunk_of = |block: u64| (block - section.entry.offset - section.layout.heap) / CHUNK;
-        for class in &mut self.classes {
-            class.free.sort_unstable();
-            let mut kept = Vec::new();
-            for blocks in class.free.chunk_by(|one, other| chunk_of(*one) == chunk_of(*other)) {
-                match blocks.len() as u64 == CHUNK / class.size {
-                    true => match spare {
-                        None => spare = Some(chunk_of(blocks[0])),
-                        Some(_) => heap::free_run(memory, section, self.owner, chunk_of(blocks[0]), 1),
-                    },
-                    false => kept.extend_from_slice(blocks),
-                }
-            }
-            class.free = kept;
+        for class in self.lasting.iter_mut().chain(&mut self.messages) {
+            class.dissolve(section, |first, chunks| {
+                let kept = u64::from(needs_one && spare.is_none());
+                spare = spare.or((kept > 0).then_some(first));
+                heap::free_run(memory, section, self.owner, first + kept, chunks - kept);
+            });
         }
         spare
     }
@@ -163,7 +213,7 @@ mod tests {
         for len in 0..=CHUNK {
             let size = class_of(len);
             assert!(size >= len && size <= CHUNK && size.is_multiple_of(LINE_PAIR));
-            assert!(len < 512 || size <= len + len / 4 + 1, "{len} bytes in a block of {size}");
+            assert!(len < 512 || size <= len + len / 3 + 1, "{len} bytes in a block of {size}");
             classes.insert(size);
         }
         assert!(classes.len() <= 32, "{} classes", classes.len());

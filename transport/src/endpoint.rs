@@ -22,6 +22,7 @@ use crate::activity::Activity;
 use crate::arena::Arena;
 use crate::error::{AttachError, ConnectError};
 use crate::event::{Event, Peer};
+use crate::heap::Purpose;
 use crate::link::{Link, PeerError, close};
 use crate::memory::Memory;
 use crate::region::{Region, Section};
@@ -142,7 +143,7 @@ impl<M: Memory> Endpoint<M> {
         let hint = section.layout.chunks * u64::from(slot) / u64::from(section.layout.endpoints);
         let mut arena = Arena::new(owner, hint);
         let bytes = u64::from(region.endpoints()) * 8;
-        let Some(directory) = arena.allocate(&memory, &section, bytes) else {
+        let Some(directory) = arena.allocate(&memory, &section, bytes, Purpose::Connection) else {
             let attaching = slot::state(&memory, &section, slot);
             slot::reap(&memory, &section, slot, attaching, false);
             return Err(AttachError::NoMemory { section: section.number, bytes });
@@ -268,7 +269,9 @@ impl<M: Memory> Endpoint<M> {
         }
         let earlier = self.by_id[id.0 as usize];
         let connection = if earlier == NO_LINK {
-            self.arena.allocate(&self.memory, &self.section, CONNECTION).ok_or(ConnectError::Full)?
+            let purpose = Purpose::Connection;
+            let block = self.arena.allocate(&self.memory, &self.section, CONNECTION, purpose);
+            block.ok_or(ConnectError::Full)?
         } else {
             self.fail(earlier, self.ending(earlier));
             self.links[earlier as usize].connection

@@ -24,6 +24,8 @@ pub struct Fragment {
     pub(crate) offset: u64,
     pub(crate) len: usize,
     pub(crate) address: *mut u8,
+    /// It is of the memory for messages.
+    pub(crate) is_message: bool,
 }
 
 // SAFETY: the address is that of shared memory, which no thread owns more than another.

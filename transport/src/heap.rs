@@ -12,22 +12,60 @@ use crate::endpoint::Endpoint;
 use crate::memory::Memory;
 use crate::region::Section;
 
-/// Part of a section, its last chunks, that stays for messages, whatever else is taken.
+/// Part of a section, its last chunks, that stays for messages and what they cannot do without.
 const HEADROOM: u64 = 16;
+
+/// What memory is for, and so how much of a section it may be taken from. These are places, not numbers: the processes of a
+/// section take at the same time, and none knows how many the others are about to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// A message, which ends: it may have all that there is.
+    Message,
+    /// What no message could be sent without: the last chunks if need be.
+    Connection,
+    /// What outlives messages, but takes little: half of the headroom if need be.
+    Small,
+    /// What outlives messages: none of the headroom.
+    Large,
+}
+
+impl Purpose {
+    /// The chunk behind the last that may be taken.
+    fn end(self, section: &Section) -> u64 {
+        let chunks = section.layout.chunks;
+        match self {
+            Self::Message | Self::Connection => chunks,
+            Self::Small => chunks - chunks.div_ceil(2 * HEADROOM),
+            Self::Large => chunks - chunks.div_ceil(HEADROOM),
+        }
+    }
+}
 
 /// Takes `count` free chunks in a row for `owner`, looking from chunk `hint` on, and returns the first.
 pub fn claim_run(memory: &impl Memory, section: &Section, owner: u64, count: u64, hint: u64) -> Option<u64> {
-    claim_below(memory, section, owner, count, hint, section.layout.chunks)
+    claim_for(memory, section, owner, count, hint, Purpose::Message)
 }
 
-/// The chunk behind the last that may be taken for what is not a message under way. A place, not a number, since the
-/// processes of a section take at the same time, and none knows how many the others are about to.
-pub fn spare_end(section: &Section) -> u64 {
-    section.layout.chunks - section.layout.chunks.div_ceil(HEADROOM)
+/// As [`claim_run`], of what there is for a purpose.
+pub fn claim_for(
+    memory: &impl Memory,
+    section: &Section,
+    owner: u64,
+    count: u64,
+    hint: u64,
+    purpose: Purpose,
+) -> Option<u64> {
+    let (most, least) = (purpose.end(section), Purpose::Large.end(section));
+    let claim = |end| claim_below(memory, section, owner, count, hint, end);
+    if purpose == Purpose::Message || most == least {
+        claim(most)
+    } else {
+        claim(least).or_else(|| claim(most))
+    }
 }
 
 /// As [`claim_run`], among the chunks below `end`.
-pub fn claim_below(
+fn claim_below(
     memory: &impl Memory,
     section: &Section,
     owner: u64,
@@ -114,8 +152,6 @@ pub struct Runs<M: Memory> {
     owner: u64,
     /// The chunk to look at first.
     hint: u64,
-    /// See [`spare_end`].
-    end: u64,
 }
 
 impl<M: Memory + Clone> Runs<M> {
@@ -123,10 +159,10 @@ impl<M: Memory + Clone> Runs<M> {
     pub fn of(endpoint: &Endpoint<M>) -> Self {
         let section = *endpoint.section();
         let owner = chunk_owner(endpoint.slot(), endpoint.name().incarnation);
-        let end = spare_end(&section);
+        let end = Purpose::Large.end(&section);
         // Each process from a place of its own: nobody waits for the others' words.
         let hint = end * u64::from(endpoint.slot() + 1) / u64::from(section.layout.endpoints);
-        Self { memory: endpoint.memory().clone(), section, owner, hint, end }
+        Self { memory: endpoint.memory().clone(), section, owner, hint }
     }
 }
 
@@ -158,7 +194,8 @@ impl<M: Memory> Runs<M> {
     /// messages.
     pub fn take(&mut self, len: usize) -> Option<*mut u8> {
         let chunks = (len as u64).max(1).div_ceil(CHUNK);
-        let first = claim_below(&self.memory, &self.section, self.owner, chunks, self.hint, self.end)?;
+        let large = Purpose::Large;
+        let first = claim_for(&self.memory, &self.section, self.owner, chunks, self.hint, large)?;
         self.hint = first + chunks;
         Some(
             self.memory.address(self.section.entry.offset + self.section.layout.chunk(first), chunks * CHUNK),

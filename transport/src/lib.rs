@@ -65,7 +65,7 @@ pub use copy::{from_shared as copy_from_shared, to_shared as copy_to_shared};
 pub use endpoint::{Endpoint, Process};
 pub use error::{AttachError, ConnectError, SendError};
 pub use event::{Event, Fragment, Inbox, Peer};
-pub use heap::{Holder, Runs};
+pub use heap::{Holder, Purpose, Runs};
 pub use link::PeerError;
 #[cfg(feature = "std")]
 pub use mapping::Mapping;

@@ -31,8 +31,20 @@ const DIED: u64 = offset_of!(EndpointSlot, died) as u64;
 /// they are of that life, since a slot's state changes before its memory is given to others.
 #[inline]
 pub fn lives(memory: &impl Memory, slot: u64, incarnation: u64) -> bool {
+    says(memory, slot, live(incarnation))
+}
+
+/// What the slot says as long as it lives this life.
+#[inline]
+pub fn live(incarnation: u64) -> u64 {
+    SlotState { incarnation, state: STATE_LIVE }.pack()
+}
+
+/// As [`lives`], where `word` is what [`live`] says of the life.
+#[inline(always)]
+pub fn says(memory: &impl Memory, slot: u64, word: u64) -> bool {
     memory.fence(Ordering::Acquire);
-    memory.load_theirs(slot, Ordering::Acquire) == (SlotState { incarnation, state: STATE_LIVE }).pack()
+    memory.load_theirs(slot, Ordering::Acquire) == word
 }
 
 /// Why the life `incarnation` of a slot has ended, or is about to be taken for ended. `member` is what

@@ -9,11 +9,9 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 use vmshm_transport::abi::{EndpointId, EndpointName};
-use vmshm_transport::collective::{
-    BLOCK, Broken, Farewell, Group, MIN_CHUNKS, Member, Pause, chunks_len, is_chunk,
-};
+use vmshm_transport::collective::{BLOCK, Broken, Group, MIN_CHUNKS, Member, Pause, chunks_len, is_chunk};
 use vmshm_transport::tune::Tuning;
-use vmshm_transport::{Fragment, Mapping, Memory};
+use vmshm_transport::{Fragment, Mapping, Memory, Purpose};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::component;
@@ -161,35 +159,16 @@ struct Hello {
 /// All states that may have a group.
 static STATES: Mutex<Vec<Kept>> = Mutex::new(Vec::new());
 
-/// Memory of groups that we have left, which their other members may still read.
-static LEFT: Mutex<Vec<Left>> = Mutex::new(Vec::new());
-
 #[derive(PartialEq)]
 struct Kept(*mut State);
 
 // SAFETY: as State.
 unsafe impl Send for Kept {}
 
-struct Left {
-    farewell: Farewell,
-    fragments: Vec<Fragment>,
-}
-
 /// Gives back memory of groups that nobody reads any more.
 fn tidy() {
-    let mut left = LEFT.lock();
-    if left.is_empty() {
-        return;
-    }
-    let mut fabric = FABRIC.lock();
-    let Some(fabric) = fabric.as_mut() else { return };
-    let memory = Arc::clone(fabric.endpoint.memory());
-    for mut group in mem::take(&mut *left) {
-        if group.farewell.is_over(&memory) {
-            group.fragments.into_iter().for_each(|fragment| fabric.endpoint.free(fragment));
-        } else {
-            left.push(group);
-        }
+    if let Some(fabric) = FABRIC.lock().as_mut() {
+        fabric.tidy();
     }
 }
 
@@ -199,7 +178,6 @@ pub fn close() {
         // SAFETY: kept states live until `destruct` takes them from the list; no operation runs while MPI is finalized.
         unsafe { (*state.0).stage = Stage::Declined };
     }
-    LEFT.lock().clear();
     component::forget_names();
 }
 
@@ -213,9 +191,11 @@ pub unsafe extern "C" fn destruct(state: *mut c_void) {
     state.hierarchy = Hierarchy::Flat;
     if let Stage::Met(met) = state.stage {
         let Met { group, fragments, .. } = *met;
-        LEFT.lock().push(Left { farewell: group.leave(), fragments });
+        if let Some(fabric) = FABRIC.lock().as_mut() {
+            fabric.left.add(group.leave(), fragments);
+            fabric.tidy();
+        }
     }
-    tidy();
 }
 
 impl State {
@@ -401,7 +381,8 @@ impl State {
                 fabric.add(name, *proc).map_err(|error| format!("member {member}: {error}"))?;
             }
         }
-        let fragment = fabric.endpoint.fragment(BLOCK).ok_or("the section has no memory left")?;
+        let fragment =
+            fabric.endpoint.fragment_for(BLOCK, Purpose::Small).ok_or("the section has no memory left")?;
         let tag = random_tag();
         Group::prepare(fabric.endpoint.memory(), fragment.offset(), tag);
         Ok((fragment, tag))
@@ -545,7 +526,8 @@ impl Met {
         let section = self.group.member(self.group.me()).section.entry.len;
         let mut count = component::chunks(self.chunk, self.group.size(), section);
         let get = |count| {
-            FABRIC.lock().as_mut().and_then(|fabric| fabric.endpoint.fragment(chunks_len(self.chunk, count)))
+            let len = chunks_len(self.chunk, count);
+            FABRIC.lock().as_mut().and_then(|fabric| fabric.endpoint.fragment_for(len, Purpose::Large))
         };
         let mut fragment = get(count);
         while fragment.is_none() && count > MIN_CHUNKS {

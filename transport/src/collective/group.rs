@@ -10,7 +10,7 @@ use super::layout::{
 use super::short::is_short;
 use crate::memory::Memory;
 use crate::region::Section;
-use crate::slot::lives;
+use crate::slot::{live, lives, says};
 
 /// Where a member's block lies.
 #[derive(Debug, Clone, Copy)]
@@ -140,7 +140,7 @@ pub struct Group<M> {
     pub(super) block: u64,
     /// Offsets of all members' blocks.
     blocks: Vec<u64>,
-    /// Offsets of all members' slots, and which of their lives are meant.
+    /// Offsets of all members' slots, and what these say as long as the members live.
     lives: Vec<(u64, u64)>,
     /// Offsets of the members' chunks; empty where there are none.
     chunks: Vec<u64>,
@@ -195,7 +195,7 @@ impl<M: Memory> Group<M> {
             lent: members.iter().map(|_| None).collect(),
             block: members[me].block,
             blocks: members.iter().map(|member| member.block).collect(),
-            lives: members.iter().map(|member| (member.slot, member.incarnation)).collect(),
+            lives: members.iter().map(|member| (member.slot, live(member.incarnation))).collect(),
             members,
             chunks: Vec::new(),
             chunk: 0,
@@ -444,14 +444,26 @@ impl<M: Memory> Group<M> {
     /// has ended, they may be what others have made of its memory. Who leaves the group alive waits for its readers.
     #[inline(always)]
     pub(super) fn confirm(&self, member: usize) -> Result<(), Broken> {
-        let (slot, incarnation) = self.lives[member];
-        if lives(&self.memory, slot, incarnation) { Ok(()) } else { Err(Broken::Lost(member)) }
+        let (slot, word) = self.lives[member];
+        if says(&self.memory, slot, word) { Ok(()) } else { Err(Broken::Lost(member)) }
     }
 
     /// [`Group::confirm`] for all other members.
     #[inline(always)]
     pub(super) fn confirm_all(&self) -> Result<(), Broken> {
-        (0..self.size()).filter(|member| *member != self.me).try_for_each(|member| self.confirm(member))
+        if self.lives.len() == 2 {
+            return self.confirm(1 - self.me);
+        }
+        match self.lives.iter().all(|(slot, word)| says(&self.memory, *slot, *word)) {
+            true => Ok(()),
+            false => Err(self.lost()),
+        }
+    }
+
+    /// Who is lost.
+    #[cold]
+    fn lost(&self) -> Broken {
+        (0..self.size()).find_map(|member| self.confirm(member).err()).unwrap_or(Broken::Lost(self.me))
     }
 
     /// What to make of words of a member that are not as they should be: they need not be its own.

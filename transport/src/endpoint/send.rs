@@ -9,6 +9,7 @@ use crate::error::SendError;
 #[cfg(doc)]
 use crate::event::Event;
 use crate::event::{Fragment, Peer};
+use crate::heap::Purpose;
 use crate::link::PeerError;
 use crate::memory::Memory;
 use crate::ring::MAX_INLINE;
@@ -45,23 +46,50 @@ impl<M: Memory> Endpoint<M> {
         self.links[peer.index()].in_flight.len()
     }
 
-    /// A piece of our section of at least `len` bytes, or `None` when the section is full.
+    /// A piece of our section of at least `len` bytes for a message, or `None` when the section is full.
+    #[inline]
     pub fn fragment(&mut self, len: usize) -> Option<Fragment> {
-        let offset = self.arena.allocate(&self.memory, &self.section, len as u64)?;
-        Some(Fragment { offset, len, address: self.memory.address(offset, len as u64) })
+        self.fragment_for(len, Purpose::Message)
     }
 
-    /// As [`Endpoint::fragment`], for memory that may stay away for long: `None` where messages under way may soon need it
+    /// A piece of our section of at least `len` bytes, or `None` when there is none left for this purpose.
+    #[inline]
+    pub fn fragment_for(&mut self, len: usize, purpose: Purpose) -> Option<Fragment> {
+        let is_message = purpose == Purpose::Message;
+        if let Some(offset) = self.arena.allocate(&self.memory, &self.section, len as u64, purpose) {
+            return Some(self.new_fragment(offset, len, is_message));
+        }
+        if !is_message {
+            return None;
+        }
+        let offset = self.arena.borrow(len as u64)?;
+        Some(self.new_fragment(offset, len, false))
+    }
+
+    /// As [`Endpoint::fragment_for`] something that outlives messages, but `None` also where others may soon need the memory
     /// more.
     pub fn spare_fragment(&mut self, len: usize) -> Option<Fragment> {
-        let offset = self.arena.allocate_spare(&self.memory, &self.section, len as u64)?;
-        Some(Fragment { offset, len, address: self.memory.address(offset, len as u64) })
+        let large = Purpose::Large;
+        let offset = self.arena.allocate_spare(&self.memory, &self.section, len as u64, large)?;
+        Some(self.new_fragment(offset, len, false))
+    }
+
+    #[inline]
+    fn new_fragment(&self, offset: u64, len: usize, is_message: bool) -> Fragment {
+        Fragment { offset, len, address: self.memory.address(offset, len as u64), is_message }
+    }
+
+    /// The memory that we have now for messages of each length stays ours for them: nothing that outlives messages gets any of
+    /// it, nor do other processes, nor messages of other lengths.
+    pub fn hold_fragments(&mut self) {
+        self.arena.hold();
     }
 
     /// Gives a fragment back; it must not be under way.
     pub fn free(&mut self, fragment: Fragment) {
         self.memory.own(fragment.offset, fragment.len.min(SMALL) as u64);
-        self.arena.free(&self.memory, &self.section, fragment.offset, fragment.len as u64);
+        let Fragment { offset, len, is_message, .. } = fragment;
+        self.arena.free(&self.memory, &self.section, offset, len as u64, is_message);
     }
 
     /// Sends the first `len` bytes of a fragment. It is under way until [`Event::Sent`] or [`Event::Unsent`] returns the
