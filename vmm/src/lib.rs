@@ -15,6 +15,8 @@ mod cpuid;
 mod disk;
 mod error;
 mod host;
+#[cfg(test)]
+mod hostile;
 mod interrupts;
 mod ivshmem;
 pub mod layout;

@@ -266,7 +266,12 @@ impl Virtio {
         Ok((Arc::new(device), Worker { stop, thread: Some(thread) }))
     }
 
-    fn new<B: Backend>(backend: &B, [registers, table]: [u64; 2], interrupts: Arc<dyn Interrupts>) -> Self {
+    /// A device without a thread.
+    pub(crate) fn new<B: Backend>(
+        backend: &B,
+        [registers, table]: [u64; 2],
+        interrupts: Arc<dyn Interrupts>,
+    ) -> Self {
         let mut config = Config::new(&Identity {
             id: (VENDOR, DEVICE + B::TYPE),
             subsystem: (VENDOR, 0x1100),
