@@ -8,10 +8,10 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use crate::control::{Control, End};
 use crate::vm::Parts;
 
-/// Reason codes of KVM_EXIT_INTERNAL_ERROR and KVM_EXIT_SYSTEM_EVENT.
+/// Why KVM gave up: an instruction that it cannot emulate.
 const EMULATION: u32 = kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
 
-/// Runs a vCPU until the VM ends, and says how it ended if this vCPU was the reason.
+/// Runs a vCPU until the VM ends.
 pub(crate) fn run(vcpu: &mut VcpuFd, number: usize, vm: &Parts, control: &Arc<Control>) {
     while control.pass() {
         control.exits.fetch_add(1, Ordering::Relaxed);
