@@ -1,4 +1,4 @@
-//! The developer's one command: `cargo xtask demo | test | bench | install | uninstall | image | kmod`.
+//! The developer's one command: `cargo xtask demo | test | bench | vmm-lab | install | uninstall | image | kmod`.
 
 mod accel;
 mod apt;
@@ -36,6 +36,7 @@ mod statistics;
 mod table;
 mod tally;
 mod test;
+mod vmm_lab;
 mod workspace;
 
 use std::path::PathBuf;
@@ -78,6 +79,8 @@ enum Task {
     },
     /// Measure vmshm beside Open MPI's shared memory and TCP; OSU_DIR names an OSU build to use instead of ours
     Bench(bench::Options),
+    /// Boot stock kernels in two VMs under our VMM, on an emulated host with two NUMA nodes
+    VmmLab,
     /// Build with optimisation and install plugin, tool, driver sources, completions and man pages
     Install {
         /// Directory below which bin, lib and share are filled, as /usr/local
@@ -123,6 +126,7 @@ fn run(task: Task) -> Result<bool> {
         Task::Demo { accel } => demo::run(&workspace, accel),
         Task::Test { accel, only, all } => test::run(&workspace, accel, &Choice { only, all }),
         Task::Bench(options) => bench::run(&workspace, &options),
+        Task::VmmLab => vmm_lab::run(&workspace),
         Task::Install { prefix } => {
             let logs = workspace.target.join("install");
             packages::ensure(&[packages::BUILD], &logs)?;
