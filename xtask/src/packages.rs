@@ -49,6 +49,7 @@ pub const PLOT: &[Need] = &[need("fonts-dejavu-core", "text in the PNG plots")];
 pub const PROGRAMS: &[Need] = &[
     need("netpipe-openmpi", "NetPIPE: message sizes and their integrity"),
     need("hpcc", "HPC Challenge with its own checks"),
+    need("acpica-tools", "iasl reads the tables of the VMM back"),
     need("python3", "runs the mpi4py test suite"),
     need("python3-dev", "builds mpi4py"),
     need("python3-venv", "keeps mpi4py apart from the system"),
