@@ -8,6 +8,7 @@ use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KvmIrqRouting, kvm_irq_routing_entry,
     kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip, kvm_irq_routing_msi,
 };
+use kvm_ioctls::IoEventAddress;
 use parking_lot::Mutex;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -37,6 +38,11 @@ pub trait Interrupts: Send + Sync {
     fn connect(&self, number: u32, event: &EventFd, message: Message) -> Result<(), Error>;
     /// Lets events wait.
     fn disconnect(&self, number: u32, event: &EventFd);
+    /// Makes a guest's store of this word at this address the event, without an exit to this process. `false` where
+    /// that cannot be had: then the store comes here as any other.
+    fn listen(&self, address: u64, word: u32, event: &EventFd) -> bool;
+    /// Ends [`Self::listen`].
+    fn unlisten(&self, address: u64, word: u32, event: &EventFd);
 }
 
 /// KVM's.
@@ -95,6 +101,17 @@ impl Interrupts for KvmInterrupts {
     fn disconnect(&self, number: u32, event: &EventFd) {
         if let Err(error) = self.space.fd().unregister_irqfd(event, number) {
             tracing::debug!(number, %error, "an interrupt was not connected");
+        }
+    }
+
+    fn listen(&self, address: u64, word: u32, event: &EventFd) -> bool {
+        let result = self.space.fd().register_ioevent(event, &IoEventAddress::Mmio(address), word);
+        result.inspect_err(|error| tracing::debug!(word, %error, "a doorbell leaves the guest")).is_ok()
+    }
+
+    fn unlisten(&self, address: u64, word: u32, event: &EventFd) {
+        if let Err(error) = self.space.fd().unregister_ioevent(event, &IoEventAddress::Mmio(address), word) {
+            tracing::debug!(word, %error, "a doorbell was not listened to");
         }
     }
 }

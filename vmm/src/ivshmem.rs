@@ -42,13 +42,41 @@ pub(crate) struct Addresses {
 pub(crate) type PlaceMemory = Box<dyn Fn(Option<u64>) + Send + Sync>;
 
 /// The doorbells: ours, and those of others.
-#[derive(Debug)]
 struct Bells {
     /// Our id.
     id: u16,
     msix: Msix,
     capability: usize,
-    peers: BTreeMap<u16, Vec<EventFd>>,
+    peers: BTreeMap<u16, Vec<Bell>>,
+    interrupts: Arc<dyn Interrupts>,
+    /// Where the doorbell register is now.
+    register: Option<u64>,
+}
+
+/// A vector of a peer.
+#[derive(Debug)]
+struct Bell {
+    event: EventFd,
+    /// What the guest stores to ring it.
+    word: u32,
+    /// The address at which KVM listens to that by itself.
+    listens: Option<u64>,
+}
+
+impl Bells {
+    /// Makes KVM listen where the doorbell register is now.
+    fn listen(&mut self) {
+        for bell in self.peers.values_mut().flatten() {
+            if bell.listens == self.register {
+                continue;
+            }
+            if let Some(old) = bell.listens.take() {
+                self.interrupts.unlisten(old, bell.word, &bell.event);
+            }
+            bell.listens =
+                self.register.filter(|&register| self.interrupts.listen(register, bell.word, &bell.event));
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -84,8 +112,9 @@ impl Ivshmem {
         let parts = msix::Place::new(vectors);
         config.add_bar(TABLE_BAR, BarKind::Registers, parts.bar_len, at.table);
         let capability = msix::add_capability(&mut config, vectors, TABLE_BAR);
-        let msix = Msix::new(vectors, interrupts);
-        let bells = Bells { id, msix, capability, peers: BTreeMap::new() };
+        let register = config.bar(REGISTERS_BAR as usize).map(|bar| bar + REG_DOORBELL);
+        let msix = Msix::new(vectors, Arc::clone(&interrupts));
+        let bells = Bells { id, msix, capability, peers: BTreeMap::new(), interrupts, register };
         let bells = Some(Mutex::new(bells));
         Self { config: Mutex::new(config), place, registers: Mutex::default(), bells }
     }
@@ -103,14 +132,21 @@ impl Ivshmem {
         }
         let vectors = bells.peers.entry(id).or_default();
         if vectors.len() < MOST_VECTORS {
-            vectors.push(event);
+            let word = u32::from(id) << 16 | vectors.len() as u32;
+            vectors.push(Bell { event, word, listens: None });
         }
+        bells.listen();
     }
 
     /// A peer has left.
     pub(crate) fn remove_peer(&self, id: u16) {
         if let Some(bells) = &self.bells {
-            bells.lock().peers.remove(&id);
+            let mut bells = bells.lock();
+            for bell in bells.peers.remove(&id).into_iter().flatten() {
+                if let Some(register) = bell.listens {
+                    bells.interrupts.unlisten(register, bell.word, &bell.event);
+                }
+            }
         }
     }
 
@@ -118,7 +154,8 @@ impl Ivshmem {
         let (peer, vector) = ((word >> 16) as u16, (word & 0xffff) as usize);
         let Some(bells) = &self.bells else { return };
         let bells = bells.lock();
-        let Some(event) = bells.peers.get(&peer).and_then(|vectors| vectors.get(vector)) else { return };
+        let Some(bell) = bells.peers.get(&peer).and_then(|vectors| vectors.get(vector)) else { return };
+        let event = &bell.event;
         // SAFETY: the event outlives the call.
         let fd = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
         // A counter that is full has been rung. It is asked first, because a peer can have made writing wait.
@@ -148,6 +185,8 @@ impl Function for Ivshmem {
             let mut bells = bells.lock();
             let control = config.word(bells.capability + 2);
             bells.msix.set_control(control);
+            bells.register = config.bar(REGISTERS_BAR as usize).map(|bar| bar + REG_DOORBELL);
+            bells.listen();
         }
     }
 
@@ -277,6 +316,28 @@ mod tests {
         // A VM may ring itself.
         device.write(0, REG_DOORBELL, &(3u32 << 16).to_le_bytes());
         assert_eq!(own.read().unwrap(), 1);
+    }
+
+    #[test]
+    fn kvm_listens_where_the_register_is_and_to_those_who_are_there() {
+        let (device, recorder) = doorbell();
+        let listens = || recorder.listens.lock().clone();
+        device.add_vector(6, event().1);
+        device.add_vector(6, event().1);
+        device.add_vector(7, event().1);
+        let at = AT.registers + REG_DOORBELL;
+        assert_eq!(listens(), [(at, 6 << 16), (at, 6 << 16 | 1), (at, 7 << 16)]);
+        device.remove_peer(6);
+        assert_eq!(listens(), [(at, 7 << 16)]);
+        let write = |register, value: u32| {
+            device.config.lock().write(register, &value.to_le_bytes());
+            device.configured();
+        };
+        write(4, 0);
+        assert_eq!(listens(), [], "memory decoding is off");
+        write(0x10, 0xd000_0000);
+        write(4, 2);
+        assert_eq!(listens(), [(0xd000_0000 + REG_DOORBELL, 7 << 16)]);
     }
 
     #[test]

@@ -192,6 +192,7 @@ pub(crate) mod tests {
     pub(crate) struct Recorder {
         next: AtomicU32,
         pub(crate) connected: Mutex<Vec<(u32, Message)>>,
+        pub(crate) listens: Mutex<Vec<(u64, u32)>>,
     }
 
     impl Interrupts for Recorder {
@@ -204,6 +205,13 @@ pub(crate) mod tests {
         }
         fn disconnect(&self, number: u32, _: &EventFd) {
             self.connected.lock().retain(|(other, _)| *other != number);
+        }
+        fn listen(&self, address: u64, word: u32, _: &EventFd) -> bool {
+            self.listens.lock().push((address, word));
+            true
+        }
+        fn unlisten(&self, address: u64, word: u32, _: &EventFd) {
+            self.listens.lock().retain(|other| *other != (address, word));
         }
     }
 
