@@ -7,8 +7,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use kvm_bindings::{
-    KVM_CAP_X86_DISABLE_EXITS, KVM_X86_DISABLE_EXITS_HLT, KVM_X86_DISABLE_EXITS_MWAIT,
-    KVM_X86_DISABLE_EXITS_PAUSE, kvm_enable_cap,
+    KVM_CAP_X86_DISABLE_EXITS, KVM_X86_DISABLE_EXITS_HLT, KVM_X86_DISABLE_EXITS_PAUSE, kvm_enable_cap,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
@@ -58,7 +57,7 @@ pub struct Vm {
 impl Vm {
     /// Makes a VM with this RAM, these regions, an interrupt controller in KVM, and that many vCPUs.
     ///
-    /// With `quiet`, vCPUs that wait (HLT, PAUSE, MWAIT) stay in the guest, as far as KVM can let them: for vCPUs that
+    /// With `quiet`, vCPUs that wait (HLT, PAUSE) stay in the guest, as far as KVM can let them: for vCPUs that
     /// each have a CPU of their own.
     ///
     /// # Errors
@@ -159,7 +158,8 @@ impl Vm {
 
 /// Lets vCPUs that wait stay in the guest. Before there are any; KVM takes no change later.
 fn stay(fd: &VmFd) {
-    let wanted = KVM_X86_DISABLE_EXITS_MWAIT | KVM_X86_DISABLE_EXITS_HLT | KVM_X86_DISABLE_EXITS_PAUSE;
+    // MWAIT is not among what the guest is told of.
+    let wanted = KVM_X86_DISABLE_EXITS_HLT | KVM_X86_DISABLE_EXITS_PAUSE;
     let offered = u32::try_from(fd.check_extension_raw(KVM_CAP_X86_DISABLE_EXITS.into())).unwrap_or(0);
     let mut cap = kvm_enable_cap { cap: KVM_CAP_X86_DISABLE_EXITS, ..kvm_enable_cap::default() };
     cap.args[0] = u64::from(wanted & offered);
