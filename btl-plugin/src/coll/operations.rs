@@ -81,8 +81,10 @@ pub(super) unsafe fn with(
     below: impl FnOnce(&mut ompi::mca_coll_base_comm_coll_t) -> Option<c_int>,
 ) -> c_int {
     let module = module.cast::<vmshm_coll_module_t>();
-    // SAFETY: the caller vouches for all of it.
-    let done = match unsafe { State::met(module, comm) } {
+    // SAFETY: the module has a state as long as it lives, and its communicator is used by one thread at a time.
+    let state = unsafe { &mut *(*module).state.cast::<State>() };
+    // SAFETY: the caller vouches for the module and its communicator.
+    let done = match unsafe { state.met(module, comm) } {
         Ok(Some(met)) => work(met),
         Ok(None) => Err(Not::Ours),
         Err(rc) => Err(Not::Possible(rc)),
@@ -92,8 +94,7 @@ pub(super) unsafe fn with(
         // SAFETY: what is below was saved when the module was enabled.
         Err(Not::Ours) => below(unsafe { &mut (*module).below }).unwrap_or(ompi::OPAL_ERROR),
         Err(Not::Possible(rc)) => rc,
-        // SAFETY: as above.
-        Err(Not::Whole(broken)) => unsafe { State::fail(module, broken) },
+        Err(Not::Whole(broken)) => state.fail(broken),
     }
 }
 
@@ -110,12 +111,17 @@ unsafe fn in_levels(
     comm: *mut ompi_communicator_t,
     work: impl FnOnce(&Levels) -> Result<(), c_int>,
 ) -> Option<c_int> {
-    // SAFETY: the caller vouches for both.
-    match unsafe { State::levels(module.cast::<vmshm_coll_module_t>(), comm) } {
-        Ok(None) => None,
-        Ok(Some(levels)) => Some(work(levels).err().unwrap_or(SUCCESS)),
-        Err(rc) => Some(rc),
+    let module = module.cast::<vmshm_coll_module_t>();
+    // SAFETY: as in `with`; the state is not borrowed while Open MPI may call us again.
+    if let Some(by) = unsafe { (*(*module).state.cast::<State>()).levels_due() } {
+        // SAFETY: the caller vouches for both.
+        if let Err(rc) = unsafe { State::make_levels(module, comm, by) } {
+            return Some(rc);
+        }
     }
+    // SAFETY: as above.
+    let state = unsafe { &*(*module).state.cast::<State>() };
+    state.levels().map(|levels| work(levels).err().unwrap_or(SUCCESS))
 }
 
 /// Fails where payloads of `len` bytes a step are not for us.

@@ -213,34 +213,34 @@ impl State {
         Self { me, procs, names, endpoints, stage, hierarchy }
     }
 
-    /// The levels in which to do an operation, if there are some; `Err` is Open MPI's code.
-    ///
-    /// # Safety
-    /// As [`State::met`].
+    /// The levels in which to do an operation, if there are some.
     #[inline]
-    pub unsafe fn levels(
-        module: *mut vmshm_coll_module_t,
-        comm: *mut ompi_communicator_t,
-    ) -> Result<Option<&'static Levels>, c_int> {
-        // SAFETY: as in `met`.
-        match unsafe { &(*(*module).state.cast::<State>()).hierarchy } {
-            Hierarchy::Flat => Ok(None),
-            Hierarchy::There(levels) => Ok(Some(levels)),
-            // SAFETY: as in `met`.
-            Hierarchy::Due(by) => unsafe { State::make_levels(module, comm, *by) },
+    pub fn levels(&self) -> Option<&Levels> {
+        match &self.hierarchy {
+            Hierarchy::There(levels) => Some(levels),
+            Hierarchy::Flat | Hierarchy::Due(_) => None,
         }
     }
 
-    /// Makes the levels, if all members can.
+    /// What parts the levels that are still to be made.
+    #[inline]
+    pub fn levels_due(&self) -> Option<By> {
+        match self.hierarchy {
+            Hierarchy::Due(by) => Some(by),
+            Hierarchy::Flat | Hierarchy::There(_) => None,
+        }
+    }
+
+    /// Makes the levels, if all members can; `Err` is Open MPI's code.
     ///
     /// # Safety
     /// As [`State::met`].
     #[cold]
-    unsafe fn make_levels(
+    pub unsafe fn make_levels(
         module: *mut vmshm_coll_module_t,
         comm: *mut ompi_communicator_t,
         by: By,
-    ) -> Result<Option<&'static Levels>, c_int> {
+    ) -> Result<(), c_int> {
         // SAFETY: as in `met`; the state is not borrowed while Open MPI may call us again.
         unsafe {
             let state = (*module).state.cast::<State>();
@@ -257,7 +257,7 @@ impl State {
             }
             if all.contains(&1) {
                 help::verbose("a communicator has no levels for collective operations: threads share MPI");
-                return Ok(None);
+                return Ok(());
             }
             let levels = Levels::new(comm, &names, by, me)?;
             help::verbose(&format!(
@@ -265,10 +265,7 @@ impl State {
                 names.len()
             ));
             (*state).hierarchy = Hierarchy::There(Box::new(levels));
-            match &(*state).hierarchy {
-                Hierarchy::There(levels) => Ok(Some(levels)),
-                _ => Ok(None),
-            }
+            Ok(())
         }
     }
 
@@ -282,37 +279,19 @@ impl State {
     /// The members, if they can work together; `Err` is Open MPI's code.
     ///
     /// # Safety
-    /// `module` is ours and enabled, `comm` its communicator, whose members all call the same operation.
+    /// The state is that of `module`, which is ours and enabled, `comm` its communicator, whose members all call the same
+    /// operation.
     #[inline]
     pub unsafe fn met(
+        &mut self,
         module: *mut vmshm_coll_module_t,
         comm: *mut ompi_communicator_t,
-    ) -> Result<Option<&'static mut Met>, c_int> {
-        // SAFETY: the module has a state as long as it lives, and its communicator is used by one thread at a time.
-        let state = unsafe { &mut *(*module).state.cast::<State>() };
-        match &mut state.stage {
-            Stage::Met(met) => Ok(Some(met)),
+    ) -> Result<Option<&mut Met>, c_int> {
+        if let Stage::New = self.stage {
             // SAFETY: the caller vouches for both.
-            _ => unsafe { State::not_met(module, comm) },
+            self.stage = unsafe { self.meet(module, comm)? };
         }
-    }
-
-    /// [`State::met`] for all other stages.
-    ///
-    /// # Safety
-    /// As there.
-    #[cold]
-    unsafe fn not_met(
-        module: *mut vmshm_coll_module_t,
-        comm: *mut ompi_communicator_t,
-    ) -> Result<Option<&'static mut Met>, c_int> {
-        // SAFETY: as in `met`.
-        let state = unsafe { &mut *(*module).state.cast::<State>() };
-        if let Stage::New = state.stage {
-            // SAFETY: the caller vouches for both.
-            state.stage = unsafe { state.meet(module, comm)? };
-        }
-        match &mut state.stage {
+        match &mut self.stage {
             Stage::Met(met) => Ok(Some(met)),
             Stage::Broken(rc) => Err(*rc),
             _ => Ok(None),
@@ -323,6 +302,7 @@ impl State {
     ///
     /// # Safety
     /// As [`State::met`].
+    #[cold]
     unsafe fn meet(
         &mut self,
         module: *mut vmshm_coll_module_t,
@@ -439,13 +419,8 @@ impl State {
     }
 
     /// Notes that an operation has failed, tells the other members and the user why, and returns Open MPI's code.
-    ///
-    /// # Safety
-    /// As [`State::met`].
     #[cold]
-    pub unsafe fn fail(module: *mut vmshm_coll_module_t, broken: Broken) -> c_int {
-        // SAFETY: as in `met`.
-        let state = unsafe { &mut *(*module).state.cast::<State>() };
+    pub fn fail(&mut self, broken: Broken) -> c_int {
         let (member, rc) = match broken {
             Broken::Length { .. } => (None, ompi::MPI_ERR_TRUNCATE as c_int),
             Broken::NoMemory => (None, ompi::MPI_ERR_NO_MEM as c_int),
@@ -457,7 +432,7 @@ impl State {
             | Broken::Outside { member, .. }
             | Broken::Step { member, .. } => (Some(member), ompi::OPAL_ERR_UNREACH),
         };
-        if let Stage::Met(met) = mem::replace(&mut state.stage, Stage::Broken(rc)) {
+        if let Stage::Met(met) = mem::replace(&mut self.stage, Stage::Broken(rc)) {
             // Its memory stays as it is: others may still read it.
             met.group.give_up(u16::try_from(rc).unwrap_or(0));
         }
@@ -465,7 +440,7 @@ impl State {
         match member {
             None => help::verbose(&text),
             // SAFETY: Open MPI's processes live until MPI is finalized.
-            Some(member) => unsafe { module::report(state.procs.get(member).copied(), &text) },
+            Some(member) => unsafe { module::report(self.procs.get(member).copied(), &text) },
         }
         rc
     }
