@@ -90,16 +90,17 @@ impl Section {
         }
         let slot = self.offset + self.layout.slot(slot);
         let state = slot + offset_of!(EndpointSlot, state) as u64;
+        let died = slot + offset_of!(EndpointSlot, died) as u64;
+        // What was there while this life lasted: its other threads may end it just now, and a
+        // later one, too.
+        let before = memory.load(died)?;
         let word = memory.load(state)?;
         let life = SlotState::unpack(word);
         if life.state != STATE_ATTACHING && life.state != STATE_LIVE {
             return Ok(false);
         }
         // Before the state, so that whoever sees the end knows that it was no leaving.
-        memory.store(
-            slot + offset_of!(EndpointSlot, died) as u64,
-            life.incarnation,
-        )?;
+        memory.compare_exchange(died, before, life.incarnation)?;
         memory.compare_exchange(
             state,
             word,

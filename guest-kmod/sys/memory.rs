@@ -105,14 +105,6 @@ impl Memory {
         Ok(unsafe { atomic::atomic_load(word, Relaxed) })
     }
 
-    /// Writes a word.
-    pub(crate) fn store(&self, offset: u64, value: u64) -> Result {
-        let word = self.at(offset, 8)?;
-        // SAFETY: As in `load`.
-        unsafe { atomic::atomic_store(word, value, Relaxed) };
-        Ok(())
-    }
-
     /// Writes `new` if the word is still `old`, and says whether it was. A full barrier on both
     /// sides if so.
     pub(crate) fn compare_exchange(&self, offset: u64, old: u64, new: u64) -> Result<bool> {
