@@ -14,7 +14,7 @@ use crate::vm::Vm;
 /// Where a program lies in the guest.
 pub const CODE: u64 = 0x10_0000;
 /// Bytes of stack of each vCPU, which lie below [`CODE`].
-const STACK: u64 = 0x8000;
+pub const STACK: u64 = 0x8000;
 const TSS: u64 = 0x3000;
 /// Task state segment and a bitmap in which all ports are open.
 const TSS_LIMIT: u32 = 0x67 + 8193;

@@ -213,6 +213,11 @@ impl Running {
         Stopper(Arc::clone(&self.control))
     }
 
+    /// The RAM, in which a guest may have left something.
+    pub fn ram(&self) -> &Ram {
+        self.parts.space.ram()
+    }
+
     /// Makes all vCPUs rest; returns when they do.
     pub fn pause(&self) {
         self.control.pause(true);

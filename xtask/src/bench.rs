@@ -6,6 +6,7 @@ mod case;
 mod measured;
 mod raw;
 mod target;
+mod vm;
 mod way;
 
 use std::fs;
@@ -73,6 +74,9 @@ pub struct Options {
     /// Few rounds and a quarter of the iterations: to see that all works, not for figures to show
     #[arg(long)]
     quick: bool,
+    /// The transport between two VMs under our VMM beside two processes, and nothing else; at least 7 rounds
+    #[arg(long, conflicts_with_all = ["programs", "keep", "max_size"])]
+    vm: bool,
     /// Take what this run does not measure from the last run's results, so that all can be measured in pieces
     #[arg(long)]
     keep: bool,
@@ -110,6 +114,9 @@ struct Ground<'a> {
 
 /// Measures, prints tables and writes plots.
 pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
+    if options.vm {
+        return vm::run(workspace, options.rounds(), options.quick);
+    }
     let out = workspace.target.join("bench");
     packages::ensure(&[packages::BUILD, packages::RUN, packages::PLOT], &out)?;
     let stage = stage::prepare(workspace, &out)?;
@@ -413,8 +420,14 @@ mod tests {
 
     #[test]
     fn sizes_end_where_they_are_told_to() {
-        let options =
-            Options { rounds: None, programs: Vec::new(), max_size: 8192, quick: true, keep: false };
+        let options = Options {
+            rounds: None,
+            programs: Vec::new(),
+            max_size: 8192,
+            quick: true,
+            vm: false,
+            keep: false,
+        };
         let case = &case::all(None)[0];
         let small = arguments(case, &case.parts[0], VMSHM, &options).unwrap();
         assert_eq!(small[4..], ["-m", "0:8192"]);
