@@ -385,15 +385,20 @@ pub fn steps(
             Ok(Count { passed: hpcc::verify(&output)?, ..Count::default() })
         })?;
     }
-    let measure = tally.all();
+    let all = tally.all();
     for ranks in [2, 3, 5] {
-        tally.step(&format!("host-mpi4py-{ranks}"), |logs| {
+        let name = format!("host-mpi4py-{ranks}");
+        // An odd number that is more than the processors have cores, as 5 is.
+        if ranks == 3 && !tally.for_release(&name) {
+            continue;
+        }
+        tally.step(&name, |logs| {
             let kit = match mpi4py::prepare(workspace, logs)? {
                 Suite::Ready(kit) => kit,
                 Suite::Unavailable(why) => return Ok(Count::skip(why)),
             };
             let bench = Bench::new(stage()?)?;
-            let wanted = mpi4py::baseline(&kit, &bench.mpi, ranks, measure, logs, LIMIT)?;
+            let wanted = mpi4py::baseline(&kit, &bench.mpi, ranks, all, logs, LIMIT)?;
             let got = mpi4py::run(&kit, &bench.mpi, ranks, Layer::Vmshm, logs, LIMIT)?;
             if got != wanted {
                 bail!("over vader the ranks said {wanted:?}, over vmshm {got:?}");

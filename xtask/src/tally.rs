@@ -112,6 +112,11 @@ impl Tally {
         self.choice.all
     }
 
+    /// Whether a step runs that only a release needs: with the others, or because it is named.
+    pub fn for_release(&self, name: &str) -> bool {
+        self.choice.all || self.choice.only.iter().any(|only| only == name)
+    }
+
     /// Runs one step, if chosen, and prints its line. The step writes its logs below the directory that it is given.
     ///
     /// Fails only when the whole run is to end.
@@ -216,5 +221,15 @@ mod tests {
         tally.step("b", |_| Ok(Count::one()))?;
         assert!(tally.close());
         Ok(())
+    }
+
+    #[test]
+    fn what_only_a_release_needs_runs_where_it_is_named() {
+        let runs = |only: &[&str], all| {
+            let only = only.iter().map(|&name| name.to_owned()).collect();
+            Tally::new(Path::new("logs"), &Choice { only, all }).for_release("long")
+        };
+        assert!(runs(&[], true) && runs(&["short", "long"], false));
+        assert!(!runs(&[], false) && !runs(&["short"], false));
     }
 }
