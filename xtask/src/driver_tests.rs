@@ -628,7 +628,7 @@ fn unplug(lab: &mut Lab, logs: &Path) -> Result<Count> {
     lab.unplug(1)?;
     let (code, text) = background_end(lab, "unplugged", logs)?;
     check(&mut count, code != 0, || "a job whose device was unplugged ended as if nothing was".into());
-    check(&mut count, text.contains("the shared-memory device was removed"), || {
+    check(&mut count, text.contains("The device /dev/vmshm0 is gone."), || {
         format!("the job does not say what happened:\n{}", last_lines(&text, 20))
     });
     let gone = lab.run(1, "[ ! -e /dev/vmshm0 ]", SHORT)?;
