@@ -13,6 +13,8 @@ pub const MAX_TURNS: u64 = 100_000;
 
 /// Messages, bytes.
 pub const SIZES: [usize; 7] = [8, 64, 512, 4 << 10, 32 << 10, 256 << 10, 1 << 20];
+/// Streams of each size. One that is interrupted says nothing of the others.
+pub const STREAMS: usize = 21;
 /// Turns in which every byte of a message is checked, each way.
 pub const CHECKED_TURNS: u64 = 3;
 
@@ -37,10 +39,12 @@ pub struct Board {
     /// Those of them that were others than were sent.
     pub wrong: u64,
     /// Ticks of each stream, from the first message to the answer to the last.
-    pub streams: [u64; SIZES.len()],
+    pub streams: [[u64; STREAMS]; SIZES.len()],
     /// What a panic said.
     pub text: [u8; 256],
 }
+
+const _: () = assert!(size_of::<Board>() as u64 <= SAMPLES - BOARD);
 
 /// Round trips of messages of this length: fewer of long ones.
 pub const fn turns_of(size: usize, turns: u64) -> u64 {
@@ -50,5 +54,6 @@ pub const fn turns_of(size: usize, turns: u64) -> u64 {
 
 /// Messages of a stream.
 pub const fn stream_of(size: usize, turns: u64) -> u64 {
-    4 * turns_of(size, turns)
+    let few = turns_of(size, turns) / 4;
+    if few < 4 { 4 } else { few }
 }

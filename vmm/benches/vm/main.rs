@@ -1,7 +1,7 @@
 //! The transport between two VMs beside two processes: the bench guest on this host's KVM, round by round.
 //!
 //! Prints `round NUMBER WAY NAME FIGURE`: nanoseconds one way (`line` and bytes, each with `-p50`, `-p90`, `-p99`) and messages
-//! per second in a stream (`stream-BYTES`). `skipped: why` where it cannot be measured here. `cargo xtask bench --vm` shows it as
+//! per second in streams, their median (`stream-BYTES`). `skipped: why` where it cannot be measured here. `cargo xtask bench --vm` shows it as
 //! tables.
 
 mod twins;
@@ -82,7 +82,9 @@ fn show(round: u64, way: &str, measured: &Round, turns: u64, rate: f64) {
     times("line-after", after);
     for ((size, samples), ticks) in SIZES.into_iter().zip(&measured.turns).zip(&measured.streams) {
         times(&size.to_string(), samples);
-        let seconds = *ticks as f64 / rate / 1e9;
+        let mut sorted = *ticks;
+        sorted.sort_unstable();
+        let seconds = sorted[sorted.len() / 2] as f64 / rate / 1e9;
         let count = twins::stream_of(size, turns) as f64;
         println!("round {round} {way} stream-{size} {:.1}", count / seconds);
     }

@@ -14,13 +14,13 @@ use std::time::{Duration, Instant};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 use vm_memory::{Bytes, GuestAddress};
-use vmshm_host::{CreateOptions, PageSize, Region, RegionName, Registry, pools};
+use vmshm_host::{CreateOptions, PageSize, Region, RegionName, Registry, mount_point, pools};
 use vmshm_vmm::{End, Host, Ram, RamOptions, Running, Shared, Vm, bare, place, power};
 
 #[path = "../../bench-guest/src/board.rs"]
 mod board;
 
-use board::{BOARD, Board, CHECKED_TURNS, RAM_END, SAMPLES, turns_of};
+use board::{BOARD, Board, CHECKED_TURNS, RAM_END, SAMPLES, STREAMS, turns_of};
 pub use board::{MAX_TURNS, SIZES, stream_of};
 
 /// Where the program sees the region.
@@ -48,8 +48,8 @@ pub struct Round {
     pub lines: [Samples; 2],
     /// Round trips of messages of each size.
     pub turns: Vec<Samples>,
-    /// A stream of messages of each size.
-    pub streams: Vec<u64>,
+    /// Streams of messages of each size.
+    pub streams: Vec<[u64; STREAMS]>,
     /// Bytes that both looked at.
     pub checked: u64,
     /// Those of them that were wrong.
@@ -83,11 +83,12 @@ pub fn image(target: &Path) -> Result<Vec<u8>, String> {
     std::fs::read(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))
 }
 
-/// The pages that the region and the memory of each twin lie on: 2 MiB where there are enough.
+/// The pages that the region and the memory of each twin lie on: 2 MiB where there are enough, and a hugetlbfs.
 pub fn pages() -> PageSize {
     let page = PageSize::Huge2M.bytes();
     let wanted = (REGION_LEN + 2 * RAM_END) / page;
-    match pools(None).iter().any(|pool| pool.page_len == page && pool.free >= wanted) {
+    let are_there = pools(None).iter().any(|pool| pool.page_len == page && pool.free >= wanted);
+    match are_there && mount_point(PageSize::Huge2M).is_ok() {
         true => PageSize::Huge2M,
         false => PageSize::Base,
     }
@@ -117,7 +118,7 @@ pub fn run(
         done: 0,
         checked: 0,
         wrong: 0,
-        streams: [0; SIZES.len()],
+        streams: [[0; STREAMS]; SIZES.len()],
         text: [0; 256],
     };
     let left = match way {

@@ -67,7 +67,7 @@ pub fn run(workspace: &Workspace, rounds: u16, quick: bool) -> Result<bool> {
             Table::render,
         );
         report.table(
-            "In a stream, and VMs / processes: medians of the rounds (smallest..largest)",
+            "In streams, the median one of each round, and VMs / processes: medians of the rounds (smallest..largest)",
             &stream,
             Table::render,
         );
