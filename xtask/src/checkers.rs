@@ -21,12 +21,20 @@ pub fn steps(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
         let mut command = in_checkout(workspace);
         command.args(["fmt", "--all", "--check"]);
         process::run(command, "cargo fmt", &logs.join("fmt.log"), LIMIT)?;
+        let mut command = in_bench_guest(workspace);
+        command.args(["fmt", "--check"]);
+        process::run(command, "cargo fmt", &logs.join("fmt-bench-guest.log"), LIMIT)?;
         Ok(Count::one())
     })?;
     tally.step("lints", |logs| {
         let mut command = in_checkout(workspace);
         command.args(["clippy", "--workspace", "--all-targets", "--color=never", "--", "-D", "warnings"]);
         process::run(command, "cargo clippy", &logs.join("clippy.log"), LIMIT)?;
+        let mut command = in_bench_guest(workspace);
+        command
+            .args(["clippy", "--color=never", "--", "-D", "warnings"])
+            .env("CARGO_TARGET_DIR", workspace.target.join("bench-guest"));
+        process::run(command, "cargo clippy", &logs.join("clippy-bench-guest.log"), LIMIT)?;
         Ok(Count::one())
     })?;
     let all = tally.all();
@@ -91,6 +99,13 @@ pub fn steps(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
 fn in_checkout(workspace: &Workspace) -> Command {
     let mut command = cargo();
     command.current_dir(&workspace.root).env("CARGO_TERM_COLOR", "never");
+    command
+}
+
+/// In the workspace of its own that the VMM's bench guest is.
+fn in_bench_guest(workspace: &Workspace) -> Command {
+    let mut command = in_checkout(workspace);
+    command.current_dir(workspace.root.join("vmm/bench-guest"));
     command
 }
 
