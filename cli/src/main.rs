@@ -6,6 +6,7 @@ mod doctor;
 mod env;
 mod installed;
 mod libvirt_xml;
+mod log;
 mod man;
 mod qemu_args;
 mod region;
@@ -46,7 +47,7 @@ Environment:
   VMSHM_DEVICE    region of MPI programs: name, file, /dev/vmshmN or PCI address
   VMSHM_SECTION   section of processes on a host; a VM's is the host's choice
   VMSHM_HEAP, VMSHM_HEAP_MIN   see `vmshm env --help`
-  VMSHM_LOG       what `vmshm serve` logs"
+  VMSHM_LOG       what `vmshm serve` and `vmshm vm run` log"
 )]
 struct Cli {
     #[command(subcommand)]

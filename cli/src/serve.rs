@@ -1,6 +1,6 @@
 //! `vmshm serve`.
 
-use std::io::{self, IsTerminal};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
@@ -10,8 +10,9 @@ use std::path::PathBuf;
 use anyhow::Context;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use tracing_subscriber::EnvFilter;
 use vmshm_host::{DEFAULT_VECTORS, Registry, Server, ServerOptions};
+
+use crate::log;
 
 /// Options of `vmshm serve`.
 #[derive(Debug, clap::Args)]
@@ -51,12 +52,7 @@ fn octal(text: &str) -> Result<u32, String> {
 impl Args {
     /// Serves until SIGTERM or SIGINT.
     pub fn run(&self) -> anyhow::Result<()> {
-        let filter = EnvFilter::try_from_env("VMSHM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-        tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_writer(std::io::stderr)
-            .with_ansi(std::io::stderr().is_terminal())
-            .init();
+        log::begin();
 
         // Blocked before the sockets exist, so that no signal leaves them behind.
         let mut signals = SigSet::empty();

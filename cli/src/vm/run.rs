@@ -7,14 +7,13 @@ use std::time::Duration;
 
 use anyhow::Context;
 use nix::sys::signal::{SigSet, Signal};
-use tracing_subscriber::EnvFilter;
 use uuid::Uuid;
 use vmshm_host::{DEFAULT_VECTORS, PageSize, Region, Registry, format_bytes, nodes, section_socket, socket};
 use vmshm_vmm::boot::Linux;
 use vmshm_vmm::{Attachment, Disk, End, Error, Guest, Host, Machine, Net, Plan, RamOptions, layout, place};
 
 use super::terminal::{self, Raw};
-use crate::size;
+use crate::{log, size};
 
 /// Options of `vmshm vm run`.
 #[derive(Debug, clap::Args)]
@@ -157,12 +156,7 @@ fn mac(uuid: &Uuid, card: usize) -> [u8; 6] {
 impl Args {
     /// Runs the VM until it ends.
     pub fn run(&self) -> anyhow::Result<ExitCode> {
-        let filter = EnvFilter::try_from_env("VMSHM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-        tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_writer(std::io::stderr)
-            .with_ansi(std::io::stderr().is_terminal())
-            .init();
+        log::begin();
         let regions = self.open()?;
         let uuid = match (self.uuid, regions.first()) {
             (Some(uuid), _) => uuid,
