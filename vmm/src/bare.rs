@@ -9,6 +9,7 @@ use vm_memory::{Address, Bytes, GuestAddress};
 
 use crate::error::Error;
 use crate::host::Host;
+use crate::segment;
 use crate::vm::Vm;
 
 /// Where a program lies in the guest.
@@ -135,22 +136,9 @@ fn set_registers(
     arguments: [u64; 6],
 ) -> Result<(), kvm_ioctls::Error> {
     vcpu.set_cpuid2(&host.cpuid)?;
-    let segment = |selector, type_, long: bool| kvm_segment {
-        base: 0,
-        limit: 0xffff_ffff,
-        selector,
-        type_,
-        present: 1,
-        dpl: 3,
-        db: u8::from(!long),
-        s: 1,
-        l: u8::from(long),
-        g: 1,
-        ..kvm_segment::default()
-    };
     let mut sregs = vcpu.get_sregs()?;
-    sregs.cs = segment(0x33, 0b1011, true);
-    let data = segment(0x2b, 0b0011, false);
+    sregs.cs = segment::flat(0x33, 0b1011, 3, true);
+    let data = segment::flat(0x2b, 0b0011, 3, false);
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
     sregs.tr = kvm_segment {
         base: TSS,

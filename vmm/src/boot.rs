@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use kvm_bindings::{Msrs, kvm_msr_entry, kvm_segment};
+use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::{Cap, VcpuFd};
 use linux_loader::bootparam::{boot_e820_entry, boot_params};
 use linux_loader::loader::{BzImage, KernelLoader};
@@ -14,7 +14,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, ReadVolatile};
 use crate::error::Error;
 use crate::host::Host;
 use crate::vm::Vm;
-use crate::{acpi, cpuid, layout, smbios};
+use crate::{acpi, cpuid, layout, segment, smbios};
 
 const GDT: u64 = 0x1000;
 const BOOT_PARAMS: u64 = 0x7000;
@@ -206,20 +206,9 @@ fn set_msrs(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
 
 /// Long mode at privilege level 0, interrupts off, the parameters' address in rsi: as the boot protocol wants it.
 fn enter(vcpu: &VcpuFd, rip: u64) -> Result<(), kvm_ioctls::Error> {
-    let segment = |selector, type_, long: bool| kvm_segment {
-        limit: 0xffff_ffff,
-        selector,
-        type_,
-        present: 1,
-        db: u8::from(!long),
-        s: 1,
-        l: u8::from(long),
-        g: 1,
-        ..kvm_segment::default()
-    };
     let mut sregs = vcpu.get_sregs()?;
-    sregs.cs = segment(0x10, 0b1011, true);
-    let data = segment(0x18, 0b0011, false);
+    sregs.cs = segment::flat(0x10, 0b1011, 0, true);
+    let data = segment::flat(0x18, 0b0011, 0, false);
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
     (sregs.gdt.base, sregs.gdt.limit) = (GDT, 31);
     (sregs.idt.base, sregs.idt.limit) = (0, 0);

@@ -28,6 +28,7 @@ pub mod pci;
 pub mod place;
 pub mod power;
 mod random;
+mod segment;
 pub mod serial;
 mod shared;
 pub mod smbios;
