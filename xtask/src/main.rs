@@ -1,43 +1,16 @@
 //! The developer's one command: `cargo xtask demo | test | bench | vmm-lab | install | uninstall | image | kmod`.
 
-mod accel;
-mod apt;
+mod base;
 mod bench;
-mod build_tree;
-mod cache;
-mod checkers;
-mod chroot;
-mod cleanup;
+mod debian;
 mod demo;
-mod driver_tests;
-mod guest;
-mod guest_mpi;
-mod guest_tests;
-mod host_mpi;
-mod host_tests;
-mod hpcc;
-mod image;
+mod figures;
 mod install;
 mod kernel;
-mod kernel_release;
-mod kernel_tree;
-mod kmod;
 mod lab;
-mod mpi4py;
-mod osu;
-mod packages;
-mod plot;
-mod process;
-mod progress;
-mod qmp;
-mod region;
-mod stage;
-mod statistics;
-mod table;
-mod tally;
+mod mpi;
 mod test;
 mod vmm_lab;
-mod workspace;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -45,9 +18,16 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use accel::Wish;
-use tally::Choice;
-use workspace::Workspace;
+use base::workspace::Workspace;
+use base::{cleanup, process, progress, workspace};
+use debian::{cache, packages};
+use figures::{plot, table};
+use install::{build_tree, stage};
+use kernel::kmod;
+use lab::accel::{self, Wish};
+use lab::{image, region};
+use mpi::{guest_mpi, host_mpi, osu};
+use test::Choice;
 
 /// Builds, shows, tests and measures vmshm.
 #[derive(Debug, Parser)]

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::osu::{self, Points};
-use crate::statistics::{Spread, spread};
+use crate::figures::statistics::{Spread, spread};
+use crate::mpi::osu::{self, Points};
 
 /// All rounds of one case.
 #[derive(Debug, Clone, Serialize, Deserialize)]

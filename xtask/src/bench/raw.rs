@@ -6,10 +6,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::process::{self, mortal};
-use crate::progress;
-use crate::statistics::{Spread, spread};
-use crate::table::{self, Table};
+use crate::base::process::{self, mortal};
+use crate::base::progress;
+use crate::figures::statistics::{Spread, spread};
+use crate::figures::table::{self, Table};
 
 use super::measured::Measured;
 use super::way::TWO_COPIES;

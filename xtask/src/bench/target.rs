@@ -5,8 +5,8 @@ use std::ops::RangeInclusive;
 use super::case::{COLLECTIVES, OPEN};
 use super::measured::{Measured, Ratio};
 use super::raw::Raw;
-use crate::statistics::Spread;
-use crate::table::{self, Table};
+use crate::figures::statistics::Spread;
+use crate::figures::table::{self, Table};
 
 /// Which peers a target speaks of.
 #[derive(Debug, Clone, Copy)]

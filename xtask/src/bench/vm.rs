@@ -8,13 +8,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::Report;
-use crate::packages;
-use crate::plot::{self, Panel, Series};
-use crate::process::{self, last_lines};
-use crate::progress;
-use crate::statistics::{Spread, spread};
-use crate::table::{self, Table};
-use crate::workspace::{Workspace, cargo};
+use crate::base::process::{self, last_lines};
+use crate::base::progress;
+use crate::base::workspace::{Workspace, cargo};
+use crate::debian::packages;
+use crate::figures::plot::{self, Panel, Series};
+use crate::figures::statistics::{Spread, spread};
+use crate::figures::table::{self, Table};
 
 /// Fewer rounds say too little.
 const LEAST_ROUNDS: u16 = 7;

@@ -1,6 +1,6 @@
 //! The ways that messages can go, which are compared with one another.
 
-use crate::host_mpi::Layer;
+use crate::mpi::host_mpi::Layer;
 
 /// A layer with the settings of its column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,6 @@
+//! What every command stands on: where things lie, running programs, telling how far they are, tidying up.
+
+pub mod cleanup;
+pub mod process;
+pub mod progress;
+pub mod workspace;

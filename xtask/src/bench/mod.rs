@@ -1,0 +1,436 @@
+//! `cargo xtask bench`: vmshm side by side with Open MPI's own layers and UCX, as processes on this host.
+//!
+//! The layers take turns within each round, so that what else the machine does meets them all alike.
+
+mod case;
+mod measured;
+mod raw;
+mod target;
+mod vm;
+mod way;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde::{Deserialize, Serialize};
+
+use crate::base::process::last_lines;
+use crate::base::progress;
+use crate::base::workspace::Workspace;
+use crate::debian::packages;
+use crate::figures::plot::{self, Panel, Series};
+use crate::figures::table::{self, Table};
+use crate::install::stage;
+use crate::lab::region::Region;
+use crate::mpi::host_mpi::HostMpi;
+use crate::mpi::osu::{self, Points};
+use case::{Case, Part};
+use measured::Measured;
+use raw::Raw;
+use way::{OSC_OURS, Way};
+
+const REGION: &str = "1G";
+const LIMIT: Duration = Duration::from_secs(300);
+const RAW: &str = "vmshm_raw";
+
+const PROGRAMS: &[&str] = &[
+    "osu_latency",
+    "osu_bw",
+    "osu_mbw_mr",
+    "osu_barrier",
+    "osu_bcast",
+    "osu_reduce",
+    "osu_allreduce",
+    "osu_allgather",
+    "osu_put_latency",
+    "osu_get_latency",
+    "osu_acc_latency",
+    RAW,
+    "osu_bibw",
+    "osu_multi_lat",
+    "osu_gather",
+    "osu_scatter",
+    "osu_alltoall",
+    "osu_gatherv",
+    "osu_scatterv",
+    "osu_alltoallv",
+];
+
+/// What to measure.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// How often each layer is measured [default: 7, or 3 with --quick]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    rounds: Option<u16>,
+    /// Only this program, as osu_latency; may be given several times. Without it: all that have a target
+    #[arg(long = "program", value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(PROGRAMS))]
+    programs: Vec<String>,
+    /// Largest message, bytes
+    #[arg(long, default_value_t = 1 << 22, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
+    max_size: u64,
+    /// Few rounds and a quarter of the iterations: to see that all works, not for figures to show
+    #[arg(long)]
+    quick: bool,
+    /// The transport between two VMs under our VMM beside two processes, and nothing else; at least 7 rounds
+    #[arg(long, conflicts_with_all = ["programs", "keep", "max_size"])]
+    vm: bool,
+    /// Take what this run does not measure from the last run's results, so that all can be measured in pieces
+    #[arg(long)]
+    keep: bool,
+}
+
+impl Options {
+    fn rounds(&self) -> u16 {
+        self.rounds.unwrap_or(if self.quick { 3 } else { 7 })
+    }
+
+    fn wants(&self, program: &str) -> bool {
+        match self.programs.is_empty() {
+            true => !case::is_extra(program),
+            false => self.programs.iter().any(|wanted| wanted == program),
+        }
+    }
+}
+
+/// What `bench.json` holds.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Results {
+    cases: Vec<Measured>,
+    raw: Option<Raw>,
+}
+
+/// Where jobs run.
+struct Ground<'a> {
+    closed: HostMpi,
+    open: HostMpi,
+    programs: PathBuf,
+    out: &'a Path,
+    cores: usize,
+    _regions: [Region; 2],
+}
+
+/// Measures, prints tables and writes plots.
+pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
+    if options.vm {
+        return vm::run(workspace, options.rounds(), options.quick);
+    }
+    let out = workspace.target.join("bench");
+    packages::ensure(&[packages::BUILD, packages::RUN, packages::PLOT], &out)?;
+    let stage = stage::prepare(workspace, &out)?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if cores < 2 {
+        bail!("this machine has one core; a comparison needs two, one for each process");
+    }
+    let regions = [Region::create(&stage, REGION, 2, false)?, Region::create_open(&stage, REGION, 2)?];
+    let ground = Ground {
+        closed: HostMpi::new(regions[0].environment()?)?,
+        open: HostMpi::new(regions[1].environment()?)?,
+        programs: stage.join("bin"),
+        out: &out,
+        cores,
+        _regions: regions,
+    };
+    let file = out.join("bench.json");
+    let mut results = if options.keep { read(&file)? } else { Results::default() };
+    let osc = if options.programs.is_empty() || case::ONE_SIDED_PROGRAMS.iter().any(|p| options.wants(p)) {
+        Some(ground.choose_osc()?)
+    } else {
+        None
+    };
+    let mut missing: Vec<(Way, String)> = Vec::new();
+    for mut case in case::all(osc) {
+        if !options.wants(case.program) {
+            continue;
+        }
+        if !case.ours.is_empty() && std::env::var_os("OSU_DIR").is_some() {
+            println!("{} is not measured: only vmshm's own programs know these options", case.name);
+            continue;
+        }
+        ground.drop_missing(&mut case, &mut missing)?;
+        let measured = ground.measure(&case, options)?;
+        results.cases.retain(|earlier| earlier.case != measured.case);
+        results.cases.push(measured);
+        // After each, so that an interrupted run has not been for nothing.
+        fs::write(&file, serde_json::to_string_pretty(&results)?)?;
+    }
+    if options.wants(RAW) {
+        results.raw = Some(Raw::measure(&ground.programs.join(RAW), options.rounds(), &out)?);
+        fs::write(&file, serde_json::to_string_pretty(&results)?)?;
+    }
+    let mut report = Report::default();
+    for measured in &results.cases {
+        let (heading, table) = describe(measured);
+        report.table(&heading, &table, Table::render);
+    }
+    if let Some(raw) = &results.raw {
+        let (heading, table, once) = raw.report();
+        report.table(&heading, &table, Table::render);
+        report.say(&once);
+        if let Some((heading, table)) = raw.copies(&results.cases) {
+            report.table(&heading, &table, Table::render);
+        }
+    }
+    if let Some(table) = target::summary(&results.cases, results.raw.as_ref()) {
+        report.table(target::HEADING, &table, Table::render_left);
+    }
+    report.say(&target::one_sided(&results.cases).unwrap_or_default());
+    for (way, why) in &missing {
+        report.say(&format!("{} does not run here:\n{why}", way.name));
+    }
+    report.say(&format!(
+        "Measured on {}, {cores} cores, load {} at the end.",
+        processor(),
+        fs::read_to_string("/proc/loadavg").unwrap_or_default().split(' ').next().unwrap_or("unknown"),
+    ));
+    print!("{}", report.text);
+    fs::write(out.join("bench.txt"), &report.text)?;
+    fs::write(out.join("bench.md"), &report.markdown)?;
+    for path in draw(&results.cases, &out)? {
+        println!("Plot: {}", path.display());
+    }
+    println!("The same tables in Markdown: {}", out.join("bench.md").display());
+    println!("All rounds: {}", file.display());
+    Ok(true)
+}
+
+fn read(file: &Path) -> Result<Results> {
+    let text = fs::read_to_string(file).with_context(|| {
+        format!("--keep needs an earlier run's results, and cannot read {}", file.display())
+    })?;
+    serde_json::from_str(&text).with_context(|| {
+        format!("{} is not of this version of the command: run it without --keep", file.display())
+    })
+}
+
+impl Ground<'_> {
+    /// Runs a program once over a way; what it printed, or the end of that if it failed.
+    fn try_job(&self, case: &Case, way: Way, arguments: &[String]) -> Result<Result<String, String>> {
+        let what = format!("{} over {}", case.name, way.name);
+        let path = osu::find(case.program, &self.programs)?;
+        let mpi = if case.is_open { &self.open } else { &self.closed };
+        let mut command = mpi.mpirun(case.ranks(self.cores), way.layer);
+        if !way.is_ours() {
+            // A peer is what is there without vmshm.
+            command.env_remove("OMPI_MCA_mca_base_component_path");
+        }
+        command.args(way.args).arg(&path).args(arguments).args(case.ours);
+        let log = format!("{}-{}.log", case.name, way.name).replace([' ', '/', '(', ')'], "-");
+        let done = mpi.run(command, &what, &self.out.join(log), LIMIT)?;
+        Ok(if done.status.success() { Ok(done.text) } else { Err(last_lines(&done.text, 12)) })
+    }
+
+    /// Which component Open MPI has for windows of processes that are not on one host, over ours.
+    fn choose_osc(&self) -> Result<Way> {
+        let mut why = String::new();
+        for way in OSC_OURS {
+            let case = probe("osu_put_latency", way);
+            match self.try_job(&case, way, &short(case.program))? {
+                Ok(_) => return Ok(way),
+                Err(text) => why = text,
+            }
+        }
+        bail!("one-sided operations run over vmshm with none of osc/vmshm, osc/rdma and osc/pt2pt:\n{why}")
+    }
+
+    /// Takes ways out of a case that do not run on this machine. Ours must.
+    fn drop_missing(&self, case: &mut Case, missing: &mut Vec<(Way, String)>) -> Result<()> {
+        for way in case.ways.clone() {
+            if way.is_ours() || missing.iter().any(|(known, _)| *known == way) {
+                continue;
+            }
+            if let Err(why) = self.try_job(&probe(case.program, way), way, &short(case.program))? {
+                println!("{} does not run {} here; it is left out", way.name, case.program);
+                missing.push((way, why));
+            }
+        }
+        case.ways.retain(|way| !missing.iter().any(|(known, _)| known == way));
+        Ok(())
+    }
+
+    fn measure(&self, case: &Case, options: &Options) -> Result<Measured> {
+        let count = usize::from(options.rounds());
+        let mut rounds: Vec<Vec<Points>> = case.ways.iter().map(|_| Vec::new()).collect();
+        let heading = format!("{}, {count} rounds of {} ways", case.name, case.ways.len());
+        progress::during(&heading, |bar| {
+            for round in 0..count {
+                for turn in 0..case.ways.len() {
+                    // Another way begins each round.
+                    let index = (round + turn) % case.ways.len();
+                    let way = case.ways[index];
+                    bar.set_message(format!("round {}: {}", round + 1, way.name));
+                    let mut points = Points::new();
+                    for part in case.parts {
+                        let Some(arguments) = arguments(case, part, way, options) else { continue };
+                        let what = || format!("{} over {}", case.name, way.name);
+                        match self.try_job(case, way, &arguments)? {
+                            Ok(text) => points.extend(osu::parse(&text).with_context(what)?),
+                            Err(why) => bail!("{} failed:\n{why}", what()),
+                        }
+                    }
+                    rounds[index].push(points);
+                }
+            }
+            Ok(())
+        })?;
+        Ok(Measured {
+            case: case.name.clone(),
+            unit: case.unit.to_owned(),
+            less_is_better: case.less_is_better(),
+            ways: case.ways.iter().map(|way| way.name.to_owned()).zip(rounds).collect(),
+        })
+    }
+}
+
+/// A case that only shows whether a program runs over a way.
+fn probe(program: &'static str, way: Way) -> Case {
+    let name = format!("{program} probe");
+    Case { name, program, ours: &[], parts: &[], ways: vec![way], unit: "", is_open: false }
+}
+
+fn short(program: &str) -> Vec<String> {
+    let words: &[&str] = if program == "osu_barrier" { &[] } else { &["-m", "8:8"] };
+    [&["-i", "10", "-x", "1"], words].concat().into_iter().map(str::to_owned).collect()
+}
+
+/// What a program is told for a part; nothing if there is nothing to measure.
+fn arguments(case: &Case, part: &Part, way: Way, options: &Options) -> Option<Vec<String>> {
+    if part.least > options.max_size {
+        return None;
+    }
+    let share = if options.quick { 4 } else { 1 } * if way == way::TCP { 5 } else { 1 };
+    let iterations = (part.iterations / share).max(2);
+    let mut arguments = vec!["-i".into(), iterations.to_string(), "-x".into(), part.warmup.to_string()];
+    if case.program != "osu_barrier" {
+        arguments.extend(["-m".into(), format!("{}:{}", part.least, part.most.min(options.max_size))]);
+    }
+    Some(arguments)
+}
+
+/// What is printed, and the same in Markdown.
+#[derive(Default)]
+struct Report {
+    text: String,
+    markdown: String,
+}
+
+impl Report {
+    fn table(&mut self, heading: &str, table: &Table, render: impl Fn(&Table) -> String) {
+        self.text += &format!("\n{heading}\n{}", render(table));
+        self.markdown += &format!("\n{heading}\n\n{}", table.render_markdown());
+    }
+
+    fn say(&mut self, what: &str) {
+        if !what.is_empty() {
+            self.text += &format!("\n{}\n", what.trim_end());
+            self.markdown += &format!("\n{}\n", what.trim_end());
+        }
+    }
+}
+
+/// What a case's figures are, and their table.
+fn describe(measured: &Measured) -> (String, Table) {
+    let names: Vec<&str> = measured.ways.iter().map(|(name, _)| name.as_str()).collect();
+    let mut table = Table::default();
+    let mut heading = vec!["size".to_owned()];
+    heading.extend(names.iter().map(|&name| name.to_owned()));
+    heading.extend(names[1..].iter().map(|name| format!("vmshm / {name}")));
+    heading.push("vmshm / best".into());
+    table.row(heading);
+    for size in measured.sizes() {
+        let mut cells = vec![if measured.case == "osu_barrier" { "-".into() } else { table::size(size) }];
+        cells.extend((0..names.len()).map(|way| table::figure(measured.median(way, size))));
+        cells.extend((1..names.len()).map(|way| match measured.ratio(way, size) {
+            Some(ratio) => format!("{:.2}", ratio.spread.median),
+            None => "-".into(),
+        }));
+        cells.push(match measured.ratio_to_best(size, |_| true) {
+            Some(ratio) => {
+                let spread = ratio.spread;
+                format!("{:.2} ({:.2}..{:.2}) {}", spread.median, spread.min, spread.max, ratio.peer)
+            }
+            None => "-".into(),
+        });
+        table.row(cells);
+    }
+    let better = if measured.less_is_better { "less" } else { "more" };
+    let rounds = measured.ways.iter().map(|way| way.1.len()).max().unwrap_or(0);
+    let heading = format!(
+        "{}, {}: medians of {rounds} rounds and of their ratios, beside the best with smallest..largest ({better} is better)",
+        measured.case, measured.unit,
+    );
+    (heading, table)
+}
+
+fn processor() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    name.map_or_else(|| "an unknown processor".into(), |(_, name)| name.trim().to_owned())
+}
+
+/// Draws what has several sizes, two cases beside one another, so that each stays readable.
+fn draw(all: &[Measured], out: &Path) -> Result<Vec<PathBuf>> {
+    let drawn: Vec<&Measured> = all.iter().filter(|measured| measured.sizes().len() > 1).collect();
+    let series: Vec<Vec<Series>> = drawn
+        .iter()
+        .map(|measured| {
+            let points = |way| {
+                let sizes = measured.sizes();
+                sizes.into_iter().filter_map(|size| Some((size, measured.median(way, size)?))).collect()
+            };
+            let ways = measured.ways.iter().enumerate();
+            ways.map(|(way, (name, _))| Series { name: name.clone(), emulated: false, points: points(way) })
+                .collect()
+        })
+        .collect();
+    let mut paths = Vec::new();
+    for (number, pair) in drawn.iter().zip(&series).collect::<Vec<_>>().chunks(2).enumerate() {
+        let units: Vec<String> = pair.iter().map(|(m, _)| format!("{}, median", m.unit)).collect();
+        let panels: Vec<Panel<'_>> = pair
+            .iter()
+            .zip(&units)
+            .map(|((measured, series), unit)| Panel { title: &measured.case, unit, series })
+            .collect();
+        let stem = out.join(format!("bench-{}", number + 1));
+        paths.extend(plot::draw(
+            &stem,
+            "vmshm beside Open MPI's layers and UCX, processes on one host",
+            &panels,
+        )?);
+    }
+    Ok(paths)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::way::VMSHM;
+    use super::*;
+
+    #[test]
+    fn every_program_has_a_case_and_is_built() {
+        let cases = case::all(Some(VMSHM));
+        for program in PROGRAMS.iter().filter(|name| **name != RAW) {
+            assert!(cases.iter().any(|case| case.program == *program), "{program}");
+            assert!(crate::install::build_tree::MPI_PROGRAMS.contains(program), "{program}");
+        }
+        assert!(cases.iter().all(|case| PROGRAMS.contains(&case.program) && case.ways[0].is_ours()));
+    }
+
+    #[test]
+    fn sizes_end_where_they_are_told_to() {
+        let options = Options {
+            rounds: None,
+            programs: Vec::new(),
+            max_size: 8192,
+            quick: true,
+            vm: false,
+            keep: false,
+        };
+        let case = &case::all(None)[0];
+        let small = arguments(case, &case.parts[0], VMSHM, &options).unwrap();
+        assert_eq!(small[4..], ["-m", "0:8192"]);
+        assert!(arguments(case, &case.parts[1], VMSHM, &options).is_none());
+    }
+}

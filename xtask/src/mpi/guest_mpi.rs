@@ -1,0 +1,108 @@
+//! MPI jobs across the guests of a lab, started in guest 0 as a user would.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::host_mpi::{AS_ROOT, Layer};
+use crate::base::process::last_lines;
+use crate::lab::{Lab, PAYLOAD};
+
+/// The ordinary user that the guests have, besides root.
+pub const USER: &str = "mpi";
+
+/// An MPI job.
+#[derive(Debug, Clone)]
+pub struct Job<'a> {
+    /// Ranks, dealt to the guests in turn.
+    pub ranks: usize,
+    /// What they talk over.
+    pub layer: Layer,
+    /// The program, with its arguments.
+    pub program: &'a str,
+    /// Further arguments of mpirun.
+    pub arguments: &'a str,
+    /// Run by [`USER`], not by root.
+    pub as_user: bool,
+}
+
+impl<'a> Job<'a> {
+    /// A job over vmshm.
+    pub fn new(ranks: usize, program: &'a str) -> Self {
+        Self { ranks, layer: Layer::Vmshm, program, arguments: "", as_user: false }
+    }
+
+    /// The shell script that runs it in guest 0 of so many.
+    pub fn script(&self, guests: usize) -> String {
+        // Exactly as many places as needed, at least one a guest: what a rank spawns goes where a place is free.
+        let places = self.ranks.div_ceil(guests);
+        let hosts: Vec<String> = (0..guests).map(|k| format!("vm{k}:{places}")).collect();
+        let mut script = String::new();
+        if !self.as_user {
+            for (name, value) in AS_ROOT {
+                script += &format!("export {name}={value}\n");
+            }
+        }
+        if matches!(self.layer, Layer::Vmshm | Layer::VmshmAndVader) {
+            // As the README tells users to do it.
+            script += &format!("settings=$({PAYLOAD}/bin/vmshm env) || exit\neval \"$settings\"\n");
+        }
+        let yielding = if places > 1 { "--mca mpi_yield_when_idle 1" } else { "" };
+        script += &format!(
+            "cd /tmp\nmpirun -np {} --host {} --map-by node --bind-to none {yielding} \
+             --mca btl_tcp_if_include eth0 --mca oob_tcp_if_include eth0 {} {} {}\n",
+            self.ranks,
+            hosts.join(","),
+            self.layer.mpirun_args().join(" "),
+            self.arguments,
+            self.program,
+        );
+        if !self.as_user {
+            return script;
+        }
+        format!(
+            "cat > /tmp/job.sh <<'JOB'\n{script}JOB\n\
+             setpriv --reuid={USER} --regid={USER} --init-groups env HOME=/home/{USER} USER={USER} sh /tmp/job.sh\n"
+        )
+    }
+}
+
+/// Runs `program` (with arguments) with so many ranks, dealt to the guests in turn; returns what it printed.
+pub fn run(
+    lab: &mut Lab,
+    ranks: usize,
+    layer: Layer,
+    program: &str,
+    log: &Path,
+    limit: Duration,
+) -> Result<String> {
+    run_job(lab, &Job { layer, ..Job::new(ranks, program) }, log, limit)
+}
+
+/// Runs a job; returns what it printed.
+pub fn run_job(lab: &mut Lab, job: &Job<'_>, log: &Path, limit: Duration) -> Result<String> {
+    let (guests, Job { layer, program, .. }) = (lab.size(), job);
+    let script = job.script(guests);
+    let answer = lab.run(0, &script, limit);
+    let text = match &answer {
+        Ok(answer) => answer.text.clone(),
+        Err(error) => format!("{error:#}\n"),
+    };
+    if let Some(dir) = log.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    fs::write(log, format!("{script}\n{text}")).with_context(|| format!("cannot write {}", log.display()))?;
+    let answer = answer?;
+    if answer.code != 0 {
+        bail!(
+            "{program} over {} across {guests} guests ended with exit code {}; log: {}\n{}",
+            layer.name(),
+            answer.code,
+            log.display(),
+            last_lines(&text, 15)
+        );
+    }
+    Ok(text)
+}

@@ -1,0 +1,128 @@
+//! MPI jobs of processes on this host, with every file they make in a directory that goes away.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tempfile::TempDir;
+
+use crate::base::process::{self, Finished, Running};
+
+/// Which byte transfer layer a job is told to use, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layer {
+    /// Ours.
+    Vmshm,
+    /// Ours between guests, Open MPI's shared memory within each.
+    VmshmAndVader,
+    /// Open MPI's shared memory with a copy in and a copy out.
+    VaderTwoCopies,
+    /// Open MPI's shared memory, the receiver reading the sender's memory (cross memory attach).
+    VaderCma,
+    /// UCX's shared memory with a copy in and a copy out, instead of Open MPI's own message layer.
+    UcxPosix,
+    /// UCX's shared memory, the receiver reading the sender's memory.
+    UcxCma,
+    /// TCP over the loopback device, or between guests over their network.
+    Tcp,
+}
+
+impl Layer {
+    /// A short name for tables and plots.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Layer::Vmshm => "vmshm",
+            Layer::VmshmAndVader => "vmshm and vader",
+            Layer::VaderTwoCopies => "vader 2-copy",
+            Layer::VaderCma => "vader CMA",
+            Layer::UcxPosix => "ucx posix",
+            Layer::UcxCma => "ucx posix+cma",
+            Layer::Tcp => "tcp",
+        }
+    }
+
+    /// What mpirun needs to use this layer and no other.
+    pub fn mpirun_args(self) -> Vec<&'static str> {
+        if let Layer::UcxPosix | Layer::UcxCma = self {
+            // Open MPI only takes UCX by itself where it finds a network card that it likes.
+            let mut args = vec!["--mca", "pml", "ucx", "--mca", "pml_ucx_tls", "any"];
+            args.extend(["--mca", "pml_ucx_devices", "any", "-x"]);
+            args.push(if self == Layer::UcxCma { "UCX_TLS=posix,cma,self" } else { "UCX_TLS=posix,self" });
+            return args;
+        }
+        let mut args = vec!["--mca", "pml", "ob1", "--mca", "btl"];
+        match self {
+            Layer::UcxPosix | Layer::UcxCma => {}
+            Layer::Vmshm => args.push("vmshm,self"),
+            Layer::VmshmAndVader => args.push("vmshm,vader,self"),
+            Layer::Tcp => args.push("tcp,self"),
+            Layer::VaderTwoCopies | Layer::VaderCma => {
+                args.push("vader,self");
+                args.extend(["--mca", "btl_vader_single_copy_mechanism"]);
+                args.push(if self == Layer::VaderCma { "cma" } else { "none" });
+            }
+        }
+        args
+    }
+}
+
+/// Lets mpirun run as root, which it must in a guest and in many containers.
+pub const AS_ROOT: [(&str, &str); 2] =
+    [("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")];
+
+/// A place for MPI jobs on this host.
+#[derive(Debug)]
+pub struct HostMpi {
+    scratch: TempDir,
+    environment: Vec<(String, String)>,
+}
+
+impl HostMpi {
+    /// `environment` is added to that of every job, as from [`crate::lab::region::Region::environment`].
+    pub fn new(environment: Vec<(String, String)>) -> Result<Self> {
+        // Memory-backed, because vader's segments go here too.
+        let scratch = tempfile::Builder::new()
+            .prefix("vmshm-mpi-")
+            .tempdir_in("/dev/shm")
+            .context("cannot create a directory in /dev/shm")?;
+        Ok(Self { scratch, environment })
+    }
+
+    /// What the jobs find in their environment besides the user's own.
+    pub fn environment(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.environment.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
+    /// Prepares `mpirun -np ranks` over a layer; the caller adds the program and its arguments.
+    pub fn mpirun(&self, ranks: usize, layer: Layer) -> Command {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut command = process::mortal("mpirun");
+        for (name, _) in std::env::vars() {
+            // A user's own settings for other jobs have no place in a comparison.
+            if name.starts_with("OMPI_MCA_") {
+                command.env_remove(name);
+            }
+        }
+        command
+            .envs(AS_ROOT)
+            .envs(self.environment())
+            .env("TMPDIR", self.scratch.path())
+            .args(["-np", &ranks.to_string(), "--oversubscribe"])
+            .args(["--mca", "btl_vader_backing_directory"])
+            .arg(self.scratch.path())
+            .args(["--mca", "btl_tcp_if_include", "lo"])
+            .args(layer.mpirun_args());
+        if ranks <= cores {
+            command.args(["--bind-to", "core:if-supported"]);
+        } else {
+            command.args(["--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"]);
+        }
+        command
+    }
+
+    /// Runs a prepared job to its end, whatever that is.
+    pub fn run(&self, command: Command, what: &str, log: &Path, limit: Duration) -> Result<Finished> {
+        Running::start(command, what, log)?.wait(limit)
+    }
+}

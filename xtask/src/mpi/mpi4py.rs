@@ -1,0 +1,253 @@
+//! The test suite of mpi4py: built once, kept in the cache, run over two layers and compared.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use super::host_mpi::{HostMpi, Layer};
+use crate::base::process;
+use crate::base::workspace::Workspace;
+
+/// The release whose tests are run.
+const VERSION: &str = "4.1.2";
+const PYTHON: &str = "/usr/bin/python3";
+const BUILD_LIMIT: Duration = Duration::from_secs(600);
+
+/// The suite without two things.
+const EXCEPT: &[&str] = &[
+    // These do not end under Open MPI's own transports either.
+    "-e",
+    "spawn",
+    // Python threads that sleep against the clock: no call of MPI in it, and on a busy machine it fails at random.
+    "-x",
+    "test_util_pool.TestThreadPool.test_terminate",
+];
+
+/// Why the suite cannot be had, as opposed to a failure of ours.
+#[derive(Debug)]
+pub enum Suite {
+    /// Ready to run.
+    Ready(Kit),
+    /// The package index did not give us the source.
+    Unavailable(String),
+}
+
+/// An installed mpi4py and its source.
+#[derive(Debug)]
+pub struct Kit {
+    python: PathBuf,
+    main: PathBuf,
+    versions: Versions,
+}
+
+/// What the number of tests, and of those that skip themselves, depends on.
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+struct Versions {
+    mpi4py: String,
+    python: String,
+    mpi: String,
+}
+
+/// What the ranks reported over vader, with these versions.
+#[derive(Debug, Deserialize)]
+struct Kept {
+    versions: Versions,
+    /// For each number of ranks.
+    ranks: BTreeMap<usize, Vec<(usize, String)>>,
+}
+
+const KEPT: &str = include_str!("../../mpi4py-vader.json");
+
+/// Finds the suite in the cache, or downloads and builds it.
+pub fn prepare(workspace: &Workspace, logs: &Path) -> Result<Suite> {
+    let python = process::capture(Command::new(PYTHON).arg("--version"))?;
+    let mpi = process::capture(Command::new("mpirun").arg("--version"))?;
+    let hash = Sha256::digest(format!("{VERSION} {python} {mpi}"));
+    let first = |text: &str| text.lines().next().unwrap_or_default().trim().to_owned();
+    let versions = Versions { mpi4py: VERSION.into(), python: first(&python), mpi: first(&mpi) };
+    let key: String = hash[..6].iter().map(|byte| format!("{byte:02x}")).collect();
+    let dir = workspace.cache.join(format!("mpi4py-{VERSION}-{key}"));
+    let source = dir.join(format!("mpi4py-{VERSION}"));
+    let kit = Kit { python: dir.join("venv/bin/python"), main: source.join("test/main.py"), versions };
+    let done = dir.join("done");
+    if done.exists() {
+        return Ok(Suite::Ready(kit));
+    }
+    if dir.exists() {
+        fs::remove_dir_all(&dir)?;
+    }
+    fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    let mut venv = Command::new(PYTHON);
+    venv.args(["-m", "venv"]).arg(dir.join("venv"));
+    process::run(venv, "python3 -m venv", &logs.join("venv.log"), BUILD_LIMIT)?;
+
+    let pip = dir.join("venv/bin/pip");
+    let mut download = Command::new(&pip);
+    download
+        .args(["download", "--no-deps", "--no-binary=mpi4py", "--disable-pip-version-check"])
+        .arg(format!("mpi4py=={VERSION}"))
+        .arg("--dest")
+        .arg(&dir);
+    if let Err(error) = process::run(download, "pip download", &logs.join("download.log"), BUILD_LIMIT) {
+        crate::base::cleanup::check()?;
+        return Ok(Suite::Unavailable(format!("pip could not download mpi4py {VERSION}: {error:#}")));
+    }
+    let archive = dir.join(format!("mpi4py-{VERSION}.tar.gz"));
+    let mut unpack = Command::new("tar");
+    unpack.arg("-xzf").arg(&archive).arg("-C").arg(&dir);
+    process::run(unpack, "tar", &logs.join("unpack.log"), BUILD_LIMIT)?;
+    let mut install = Command::new(&pip);
+    install
+        .args(["install", "--no-cache-dir", "--disable-pip-version-check"])
+        .arg(&archive)
+        // What is tested is the MPI below, not the speed of the binding.
+        .env("CFLAGS", "-O0 -g0");
+    process::run(install, "pip install", &logs.join("install.log"), BUILD_LIMIT)?;
+    fs::write(&done, "")?;
+    Ok(Suite::Ready(kit))
+}
+
+/// What one rank reported.
+#[derive(Debug, PartialEq, Eq)]
+struct Report {
+    tests: usize,
+    verdict: String,
+}
+
+/// What each rank reports over Open MPI's own shared memory: kept as data for the versions named there, which saves minutes;
+/// measured with others, or on request, when it must agree with what is kept.
+pub fn baseline(
+    kit: &Kit,
+    mpi: &HostMpi,
+    ranks: usize,
+    measure: bool,
+    logs: &Path,
+    limit: Duration,
+) -> Result<Vec<(usize, String)>> {
+    let mut kept: Kept = serde_json::from_str(KEPT).context("cannot read xtask/mpi4py-vader.json")?;
+    let kept = if kept.versions == kit.versions { kept.ranks.remove(&ranks) } else { None };
+    match kept {
+        Some(kept) if !measure => Ok(kept),
+        kept => {
+            let measured = run(kit, mpi, ranks, Layer::VaderCma, logs, limit)?;
+            if let Some(kept) = kept
+                && kept != measured
+            {
+                bail!("over vader the ranks said {measured:?}, but xtask/mpi4py-vader.json has {kept:?}");
+            }
+            Ok(measured)
+        }
+    }
+}
+
+/// Runs the suite over one layer and returns each rank's number of tests and verdict.
+pub fn run(
+    kit: &Kit,
+    mpi: &HostMpi,
+    ranks: usize,
+    layer: Layer,
+    logs: &Path,
+    limit: Duration,
+) -> Result<Vec<(usize, String)>> {
+    run_part(kit, mpi, ranks, layer, EXCEPT, logs, limit)
+}
+
+/// Runs the tests of one-sided communication alone, over ours.
+pub fn run_windows(
+    kit: &Kit,
+    mpi: &HostMpi,
+    ranks: usize,
+    logs: &Path,
+    limit: Duration,
+) -> Result<Vec<(usize, String)>> {
+    run_part(kit, mpi, ranks, Layer::Vmshm, &["-i", "rma", "-i", "win"], logs, limit)
+}
+
+fn run_part(
+    kit: &Kit,
+    mpi: &HostMpi,
+    ranks: usize,
+    layer: Layer,
+    which: &[&str],
+    logs: &Path,
+    limit: Duration,
+) -> Result<Vec<(usize, String)>> {
+    let what = format!("mpi4py's tests over {} with {ranks} ranks", layer.name());
+    let stem = format!("{}-{ranks}", layer.name().replace(' ', "-"));
+    let output = logs.join(&stem);
+    if output.exists() {
+        fs::remove_dir_all(&output)?;
+    }
+    fs::create_dir_all(&output)?;
+    let mut command = mpi.mpirun(ranks, layer);
+    command
+        // A file for each rank: their lines would mix otherwise.
+        .arg("--output-filename")
+        .arg(format!("{}:nocopy", output.display()))
+        .arg(&kit.python)
+        .arg(&kit.main)
+        .args(which);
+    let done = mpi.run(command, &what, &logs.join(format!("{stem}.log")), limit)?;
+    let mut reports = Vec::new();
+    for rank in 0..ranks {
+        let text = find_output(&output, rank).unwrap_or_default();
+        match report(&text) {
+            Some(report) => reports.push((report.tests, report.verdict)),
+            None => bail!(
+                "{what}: rank {rank} gave no verdict ({}); output: {}\n{}",
+                done.status,
+                output.display(),
+                process::last_lines(&done.text, 10)
+            ),
+        }
+    }
+    Ok(reports)
+}
+
+fn find_output(dir: &Path, rank: usize) -> Option<String> {
+    // mpirun numbers the ranks with as many digits as the largest has.
+    fs::read_dir(dir).ok()?.flatten().find_map(|job| {
+        let ranks = fs::read_dir(job.path()).ok()?;
+        let of_rank = ranks.flatten().find(|entry| {
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|name| name.strip_prefix("rank."));
+            number.and_then(|number| number.parse().ok()) == Some(rank)
+        })?;
+        fs::read_to_string(of_rank.path().join("stderr")).ok()
+    })
+}
+
+/// Reads the end of a unittest run.
+fn report(text: &str) -> Option<Report> {
+    let tests = text.lines().rev().find_map(|line| line.split_once("Ran ")?.1.split_once(" tests in"))?.0;
+    let verdict = text.lines().rev().find(|line| line.starts_with("OK") || line.starts_with("FAILED"))?;
+    Some(Report { tests: tests.parse().ok()?, verdict: verdict.trim().to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_unittest_run_is_read() {
+        let got = report("...s\n-----\nRan 2083 tests in 61.220s\n\nOK (skipped=473)\n");
+        assert_eq!(got, Some(Report { tests: 2083, verdict: "OK (skipped=473)".into() }));
+        assert_eq!(report("...s\nTraceback"), None);
+    }
+
+    #[test]
+    fn what_is_kept_has_a_report_of_each_rank() {
+        let kept: Kept = serde_json::from_str(KEPT).expect("the file is JSON of this shape");
+        assert_eq!(kept.versions.mpi4py, VERSION);
+        for (ranks, reports) in kept.ranks {
+            assert_eq!(reports.len(), ranks);
+            assert!(reports.iter().all(|(tests, verdict)| *tests > 0 && verdict.starts_with("OK")));
+        }
+    }
+}

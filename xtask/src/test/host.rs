@@ -1,0 +1,502 @@
+//! Steps that run MPI programs over vmshm as processes of this host.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+
+use super::tally::{Count, Tally};
+use crate::base::process::{self, Finished, last_lines, mortal};
+use crate::base::workspace::Workspace;
+use crate::lab::region::Region;
+use crate::mpi::host_mpi::{HostMpi, Layer};
+use crate::mpi::hpcc;
+use crate::mpi::mpi4py::{self, Suite};
+
+/// Enough for every size that the checker sends, on a machine with little memory.
+const REGION: &str = "1G";
+/// Small, so that it is full now and then.
+const HEAP_REGION: &str = "256M";
+/// Smaller than some of the windows that the checker makes.
+const FULL_REGION: &str = "16M";
+const LIMIT: Duration = Duration::from_secs(600);
+/// What makes the plugin say what it does.
+const VERBOSE: [&str; 3] = ["--mca", "btl_base_verbose", "10"];
+/// What makes the checker run its collective operations only.
+const COLLECTIVES: [&str; 5] = ["--quick", "--only", "collectives", "--only", "any-collective"];
+/// What leaves collective operations to Open MPI's simplest component: the others have nonblocking ones, and those of
+/// communicators of one process and between two groups.
+const BASIC: [&str; 3] = ["--mca", "coll", "basic,libnbc,self,inter"];
+
+/// Every size in short: inline, eager, rendezvous.
+const SIZES: &[&str] = &["-i", "3", "-x", "1"];
+const VARIED: &[&str] = &["-i", "3", "-x", "1", "--vary"];
+const ALLOCATED: &[&str] = &["-i", "3", "-x", "1", "--vary", "--alloc-mem"];
+
+/// The benchmarks, so briefly that only what arrives matters.
+const BENCHES: &[(&str, &[&str])] = &[
+    ("osu_latency", SIZES),
+    ("osu_latency", VARIED),
+    ("osu_latency", ALLOCATED),
+    ("osu_bw", VARIED),
+    ("osu_bw", ALLOCATED),
+    ("osu_bibw", VARIED),
+    ("osu_mbw_mr", VARIED),
+    ("osu_multi_lat", VARIED),
+    ("osu_barrier", SIZES),
+    ("osu_bcast", VARIED),
+    ("osu_reduce", VARIED),
+    ("osu_allreduce", VARIED),
+    ("osu_gather", VARIED),
+    ("osu_allgather", VARIED),
+    ("osu_scatter", VARIED),
+    ("osu_alltoall", VARIED),
+    ("osu_gatherv", VARIED),
+    ("osu_scatterv", VARIED),
+    ("osu_alltoallv", VARIED),
+    ("osu_bcast", ALLOCATED),
+    ("osu_reduce", ALLOCATED),
+    ("osu_allreduce", ALLOCATED),
+    ("osu_gather", ALLOCATED),
+    ("osu_allgather", ALLOCATED),
+    ("osu_scatter", ALLOCATED),
+    ("osu_alltoall", ALLOCATED),
+    ("osu_gatherv", ALLOCATED),
+    ("osu_scatterv", ALLOCATED),
+    ("osu_alltoallv", ALLOCATED),
+    ("osu_put_latency", VARIED),
+    ("osu_get_latency", VARIED),
+    ("osu_acc_latency", VARIED),
+    ("osu_acc_latency", &["-i", "3", "-x", "1", "--words"]),
+    ("message_steps", &["--messages", "5"]),
+];
+
+/// Who may write to a process's memory in a region.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Writers {
+    /// Itself alone.
+    Owner,
+    /// So it is, and no other component makes windows: on Debian as it is, between hosts.
+    OwnerAlone,
+    /// The region is open.
+    All,
+    /// All processes are in one section.
+    Section,
+}
+
+impl Writers {
+    fn suffix(self) -> &'static str {
+        match self {
+            Writers::Owner => "",
+            Writers::OwnerAlone => "-alone",
+            Writers::All => "-open",
+            Writers::Section => "-one-section",
+        }
+    }
+
+    /// Whether the checker, which has printed this, had all windows that there can be.
+    fn check(self, text: &str) -> Result<()> {
+        // Only shared ones are sm's where each process writes its own section only.
+        let is_shared = |line: &str| line.contains("/hints") || line.contains("/shared");
+        let is_owned = matches!(self, Writers::Owner | Writers::OwnerAlone);
+        let is_missing =
+            |line: &&str| line.contains("makes no window here") && !(is_owned && is_shared(line));
+        if let Some(line) = text.lines().find(is_missing) {
+            bail!("{}", line.trim());
+        }
+        let is_counted = |line: &str| line.contains("windows: ") && line.contains("the section was full");
+        if self == Writers::OwnerAlone && !text.lines().any(is_counted) {
+            bail!("nobody counted the windows that found the section full");
+        }
+        Ok(())
+    }
+}
+
+/// A place for MPI jobs with a region of its own, which goes away with it.
+#[derive(Debug)]
+struct Bench {
+    // Before the region: jobs end first.
+    mpi: HostMpi,
+    _region: Region,
+}
+
+impl Bench {
+    fn new(stage: &Path) -> Result<Self> {
+        let region = Region::create(stage, REGION, 2, true)?;
+        Ok(Self { mpi: HostMpi::new(region.environment()?)?, _region: region })
+    }
+
+    /// With windows of our component.
+    fn with_windows(stage: &Path, writers: Writers) -> Result<Self> {
+        let region = match writers {
+            Writers::All => Region::create_open(stage, REGION, 2)?,
+            Writers::OwnerAlone => Region::create(stage, FULL_REGION, 2, true)?,
+            Writers::Owner | Writers::Section => Region::create(stage, REGION, 2, true)?,
+        };
+        let mut environment = region.environment()?;
+        // Where windows cannot be direct, Open MPI by itself takes another component for processes of one host.
+        let components = match writers {
+            Writers::Owner => "vmshm,pt2pt",
+            Writers::OwnerAlone => "vmshm",
+            Writers::All | Writers::Section => "vmshm,pt2pt,sm",
+        };
+        environment.push(("OMPI_MCA_osc".into(), components.into()));
+        if writers == Writers::Section {
+            environment.push(("VMSHM_SECTION".into(), "0".into()));
+        }
+        // The most that pt2pt serves.
+        environment.push(("MPI4PY_RC_THREAD_LEVEL".into(), "serialized".into()));
+        Ok(Self { mpi: HostMpi::new(environment)?, _region: region })
+    }
+
+    /// With the programs' large allocations in the region.
+    fn with_heap(stage: &Path) -> Result<Self> {
+        let region = Region::create(stage, HEAP_REGION, 2, true)?;
+        Ok(Self { mpi: HostMpi::new(region.environment_with(&["--heap"])?)?, _region: region })
+    }
+}
+
+/// The heap beside allocators that the machine happens to have: in front of ours they are the program's, and nothing is
+/// placed.
+fn beside_allocators(stage: &Path, logs: &Path) -> Result<Count> {
+    let bench = Bench::with_heap(stage)?;
+    let own = bench.mpi.environment().find(|(name, _)| *name == "LD_PRELOAD").context("no LD_PRELOAD")?.1;
+    let list = process::run(list_libraries(), "ldconfig", &logs.join("ldconfig.log"), LIMIT)?.text;
+    let mut count = Count::one();
+    let mut missing = Vec::new();
+    for name in ["libasan.so", "libjemalloc.so", "libtcmalloc_minimal.so"] {
+        let is_it = |line: &&str| line.trim_start().starts_with(name);
+        let Some((_, path)) = list.lines().find(is_it).and_then(|line| line.rsplit_once(" => ")) else {
+            missing.push(name);
+            continue;
+        };
+        let mut command = bench.mpi.mpirun(1, Layer::Vmshm);
+        // Not for mpirun itself, whose own leaks are of no interest.
+        command.env_remove("LD_PRELOAD").args(["-x", &format!("LD_PRELOAD={path}:{own}")]);
+        command.args(["-x", "VMSHM_HEAP", "-x", "ASAN_OPTIONS=detect_leaks=0"]);
+        command.arg(stage.join("bin/vmshm-heap-check")).args(["--ordinary", "--rounds", "1000"]);
+        let log = logs.join(format!("heap-{name}.log"));
+        let done = bench.mpi.run(command, "vmshm-heap-check", &log, LIMIT)?;
+        let done = done.expect_success(&format!("vmshm-heap-check beside {name}"))?;
+        if !done.text.contains("an allocator of its own") {
+            bail!("nobody was told that {name} is the allocator:\n{}", last_lines(&done.text, 10));
+        }
+        count.passed += 1;
+    }
+    if !missing.is_empty() {
+        count.note = format!("not beside {}, which this machine does not have", missing.join(", "));
+    }
+    Ok(count)
+}
+
+fn list_libraries() -> Command {
+    let mut command = mortal("ldconfig");
+    command.arg("-p");
+    command
+}
+
+/// Runs all of them; `stage` is the built tree, or why there is none.
+pub fn steps(
+    workspace: &Workspace,
+    stage: &Result<std::path::PathBuf, String>,
+    tally: &mut Tally,
+) -> Result<()> {
+    let stage = || stage.as_deref().map_err(|why| anyhow::anyhow!("nothing to test was built: {why}"));
+    tally.step("parameters", |logs| {
+        let bench = Bench::new(stage()?)?;
+        let mut command = mortal("ompi_info");
+        command.args(["--param", "btl", "vmshm", "--level", "9"]).envs(bench.mpi.environment());
+        let text = process::run(command, "ompi_info", &logs.join("ompi_info.log"), LIMIT)?.text;
+        if !text.contains("btl_vmshm_device") {
+            bail!("ompi_info does not know btl_vmshm_device:\n{}", last_lines(&text, 10));
+        }
+        let mut command = mortal("ompi_info");
+        command.args(["--param", "coll", "vmshm", "--level", "9"]).envs(bench.mpi.environment());
+        let text = process::run(command, "ompi_info", &logs.join("ompi_info-coll.log"), LIMIT)?.text;
+        if !text.contains("coll_vmshm_priority") {
+            bail!("ompi_info does not know coll_vmshm_priority:\n{}", last_lines(&text, 10));
+        }
+        Ok(Count::one())
+    })?;
+    for ranks in [2, 3, 5] {
+        tally.step(&format!("host-check-{ranks}"), |logs| {
+            let bench = Bench::new(stage()?)?;
+            let mut command = bench.mpi.mpirun(ranks, Layer::Vmshm);
+            command.arg(stage()?.join("bin/vmshm-mpi-check"));
+            if ranks > 2 {
+                command.arg("--quick");
+            }
+            checked(bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?)
+        })?;
+    }
+    tally.step("host-collectives-many", |logs| {
+        // More than look at each other's words one by one.
+        let bench = Bench::new(stage()?)?;
+        let mut command = bench.mpi.mpirun(12, Layer::Vmshm);
+        command.arg(stage()?.join("bin/vmshm-mpi-check")).args(COLLECTIVES);
+        checked(bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?)
+    })?;
+    tally.step("host-collectives-basic", |logs| beside_basic(stage()?, logs))?;
+    // As on two hosts: a region on each, and TCP between them. On each there may be two virtual machines, too.
+    for (name, ranks, levels, parted_by) in [
+        ("host-collectives-two-regions", 4, "1", &["region"][..]),
+        ("host-collectives-two-regions-of-two", 6, "2", &["region", "section"]),
+    ] {
+        tally.step(name, |logs| {
+            let (bench, other) = (Bench::new(stage()?)?, Region::create(stage()?, REGION, 2, true)?);
+            let script = format!(
+                "export OMPI_MCA_btl=vmshm,tcp,self OMPI_MCA_btl_tcp_if_include=lo; \
+                 if [ \"$OMPI_COMM_WORLD_RANK\" -ge {} ]; then export OMPI_MCA_btl_vmshm_device={}; fi; exec \"$0\" \"$@\"",
+                ranks / 2,
+                other.file().display()
+            );
+            let mut command = bench.mpi.mpirun(ranks, Layer::Vmshm);
+            command.args(VERBOSE).args(["--mca", "coll_vmshm_levels", levels, "sh", "-c", &script]);
+            command.arg(stage()?.join("bin/vmshm-mpi-check")).args(COLLECTIVES);
+            let done = bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?;
+            in_two_levels(done, parted_by)
+        })?;
+    }
+    tally.step("host-collectives-two-sections", |logs| {
+        // As in two virtual machines. There are operations that the levels leave to the whole group.
+        let bench = Bench::new(stage()?)?;
+        let mut command = bench.mpi.mpirun(5, Layer::Vmshm);
+        command.args(VERBOSE).args(["--mca", "coll_vmshm_levels", "2"]);
+        command.arg(stage()?.join("bin/vmshm-mpi-check")).args(COLLECTIVES);
+        let done = bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?;
+        in_two_levels(done, &["section"])
+    })?;
+    tally.step("host-check-threads", |logs| {
+        let bench = Bench::new(stage()?)?;
+        let mut command = bench.mpi.mpirun(2, Layer::Vmshm);
+        command.arg(stage()?.join("bin/vmshm-mpi-check")).args(["--quick", "--threads", "3"]);
+        checked(bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?)
+    })?;
+    for (name, layer) in [("host-heap", Layer::Vmshm), ("host-heap-and-vader", Layer::VmshmAndVader)] {
+        tally.step(name, |logs| {
+            let bench = Bench::with_heap(stage()?)?;
+            let mut command = bench.mpi.mpirun(2, layer);
+            command.arg(stage()?.join("bin/vmshm-heap-check"));
+            let done = bench.mpi.run(command, "vmshm-heap-check", &logs.join("heap.log"), LIMIT)?;
+            let text = &done.expect_success("vmshm-heap-check")?.text;
+            // Once on this host, by whichever process is the first.
+            for told in ["were not copied for the child", "made by clone"] {
+                if text.matches(told).count() != 1 {
+                    bail!("{told:?} was to be told once:\n{}", last_lines(text, 10));
+                }
+            }
+            let mut command = bench.mpi.mpirun(2, layer);
+            command.arg(stage()?.join("bin/vmshm-mpi-check")).arg("--quick");
+            checked(bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?)
+        })?;
+    }
+    tally.step("host-heap-inert", |logs| {
+        let bench = Bench::with_heap(stage()?)?;
+        for (value, layer) in [("0", Layer::Vmshm), ("1", Layer::VaderCma)] {
+            let mut command = bench.mpi.mpirun(2, layer);
+            command.env("VMSHM_HEAP", value).arg(stage()?.join("bin/vmshm-heap-check")).arg("--ordinary");
+            let done = bench.mpi.run(command, "vmshm-heap-check", &logs.join("heap.log"), LIMIT)?;
+            done.expect_success("vmshm-heap-check")?;
+        }
+        beside_allocators(stage()?, logs)
+    })?;
+    for (ranks, writers) in [
+        (2, Writers::Owner),
+        (3, Writers::Owner),
+        (3, Writers::OwnerAlone),
+        (2, Writers::All),
+        (3, Writers::All),
+        (3, Writers::Section),
+    ] {
+        let name = format!("host-windows-{ranks}{}", writers.suffix());
+        tally.step(&name, |logs| {
+            let bench = Bench::with_windows(stage()?, writers)?;
+            let mut command = bench.mpi.mpirun(ranks, Layer::Vmshm);
+            command.args(VERBOSE).arg(stage()?.join("bin/vmshm-mpi-check")).arg("--quick");
+            let done = bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?;
+            writers.check(&done.text)?;
+            let mut count = checked(done)?;
+            if let Suite::Ready(kit) = mpi4py::prepare(workspace, logs)? {
+                let got = mpi4py::run_windows(&kit, &bench.mpi, ranks, logs, LIMIT)?;
+                if let Some((_, verdict)) = got.iter().find(|(_, verdict)| !verdict.starts_with("OK")) {
+                    bail!("mpi4py's tests of windows: {verdict}");
+                }
+                count.passed += got.iter().map(|report| report.0).min().unwrap_or(0);
+            }
+            Ok(count)
+        })?;
+    }
+    tally.step("host-windows-levels", |logs| {
+        // Only one process has several threads: all must come to the same conclusion. Other windows are pt2pt's, which does not.
+        let bench = Bench::with_windows(stage()?, Writers::All)?;
+        let script = "exec \"$0\" \"$@\" --threads $((2 - OMPI_COMM_WORLD_RANK))";
+        let mut command = bench.mpi.mpirun(2, Layer::Vmshm);
+        command.args(["sh", "-c", script]).arg(stage()?.join("bin/vmshm-mpi-check"));
+        command.args(["--quick", "--timeout", "60", "--only", "any-change/shared"]);
+        checked(bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?)
+    })?;
+    tally.step("host-spawn", |logs| {
+        let bench = Bench::new(stage()?)?;
+        let mut command = bench.mpi.mpirun(1, Layer::Vmshm);
+        command.arg(stage()?.join("bin/vmshm-mpi-spawn")).args(["--children", "2", "--rounds", "2"]);
+        let done = bench.mpi.run(command, "vmshm-mpi-spawn", &logs.join("spawn.log"), LIMIT)?;
+        done.expect_success("vmshm-mpi-spawn")?;
+        Ok(Count::one())
+    })?;
+    tally.step("host-benches", |logs| {
+        let bench = Bench::new(stage()?)?;
+        let mut count = Count::default();
+        for (program, arguments) in BENCHES {
+            let mut command = bench.mpi.mpirun(2, Layer::Vmshm);
+            command.arg(stage()?.join("bin").join(program)).args(*arguments);
+            let done = bench.mpi.run(command, program, &logs.join(format!("{program}.log")), LIMIT)?;
+            // They look at what arrives, and fail where it is wrong.
+            done.expect_success(&format!("{program} {}", arguments.join(" ")))?;
+            count.passed += 1;
+        }
+        let command = mortal(stage()?.join("bin/vmshm_raw"));
+        let raw = ["--rounds", "1", "--turns", "200", "--silent", "3", "--endpoints", "8"];
+        let text = run_if_two_cores(command, &raw, &logs.join("vmshm_raw.log"))?;
+        count.add(&text);
+        Ok(count)
+    })?;
+    tally.step("host-netpipe", |logs| {
+        let bench = Bench::new(stage()?)?;
+        let mut command = bench.mpi.mpirun(2, Layer::Vmshm);
+        command.args(["NPopenmpi", "-i", "-n", "3", "-u", "4194304", "-o", "/dev/null"]);
+        let done = bench.mpi.run(command, "NPopenmpi", &logs.join("netpipe.log"), LIMIT)?;
+        netpipe(&done.expect_success("NPopenmpi")?.text)
+    })?;
+    for (name, heap) in [("host-hpcc", false), ("host-heap-hpcc", true)] {
+        tally.step(name, |logs| {
+            let bench = if heap { Bench::with_heap(stage()?)? } else { Bench::new(stage()?)? };
+            let dir = tempfile::tempdir()?;
+            fs::write(dir.path().join("hpccinf.txt"), hpcc::input(400, 1, 2))?;
+            let mut command = bench.mpi.mpirun(2, Layer::Vmshm);
+            command.arg("hpcc").current_dir(dir.path());
+            let done = bench.mpi.run(command, "hpcc", &logs.join("hpcc.log"), LIMIT)?;
+            done.expect_success("hpcc")?;
+            let output =
+                fs::read_to_string(dir.path().join("hpccoutf.txt")).context("hpcc wrote no output")?;
+            fs::write(logs.join("hpccoutf.txt"), &output)?;
+            Ok(Count { passed: hpcc::verify(&output)?, ..Count::default() })
+        })?;
+    }
+    let all = tally.all();
+    for ranks in [2, 3, 5] {
+        let name = format!("host-mpi4py-{ranks}");
+        // An odd number that is more than the processors have cores, as 5 is.
+        if ranks == 3 && !tally.for_release(&name) {
+            continue;
+        }
+        tally.step(&name, |logs| {
+            let kit = match mpi4py::prepare(workspace, logs)? {
+                Suite::Ready(kit) => kit,
+                Suite::Unavailable(why) => return Ok(Count::skip(why)),
+            };
+            let bench = Bench::new(stage()?)?;
+            let wanted = mpi4py::baseline(&kit, &bench.mpi, ranks, all, logs, LIMIT)?;
+            let got = mpi4py::run(&kit, &bench.mpi, ranks, Layer::Vmshm, logs, LIMIT)?;
+            if got != wanted {
+                bail!("over vader the ranks said {wanted:?}, over vmshm {got:?}");
+            }
+            let tests = got.iter().map(|report| report.0).min().unwrap_or(0);
+            let note = format!("each rank: {}, the same as under vader", got[0].1);
+            Ok(Count { passed: tests, note, ..Count::default() })
+        })?;
+    }
+    Ok(())
+}
+
+/// The raw benchmark pins two threads to two cores.
+fn run_if_two_cores(mut command: std::process::Command, arguments: &[&str], log: &Path) -> Result<Count> {
+    if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
+        return Ok(Count::skip("vmshm_raw needs two cores"));
+    }
+    command.args(arguments);
+    process::run(command, "vmshm_raw", log, LIMIT)?;
+    Ok(Count::one())
+}
+
+/// As [`checked`]; members parted by each of these must have taken two levels.
+fn in_two_levels(done: Finished, parted_by: &[&str]) -> Result<Count> {
+    for by in parted_by {
+        if !done.text.contains(&format!("has two levels for collective operations, parted by {by}")) {
+            bail!("no collective operation took two levels by {by}:\n{}", last_lines(&done.text, 10));
+        }
+    }
+    checked(done)
+}
+
+/// The same random operations by our component and by coll/basic: what each rank expects must hold for both.
+fn beside_basic(stage: &Path, logs: &Path) -> Result<Count> {
+    let bench = Bench::new(stage)?;
+    let seed = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs().to_string();
+    let check = |name: &str, settings: &[&str], only: &str| {
+        let mut command = bench.mpi.mpirun(3, Layer::Vmshm);
+        command.args(settings).arg(stage.join("bin/vmshm-mpi-check"));
+        command.args(["--seed", &seed, "--only", only]);
+        bench.mpi.run(command, "vmshm-mpi-check", &logs.join(format!("{name}.log")), LIMIT)
+    };
+    let mut count = Count { note: format!("seed {seed}"), ..Count::default() };
+    let mut amounts = Vec::new();
+    for (component, settings) in [("vmshm", &[][..]), ("basic", &BASIC[..])] {
+        let verbose = [settings, &["--mca", "coll_base_verbose", "10"]].concat();
+        let chosen = check(&format!("{component}-chosen"), &verbose, "any-collective/short-lived")?;
+        must_be_chosen(component, &chosen.text)?;
+        let done = check(component, settings, "any-collective")?;
+        amounts.push(compared(&done.text));
+        count.add(&checked(done)?);
+    }
+    if count.failed == 0 && (amounts[0].is_empty() || amounts[0] != amounts[1]) {
+        bail!("not the same was compared: over vmshm {:?}, over basic {:?}", amounts[0], amounts[1]);
+    }
+    Ok(count)
+}
+
+/// Fails unless Open MPI, which was told to talk, took a component for collective operations; in place of ours coll/basic must
+/// have had all of them.
+fn must_be_chosen(component: &str, text: &str) -> Result<()> {
+    let taken: BTreeSet<&str> = text
+        .lines()
+        .filter_map(|line| line.split("comm_select: selecting").nth(1)?.split(',').next())
+        .map(str::trim)
+        .collect();
+    let others = ["vmshm", "tuned"];
+    if !taken.contains(component) || component == "basic" && others.iter().any(|name| taken.contains(name)) {
+        bail!("collective operations were to be {component}'s, but Open MPI took {taken:?}");
+    }
+    Ok(())
+}
+
+/// How much the checker compared in each case that passed.
+fn compared(text: &str) -> Vec<String> {
+    let passed = text.lines().filter_map(|line| line.strip_prefix("ok "));
+    let amount = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        Some(format!("{} {} MiB", words.first()?, words.get(3)?))
+    };
+    passed.filter_map(amount).collect()
+}
+
+/// Counts what the checker reported, which must agree with how it ended.
+fn checked(done: Finished) -> Result<Count> {
+    match Count::of_checker(&done.text) {
+        Some(count) if done.status.success() || count.failed > 0 => Ok(count),
+        _ => {
+            done.expect_success("vmshm-mpi-check")?;
+            bail!("vmshm-mpi-check printed no closing line");
+        }
+    }
+}
+
+/// Counts NetPIPE's integrity checks.
+pub fn netpipe(text: &str) -> Result<Count> {
+    if let Some(line) = text.lines().find(|line| line.to_lowercase().contains("integrity check failed")) {
+        bail!("NetPIPE: {}", line.trim());
+    }
+    Ok(Count { passed: text.matches("Integrity check passed").count(), ..Count::default() })
+}

@@ -1,0 +1,67 @@
+//! `cargo xtask test`: the tests, in order, each with its line; logs below `target/test-logs`.
+
+mod checkers;
+mod driver;
+mod guests;
+mod host;
+mod tally;
+
+pub use tally::Choice;
+
+use anyhow::Result;
+
+use crate::base::cleanup;
+use crate::base::workspace::Workspace;
+use crate::debian::packages;
+use crate::install::stage;
+use crate::lab::accel::{self, Wish};
+use crate::lab::image;
+use tally::Tally;
+
+/// Runs the chosen steps; true if none failed.
+pub fn run(workspace: &Workspace, wish: Wish, choice: &Choice) -> Result<bool> {
+    let logs = workspace.target.join("test-logs");
+    packages::ensure(
+        &[packages::BUILD, packages::RUN, packages::GUESTS, packages::PLOT, packages::PROGRAMS],
+        &logs,
+    )?;
+    let mut tally = Tally::new(&logs, choice);
+    checkers::steps(workspace, &mut tally)?;
+
+    let stage = if choice.has("host") || choice.has("guests") || choice.has("parameters") {
+        stage::prepare(workspace, &logs.join("build")).map_err(|error| format!("{error:#}"))
+    } else {
+        Err("no step needed it".into())
+    };
+    cleanup::check()?;
+    host::steps(workspace, &stage, &mut tally)?;
+
+    let ground = if choice.has("guests") {
+        stage.and_then(|stage| {
+            let prepare = || {
+                let image = image::ensure(workspace, &logs)?;
+                let accel = accel::choose(wish, &image, &logs)?;
+                Ok((stage, image, accel))
+            };
+            prepare().map_err(|error: anyhow::Error| format!("{error:#}"))
+        })
+    } else {
+        Err("no step needed them".into())
+    };
+    cleanup::check()?;
+    let mut repeated = guests::steps(&ground, &mut tally)?;
+
+    let ground = if choice.has("guests-driver") {
+        ground.and_then(|(stage, image, accel)| {
+            driver::prepare(workspace, &stage, &image, accel, &logs).map_err(|error| format!("{error:#}"))
+        })
+    } else {
+        Err("no step needed them".into())
+    };
+    cleanup::check()?;
+    repeated += driver::steps(&ground, &mut tally)?;
+    if repeated > 0 {
+        println!("Boots that failed and were tried once more: {repeated}.");
+    }
+    Ok(tally.close())
+}
