@@ -2,20 +2,17 @@
 //!
 //! The hardware-reduced kind: no timer, no buttons, no legacy interrupt controller.
 
-use acpi_tables::aml::{
-    AddressSpace as Range, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, ONE,
-    Package, Path, ResourceTemplate, ZERO,
-};
+mod namespace;
+mod processors;
+
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
-use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
 use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
-use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 
-use crate::{layout, pci, power, serial};
+use crate::{layout, power};
 
 /// Where the tables lie, in the range that kernels search.
 pub const START: u64 = 0xe_0000;
@@ -69,8 +66,8 @@ pub fn tables(platform: &Platform) -> Vec<(u64, Table)> {
         placed.push((at, Table { name, bytes }));
         at
     };
-    let dsdt = put("DSDT", dsdt(platform).as_slice().to_vec());
-    let listed = [put("FACP", fadt(dsdt)), put("APIC", madt(platform)), put("MCFG", mcfg())];
+    let dsdt = put("DSDT", namespace::dsdt(platform).as_slice().to_vec());
+    let listed = [put("FACP", fadt(dsdt)), put("APIC", processors::madt(platform)), put("MCFG", mcfg())];
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, 1);
     listed.iter().for_each(|&table| xsdt.add_entry(table));
     let xsdt = put("XSDT", bytes(&xsdt));
@@ -97,87 +94,10 @@ fn fadt(dsdt: u64) -> Vec<u8> {
     bytes(&fadt.finalize())
 }
 
-fn madt(platform: &Platform) -> Vec<u8> {
-    let mut madt = MADT::new(OEM, OEM_TABLE, 1, LocalInterruptController::Address(layout::LAPIC as u32));
-    for number in 0..platform.vcpus.min(MOST_VCPUS) as u8 {
-        madt.add_structure(ProcessorLocalApic::new(number, number, EnabledStatus::Enabled));
-    }
-    madt.add_structure(IoApic::new(0, layout::IOAPIC as u32, 0));
-    bytes(&madt)
-}
-
 fn mcfg() -> Vec<u8> {
     let mut mcfg = MCFG::new(OEM, OEM_TABLE, 1);
     mcfg.add_ecam(layout::ECAM, 0, 0, layout::BUSES - 1);
     bytes(&mcfg)
-}
-
-fn dsdt(platform: &Platform) -> Sdt {
-    let name = |name, value: &dyn Aml| Name::new(Path::new(name), value);
-    let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM, OEM_TABLE, 1);
-
-    // Sleep type 5 is off; the sleep control register knows no other.
-    let off = Package::new(vec![&5u8, &ZERO, &ZERO, &ZERO]);
-    name("_S5_", &off).to_aml_bytes(&mut dsdt);
-
-    let io = IO::new(serial::PORT as u16, serial::PORT as u16, 1, 8);
-    let line = Interrupt::new(true, true, false, false, serial::INTERRUPT);
-    Device::new(
-        Path::new("_SB_.COM1"),
-        vec![
-            &name("_HID", &EISAName::new("PNP0501")),
-            &name("_UID", &ZERO),
-            &name("_CRS", &ResourceTemplate::new(vec![&io, &line])),
-        ],
-    )
-    .to_aml_bytes(&mut dsdt);
-
-    // Kernels believe in ECAM only where a motherboard resource reserves it.
-    let ecam_len = u32::from(layout::BUSES) << 20;
-    let ecam = Memory32Fixed::new(true, layout::ECAM as u32, ecam_len);
-    let ports = IO::new(power::PORT as u16, power::PORT as u16, 1, 4);
-    Device::new(
-        Path::new("_SB_.MBRD"),
-        vec![
-            &name("_HID", &EISAName::new("PNP0C02")),
-            &name("_UID", &ZERO),
-            &name("_CRS", &ResourceTemplate::new(vec![&ecam, &ports])),
-        ],
-    )
-    .to_aml_bytes(&mut dsdt);
-
-    let buses = Range::<u16>::new_bus_number(0, u16::from(layout::BUSES) - 1);
-    let low = (layout::BARS_32, layout::BARS_32_LEN);
-    let ports = IO::new(pci::PORTS as u16, pci::PORTS as u16, 1, 8);
-    let bars_32 = Range::<u32>::new_memory(
-        AddressSpaceCacheable::NotCacheable,
-        true,
-        low.0 as u32,
-        (low.0 + low.1 - 1) as u32,
-        None,
-    );
-    let high = platform.bars_64;
-    let bars_64 = Range::<u64>::new_memory(
-        AddressSpaceCacheable::PreFetchable,
-        true,
-        high.0,
-        high.0 + high.1 - 1,
-        None,
-    );
-    Device::new(
-        Path::new("_SB_.PCI0"),
-        vec![
-            &name("_HID", &EISAName::new("PNP0A08")),
-            &name("_CID", &EISAName::new("PNP0A03")),
-            &name("_UID", &ZERO),
-            &name("_SEG", &ZERO),
-            &name("_BBN", &ZERO),
-            &name("_CCA", &ONE),
-            &name("_CRS", &ResourceTemplate::new(vec![&buses, &ports, &bars_32, &bars_64])),
-        ],
-    )
-    .to_aml_bytes(&mut dsdt);
-    dsdt
 }
 
 #[cfg(test)]
