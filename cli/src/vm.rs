@@ -1,5 +1,6 @@
 //! `vmshm vm`: virtual machines of our own.
 
+mod config;
 mod run;
 mod status;
 mod terminal;
@@ -8,7 +9,7 @@ mod terminal;
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Boot a kernel in a VM that is confined to a NUMA node and has sections of regions
-    Run(run::Args),
+    Run(config::Run),
     /// Show where threads and memory of running VMs really are
     Status(status::Args),
 }
@@ -17,7 +18,7 @@ impl Command {
     /// Runs the command.
     pub fn run(&self) -> anyhow::Result<std::process::ExitCode> {
         match self {
-            Self::Run(args) => args.run(),
+            Self::Run(config::Run(args)) => args.run(),
             Self::Status(args) => args.run().map(|()| std::process::ExitCode::SUCCESS),
         }
     }

@@ -77,6 +77,21 @@ fn a_kernel_prints_to_the_terminal_and_switches_the_vm_off() {
 }
 
 #[test]
+fn a_file_holds_the_same_options() {
+    if !kvm() {
+        return;
+    }
+    let host = Host::new();
+    let job = host.dir.path().join("job.toml");
+    let kernel = kernel(&host, &prints_and_switches_off("hello"));
+    fs::write(&job, format!("kernel = {kernel:?}\nmemory = \"24M\"\ncpus = 2\n")).unwrap();
+    let job = job.to_str().unwrap();
+    assert_eq!(host.ok(&["vm", "run", job]), "hello");
+    let text = host.ok(&["vm", "run", job, "--memory", "32M", "--dry-run"]);
+    assert!(text.contains("memory    32 MiB") && text.contains("vCPUs     2 "), "{text}");
+}
+
+#[test]
 fn a_signal_stops_a_vm_and_its_section_is_free_again() {
     if !kvm() {
         return;

@@ -23,6 +23,11 @@ Example:
   vmshm vm run --kernel /boot/vmlinuz --initrd image.cpio --numa-node 0 --cpus 8 --memory 16G --region job:0
   vmshm vm run --kernel /boot/vmlinuz --initrd image.cpio --numa-node 1 --cpus 8 --memory 16G --region job:1
 
+The same options in a file, job.toml, for `vmshm vm run job.toml`:
+  kernel = \"/boot/vmlinuz\"
+  numa-node = 0
+  region = [\"job:0\"]
+
 A private copy of a disk lies in the directory that TMPDIR names, else in /tmp.
 
 The guest's serial console is the terminal: Ctrl-A X stops the VM, Ctrl-A Ctrl-A sends one Ctrl-A. SIGTERM stops it as \
