@@ -1,4 +1,4 @@
-//! The developer's one command: `cargo xtask demo | test | bench | vmm-lab | install | uninstall | image | kmod`.
+//! The developer's one command: `cargo xtask demo | test | layers | bench | vmm-lab | install | uninstall | image | kmod`.
 
 mod base;
 mod bench;
@@ -8,6 +8,7 @@ mod figures;
 mod install;
 mod kernel;
 mod lab;
+mod layers;
 mod mpi;
 mod test;
 mod vmm_lab;
@@ -57,6 +58,8 @@ enum Task {
         #[arg(long)]
         all: bool,
     },
+    /// Check that imports within each crate run one way, as xtask/layers.txt orders its folders
+    Layers,
     /// Measure vmshm beside Open MPI's shared memory and TCP; OSU_DIR names an OSU build to use instead of ours
     Bench(bench::Options),
     /// Boot stock kernels in two VMs under our VMM, on an emulated host with two NUMA nodes
@@ -105,6 +108,11 @@ fn run(task: Task) -> Result<bool> {
     match task {
         Task::Demo { accel } => demo::run(&workspace, accel),
         Task::Test { accel, only, all } => test::run(&workspace, accel, &Choice { only, all }),
+        Task::Layers => {
+            let report = layers::check(&workspace.root)?;
+            print!("{}", report.text);
+            Ok(report.broken == 0)
+        }
         Task::Bench(options) => bench::run(&workspace, &options),
         Task::VmmLab => vmm_lab::run(&workspace),
         Task::Install { prefix } => {

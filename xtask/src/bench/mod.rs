@@ -5,6 +5,7 @@
 mod case;
 mod measured;
 mod raw;
+mod report;
 mod target;
 mod vm;
 mod way;
@@ -22,7 +23,7 @@ use crate::base::progress;
 use crate::base::workspace::Workspace;
 use crate::debian::packages;
 use crate::figures::plot::{self, Panel, Series};
-use crate::figures::table::{self, Table};
+use crate::figures::table::Table;
 use crate::install::stage;
 use crate::lab::region::Region;
 use crate::mpi::host_mpi::HostMpi;
@@ -30,6 +31,7 @@ use crate::mpi::osu::{self, Points};
 use case::{Case, Part};
 use measured::Measured;
 use raw::Raw;
+use report::{Report, describe, processor};
 use way::{OSC_OURS, Way};
 
 const REGION: &str = "1G";
@@ -307,67 +309,6 @@ fn arguments(case: &Case, part: &Part, way: Way, options: &Options) -> Option<Ve
         arguments.extend(["-m".into(), format!("{}:{}", part.least, part.most.min(options.max_size))]);
     }
     Some(arguments)
-}
-
-/// What is printed, and the same in Markdown.
-#[derive(Default)]
-struct Report {
-    text: String,
-    markdown: String,
-}
-
-impl Report {
-    fn table(&mut self, heading: &str, table: &Table, render: impl Fn(&Table) -> String) {
-        self.text += &format!("\n{heading}\n{}", render(table));
-        self.markdown += &format!("\n{heading}\n\n{}", table.render_markdown());
-    }
-
-    fn say(&mut self, what: &str) {
-        if !what.is_empty() {
-            self.text += &format!("\n{}\n", what.trim_end());
-            self.markdown += &format!("\n{}\n", what.trim_end());
-        }
-    }
-}
-
-/// What a case's figures are, and their table.
-fn describe(measured: &Measured) -> (String, Table) {
-    let names: Vec<&str> = measured.ways.iter().map(|(name, _)| name.as_str()).collect();
-    let mut table = Table::default();
-    let mut heading = vec!["size".to_owned()];
-    heading.extend(names.iter().map(|&name| name.to_owned()));
-    heading.extend(names[1..].iter().map(|name| format!("vmshm / {name}")));
-    heading.push("vmshm / best".into());
-    table.row(heading);
-    for size in measured.sizes() {
-        let mut cells = vec![if measured.case == "osu_barrier" { "-".into() } else { table::size(size) }];
-        cells.extend((0..names.len()).map(|way| table::figure(measured.median(way, size))));
-        cells.extend((1..names.len()).map(|way| match measured.ratio(way, size) {
-            Some(ratio) => format!("{:.2}", ratio.spread.median),
-            None => "-".into(),
-        }));
-        cells.push(match measured.ratio_to_best(size, |_| true) {
-            Some(ratio) => {
-                let spread = ratio.spread;
-                format!("{:.2} ({:.2}..{:.2}) {}", spread.median, spread.min, spread.max, ratio.peer)
-            }
-            None => "-".into(),
-        });
-        table.row(cells);
-    }
-    let better = if measured.less_is_better { "less" } else { "more" };
-    let rounds = measured.ways.iter().map(|way| way.1.len()).max().unwrap_or(0);
-    let heading = format!(
-        "{}, {}: medians of {rounds} rounds and of their ratios, beside the best with smallest..largest ({better} is better)",
-        measured.case, measured.unit,
-    );
-    (heading, table)
-}
-
-fn processor() -> String {
-    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-    name.map_or_else(|| "an unknown processor".into(), |(_, name)| name.trim().to_owned())
 }
 
 /// Draws what has several sizes, two cases beside one another, so that each stays readable.

@@ -1,5 +1,6 @@
 //! Steps that check the source and its unit tests: format, lints, the driver's build, tests, models, sanitizers.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use crate::base::process::{self, Running, last_lines};
 use crate::base::workspace::{Workspace, cargo};
 use crate::install::build_tree;
 use crate::kernel::kmod;
+use crate::layers;
 
 const LIMIT: Duration = Duration::from_secs(1500);
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -36,6 +38,17 @@ pub fn steps(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
             .env("CARGO_TARGET_DIR", workspace.target.join("bench-guest"));
         process::run(command, "cargo clippy", &logs.join("clippy-bench-guest.log"), LIMIT)?;
         Ok(Count::one())
+    })?;
+    tally.step("layers", |logs| {
+        let report = layers::check(&workspace.root)?;
+        fs::create_dir_all(logs)?;
+        fs::write(logs.join("layers.txt"), &report.text)?;
+        Ok(Count {
+            passed: report.clean,
+            failed: report.broken,
+            skipped: report.unchecked,
+            ..Count::default()
+        })
     })?;
     let all = tally.all();
     tally.step("driver-source", |logs| {
