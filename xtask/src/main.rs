@@ -62,8 +62,12 @@ enum Task {
     Layers,
     /// Measure vmshm beside Open MPI's shared memory and TCP; OSU_DIR names an OSU build to use instead of ours
     Bench(bench::Options),
-    /// Boot stock kernels in two VMs under our VMM, on an emulated host with two NUMA nodes
-    VmmLab,
+    /// Boot stock kernels in VMs under our VMM, on an emulated host with two NUMA nodes
+    VmmLab {
+        /// Only these parts
+        #[arg(value_name = "PART", value_parser = clap::builder::PossibleValuesParser::new(vmm_lab::names()))]
+        parts: Vec<String>,
+    },
     /// Build with optimisation and install plugin, tool, driver sources, completions and man pages
     Install {
         /// Directory below which bin, lib and share are filled, as /usr/local
@@ -114,7 +118,7 @@ fn run(task: Task) -> Result<bool> {
             Ok(report.broken == 0)
         }
         Task::Bench(options) => bench::run(&workspace, &options),
-        Task::VmmLab => vmm_lab::run(&workspace),
+        Task::VmmLab { parts } => vmm_lab::run(&workspace, &parts),
         Task::Install { prefix } => {
             let logs = workspace.target.join("install");
             packages::ensure(&[packages::BUILD], &logs)?;
