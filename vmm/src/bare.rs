@@ -16,10 +16,12 @@ use crate::vm::Vm;
 pub const CODE: u64 = 0x10_0000;
 /// Bytes of stack of each vCPU, which lie below [`CODE`].
 pub const STACK: u64 = 0x8000;
-const TSS: u64 = 0x3000;
+/// Where the task state segment lies.
+pub const TSS: u64 = 0x3000;
 /// Task state segment and a bitmap in which all ports are open.
-const TSS_LIMIT: u32 = 0x67 + 8193;
-const TABLES: u64 = 0x8000;
+pub const TSS_LIMIT: u32 = 0x67 + 8193;
+/// Where the page tables lie.
+pub const TABLES: u64 = 0x8000;
 const TABLES_END: u64 = 0x8_0000;
 const HUGE: u64 = 2 << 20;
 
@@ -65,17 +67,10 @@ pub fn load(
         });
     }
     write(code, CODE)?;
-    let mut tss = vec![0; TSS_LIMIT as usize + 1];
-    tss[0x66..0x68].copy_from_slice(&0x68u16.to_le_bytes());
-    *tss.last_mut().expect("a long segment") = 0xff;
-    write(&tss, TSS)?;
-    let mut tables = Tables { next: TABLES + 0x1000, words: vec![0; 512] };
-    for (start, len) in crate::layout::ram(vm.ram().len()).into_iter().chain(mapped.iter().copied()) {
-        tables.map(start, len)?;
-    }
-    for (i, word) in tables.words.iter().enumerate() {
-        write(&word.to_le_bytes(), TABLES + 8 * i as u64)?;
-    }
+    write(&task_state(), TSS)?;
+    let ranges = crate::layout::ram(vm.ram().len()).into_iter().chain(mapped.iter().copied());
+    let ranges: Vec<_> = ranges.map(|(start, len)| (start, start, len)).collect();
+    write(&page_tables(&ranges)?, TABLES)?;
     for (number, vcpu) in vm.vcpus().iter().enumerate() {
         set_registers(host, vcpu, number, arguments(number))
             .map_err(Error::kvm(format!("set the registers of vCPU {number}")))?;
@@ -83,14 +78,33 @@ pub fn load(
     Ok(())
 }
 
-/// Page tables, one to one, on pages of 2 MiB.
+/// The task state segment, with all ports open.
+pub fn task_state() -> Vec<u8> {
+    let mut tss = vec![0; TSS_LIMIT as usize + 1];
+    tss[0x66..0x68].copy_from_slice(&0x68u16.to_le_bytes());
+    *tss.last_mut().expect("a long segment") = 0xff;
+    tss
+}
+
+/// Page tables for [`TABLES`], on pages of 2 MiB, of ranges (virtual address, physical address, bytes).
+///
+/// # Errors
+/// More to map than there is room for page tables.
+pub fn page_tables(ranges: &[(u64, u64, u64)]) -> Result<Vec<u8>, Error> {
+    let mut tables = Tables { next: TABLES + 0x1000, words: vec![0; 512] };
+    for &(start, physical, len) in ranges {
+        tables.map(start, physical, len)?;
+    }
+    Ok(tables.words.iter().flat_map(|word| word.to_le_bytes()).collect())
+}
+
 struct Tables {
     next: u64,
     words: Vec<u64>,
 }
 
 impl Tables {
-    fn map(&mut self, start: u64, len: u64) -> Result<(), Error> {
+    fn map(&mut self, start: u64, physical: u64, len: u64) -> Result<(), Error> {
         let first = GuestAddress(start).mask(!(HUGE - 1));
         let mut at = first;
         while at < start + len {
@@ -98,7 +112,8 @@ impl Tables {
             for shift in [39, 30] {
                 table = self.below(table, at >> shift & 511)?;
             }
-            self.set(table, at >> 21 & 511, at | PRESENT_WRITE_USER | HUGE_PAGE);
+            let page = GuestAddress(physical).mask(!(HUGE - 1)) + (at - first);
+            self.set(table, at >> 21 & 511, page | PRESENT_WRITE_USER | HUGE_PAGE);
             at += HUGE;
         }
         Ok(())

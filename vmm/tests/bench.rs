@@ -1,4 +1,4 @@
-//! The bench guest's program between two VMs, and between two processes: what it sends arrives.
+//! The bench guest's program between two VMs of ours, two of QEMU's, and two processes: what it sends arrives.
 
 mod common;
 #[path = "../benches/vm/twins.rs"]
@@ -6,6 +6,7 @@ mod common;
 mod twins;
 
 use std::path::Path;
+use std::process::Command;
 
 use twins::{SIZES, Way};
 
@@ -17,7 +18,12 @@ fn all_bytes_of_all_sizes_arrive_between_vms_and_between_processes() {
         return;
     };
     let image = twins::image(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench-guest")).unwrap();
-    for way in [Way::Vm, Way::Process] {
+    let has_qemu = Command::new(twins::qemu::PROGRAM).arg("--version").output().is_ok();
+    if !has_qemu {
+        eprintln!("skipped between QEMU's VMs: there is no {}", twins::qemu::PROGRAM);
+    }
+    let ways = [Way::Vm, Way::Process, Way::Qemu];
+    for way in ways.into_iter().filter(|way| *way != Way::Qemu || has_qemu) {
         let round = twins::run(&host, &image, way, 20, cpus, vmshm_host::PageSize::Base).unwrap();
         assert_eq!((round.checked, round.wrong), (twins::to_check(), 0), "{way:?}");
         assert_eq!(round.turns.len(), SIZES.len());

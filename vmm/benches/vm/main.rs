@@ -1,8 +1,8 @@
-//! The transport between two VMs beside two processes: the bench guest on this host's KVM, round by round.
+//! The transport between two VMs of ours, two of QEMU's, and two processes: the bench guest on this host's KVM, round by round.
 //!
 //! Prints `round NUMBER WAY NAME FIGURE`: nanoseconds one way (`line` and bytes, each with `-p50`, `-p90`, `-p99`) and messages
-//! per second in streams, their median (`stream-BYTES`). `skipped: why` where it cannot be measured here. `cargo xtask bench --vm` shows it as
-//! tables.
+//! per second in streams, their median (`stream-BYTES`). `skipped: why` where it cannot be measured here, `without QEMU: why`
+//! where QEMU cannot. `cargo xtask bench --vm` shows it as tables.
 
 mod twins;
 
@@ -51,11 +51,16 @@ fn measure(rounds: u64, turns: u64) -> Result<(), String> {
     let pages = twins::pages();
     println!("pages {}", if pages == PageSize::Base { "4 KiB" } else { "2 MiB" });
     let rate = twins::ticks_per_nanosecond();
+    let mut ways = vec![(Way::Vm, "vm"), (Way::Process, "process")];
+    // A try, so that what QEMU lacks here costs no round.
+    match twins::run(&host, &image, Way::Qemu, 1, cpus, pages) {
+        Ok(_) => ways.push((Way::Qemu, "qemu")),
+        Err(why) => println!("without QEMU: {}", why.replace('\n', " ")),
+    }
     // The first round warms up.
     for round in 0..=rounds {
-        let mut ways = [(Way::Vm, "vm"), (Way::Process, "process")];
-        ways.rotate_left((round % 2) as usize);
-        for (way, name) in ways {
+        ways.rotate_left(1);
+        for &(way, name) in &ways {
             let measured = twins::run(&host, &image, way, turns, cpus, pages)?;
             if measured.wrong > 0 || measured.checked != twins::to_check() {
                 return Err(format!("{name}: {} of {} bytes were wrong", measured.wrong, measured.checked));

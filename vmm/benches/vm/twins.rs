@@ -19,6 +19,8 @@ use vmshm_vmm::{End, Host, Ram, RamOptions, Running, Shared, Vm, bare, place, po
 
 #[path = "../../bench-guest/src/board.rs"]
 mod board;
+#[path = "qemu.rs"]
+pub mod qemu;
 
 use board::{BOARD, Board, CHECKED_TURNS, RAM_END, SAMPLES, STREAMS, turns_of};
 pub use board::{MAX_TURNS, SIZES, stream_of};
@@ -34,6 +36,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub enum Way {
     /// Two VMs of ours.
     Vm,
+    /// Two VMs of QEMU's.
+    Qemu,
     /// Two processes.
     Process,
 }
@@ -113,7 +117,7 @@ pub fn run(
         region: REGION,
         region_len: REGION_LEN,
         section: section.into(),
-        in_vm: (way == Way::Vm).into(),
+        in_vm: (way != Way::Process).into(),
         turns,
         done: 0,
         checked: 0,
@@ -123,6 +127,7 @@ pub fn run(
     };
     let left = match way {
         Way::Vm => in_vms(host, image, [0, 1].map(order), cpus, pages, open),
+        Way::Qemu => qemu::in_vms(image, [0, 1].map(order), cpus, pages, open),
         Way::Process => in_processes(image, [0, 1].map(order), cpus, pages, open),
     };
     registry.destroy("bench", true).map_err(text)?;

@@ -1,4 +1,5 @@
-//! The transport between two VMs under our VMM beside two processes: what the benchmark `vm` of `vmshm-vmm` prints.
+//! The transport between two VMs under our VMM, and under QEMU, beside two processes: what the benchmark `vm` of `vmshm-vmm`
+//! prints.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,7 +23,8 @@ const QUICK_TURNS: u32 = 2000;
 /// The bare line's median may be so many times as long at one time of a round as at another. Beyond that somebody has moved
 /// the CPUs away from each other or together, and the round is dropped, whichever way that has hurt.
 const JUMP: f64 = 1.25;
-const WAYS: [&str; 2] = ["vm", "process"];
+/// Ways as the benchmark calls them and as they are shown; the first is what the others are compared with.
+const WAYS: [(&str, &str); 3] = [("process", "processes"), ("vm", "VMs"), ("qemu", "QEMU's VMs")];
 
 /// Figures of a round by way and name.
 type Round = BTreeMap<String, f64>;
@@ -30,6 +32,7 @@ type Round = BTreeMap<String, f64>;
 /// Measures and prints; fails where the benchmark does, not where it can't be measured here.
 pub fn run(workspace: &Workspace, rounds: u16, quick: bool) -> Result<bool> {
     let rounds = rounds.max(LEAST_ROUNDS);
+    packages::ensure(&[packages::GUESTS], &workspace.target.join("bench"))?;
     let out = workspace.target.join("bench");
     let mut command = cargo();
     command.args(["bench", "-p", "vmshm-vmm", "--bench", "vm", "--", "--rounds"]).arg(rounds.to_string());
@@ -52,29 +55,33 @@ pub fn run(workspace: &Workspace, rounds: u16, quick: bool) -> Result<bool> {
         all.into_iter().filter(|round| jump(round).is_some_and(|jump| jump <= JUMP)).collect();
     let mut report = Report::default();
     report.say(&format!(
-        "Two VMs under our VMM beside two processes of this host: the same image on the same two CPUs, in turns. {} of {count} \
-         rounds count; in the other {} the bare line's median differed by more than {JUMP} times within the round.",
+        "Two VMs under our VMM and two under QEMU (microvm, ivshmem-plain) beside two processes of this host: the same image on \
+         the same two CPUs, in turns. {} of {count} rounds count; in the other {} the bare line's median differed by more than \
+         {JUMP} times within the round.",
         kept.len(),
         count - kept.len(),
     ));
+    if let Some(why) = text.lines().find_map(|line| line.strip_prefix("without QEMU: ")) {
+        report.say(&format!("QEMU's VMs are not measured: {why}"));
+    }
     if kept.is_empty() {
         report.say("No figure is shown: the CPUs never stayed where they were for a whole round.");
     } else {
         let (latency, stream) = tables(&kept);
         report.table(
-            "One way, ns, and VMs / processes: medians of the rounds (smallest..largest)",
+            "One way, ns, and ratios to the processes: medians of the rounds (smallest..largest)",
             &latency,
             Table::render,
         );
         report.table(
-            "In streams, the median one of each round, and VMs / processes: medians of the rounds (smallest..largest)",
+            "In streams, the median one of each round, and ratios to the processes: medians of the rounds (smallest..largest)",
             &stream,
             Table::render,
         );
     }
     let pages = text.lines().find_map(|line| line.strip_prefix("pages ")).unwrap_or("unknown");
     report.say(&format!(
-        "Measured on {}, {}; the region on pages of {pages}, load {} at the end. QEMU's ivshmem-plain is not measured yet.",
+        "Measured on {}, {}; the region on pages of {pages}, load {} at the end.",
         processor(),
         kvm(Path::new("/sys/module"), &fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
         fs::read_to_string("/proc/loadavg").unwrap_or_default().split(' ').next().unwrap_or("unknown"),
@@ -107,7 +114,8 @@ fn parse(text: &str) -> Result<Vec<Round>> {
 /// How many times as long the bare line's median was as at another time of the round.
 fn jump(round: &Round) -> Option<f64> {
     let at = |way, name| round.get(&format!("{way} {name}-p50")).copied();
-    let lines = WAYS.iter().flat_map(|way| [at(way, "line"), at(way, "line-after")]);
+    let there = ways(std::slice::from_ref(round));
+    let lines = there.iter().flat_map(|(way, _)| [at(way, "line"), at(way, "line-after")]);
     let spread = spread(&lines.collect::<Option<Vec<_>>>()?)?;
     Some(spread.max / spread.min)
 }
@@ -117,10 +125,17 @@ fn median(rounds: &[Round], way: &str, name: &str) -> Option<f64> {
     Some(spread(&rounds.iter().filter_map(|round| round.get(&key).copied()).collect::<Vec<_>>())?.median)
 }
 
-/// VMs by processes, round by round.
-fn ratio(rounds: &[Round], name: &str) -> String {
-    let [vm, process] = WAYS.map(|way| format!("{way} {name}"));
-    let ratios = rounds.iter().filter_map(|round| Some(round.get(&vm)? / round.get(&process)?));
+/// The ways that were measured.
+fn ways(rounds: &[Round]) -> Vec<(&'static str, &'static str)> {
+    let names = rounds.first().into_iter().flat_map(Round::keys);
+    let names: Vec<_> = names.filter_map(|name| name.split(' ').next()).collect();
+    WAYS.into_iter().filter(|(way, _)| names.contains(way)).collect()
+}
+
+/// A way by the processes, round by round.
+fn ratio(rounds: &[Round], way: &str, name: &str) -> String {
+    let [way, process] = [way, WAYS[0].0].map(|way| format!("{way} {name}"));
+    let ratios = rounds.iter().filter_map(|round| Some(round.get(&way)? / round.get(&process)?));
     match spread(&ratios.collect::<Vec<_>>()) {
         Some(Spread { min, median, max }) => format!("{median:.2} ({min:.2}..{max:.2})"),
         None => "-".into(),
@@ -138,8 +153,16 @@ fn sizes(rounds: &[Round]) -> Vec<u64> {
 /// Times of messages alone, and of streams.
 fn tables(rounds: &[Round]) -> (Table, Table) {
     let (mut latency, mut stream) = (Table::default(), Table::default());
-    latency.row(["size", "processes, p50", "VMs, p50", "p50", "p90", "p99"]);
-    stream.row(["size", "processes, MB/s", "VMs, MB/s", "messages/s", "VMs / processes"]);
+    let ways = ways(rounds);
+    let others: Vec<_> = ways.iter().filter(|way| **way != WAYS[0]).collect();
+    let first = |unit: &str| {
+        let heads = ways.iter().map(|(_, shown)| format!("{shown}, {unit}"));
+        [vec!["size".to_owned()], heads.collect()].concat()
+    };
+    let ratios = others.iter().flat_map(|(_, shown)| ["p50", "p90", "p99"].map(|p| format!("{shown}: {p}")));
+    latency.row(first("p50").into_iter().chain(ratios));
+    let rest = others.iter().map(|(_, shown)| format!("{shown}: ratio"));
+    stream.row(first("MB/s").into_iter().chain(["VMs, messages/s".into()]).chain(rest));
     let lines = [("bare line", "line"), ("bare line, after all", "line-after")];
     let lines = lines.map(|(label, name)| (label.to_owned(), name.to_owned()));
     for (label, name) in
@@ -147,18 +170,20 @@ fn tables(rounds: &[Round]) -> (Table, Table) {
     {
         let p50 = format!("{name}-p50");
         let mut cells = vec![label];
-        cells.extend(["process", "vm"].map(|way| table::figure(median(rounds, way, &p50))));
-        cells.extend([50, 90, 99].map(|percent| ratio(rounds, &format!("{name}-p{percent}"))));
+        cells.extend(ways.iter().map(|(way, _)| table::figure(median(rounds, way, &p50))));
+        for (way, _) in &others {
+            cells.extend([50, 90, 99].map(|percent| ratio(rounds, way, &format!("{name}-p{percent}"))));
+        }
         latency.row(cells);
     }
     for size in sizes(rounds) {
         let name = format!("stream-{size}");
         let rate = |way| median(rounds, way, &name);
+        let bandwidth = |way| Some(rate(way)? * size as f64 / 1e6);
         let mut cells = vec![table::size(size)];
-        cells.extend(
-            ["process", "vm"].map(|way| table::figure(rate(way).map(|rate| rate * size as f64 / 1e6))),
-        );
-        cells.extend([table::figure(rate("vm")), ratio(rounds, &name)]);
+        cells.extend(ways.iter().map(|(way, _)| table::figure(bandwidth(way))));
+        cells.push(table::figure(rate("vm")));
+        cells.extend(others.iter().map(|(way, _)| ratio(rounds, way, &name)));
         stream.row(cells);
     }
     (latency, stream)
@@ -166,12 +191,11 @@ fn tables(rounds: &[Round]) -> (Table, Table) {
 
 fn draw(rounds: &[Round], out: &Path) -> Result<std::path::PathBuf> {
     let series = |figure: &dyn Fn(&str, u64) -> Option<f64>| -> Vec<Series> {
-        [("two processes", "process"), ("two VMs", "vm")]
-            .map(|(name, way)| {
-                let points = sizes(rounds).into_iter().filter_map(|size| Some((size, figure(way, size)?)));
-                Series { name: name.to_owned(), emulated: false, points: points.collect() }
-            })
-            .into()
+        let one = |(way, name): (&str, &str)| {
+            let points = sizes(rounds).into_iter().filter_map(|size| Some((size, figure(way, size)?)));
+            Series { name: name.to_owned(), emulated: false, points: points.collect() }
+        };
+        ways(rounds).into_iter().map(one).collect()
     };
     let latency = series(&|way, size| Some(median(rounds, way, &format!("{size}-p50"))? / 1e3));
     let stream =
@@ -223,8 +247,8 @@ mod tests {
         ];
         let rounds = parse(&all.concat())?;
         assert!(jump(&rounds[0]).context("lines")? < JUMP && jump(&rounds[1]).context("lines")? > JUMP);
-        assert_eq!(ratio(&rounds[..1], "8-p50"), "1.25 (1.25..1.25)");
-        assert_eq!(ratio(&rounds, "stream-8"), "0.75 (0.50..1.00)");
+        assert_eq!(ratio(&rounds[..1], "vm", "8-p50"), "1.25 (1.25..1.25)");
+        assert_eq!(ratio(&rounds, "vm", "stream-8"), "0.75 (0.50..1.00)");
         assert_eq!(sizes(&rounds), [8]);
         assert!(parse("nothing").is_err());
         Ok(())
