@@ -16,6 +16,7 @@ use vmshm_host::Region;
 
 use crate::error::Error;
 use crate::ivshmem::Ivshmem;
+use crate::thread;
 
 /// What the server gave.
 pub(crate) struct Given {
@@ -93,7 +94,7 @@ impl Connection {
     pub(crate) fn serve(self, device: Arc<Ivshmem>) -> Result<Client, Error> {
         let doing = || "start a thread for the ivshmem server";
         let socket = self.0.try_clone().map_err(Error::io(doing()))?;
-        let thread = std::thread::Builder::new().name("ivshmem".into()).spawn(move || {
+        let thread = thread::spawn(thread::Kind::Client, "ivshmem", move || {
             loop {
                 match self.receive() {
                     Ok(Some((id, fd))) => match (u16::try_from(id), fd) {
@@ -107,7 +108,8 @@ impl Connection {
                             error,
                             "the ivshmem server is gone: the VM keeps its memory and doorbells"
                         );
-                        return;
+                        // Dropped by whoever joins the thread, which may do more.
+                        return device;
                     }
                 }
             }
@@ -117,10 +119,15 @@ impl Connection {
 }
 
 /// The thread that listens to a server; ends when dropped, upon which the server gives the section to others.
-#[derive(Debug)]
 pub(crate) struct Client {
     socket: UnixStream,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<Arc<Ivshmem>>>,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Client")
+    }
 }
 
 impl Drop for Client {

@@ -14,6 +14,7 @@ mod control;
 mod cpuid;
 mod disk;
 mod error;
+mod filters;
 mod host;
 #[cfg(test)]
 mod hostile;
@@ -33,6 +34,7 @@ pub mod serial;
 mod shared;
 pub mod smbios;
 mod space;
+pub mod thread;
 mod vcpu;
 mod virtio;
 mod vm;

@@ -1,5 +1,6 @@
 //! Virtio devices on the PCI bus (virtio 1.2, the modern kind only): registers, queues, and a thread for each device.
 
+use std::any::Any;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -15,6 +16,7 @@ use crate::interrupts::Interrupts;
 use crate::msix::{self, Msix};
 use crate::pci::{BarKind, Config, Function, Identity};
 use crate::space::Space;
+use crate::thread;
 
 /// The most entries of a queue.
 const QUEUE_SIZE: u16 = 256;
@@ -212,7 +214,7 @@ pub(crate) struct Virtio {
 #[derive(Debug)]
 pub(crate) struct Worker {
     stop: EventFd,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<Box<dyn Any + Send>>>,
 }
 
 impl Drop for Worker {
@@ -261,8 +263,9 @@ impl Virtio {
             starved: false,
         };
         let space = Arc::clone(space);
-        let thread = std::thread::Builder::new().name(B::NAME.into());
-        let thread = thread.spawn(move || engine.run(space.ram().map())).map_err(Error::io(doing()))?;
+        // What the thread had comes back, so that whoever joins it drops that: it takes more than the thread may do.
+        let work = move || Box::new((engine.run(space.ram().map()), space)) as Box<dyn Any + Send>;
+        let thread = thread::spawn(thread::Kind::Device, B::NAME, work).map_err(Error::io(doing()))?;
         Ok((Arc::new(device), Worker { stop, thread: Some(thread) }))
     }
 
@@ -374,7 +377,7 @@ struct Engine<B> {
 }
 
 impl<B: Backend> Engine<B> {
-    fn run(mut self, memory: &GuestMemoryMmap) {
+    fn run(mut self, memory: &GuestMemoryMmap) -> B {
         loop {
             let mut work: Vec<usize> = Vec::new();
             {
@@ -385,11 +388,14 @@ impl<B: Backend> Engine<B> {
                 match poll(&mut fds, PollTimeout::NONE) {
                     Ok(_) => {}
                     Err(nix::Error::EINTR) => continue,
-                    Err(error) => return tracing::error!(%error, device = B::NAME, "the device stops"),
+                    Err(error) => {
+                        tracing::error!(%error, device = B::NAME, "the device stops");
+                        return self.backend;
+                    }
                 }
                 let ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
                 if ready(&fds[0]) {
-                    return;
+                    return self.backend;
                 }
                 work.extend(fds[1..].iter().enumerate().filter(|(_, fd)| ready(fd)).map(|(i, _)| i));
             }

@@ -3,7 +3,7 @@
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use kvm_bindings::{
@@ -20,7 +20,7 @@ use crate::layout;
 use crate::memory::Ram;
 use crate::shared::Shared;
 use crate::space::Space;
-use crate::vcpu;
+use crate::{thread, vcpu};
 
 /// A kick can fall between a vCPU's look at the state and its entry into the guest, so it is repeated.
 const KICK_AGAIN: Duration = Duration::from_millis(2);
@@ -146,10 +146,12 @@ impl Vm {
         for (number, mut vcpu) in vcpus.into_iter().enumerate() {
             let (parts, control) = (Arc::clone(&running.parts), Arc::clone(&running.control));
             let ready = Arc::clone(&ready);
-            let thread = Builder::new().name(format!("vcpu{number}")).spawn(move || {
-                ready(number);
-                vcpu::run(&mut vcpu, number, &parts, &control);
-            });
+            let thread = thread::spawn_after(
+                thread::Kind::Vcpu,
+                format!("vcpu{number}"),
+                move || ready(number),
+                move || vcpu::run(&mut vcpu, number, &parts, &control),
+            );
             running.threads.push(thread.map_err(Error::io(format!("start a thread for vCPU {number}")))?);
         }
         Ok(running)

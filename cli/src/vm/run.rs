@@ -10,7 +10,9 @@ use nix::sys::signal::{SigSet, Signal};
 use uuid::Uuid;
 use vmshm_host::{DEFAULT_VECTORS, PageSize, Region, Registry, format_bytes, nodes, section_socket, socket};
 use vmshm_vmm::boot::Linux;
-use vmshm_vmm::{Attachment, Disk, End, Error, Guest, Host, Machine, Net, Plan, RamOptions, layout, place};
+use vmshm_vmm::{
+    Attachment, Disk, End, Error, Guest, Host, Machine, Net, Plan, RamOptions, layout, place, thread,
+};
 
 use super::terminal::{self, Raw};
 use crate::{log, size};
@@ -76,6 +78,10 @@ pub struct Args {
     /// The VM's UUID. Default: its first section's
     #[arg(long)]
     uuid: Option<Uuid>,
+    /// Filters for the system calls of each thread: `on` ends the VM where a thread makes another call, `log` has the
+    /// kernel note it instead, `off` is without
+    #[arg(long, value_parser = seccomp, default_value = "on", value_name = "on|log|off")]
+    seccomp: thread::Seccomp,
     /// Print where memory and threads would go, and do nothing
     #[arg(long)]
     dry_run: bool,
@@ -100,6 +106,15 @@ fn pages(text: &str) -> Result<PageSize, String> {
         0x20_0000 => Ok(PageSize::Huge2M),
         0x4000_0000 => Ok(PageSize::Huge1G),
         _ => Err("give 4K, 2M or 1G".into()),
+    }
+}
+
+fn seccomp(text: &str) -> Result<thread::Seccomp, String> {
+    match text {
+        "on" => Ok(thread::Seccomp::On),
+        "log" => Ok(thread::Seccomp::Log),
+        "off" => Ok(thread::Seccomp::Off),
+        _ => Err("give on, log or off".into()),
     }
 }
 
@@ -187,6 +202,7 @@ impl Args {
         }
 
         let host = Host::open()?;
+        self.seccomp.choose()?;
         // Blocked before any thread exists, so that the signal wakes nobody but the one that waits for it.
         let mut signals = SigSet::empty();
         [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().for_each(|signal| signals.add(signal));
@@ -217,7 +233,7 @@ impl Args {
         let raw = Raw::new();
         terminal::pass(&machine, raw.is_terminal()).context("cannot read the terminal")?;
         let stopper = machine.running.stopper();
-        std::thread::Builder::new().name("signals".into()).spawn(move || {
+        thread::spawn(thread::Kind::Signals, "signals", move || {
             if let Ok(signal) = signals.wait() {
                 tracing::info!(%signal, "stopping the VM");
                 stopper.stop();

@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Read, stdin};
 
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
-use vmshm_vmm::Machine;
+use vmshm_vmm::{Machine, thread};
 
 const CTRL_A: u8 = 1;
 
@@ -41,7 +41,7 @@ pub fn pass(machine: &Machine, terminal: bool) -> std::io::Result<()> {
     let console = machine.console.clone();
     let stopper = machine.running.stopper();
     let mut keys = Keys { stop: move || stopper.stop(), terminal, escaped: false };
-    std::thread::Builder::new().name("console".into()).spawn(move || {
+    thread::spawn(thread::Kind::Console, "console", move || {
         let mut buffer = [0; 256];
         while let Ok(len @ 1..) = stdin().read(&mut buffer) {
             console.input(&keys.filter(&buffer[..len]));

@@ -1,0 +1,110 @@
+//! Which system calls each kind of thread may make once it is set up: seccomp filters as data.
+//!
+//! Whoever gives a thread a new duty adds its calls here, to that kind alone: `vmshm vm run --seccomp log` tells which.
+
+use libc::c_long;
+
+use crate::thread::Kind;
+
+/// A system call, and what of its arguments is looked at.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Call {
+    /// Any arguments.
+    Any(c_long),
+    /// One of these requests, as the argument of that number (counted from 0).
+    Request(c_long, u8, &'static [u32]),
+    /// No memory that can be executed: argument 2 is its protection.
+    NoExecute(c_long),
+    /// Signals to threads of this process alone: argument 0 is the process.
+    Own(c_long),
+    /// Fails with EACCES rather than being forbidden: libraries try it and can do without.
+    Refused(c_long),
+}
+
+use Call::{Any, NoExecute, Own, Refused, Request};
+
+/// What the language's runtime needs in any thread: memory, locks, its own end, and a word on standard error.
+const RUNTIME: &[Call] = &[
+    Any(libc::SYS_brk),
+    Any(libc::SYS_clock_gettime),
+    Any(libc::SYS_clock_nanosleep),
+    Any(libc::SYS_close),
+    Any(libc::SYS_exit),
+    Any(libc::SYS_exit_group),
+    // A debug build looks whether what it closes is open.
+    Request(libc::SYS_fcntl, 1, &[libc::F_GETFD as u32]),
+    Any(libc::SYS_futex),
+    // A panic that shows its backtrace wants this, and to find and open the program.
+    Any(libc::SYS_getcwd),
+    Any(libc::SYS_getpid),
+    Any(libc::SYS_getrandom),
+    Any(libc::SYS_gettid),
+    Any(libc::SYS_madvise),
+    NoExecute(libc::SYS_mmap),
+    NoExecute(libc::SYS_mprotect),
+    Any(libc::SYS_mremap),
+    Any(libc::SYS_munmap),
+    Any(libc::SYS_nanosleep),
+    Refused(libc::SYS_openat),
+    Refused(libc::SYS_readlink),
+    Any(libc::SYS_poll),
+    Request(libc::SYS_prctl, 0, &[libc::PR_GET_NAME as u32]),
+    Any(libc::SYS_read),
+    Any(libc::SYS_restart_syscall),
+    Any(libc::SYS_rt_sigprocmask),
+    Any(libc::SYS_rt_sigreturn),
+    Any(libc::SYS_sched_yield),
+    Any(libc::SYS_sigaltstack),
+    // abort(3), and the signal that brings vCPUs out of the guest.
+    Own(libc::SYS_tgkill),
+    Any(libc::SYS_write),
+];
+
+const KVM_RUN: u32 = 0xae80;
+const KVM_GET_REGS: u32 = 0x8090_ae81;
+const KVM_SET_USER_MEMORY_REGION: u32 = 0x4020_ae46;
+const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
+const KVM_IRQFD: u32 = 0x4020_ae76;
+const KVM_IOEVENTFD: u32 = 0x4040_ae79;
+
+const TCGETS: u32 = libc::TCGETS as u32;
+const TCSETS: u32 = libc::TCSETS as u32;
+const TCSETSW: u32 = libc::TCSETSW as u32;
+const TIOCGWINSZ: u32 = libc::TIOCGWINSZ as u32;
+
+const VCPU: &[Call] = &[Request(
+    libc::SYS_ioctl,
+    1,
+    // The second row: a guest moves BARs, and switches MSI-X on.
+    &[KVM_RUN, KVM_GET_REGS, KVM_SET_USER_MEMORY_REGION, KVM_SET_GSI_ROUTING, KVM_IRQFD, KVM_IOEVENTFD],
+)];
+
+const DEVICE: &[Call] = &[
+    Any(libc::SYS_pread64),
+    Any(libc::SYS_pwrite64),
+    Any(libc::SYS_recvfrom),
+    Any(libc::SYS_sendto),
+    Any(libc::SYS_fdatasync),
+];
+
+const CLIENT: &[Call] = &[
+    Any(libc::SYS_recvmsg),
+    Request(libc::SYS_fcntl, 1, &[libc::F_DUPFD_CLOEXEC as u32]),
+    Request(libc::SYS_ioctl, 1, &[KVM_SET_GSI_ROUTING, KVM_IRQFD, KVM_IOEVENTFD]),
+];
+
+const CONSOLE: &[Call] = &[Request(libc::SYS_ioctl, 1, &[TCGETS, TCSETS, TCSETSW, TIOCGWINSZ])];
+
+const SIGNALS: &[Call] = &[Any(libc::SYS_rt_sigtimedwait)];
+
+/// What a kind of thread may call.
+pub(crate) fn calls(kind: Kind) -> impl Iterator<Item = Call> {
+    let own = match kind {
+        Kind::Vcpu => VCPU,
+        Kind::Device => DEVICE,
+        Kind::Client => CLIENT,
+        Kind::Console => CONSOLE,
+        Kind::Signals => SIGNALS,
+    };
+    RUNTIME.iter().chain(own).copied()
+}

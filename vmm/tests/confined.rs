@@ -1,0 +1,85 @@
+//! What a thread may not do ends its process. Each case runs in a process of its own: this test's, started again.
+
+use std::process::Command;
+
+use vmshm_vmm::thread::{Kind, Seccomp, spawn};
+
+/// Runs `call` in a thread of each kind, and returns how that ended: exit code, standard error.
+fn in_a_process(test: &str, mode: Seccomp, call: fn()) -> Vec<(Kind, Option<i32>, String)> {
+    if let (Ok(number), Ok(wanted)) = (std::env::var("VMSHM_TEST_KIND"), std::env::var("VMSHM_TEST_MODE")) {
+        if wanted != format!("{mode:?}") {
+            return Vec::new();
+        }
+        mode.choose().unwrap();
+        let kind = Kind::ALL[number.parse::<usize>().unwrap()];
+        spawn(kind, format!("{kind:?}"), call).unwrap().join().unwrap();
+        std::process::exit(7);
+    }
+    let run = |number: usize| {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let command = command.args([test, "--exact", "--nocapture"]);
+        let command = command.env("VMSHM_TEST_KIND", number.to_string());
+        let out = command.env("VMSHM_TEST_MODE", format!("{mode:?}")).output().unwrap();
+        (Kind::ALL[number], out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
+    };
+    (0..Kind::ALL.len()).map(run).collect()
+}
+
+#[test]
+fn a_forbidden_call_ends_the_process_and_is_named_with_its_thread() {
+    let name = "a_forbidden_call_ends_the_process_and_is_named_with_its_thread";
+    let ends = in_a_process(name, Seccomp::On, || {
+        // SAFETY: plain integers.
+        unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0) };
+    });
+    for (kind, code, text) in ends {
+        assert_eq!(code, Some(128 + libc::SIGSYS), "{kind:?}: {text}");
+        let named = format!("thread {kind:?} made system call {} (0x2, 0x1, 0x0)", libc::SYS_socket);
+        assert!(text.contains(&named), "{text}");
+    }
+}
+
+#[test]
+fn no_thread_can_make_memory_executable() {
+    let ends = in_a_process("no_thread_can_make_memory_executable", Seccomp::On, || {
+        let page = vec![0u8; 8192];
+        let start = page.as_ptr().map_addr(|at| at.next_multiple_of(4096)).cast_mut();
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a page of our own, which stays readable and writable.
+        assert_eq!(unsafe { libc::mprotect(start.cast(), 4096, prot) }, 0);
+        // SAFETY: as above.
+        unsafe { libc::mprotect(start.cast(), 4096, prot | libc::PROT_EXEC) };
+    });
+    for (kind, code, text) in ends {
+        assert_eq!(code, Some(128 + libc::SIGSYS), "{kind:?}: {text}");
+        assert!(text.contains(&format!("made system call {}", libc::SYS_mprotect)), "{text}");
+    }
+}
+
+#[test]
+fn an_ioctl_is_known_by_its_request() {
+    let ends = in_a_process("an_ioctl_is_known_by_its_request", Seccomp::On, || {
+        // SAFETY: plain integers; KVM_CREATE_VM, which no thread makes once the VM is there.
+        unsafe { libc::ioctl(-1, 0xae01, 0) };
+    });
+    for (kind, code, text) in ends {
+        assert_eq!(code, Some(128 + libc::SIGSYS), "{kind:?}: {text}");
+        assert!(
+            text.contains(&format!("made system call {} (0xffffffff, 0xae01", libc::SYS_ioctl)),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn filters_that_log_or_are_off_stop_nothing() {
+    for mode in [Seccomp::Log, Seccomp::Off] {
+        let ends = in_a_process("filters_that_log_or_are_off_stop_nothing", mode, || {
+            // SAFETY: plain integers.
+            assert!(unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0) } >= 0);
+        });
+        for (kind, code, text) in ends {
+            assert_eq!(code, Some(7), "{kind:?}, {mode:?}: {text}");
+        }
+    }
+}
