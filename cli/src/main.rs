@@ -11,6 +11,7 @@ mod man;
 mod qemu_args;
 mod region;
 mod serve;
+mod set;
 mod shell;
 mod size;
 mod tune;
@@ -70,6 +71,12 @@ enum Command {
     /// Run virtual machines without QEMU
     #[command(subcommand)]
     Vm(vm::Command),
+    /// Start one VM for each NUMA node, around a new region, ready for mpirun
+    Up(set::up::Args),
+    /// End a set of VMs that `up` has started, with its region
+    Down(set::down::Args),
+    /// Show the VMs that `up` has started
+    Ps(set::ps::Args),
     /// Check this host or VM, and say how to mend what is missing
     Doctor(doctor::Args),
     /// Show how messages are cut on this machine, and how fast it copies
@@ -88,6 +95,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Serve(args) => args.run()?,
         Command::Env(args) => args.run()?,
         Command::Vm(command) => return command.run(),
+        Command::Up(args) => args.run()?,
+        Command::Down(args) => args.run()?,
+        Command::Ps(args) => args.run()?,
         Command::Doctor(args) => return args.run(),
         Command::Tune(args) => args.run()?,
         Command::Completions(args) => args.run::<Cli>()?,

@@ -1,5 +1,7 @@
 //! Sizes on the command line: `8G`, `512M`, `4096`.
 
+use vmshm_host::PageSize;
+
 /// Bytes from a number with an optional unit K, M, G or T (powers of 1024; `KiB` and `KB` mean the same).
 pub fn parse(text: &str) -> Result<u64, String> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
@@ -20,6 +22,16 @@ pub fn parse(text: &str) -> Result<u64, String> {
         Some(0) => Err("0 bytes hold nothing: give for example 8G".into()),
         Some(bytes) => Ok(bytes),
         None => Err("more than 64 bits can count: give for example 8G".into()),
+    }
+}
+
+/// Pages of memory, by their size.
+pub fn pages(text: &str) -> Result<PageSize, String> {
+    match parse(text)? {
+        0x1000 => Ok(PageSize::Base),
+        0x20_0000 => Ok(PageSize::Huge2M),
+        0x4000_0000 => Ok(PageSize::Huge1G),
+        _ => Err("give 4K, 2M or 1G".into()),
     }
 }
 

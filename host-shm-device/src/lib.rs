@@ -40,7 +40,7 @@ pub use numa::{Node, nodes};
 pub use plan::Plan;
 pub use process::Process;
 pub use region::Region;
-pub use registry::{DEFAULT_DIR, Listed, Registry};
+pub use registry::{DEFAULT_DIR, Listed, Registry, prepare_dir};
 pub use server::{DEFAULT_VECTORS, Server, ServerOptions};
 pub use socket::{DEFAULT_RUN_DIR, run_dir, section_socket, socket};
 pub use table::State;

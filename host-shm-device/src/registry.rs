@@ -115,8 +115,11 @@ pub(crate) fn behind(path: &Path) -> PathBuf {
     if ours { target } else { path.to_owned() }
 }
 
-/// Makes a directory where it is missing, and opens it. Refuses one in which other users could exchange what lies there.
-pub(crate) fn prepare_dir(dir: &Path, mode: u32) -> Result<File, Error> {
+/// Makes a directory where it is missing, and opens it.
+///
+/// # Errors
+/// It cannot be made, or other users could exchange what lies there.
+pub fn prepare_dir(dir: &Path, mode: u32) -> Result<File, Error> {
     let doing = || format!("use the directory {}", dir.display());
     if !dir.exists() {
         if let Some(parent) = dir.parent() {

@@ -13,6 +13,27 @@ use crate::error::Error;
 /// # Errors
 /// No such node, or fewer CPUs there than vCPUs that this process may use.
 pub fn cpus(node: u32, vcpus: usize) -> Result<Vec<usize>, Error> {
+    let mut chosen = usable(node)?;
+    if chosen.len() < vcpus {
+        return Err(Error::Invalid {
+            what: "the number of vCPUs",
+            value: vcpus.to_string(),
+            why: format!(
+                "is more than the {} CPUs of NUMA node {node} that this process may use: give fewer, since each vCPU \
+                 gets a CPU of its own",
+                chosen.len(),
+            ),
+        });
+    }
+    chosen.truncate(vcpus);
+    Ok(chosen)
+}
+
+/// All CPUs of a node that this process may use, in the order in which VMs get them.
+///
+/// # Errors
+/// No such node.
+pub fn usable(node: u32) -> Result<Vec<usize>, Error> {
     let all = nodes();
     let Some(found) = all.iter().find(|found| found.id == node) else {
         let known: Vec<_> = all.iter().map(|node| node.id.to_string()).collect();
@@ -24,21 +45,7 @@ pub fn cpus(node: u32, vcpus: usize) -> Result<Vec<usize>, Error> {
     };
     let allowed = allowed()?;
     let usable = list(&found.cpus).into_iter().filter(|&cpu| allowed.is_set(cpu).unwrap_or(false)).collect();
-    let mut chosen = by_thread(usable, siblings);
-    if chosen.len() < vcpus {
-        return Err(Error::Invalid {
-            what: "the number of vCPUs",
-            value: vcpus.to_string(),
-            why: format!(
-                "is more than the {} CPUs of NUMA node {node} ({}) that this process may use: give fewer, since each \
-                 vCPU gets a CPU of its own",
-                chosen.len(),
-                found.cpus
-            ),
-        });
-    }
-    chosen.truncate(vcpus);
-    Ok(chosen)
+    Ok(by_thread(usable, siblings))
 }
 
 /// The node that a VM is put on when the user leaves that open: its section's, else the one with the most free memory.

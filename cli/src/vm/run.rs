@@ -53,7 +53,7 @@ pub struct Args {
     #[arg(long, default_value = "1G", value_parser = size::parse, value_name = "SIZE")]
     memory: u64,
     /// Pages of the memory; 4K takes transparent huge pages where the kernel allows those
-    #[arg(long, default_value = "4K", value_parser = pages, value_name = "4K|2M|1G")]
+    #[arg(long, default_value = "4K", value_parser = size::pages, value_name = "4K|2M|1G")]
     pages: PageSize,
     /// Confine the VM to this NUMA node: a CPU of its own for each vCPU, and all memory from there. `auto` takes the
     /// section's node, or else the one with the most free memory
@@ -98,15 +98,6 @@ fn node(text: &str) -> Result<Node, String> {
         return Ok(Node::Auto);
     }
     text.parse().map(Node::Number).map_err(|_| "give a node's number, or auto".into())
-}
-
-fn pages(text: &str) -> Result<PageSize, String> {
-    match size::parse(text)? {
-        0x1000 => Ok(PageSize::Base),
-        0x20_0000 => Ok(PageSize::Huge2M),
-        0x4000_0000 => Ok(PageSize::Huge1G),
-        _ => Err("give 4K, 2M or 1G".into()),
-    }
 }
 
 fn seccomp(text: &str) -> Result<thread::Seccomp, String> {

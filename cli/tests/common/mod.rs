@@ -1,6 +1,8 @@
 //! Runs `vmshm` with directories of its own.
 #![allow(dead_code, reason = "each test program uses its own part of this")]
 
+pub mod kernel;
+
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
