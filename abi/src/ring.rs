@@ -63,6 +63,9 @@ pub const SLOT: u64 = LINE / 2;
 /// Bytes of a stamp.
 pub const STAMP: u64 = 8;
 
+/// Longest payload of an inline message, bytes: 1 KiB with a header, a good quarter of the transport's rings.
+pub const MAX_INLINE: usize = 1080;
+
 /// Fewest slots of a ring.
 pub const MIN_SLOTS: u32 = 8;
 

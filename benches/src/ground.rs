@@ -45,7 +45,7 @@ impl Ground {
             let entry = region.entry(section).expect("a section of the region");
             let own = entry.offset..entry.offset + entry.len;
             let file = region.reopen().expect("a file of our own");
-            Arc::new(Mapping::new(file, region.header().region_len, own).expect("memory to map"))
+            Arc::new(Mapping::of_file(file, region.header().region_len, own).expect("memory to map"))
         });
         Arc::clone(made)
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use vmshm_transport::attach::{self, Options, Source};
 use vmshm_transport::tune::Tuning;
-use vmshm_transport::{Event, Inbox, MAX_INLINE, Memory, Peer, copy_from_shared};
+use vmshm_transport::{Event, Inbox, MAX_INLINE, Peer, copy_from_shared};
 
 use crate::descriptor::Descriptor;
 use crate::fabric::{FABRIC, Fabric, Held};

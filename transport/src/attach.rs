@@ -112,7 +112,7 @@ fn map(source: &Source, opened: Opened, writable: Range<u64>) -> Result<Mapping,
     let Opened { file, len, device } = opened;
     let mapping = match &device {
         Some(device) => Mapping::of_device(file, device, writable),
-        None => Mapping::new(file, len, writable),
+        None => Mapping::of_file(file, len, writable),
     };
     mapping.map_err(source.error())
 }
@@ -133,7 +133,7 @@ pub struct Attached {
 
 /// Attaches to the region that the options mean.
 ///
-/// No thread of the program may block SIGBUS while it uses the region: see [`Mapping::new`].
+/// No thread of the program may block SIGBUS while it uses the region: see [`Mapping::of_file`].
 ///
 /// # Errors
 ///

@@ -17,18 +17,18 @@ macro_rules! hint {
 }
 
 hint!(
-    /// Fetches the line at `at` to be written, on processors that can (`prefetchw`; the others do nothing).
-    own,
+    /// Prefetches the line at `at` for writing, on processors that can (`prefetchw`; the others do nothing).
+    prefetch_write,
     "prefetchw"
 );
 hint!(
-    /// Moves the line at `at`, which was just written, to the cache that all processors share: another one gets it from
+    /// Demotes the line at `at`, which was just written, to the cache that all processors share: another one gets it from
     /// there faster than out of ours (`cldemote`; processors that don't know it do nothing).
-    give,
+    demote,
     "cldemote"
 );
 hint!(
-    /// Fetches the line at `at` to be read.
-    expect,
+    /// Prefetches the line at `at` for reading.
+    prefetch,
     "prefetcht0"
 );

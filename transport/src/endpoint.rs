@@ -20,10 +20,10 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::activity::Activity;
 use crate::arena::Arena;
-use crate::error::{AttachError, ConnectError};
+use crate::error::{AttachError, ConnectError, PeerError};
 use crate::event::{Event, Peer};
 use crate::heap::Purpose;
-use crate::link::{Link, PeerError, close};
+use crate::link::{Link, close};
 use crate::memory::Memory;
 use crate::region::{Region, Section};
 use crate::ring::Producer;

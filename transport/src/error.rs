@@ -1,10 +1,7 @@
 //! Why an endpoint can't do what it was asked.
 
 use vmshm_abi::region::{HeaderError, VERSION};
-
-#[cfg(doc)]
-use crate::event::Event;
-use crate::ring::MAX_INLINE;
+use vmshm_abi::ring::MAX_INLINE;
 
 /// Why an endpoint could not attach to a section.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -70,10 +67,48 @@ pub enum SendError {
     /// The ring is full: poll, then try again.
     #[error("the peer's ring is full")]
     Full,
-    /// The peer is gone; [`Event::Gone`] told why, or will.
+    /// The peer is gone; [`Event::Gone`](crate::Event::Gone) told why, or will.
     #[error("the peer is gone")]
     Gone,
     /// The message has more than [`MAX_INLINE`] bytes.
     #[error("{0} bytes are more than an inline message can have ({MAX_INLINE})")]
     TooLong(usize),
+}
+
+/// Why a peer is not listened to any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PeerError {
+    /// Its process has detached.
+    #[error("it has left the region")]
+    Left,
+    /// Its process has ended without detaching.
+    #[error("its process has died")]
+    Died,
+    /// Its VM shows no sign of life.
+    #[error("its virtual machine shows no sign of life (stopped, paused or crashed)")]
+    Silent,
+    /// It has given us up, which it does when it sees no sign of life from us for long.
+    #[error("it has given this process up (it saw no sign of life for too long)")]
+    Closed,
+    /// The device that held the region is gone, or its file was made shorter.
+    #[error("the shared memory is gone")]
+    DeviceLost,
+    /// It wrote what the protocol does not allow.
+    #[error("it broke the protocol: {} {:#x}", .0.what, .0.value)]
+    Protocol(Fault),
+}
+
+impl From<Fault> for PeerError {
+    fn from(fault: Fault) -> Self {
+        Self::Protocol(fault)
+    }
+}
+
+/// What a peer wrote that the protocol does not allow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fault {
+    /// The word that is wrong.
+    pub what: &'static str,
+    /// Its value.
+    pub value: u64,
 }

@@ -1,18 +1,15 @@
 //! What an endpoint hands out: peers, fragments, events.
 
-use vmshm_abi::ring::{Descriptor, SLOT, STAMP, Stamp};
+use vmshm_abi::ring::{Descriptor, MAX_INLINE, SLOT, STAMP, Stamp};
 
-#[cfg(doc)]
-use crate::endpoint::Endpoint;
-use crate::link::PeerError;
-use crate::ring::MAX_INLINE;
+use crate::error::PeerError;
 
 /// A peer that an endpoint has met; only meaningful to the endpoint that gave it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Peer(pub(crate) u32);
 
 impl Peer {
-    /// A small number, counted from 0 in the order in which the endpoint met its peers; see [`Endpoint::forget`].
+    /// A small number, counted from 0 in the order in which the endpoint met its peers; see [`Endpoint::forget`](crate::Endpoint::forget).
     pub fn index(self) -> usize {
         self.0 as usize
     }
@@ -49,7 +46,7 @@ impl Fragment {
     }
 }
 
-/// Where [`Endpoint::poll`] puts the bytes of an inline message. Each endpoint has one, always the same: short messages are
+/// Where [`Endpoint::poll`](crate::Endpoint::poll) puts the bytes of an inline message. Each endpoint has one, always the same: short messages are
 /// read several at a time, and wait here for the next polls.
 #[derive(Debug)]
 #[repr(C, align(64))]
@@ -93,7 +90,7 @@ impl Inbox {
     }
 
     /// The tag and the length of the next message, if it has come together with the last one and its tag is `wanted`: what
-    /// [`Endpoint::poll`] would find, only sooner.
+    /// [`Endpoint::poll`](crate::Endpoint::poll) would find, only sooner.
     #[inline(always)]
     pub fn next_if(&mut self, wanted: impl FnOnce(u8) -> bool) -> Option<(u8, usize)> {
         if self.is_empty() {
@@ -109,7 +106,7 @@ impl Inbox {
         Some((stamp.tag, usize::from(stamp.len)))
     }
 
-    /// Whether there is no message that [`Endpoint::poll`] would find here.
+    /// Whether there is no message that [`Endpoint::poll`](crate::Endpoint::poll) would find here.
     pub(crate) fn is_empty(&self) -> bool {
         self.found == self.read
     }
@@ -147,7 +144,7 @@ impl Default for Inbox {
     }
 }
 
-/// What [`Endpoint::poll`] found.
+/// What [`Endpoint::poll`](crate::Endpoint::poll) found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// An inline message; its bytes are in the inbox.
@@ -159,14 +156,14 @@ pub enum Event {
         /// Bytes in the inbox.
         len: usize,
     },
-    /// An eager message, whose payload lies in the sender's section until [`Endpoint::consume`] gives it back. A hostile
+    /// An eager message, whose payload lies in the sender's section until [`Endpoint::consume`](crate::Endpoint::consume) gives it back. A hostile
     /// sender may change it at any time: what must be trusted is to be copied first.
     Fragment {
         /// Who sent it.
         peer: Peer,
         /// The sender's tag.
         tag: u8,
-        /// Offset of the payload in the region; [`Endpoint::address`] says where that is in this process.
+        /// Offset of the payload in the region; [`Endpoint::address`](crate::Endpoint::address) says where that is in this process.
         offset: u64,
         /// Bytes of the payload.
         len: usize,
@@ -175,17 +172,17 @@ pub enum Event {
     Sent {
         /// Who received it.
         peer: Peer,
-        /// The token given to [`Endpoint::send_fragment`].
+        /// The token given to [`Endpoint::send_fragment`](crate::Endpoint::send_fragment).
         token: u64,
     },
     /// The receiver has gone before it consumed a fragment; its memory is ours again.
     Unsent {
         /// Who should have received it.
         peer: Peer,
-        /// The token given to [`Endpoint::send_fragment`].
+        /// The token given to [`Endpoint::send_fragment`](crate::Endpoint::send_fragment).
         token: u64,
     },
-    /// A peer offers memory to pull from with [`Endpoint::get`], until [`Endpoint::finish`] is called.
+    /// A peer offers memory to pull from with [`Endpoint::get`](crate::Endpoint::get), until [`Endpoint::finish`](crate::Endpoint::finish) is called.
     Offer {
         /// Who offers.
         peer: Peer,

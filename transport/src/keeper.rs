@@ -32,9 +32,9 @@ use vmshm_abi::section::{EndpointSlot, STATE_FREE, STATE_GONE, STATE_LIVE};
 
 use crate::driver;
 use crate::endpoint::Endpoint;
+use crate::error::PeerError;
 use crate::hold::Hold;
 use crate::life::{Life, Place};
-use crate::link::PeerError;
 use crate::mapping::Mapping;
 use crate::memory::Memory;
 use crate::region::{Region, Section};
@@ -194,7 +194,7 @@ impl Round {
     }
 
     fn run(&mut self) {
-        if self.mapping.device().is_some_and(driver::is_gone) {
+        if self.mapping.device_file().is_some_and(driver::is_gone) {
             self.mapping.lose();
         }
         Endpoint::beat(&self.mapping, &self.section, self.slot);

@@ -33,6 +33,7 @@ mod link;
 mod memory;
 mod region;
 mod ring;
+mod runs;
 mod sleep;
 mod slot;
 mod watch;
@@ -63,18 +64,18 @@ pub mod tune;
 
 pub use copy::{from_shared as copy_from_shared, to_shared as copy_to_shared};
 pub use endpoint::{Endpoint, Process};
-pub use error::{AttachError, ConnectError, SendError};
+pub use error::{AttachError, ConnectError, Fault, PeerError, SendError};
 pub use event::{Event, Fragment, Inbox, Peer};
-pub use heap::{Holder, Purpose, Runs};
-pub use link::PeerError;
+pub use heap::Purpose;
 #[cfg(feature = "std")]
-pub use mapping::Mapping;
-pub use memory::Memory;
+pub use mapping::{MappedFile, Mapping};
+pub use memory::{CacheHints, Device, Memory};
 pub use region::{Region, Section};
-pub use ring::MAX_INLINE;
+pub use runs::{Holder, Runs};
 #[cfg(feature = "std")]
 pub use sleeper::Sleeper;
 pub use vmshm_abi as abi;
+pub use vmshm_abi::ring::MAX_INLINE;
 pub use watch::Watch;
 pub use window::Window;
 
@@ -83,9 +84,10 @@ pub use window::Window;
 /// Applications use [`Endpoint`]; nothing in here is stable.
 pub mod parts {
     pub use crate::activity::{Activity, bump};
+    pub use crate::error::Fault;
     pub use crate::heap::{claim_run, free_all, free_run};
     pub use crate::link::{close, is_closed};
-    pub use crate::ring::{Consumer, Fault, Producer};
+    pub use crate::ring::{Consumer, Producer};
     pub use crate::sleep::{announce, announced, retract};
     pub use crate::slot::{claim, ending, lives, publish, reap, state};
 }

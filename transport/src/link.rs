@@ -9,40 +9,12 @@ use vmshm_abi::{EndpointId, LINE};
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 
+use crate::error::{Fault, PeerError};
 use crate::memory::Memory;
 use crate::region::{Region, Section};
-use crate::ring::{Consumer, Fault, Producer};
+use crate::ring::{Consumer, Producer};
 use crate::sleep;
 use crate::slot;
-
-/// Why a peer is not listened to any more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum PeerError {
-    /// Its process has detached.
-    #[error("it has left the region")]
-    Left,
-    /// Its process has ended without detaching.
-    #[error("its process has died")]
-    Died,
-    /// Its VM shows no sign of life.
-    #[error("its virtual machine shows no sign of life (stopped, paused or crashed)")]
-    Silent,
-    /// It has given us up, which it does when it sees no sign of life from us for long.
-    #[error("it has given this process up (it saw no sign of life for too long)")]
-    Closed,
-    /// The device that held the region is gone, or its file was made shorter.
-    #[error("the shared memory is gone")]
-    DeviceLost,
-    /// It wrote what the protocol does not allow.
-    #[error("it broke the protocol: {} {:#x}", .0.what, .0.value)]
-    Protocol(Fault),
-}
-
-impl From<Fault> for PeerError {
-    fn from(fault: Fault) -> Self {
-        Self::Protocol(fault)
-    }
-}
 
 /// The peer's connection block for us: its ring, and its acknowledgement of ours.
 #[derive(Debug)]

@@ -2,12 +2,13 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::{Deref, Range};
+use std::ops::Range;
 
 use vmshm_abi::driver::DeviceInfo;
 
 use crate::driver;
 use crate::lost::Guard;
+use crate::memory::Device;
 use crate::pages::Pages;
 use crate::window::Window;
 
@@ -16,9 +17,11 @@ const LARGE_PAGE: usize = 2 << 20;
 
 /// The whole region mapped read-only, and beside it the part that this member may write: the hardware keeps the
 /// process to its own section.
+pub type Mapping = Window<MappedFile>;
+
+/// The open file or device behind a [`Mapping`], and its pages.
 #[derive(Debug)]
-pub struct Mapping {
-    window: Window,
+pub struct MappedFile {
     file: File,
     /// Dropped before the pages that it watches over.
     guard: Guard,
@@ -26,6 +29,19 @@ pub struct Mapping {
     has_doorbells: bool,
     _all: Pages,
     _own: Option<Pages>,
+}
+
+impl Device for MappedFile {
+    fn ring(&self, section: u32, slot: u32) {
+        if self.has_doorbells {
+            // It fails where the peer's VM or our device is gone, and then nobody is there to be woken.
+            let _ = driver::ring(&self.file, section, slot);
+        }
+    }
+
+    fn is_lost(&self) -> bool {
+        self.guard.is_lost()
+    }
 }
 
 impl Mapping {
@@ -38,21 +54,20 @@ impl Mapping {
     /// # Errors
     ///
     /// What `mmap` says; a part to write that is none of the `len` bytes; too many regions mapped.
-    pub fn new(file: File, len: u64, writable: Range<u64>) -> io::Result<Self> {
+    pub fn of_file(file: File, len: u64, writable: Range<u64>) -> io::Result<Self> {
         Self::map(file, len, writable, None)
     }
 
-    /// Maps the region of the guest driver's device as [`Mapping::new`] does a file.
+    /// Maps the region of the guest driver's device as [`Mapping::of_file`] does a file.
     ///
     /// # Errors
     ///
     /// As there.
     pub fn of_device(file: File, device: &DeviceInfo, writable: Range<u64>) -> io::Result<Self> {
-        let mapping = Self::map(file, device.region_len, writable, Some(LARGE_PAGE))?;
-        Ok(Self { is_device: true, has_doorbells: device.vectors > 0, ..mapping })
+        Self::map(file, device.region_len, writable, Some(device))
     }
 
-    fn map(file: File, len: u64, writable: Range<u64>, alignment: Option<usize>) -> io::Result<Self> {
+    fn map(file: File, len: u64, writable: Range<u64>, device: Option<&DeviceInfo>) -> io::Result<Self> {
         if writable.start > writable.end || writable.end > len {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -62,56 +77,48 @@ impl Mapping {
                 ),
             ));
         }
+        let alignment = device.map(|_| LARGE_PAGE);
         let all = Pages::map(&file, 0, len, false, alignment)?;
         let own = match writable.end - writable.start {
             0 => None,
             bytes => Some(Pages::map(&file, writable.start, bytes, true, alignment)?),
         };
-        let guard = Guard::new(&all, own.as_ref())?;
-        let write = own.as_ref().unwrap_or(&all).start();
-        // SAFETY: both mappings live as long as the window beside them, `own` covers exactly `writable` (an empty range
-        // where it is absent), and nobody makes references to either.
-        let window = unsafe { Window::new(all.start(), len, write, writable) };
-        Ok(Self { window, file, guard, is_device: false, has_doorbells: false, _all: all, _own: own })
+        let (read, write) = (all.start(), own.as_ref().unwrap_or(&all).start());
+        let mapped = MappedFile {
+            file,
+            guard: Guard::new(&all, own.as_ref())?,
+            is_device: device.is_some(),
+            has_doorbells: device.is_some_and(|device| device.vectors > 0),
+            _all: all,
+            _own: own,
+        };
+        // SAFETY: both mappings live as long as the window that owns them; `_own` covers exactly `writable` (an empty range
+        // where it is absent); neither hands out references to its pages.
+        Ok(unsafe { Self::with_device(read, len, write, writable, mapped) })
     }
 
     /// The file that is mapped.
     pub fn file(&self) -> &File {
-        &self.file
+        &self.device().file
     }
 
     /// Whether the memory is gone: the device, or a part of the file that was used.
     pub fn is_lost(&self) -> bool {
-        self.guard.is_lost()
+        self.device().guard.is_lost()
     }
 
     /// The device was seen to be gone.
     pub(crate) fn lose(&self) {
-        self.guard.lose();
+        self.device().guard.lose();
     }
 
     /// The file, if it is the guest driver's device.
-    pub(crate) fn device(&self) -> Option<&File> {
-        self.is_device.then_some(&self.file)
+    pub(crate) fn device_file(&self) -> Option<&File> {
+        self.device().is_device.then_some(&self.device().file)
     }
 
     /// Whether endpoints can be rung.
     pub(crate) fn has_doorbells(&self) -> bool {
-        self.has_doorbells
-    }
-
-    pub(crate) fn ring_doorbell(&self, section: u32, slot: u32) {
-        if self.has_doorbells {
-            // It fails where the peer's VM or our device is gone, and then nobody is there to be woken.
-            let _ = driver::ring(&self.file, section, slot);
-        }
-    }
-}
-
-impl Deref for Mapping {
-    type Target = Window;
-
-    fn deref(&self) -> &Window {
-        &self.window
+        self.device().has_doorbells
     }
 }

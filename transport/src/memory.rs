@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering;
 
-/// A region as one member sees it: readable as a whole, writable where the member may write.
+/// Accessors of a region as one member sees it: readable as a whole, writable where the member may write.
 ///
 /// There are no references into it, only copies and atomic words, because others change it at any time. Offsets count
 /// bytes from the start of the region; words are 64 bits wide and aligned.
@@ -11,7 +11,7 @@ use core::sync::atomic::Ordering;
 ///
 /// All methods panic where an access would leave the region, or write where the member may not. The transport checks
 /// every number that comes from a peer before it gets here, so this is the net under the net.
-pub trait Memory {
+pub trait Memory: CacheHints + Device {
     /// Bytes of the region.
     fn len(&self) -> u64;
 
@@ -59,29 +59,12 @@ pub trait Memory {
     /// `from` must be valid for reads of `len` bytes.
     unsafe fn copy_in(&self, offset: u64, from: *const u8, len: usize);
 
-    /// Says that these bytes, which the member may write, will be written soon: a hint to fetch their cache lines.
-    fn own(&self, _offset: u64, _len: u64) {}
-
-    /// Says that these bytes, which the member has written, are wanted by others: a hint to bring their cache lines nearer.
-    fn give(&self, _offset: u64, _len: u64) {}
-
-    /// Says that the line at this offset will be read soon: a hint to fetch it.
-    fn expect(&self, _offset: u64) {}
-
     /// Where the bytes lie in this process: for code that must be given an address, such as a packing routine. May be
     /// written to only where the member may write.
     fn address(&self, offset: u64, len: u64) -> *mut u8;
 
     /// The offset of memory of this process that lies in the part the member may write.
     fn offset_of(&self, address: *const u8, len: u64) -> Option<u64>;
-
-    /// Rings the doorbell of the endpoint in `slot` of `section`, where this memory has doorbells.
-    fn ring(&self, _section: u32, _slot: u32) {}
-
-    /// Whether the device that held the memory is gone: then every word reads as zero.
-    fn is_lost(&self) -> bool {
-        false
-    }
 
     /// Copies bytes out of the region.
     fn read(&self, offset: u64, to: &mut [u8]) {
@@ -123,10 +106,36 @@ pub trait Memory {
     }
 }
 
-/// Implements [`Memory`] for what dereferences to one.
+/// Hints to the processor's caches. They change no result, only when a line moves from one cache to another.
+pub trait CacheHints {
+    /// Prefetches the lines of these bytes for writing, which the member may.
+    fn prefetch_write(&self, _offset: u64, _len: u64) {}
+
+    /// Demotes the lines of these bytes, which the member has written, to the shared cache: a reader gets them from there
+    /// faster than out of the writer's own.
+    fn demote(&self, _offset: u64, _len: u64) {}
+
+    /// Prefetches the line at this offset for reading.
+    fn prefetch(&self, _offset: u64) {}
+}
+
+/// The device behind a region's memory: doorbells, and its removal. Ordinary memory has neither.
+pub trait Device {
+    /// Rings the doorbell of the endpoint in `slot` of `section`, if the device has doorbells.
+    fn ring(&self, _section: u32, _slot: u32) {}
+
+    /// Whether the device is gone: then every word of the region reads as zero.
+    fn is_lost(&self) -> bool {
+        false
+    }
+}
+
+impl Device for () {}
+
+/// Implements all three for a pointer to what does.
 macro_rules! forward {
-    ([$($generics:tt)*] $holder:ty, $($rest:item)*) => {
-        impl<$($generics)*> Memory for $holder {
+    ($pointer:ty) => {
+        impl<M: Memory> Memory for $pointer {
             #[inline]
             fn len(&self) -> u64 {
                 (**self).len()
@@ -166,18 +175,6 @@ macro_rules! forward {
                 unsafe { (**self).copy_in(offset, from, len) }
             }
             #[inline]
-            fn own(&self, offset: u64, len: u64) {
-                (**self).own(offset, len);
-            }
-            #[inline]
-            fn give(&self, offset: u64, len: u64) {
-                (**self).give(offset, len);
-            }
-            #[inline]
-            fn expect(&self, offset: u64) {
-                (**self).expect(offset);
-            }
-            #[inline]
             fn address(&self, offset: u64, len: u64) -> *mut u8 {
                 (**self).address(offset, len)
             }
@@ -193,35 +190,33 @@ macro_rules! forward {
             fn store_words<const N: usize>(&self, offset: u64, words: [u64; N]) {
                 (**self).store_words(offset, words);
             }
-            $($rest)*
         }
-    };
-}
 
-/// What a holder that adds nothing of its own does with the rest.
-macro_rules! forward_all {
-    ($holder:ty) => {
-        forward!(
-            [M: Memory] $holder,
+        impl<M: CacheHints> CacheHints for $pointer {
+            #[inline]
+            fn prefetch_write(&self, offset: u64, len: u64) {
+                (**self).prefetch_write(offset, len);
+            }
+            #[inline]
+            fn demote(&self, offset: u64, len: u64) {
+                (**self).demote(offset, len);
+            }
+            #[inline]
+            fn prefetch(&self, offset: u64) {
+                (**self).prefetch(offset);
+            }
+        }
+
+        impl<M: Device> Device for $pointer {
             fn ring(&self, section: u32, slot: u32) {
                 (**self).ring(section, slot);
             }
             fn is_lost(&self) -> bool {
                 (**self).is_lost()
             }
-        );
+        }
     };
 }
 
-forward_all!(&M);
-forward_all!(alloc::sync::Arc<M>);
-#[cfg(feature = "std")]
-forward!(
-    [] crate::mapping::Mapping,
-    fn ring(&self, section: u32, slot: u32) {
-        self.ring_doorbell(section, slot);
-    }
-    fn is_lost(&self) -> bool {
-        crate::mapping::Mapping::is_lost(self)
-    }
-);
+forward!(&M);
+forward!(alloc::sync::Arc<M>);

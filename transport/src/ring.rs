@@ -7,13 +7,13 @@
 use core::sync::atomic::Ordering;
 
 use vmshm_abi::LINE;
-use vmshm_abi::ring::{Descriptor, KIND_DONE, KIND_FRAGMENT, KIND_INLINE, KIND_OFFER, SLOT, STAMP, Stamp};
+use vmshm_abi::ring::{
+    Descriptor, KIND_DONE, KIND_FRAGMENT, KIND_INLINE, KIND_OFFER, MAX_INLINE, SLOT, STAMP, Stamp,
+};
 use zerocopy::{FromZeros, IntoBytes};
 
+use crate::error::Fault;
 use crate::memory::Memory;
-
-/// Most bytes of an inline message: 1 KiB with a header, a good quarter of a ring of ours.
-pub const MAX_INLINE: usize = 1080;
 
 /// So many slots behind the newest message the producer makes its own before it needs them, if they are free: their
 /// cache lines were last read by the consumer, and a store would wait for each.
@@ -21,15 +21,6 @@ const AHEAD: u64 = 40;
 
 /// So many of them are zeroed, too: a short message waits for no other store than its own.
 const CLEARED: u64 = 4;
-
-/// What a peer wrote that the protocol does not allow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fault {
-    /// The word that is wrong.
-    pub what: &'static str,
-    /// Its value.
-    pub value: u64,
-}
 
 /// Slots that a message of `len` bytes takes.
 #[inline]
@@ -119,7 +110,7 @@ impl Producer {
         // Release: whoever sees this stamp sees all the bytes above, and the zero behind them.
         memory.store(self.slots + self.at, stamp.pack(), Ordering::Release);
         if slots > LINE / SLOT {
-            self.give(memory, slots);
+            self.demote(memory, slots);
         }
         self.position += slots;
         self.at = self.behind(slots);
@@ -128,12 +119,12 @@ impl Producer {
 
     /// Passes the next slots, which were just written, on to the shared cache, but for a line that the next message begins in.
     #[inline(never)]
-    fn give(&self, memory: &impl Memory, slots: u64) {
+    fn demote(&self, memory: &impl Memory, slots: u64) {
         let (start, ring_end) = (self.slots + self.at, self.slots + self.count * SLOT);
         let end = (start + slots * SLOT) & !(LINE - 1);
-        memory.give(start, end.min(ring_end) - start);
+        memory.demote(start, end.min(ring_end) - start);
         if end > ring_end {
-            memory.give(self.slots, end - ring_end);
+            memory.demote(self.slots, end - ring_end);
         }
     }
 
@@ -144,7 +135,7 @@ impl Producer {
         let end = (self.position + AHEAD).min(free);
         self.owned = self.owned.max(self.position);
         while self.owned < end {
-            memory.own(self.slots + self.behind(self.owned - self.position), SLOT);
+            memory.prefetch_write(self.slots + self.behind(self.owned - self.position), SLOT);
             self.owned += LINE / SLOT;
         }
         let end = (self.position + CLEARED).min(free);
@@ -399,12 +390,12 @@ impl Consumer {
         (position - self.position) as usize
     }
 
-    /// Fetches the lines of the next `slots` slots.
+    /// Prefetches the lines of the next `slots` slots.
     #[inline(always)]
-    pub fn expect(&self, memory: &impl Memory, slots: u64) {
+    pub fn prefetch(&self, memory: &impl Memory, slots: u64) {
         for slot in (0..slots).step_by((LINE / SLOT) as usize) {
             let at = self.at + slot * SLOT;
-            memory.expect(self.slots + if at < self.count * SLOT { at } else { at - self.count * SLOT });
+            memory.prefetch(self.slots + if at < self.count * SLOT { at } else { at - self.count * SLOT });
         }
     }
 
@@ -430,7 +421,7 @@ impl Consumer {
         if self.at >= self.count * SLOT {
             self.at -= self.count * SLOT;
         }
-        memory.expect(self.slots + self.at);
+        memory.prefetch(self.slots + self.at);
     }
 
     /// Slots stepped over so far.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::driver::{self, Woken};
 use crate::mapping::Mapping;
-use crate::memory::Memory;
+use crate::memory::Device;
 
 /// Waits for an endpoint's doorbell. It borrows nothing, so that the endpoint can be used by other threads meanwhile.
 ///

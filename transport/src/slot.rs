@@ -20,8 +20,8 @@ use vmshm_abi::section::{
     EndpointSlot, STATE_ATTACHING, STATE_FREE, STATE_GONE, STATE_LIVE, SlotState, chunk_owner,
 };
 
+use crate::error::PeerError;
 use crate::heap;
-use crate::link::PeerError;
 use crate::memory::Memory;
 use crate::region::Section;
 
@@ -163,7 +163,7 @@ mod tests {
         let header = RegionHeader::new([7; 16], len, 4096, 1, 4);
         file.write_all_at(header.as_bytes(), 0).unwrap();
         file.write_all_at(header.new_entry(0).as_bytes(), RegionHeader::entry_offset(0)).unwrap();
-        let mapping = Mapping::new(file, len, header.table_end..len).unwrap();
+        let mapping = Mapping::of_file(file, len, header.table_end..len).unwrap();
         let section = Region::read(&mapping).unwrap().sections()[0];
         (mapping, section)
     }

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use vmshm_abi::EndpointId;
 
-use crate::link::PeerError;
+use crate::error::PeerError;
 
 /// Shared by an endpoint, which says whom it knows, and a watcher (a thread, a device), which says who has died.
 #[derive(Debug)]

@@ -7,25 +7,26 @@ use vmshm_abi::LINE;
 
 use crate::cache;
 use crate::copy;
-use crate::memory::Memory;
+use crate::memory::{CacheHints, Device, Memory};
 
-/// Two views of one region: all of it to read, and the part that this member may write.
+/// Two views of one region: all of it to read, and the part that this member may write; and the device behind them.
 ///
 /// The two may be one mapping or two; the caller decides whether the hardware enforces the difference. Every access is
 /// checked against both.
 #[derive(Debug)]
-pub struct Window {
+pub struct Window<D = ()> {
     read: *mut u8,
     len: u64,
     write: *mut u8,
     writable: Range<u64>,
+    device: D,
 }
 
 // SAFETY: the window's pointers are only used for atomic and volatile accesses to memory that is shared with other
 // processes anyway.
-unsafe impl Send for Window {}
+unsafe impl<D: Send> Send for Window<D> {}
 // SAFETY: as above.
-unsafe impl Sync for Window {}
+unsafe impl<D: Sync> Sync for Window<D> {}
 
 impl Window {
     /// A window on `len` bytes at `read`, of which the range `writable` can also be written at `write`.
@@ -35,10 +36,33 @@ impl Window {
     /// As long as the window lives, `read` must be valid for reads of `len` bytes and `write` for reads and writes of the
     /// bytes of `writable`; both are aligned to 8 bytes, and nobody in this process holds a reference to them.
     pub unsafe fn new(read: *mut u8, len: u64, write: *mut u8, writable: Range<u64>) -> Self {
+        // SAFETY: the caller keeps the same contract.
+        unsafe { Self::with_device(read, len, write, writable, ()) }
+    }
+}
+
+impl<D> Window<D> {
+    /// As [`Window::new`], on the memory of a device.
+    ///
+    /// # Safety
+    ///
+    /// As there; the device may be what keeps the memory mapped.
+    pub(crate) unsafe fn with_device(
+        read: *mut u8,
+        len: u64,
+        write: *mut u8,
+        writable: Range<u64>,
+        device: D,
+    ) -> Self {
         assert!(writable.start <= writable.end && writable.end <= len);
         assert!(writable.start.is_multiple_of(8) && read.cast::<u64>().is_aligned());
         assert!(write.cast::<u64>().is_aligned());
-        Self { read, len, write, writable }
+        Self { read, len, write, writable, device }
+    }
+
+    /// The device behind the memory.
+    pub fn device(&self) -> &D {
+        &self.device
     }
 
     #[inline(always)]
@@ -122,7 +146,7 @@ fn leaves(what: &str, offset: u64, len: u64) -> ! {
     panic!("access to {len} bytes at {offset} is not aligned, or leaves {what}");
 }
 
-impl Memory for Window {
+impl<D: Device> Memory for Window<D> {
     fn len(&self) -> u64 {
         self.len
     }
@@ -186,28 +210,6 @@ impl Memory for Window {
     }
 
     #[inline]
-    fn own(&self, offset: u64, len: u64) {
-        let start = self.writable(offset, len);
-        for at in (0..len as usize).step_by(LINE as usize) {
-            cache::own(start.wrapping_add(at));
-        }
-    }
-
-    #[inline]
-    fn give(&self, offset: u64, len: u64) {
-        let start = self.writable(offset, len);
-        for at in (0..len as usize).step_by(LINE as usize) {
-            cache::give(start.wrapping_add(at));
-        }
-    }
-
-    #[inline]
-    fn expect(&self, offset: u64) {
-        // No check: a prefetch does no harm anywhere.
-        cache::expect(self.read.wrapping_add(offset as usize));
-    }
-
-    #[inline]
     fn address(&self, offset: u64, len: u64) -> *mut u8 {
         self.readable(offset, len)
     }
@@ -216,5 +218,39 @@ impl Memory for Window {
         let distance = (address as u64).checked_sub(self.write as u64)?;
         let offset = self.writable.start.checked_add(distance)?;
         self.writes(offset, len).then_some(offset)
+    }
+}
+
+impl<D> CacheHints for Window<D> {
+    #[inline]
+    fn prefetch_write(&self, offset: u64, len: u64) {
+        let start = self.writable(offset, len);
+        for at in (0..len as usize).step_by(LINE as usize) {
+            cache::prefetch_write(start.wrapping_add(at));
+        }
+    }
+
+    #[inline]
+    fn demote(&self, offset: u64, len: u64) {
+        let start = self.writable(offset, len);
+        for at in (0..len as usize).step_by(LINE as usize) {
+            cache::demote(start.wrapping_add(at));
+        }
+    }
+
+    #[inline]
+    fn prefetch(&self, offset: u64) {
+        // No check: a prefetch does no harm anywhere.
+        cache::prefetch(self.read.wrapping_add(offset as usize));
+    }
+}
+
+impl<D: Device> Device for Window<D> {
+    fn ring(&self, section: u32, slot: u32) {
+        self.device.ring(section, slot);
+    }
+
+    fn is_lost(&self) -> bool {
+        self.device.is_lost()
     }
 }

@@ -18,7 +18,7 @@ use vmshm_transport::parts::{
     Activity, Consumer, Producer, announce, announced, bump, claim, claim_run, close, free_run, is_closed,
     lives, publish, reap, retract, state,
 };
-use vmshm_transport::{Endpoint, Event, Inbox, Memory, Region};
+use vmshm_transport::{CacheHints, Device, Endpoint, Event, Inbox, Memory, Region};
 use zerocopy::IntoBytes;
 
 /// Memory with only those words that the models need; touching another is a mistake in the model. The header is not under
@@ -71,6 +71,10 @@ impl Words {
         self.words.contains_key(&offset)
     }
 }
+
+impl CacheHints for Words {}
+
+impl Device for Words {}
 
 impl Memory for Words {
     fn len(&self) -> u64 {
@@ -598,6 +602,10 @@ fn no_acknowledgement_is_slept_through() {
 
 /// A handle on the words that an endpoint can own.
 struct Shared(Arc<Words>);
+
+impl CacheHints for Shared {}
+
+impl Device for Shared {}
 
 impl Memory for Shared {
     fn len(&self) -> u64 {

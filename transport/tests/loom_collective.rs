@@ -12,7 +12,7 @@ use std::sync::Arc;
 use vmshm_transport::abi::region::RegionHeader;
 use vmshm_transport::abi::section::{STATE_GONE, STATE_LIVE, SectionLayout, SlotState};
 use vmshm_transport::collective::{BLOCK, Broken, Group, Late, Member, Pause, SLOTS};
-use vmshm_transport::{Memory, Section};
+use vmshm_transport::{CacheHints, Device, Memory, Section};
 
 /// Bytes of a head, and of what the models use of it.
 const HEAD: u64 = 128;
@@ -43,6 +43,10 @@ impl Words {
         self.0.get(&offset).unwrap_or_else(|| panic!("the model has no word at {offset:#x}"))
     }
 }
+
+impl CacheHints for Words {}
+
+impl Device for Words {}
 
 impl Memory for Words {
     fn len(&self) -> u64 {

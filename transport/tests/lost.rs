@@ -50,7 +50,7 @@ fn map(file: &File, section: u32) -> Mapping {
 }
 
 fn map_file(file: &File, section: u32) -> Mapping {
-    Mapping::new(file.try_clone().expect("a handle"), LEN, own(section)).expect("maps")
+    Mapping::of_file(file.try_clone().expect("a handle"), LEN, own(section)).expect("maps")
 }
 
 /// Pages of a file that nobody watches over.
@@ -100,7 +100,7 @@ fn loses(map: fn(&File, u32) -> Mapping) {
 #[test]
 fn a_file_that_is_too_short_for_its_table_is_an_error() {
     let file = region_file();
-    let error = Mapping::new(file, LEN / 2, own(1)).expect_err("its second half is another region's");
+    let error = Mapping::of_file(file, LEN / 2, own(1)).expect_err("its second half is another region's");
     assert!(error.to_string().contains("it has 4194304"), "{error}");
 }
 

@@ -10,7 +10,8 @@ use std::time::Duration;
 use common::{Region, View, pattern};
 use vmshm_transport::parts::claim;
 use vmshm_transport::{
-    Endpoint, Event, Inbox, MAX_INLINE, Memory, Peer, PeerError, Process, Region as Header, SendError,
+    CacheHints, Device, Endpoint, Event, Inbox, MAX_INLINE, Memory, Peer, PeerError, Process,
+    Region as Header, SendError,
 };
 
 /// One doorbell for each section (the tests have one slot in each).
@@ -86,6 +87,11 @@ impl Memory for Ringing {
     fn offset_of(&self, address: *const u8, len: u64) -> Option<u64> {
         self.view.offset_of(address, len)
     }
+}
+
+impl CacheHints for Ringing {}
+
+impl Device for Ringing {
     fn ring(&self, section: u32, _slot: u32) {
         self.bells.ring(section);
     }

@@ -1,9 +1,8 @@
 //! From all members to one or to all.
 
 use super::group::{Broken, Group, Pause, Readers};
-use super::layout::{HEAD_SLOTS, LAG, MIN_CHUNKS, SLOTS};
+use super::layout::{HEAD_SLOTS, LAG, MIN_CHUNKS, Part, SLOTS, is_short};
 use super::lend::Piece;
-use super::short::is_short;
 use crate::memory::Memory;
 
 /// So many pieces are published before the others' are read.
@@ -11,9 +10,6 @@ const AHEAD: usize = LAG as usize - 1;
 
 // Else a member could come round to a slot that another has yet to read, while that waits for this one.
 const _: () = assert!(SLOTS > LAG && MIN_CHUNKS > LAG && HEAD_SLOTS > LAG);
-
-/// Where a member's bytes go, and how many they are.
-pub type Part = (*mut u8, usize);
 
 impl<M: Memory> Group<M> {
     /// How long the pieces are in which `len` bytes go through the slots: the same for all members. As long as they may be:

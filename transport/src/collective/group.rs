@@ -5,9 +5,8 @@ use core::sync::atomic::Ordering;
 
 use super::layout::{
     BLOCK, DONE, HEAD_SLOTS, LAG, LENT, MAX_BODY, MAX_HEAD, SLOTS, TAG, body, chunks_len, head, head_payload,
-    is_chunk, is_count, stamp, stamped,
+    is_chunk, is_count, is_short, stamp, stamped,
 };
-use super::short::is_short;
 use crate::memory::Memory;
 use crate::region::Section;
 use crate::slot::{live, lives, says};
@@ -490,7 +489,7 @@ impl<M: Memory> Group<M> {
         self.published[(step % HEAD_SLOTS) as usize] = (step, readers);
         let at = self.block + head(step);
         self.memory.store(at, stamp(step, len), Ordering::Release);
-        self.memory.give(at, 1);
+        self.memory.demote(at, 1);
     }
 
     /// Whether we have published anything at a step.
@@ -503,7 +502,7 @@ impl<M: Memory> Group<M> {
     /// time.
     #[inline]
     pub(super) fn settle(&self, step: u64, pause: &impl Pause) {
-        self.memory.own(self.block + head(step + AHEAD), 1);
+        self.memory.prefetch_write(self.block + head(step + AHEAD), 1);
         pause.settle();
     }
 

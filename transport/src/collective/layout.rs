@@ -36,6 +36,15 @@ const BODIES: u64 = HEADS + HEAD_SLOTS * HEAD;
 /// Longest payload of a body, bytes.
 pub const MAX_BODY: u64 = 4096;
 
+/// Whether a payload goes through one slot and needs no chunks.
+#[inline(always)]
+pub const fn is_short(len: usize) -> bool {
+    len as u64 <= MAX_BODY
+}
+
+/// Where a member's bytes go, and how many they are.
+pub type Part = (*mut u8, usize);
+
 /// Bytes of a block, without its chunks.
 pub const BLOCK: usize = (BODIES + SLOTS * MAX_BODY) as usize;
 

@@ -6,8 +6,7 @@
 //! take what comes.
 
 use super::group::{Broken, Group, Pause, Readers};
-use super::layout::{LENT, head_payload, stamp};
-use super::short::is_short;
+use super::layout::{LENT, head_payload, is_short, stamp};
 use crate::memory::Memory;
 
 /// An operand that is lent begins at a multiple of so many bytes, as what lies in slots does: operations may count on it.

@@ -32,8 +32,7 @@ mod short;
 mod spread;
 mod unequal;
 
-pub use exchange::Part;
 pub use group::{Broken, Farewell, Group, Member, Pause};
-pub use layout::{BLOCK, MAX_CHUNK, MAX_CHUNKS, MIN_CHUNK, MIN_CHUNKS, SLOTS, chunks_len, is_chunk};
+pub use layout::{BLOCK, MAX_CHUNK, MAX_CHUNKS, MIN_CHUNK, MIN_CHUNKS, Part, SLOTS, chunks_len, is_chunk};
 pub use reduce::Combine;
 pub use unequal::{Given, Late};

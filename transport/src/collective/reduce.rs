@@ -1,8 +1,8 @@
 //! Joining what all members have.
 
 use super::group::{Broken, Group, Pause, Readers};
+use super::layout::is_short;
 use super::lend::{ALIGNMENT, Piece};
-use super::short::is_short;
 use crate::memory::Memory;
 
 /// What joins two operands of the same length.

@@ -1,9 +1,8 @@
 //! Operations whose payloads go through one slot: one step each, and nothing that long payloads need. The line that goes
 //! from one processor to another takes longer than all of this, but not by much.
 
-use super::exchange::Part;
 use super::group::{Broken, Group, Pause, Readers};
-use super::layout::{HEAD_PAYLOAD, LAG, MAX_BODY, MAX_HEAD, body, head};
+use super::layout::{HEAD_PAYLOAD, LAG, MAX_HEAD, Part, body, head};
 use super::reduce::Combine;
 use crate::copy;
 use crate::memory::Memory;
@@ -12,12 +11,6 @@ use crate::memory::Memory;
 /// too long), and are copied out in words: these the processor begins to fetch while the stamp is still under way, which it
 /// was not seen to do for other copies. (Vectors took 1.1 times as long in a broadcast, 1.3 in an allgather.)
 const SMALL: usize = 1024;
-
-/// Whether a payload goes through one slot and needs no chunks.
-#[inline(always)]
-pub(super) fn is_short(len: usize) -> bool {
-    len as u64 <= MAX_BODY
-}
 
 impl<M: Memory> Group<M> {
     /// Copies our payload of a step to its slot, and publishes it.
@@ -41,18 +34,18 @@ impl<M: Memory> Group<M> {
             self.publish(step, len, readers);
         } else {
             // A reader that has come already has taken the stamp's line.
-            self.memory.own(self.block + head(step), 1);
+            self.memory.prefetch_write(self.block + head(step), 1);
             let to = self.memory.address(self.block + body(step), len as u64);
             // In as few stores as there can be: who waits may have a line fetched that is not yet full.
             // SAFETY: as above, and the slot is ours and has room for a body, which is longer than 32 bytes.
             unsafe { copy::vectors(from, to, len) };
             self.publish(step, len, readers);
             if len <= SMALL {
-                self.memory.give(self.block + body(step), len as u64);
+                self.memory.demote(self.block + body(step), len as u64);
             }
             // The next payload is likely to be as long, and as many steps ahead as the last one lies behind.
             let ahead = step.saturating_sub(self.said).min(LAG);
-            self.memory.own(self.block + body(step + ahead), len as u64);
+            self.memory.prefetch_write(self.block + body(step + ahead), len as u64);
         }
         self.said = step;
         Ok(())

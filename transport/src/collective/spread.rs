@@ -1,8 +1,8 @@
 //! From one member to the others.
 
 use super::group::{Broken, Group, Pause, Readers};
+use super::layout::is_short;
 use super::lend::Piece;
-use super::short::is_short;
 use crate::memory::Memory;
 
 impl<M: Memory> Group<M> {

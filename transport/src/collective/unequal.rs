@@ -8,10 +8,8 @@
 
 use core::mem;
 
-use super::exchange::Part;
 use super::group::{Broken, Group, Pause, Readers};
-use super::layout::{LENT, MAX_BODY, stamp, stamped};
-use super::short::is_short;
+use super::layout::{LENT, MAX_BODY, Part, is_short, stamp, stamped};
 use crate::memory::Memory;
 
 /// Where bytes to be given lie, and how many they are.

@@ -9,8 +9,9 @@ use vmshm_abi::section::STATE_LIVE;
 
 use super::Endpoint;
 use crate::activity::may_be;
+use crate::error::PeerError;
 use crate::event::{Event, Inbox, Peer};
-use crate::link::{HOT, PeerError, check_descriptor, find_connection, read_claim};
+use crate::link::{HOT, check_descriptor, find_connection, read_claim};
 use crate::memory::Memory;
 use crate::ring::slots_for;
 use crate::slot;
@@ -349,7 +350,7 @@ impl<M: Memory> Endpoint<M> {
                     // Mostly the next one is not there yet: to look for it at once, where there is no other ring, is in vain.
                     self.streams = self.hot.len() > 1;
                 } else if let Some(theirs) = &self.links[index as usize].theirs {
-                    theirs.consumer.expect(&self.memory, count as u64);
+                    theirs.consumer.prefetch(&self.memory, count as u64);
                 }
                 return inbox.next();
             }

@@ -3,10 +3,9 @@
 use core::sync::atomic::Ordering;
 
 use super::Endpoint;
+use crate::error::{Fault, PeerError};
 use crate::event::Peer;
-use crate::link::PeerError;
 use crate::memory::Memory;
-use crate::ring::Fault;
 
 impl<M: Memory> Endpoint<M> {
     /// Where bytes of the region lie in this process.

@@ -1,18 +1,14 @@
 //! Sending: inline, eager, rendezvous.
 
-use vmshm_abi::ring::{Descriptor, KIND_DONE, KIND_FRAGMENT, KIND_INLINE, KIND_OFFER};
+use vmshm_abi::ring::{Descriptor, KIND_DONE, KIND_FRAGMENT, KIND_INLINE, KIND_OFFER, MAX_INLINE};
 use zerocopy::IntoBytes;
 
 use super::Endpoint;
 use crate::activity::bump;
-use crate::error::SendError;
-#[cfg(doc)]
-use crate::event::Event;
+use crate::error::{PeerError, SendError};
 use crate::event::{Fragment, Peer};
 use crate::heap::Purpose;
-use crate::link::PeerError;
 use crate::memory::Memory;
-use crate::ring::MAX_INLINE;
 
 /// So many bytes of a freed fragment, the next to be used, are made our own while there is nothing else to do. A message of
 /// no more, if it is alone, is passed on to the shared cache, from where its reader gets it faster than out of ours.
@@ -87,12 +83,12 @@ impl<M: Memory> Endpoint<M> {
 
     /// Gives a fragment back; it must not be under way.
     pub fn free(&mut self, fragment: Fragment) {
-        self.memory.own(fragment.offset, fragment.len.min(SMALL) as u64);
+        self.memory.prefetch_write(fragment.offset, fragment.len.min(SMALL) as u64);
         let Fragment { offset, len, is_message, .. } = fragment;
         self.arena.free(&self.memory, &self.section, offset, len as u64, is_message);
     }
 
-    /// Sends the first `len` bytes of a fragment. It is under way until [`Event::Sent`] or [`Event::Unsent`] returns the
+    /// Sends the first `len` bytes of a fragment. It is under way until [`Event::Sent`](crate::Event::Sent) or [`Event::Unsent`](crate::Event::Unsent) returns the
     /// `token`; until then it may be read but neither changed nor freed.
     ///
     /// # Errors
@@ -113,7 +109,7 @@ impl<M: Memory> Endpoint<M> {
         self.push_descriptor(peer, KIND_FRAGMENT, tag, &descriptor)?;
         // In a stream this would keep us from writing the next one.
         if self.flying == 0 && len <= SMALL {
-            self.memory.give(fragment.offset, len as u64);
+            self.memory.demote(fragment.offset, len as u64);
         }
         let link = &mut self.links[peer.index()];
         link.in_flight.push_back((link.producer.position(), token));
@@ -124,7 +120,7 @@ impl<M: Memory> Endpoint<M> {
         Ok(())
     }
 
-    /// Offers memory of our section to a peer, which pulls from it and then says [`Event::Done`] with the `cookie`.
+    /// Offers memory of our section to a peer, which pulls from it and then says [`Event::Done`](crate::Event::Done) with the `cookie`.
     ///
     /// # Errors
     ///

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use vmshm_transport::abi::region::{FLAG_OPEN, RegionHeader};
 use vmshm_transport::abi::section::EndpointSlot;
-use vmshm_transport::{Endpoint, Event, Inbox, Memory, Peer, Window};
+use vmshm_transport::{CacheHints, Device, Endpoint, Event, Inbox, Memory, Peer, Window};
 use zerocopy::IntoBytes;
 
 /// Memory that outlives all windows on it.
@@ -135,15 +135,6 @@ impl Memory for View {
         // SAFETY: the caller keeps the contract.
         unsafe { (**self).copy_in(offset, from, len) }
     }
-    fn own(&self, offset: u64, len: u64) {
-        (**self).own(offset, len);
-    }
-    fn give(&self, offset: u64, len: u64) {
-        (**self).give(offset, len);
-    }
-    fn expect(&self, offset: u64) {
-        (**self).expect(offset);
-    }
     fn address(&self, offset: u64, len: u64) -> *mut u8 {
         (**self).address(offset, len)
     }
@@ -151,6 +142,20 @@ impl Memory for View {
         (**self).offset_of(address, len)
     }
 }
+
+impl CacheHints for View {
+    fn prefetch_write(&self, offset: u64, len: u64) {
+        (**self).prefetch_write(offset, len);
+    }
+    fn demote(&self, offset: u64, len: u64) {
+        (**self).demote(offset, len);
+    }
+    fn prefetch(&self, offset: u64) {
+        (**self).prefetch(offset);
+    }
+}
+
+impl Device for View {}
 
 /// Fills bytes so that any shift or mix-up of messages shows.
 pub fn pattern(seed: u64, len: usize) -> Vec<u8> {

@@ -1,0 +1,97 @@
+//! Memory of the section for other things than messages.
+
+use core::ops::Range;
+use core::sync::atomic::Ordering;
+
+use vmshm_abi::section::{CHUNK, chunk_owner};
+
+use crate::endpoint::Endpoint;
+use crate::heap::{Purpose, claim_for, free_run, word};
+use crate::memory::Memory;
+use crate::region::Section;
+
+/// Whose a chunk is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    /// It is free.
+    Nobody,
+    /// The endpoint's, also by other ways than [`Runs`].
+    Endpoint,
+    /// Another process's of the section.
+    Other,
+}
+
+/// Memory that a process takes from its section for other things than messages.
+///
+/// It is given back with all else that the endpoint holds, when that leaves or dies. Unlike the endpoint it needs no
+/// turn: it may be used by any thread at any time, also from within the endpoint's methods.
+#[derive(Debug)]
+pub struct Runs<M: Memory> {
+    memory: M,
+    section: Section,
+    owner: u64,
+    /// The chunk to look at first.
+    hint: u64,
+}
+
+impl<M: Memory + Clone> Runs<M> {
+    /// Takes memory in an endpoint's name.
+    pub fn of(endpoint: &Endpoint<M>) -> Self {
+        let section = *endpoint.section();
+        let owner = chunk_owner(endpoint.slot(), endpoint.name().incarnation);
+        let end = Purpose::Large.end(&section);
+        // Each process from a place of its own: nobody waits for the others' words.
+        let hint = end * u64::from(endpoint.slot() + 1) / u64::from(section.layout.endpoints);
+        Self { memory: endpoint.memory().clone(), section, owner, hint }
+    }
+}
+
+impl<M: Memory> Runs<M> {
+    /// Bytes that memory is taken in.
+    pub const GRAIN: usize = CHUNK as usize;
+
+    /// Where all of it lies in this process.
+    pub fn addresses(&self) -> Range<usize> {
+        let start = self.memory.address(self.section.entry.offset, self.section.entry.len).addr();
+        start..start + self.section.entry.len as usize
+    }
+
+    /// All chunks of the section's heap: the address of each in this process, and whose it is just now.
+    pub fn holders(&self) -> impl Iterator<Item = (usize, Holder)> + '_ {
+        let layout = &self.section.layout;
+        let start = self.addresses().start;
+        (0..layout.chunks).map(move |chunk| {
+            let holder = match self.memory.load(word(&self.section, chunk), Ordering::Relaxed) {
+                0 => Holder::Nobody,
+                owner if owner == self.owner => Holder::Endpoint,
+                _ => Holder::Other,
+            };
+            (start + layout.chunk(chunk) as usize, holder)
+        })
+    }
+
+    /// At least `len` bytes, rounded up to [`Runs::GRAIN`], with any content; `None` when too little would be left for
+    /// messages.
+    pub fn take(&mut self, len: usize) -> Option<*mut u8> {
+        let chunks = (len as u64).max(1).div_ceil(CHUNK);
+        let large = Purpose::Large;
+        let first = claim_for(&self.memory, &self.section, self.owner, chunks, self.hint, large)?;
+        self.hint = first + chunks;
+        Some(
+            self.memory.address(self.section.entry.offset + self.section.layout.chunk(first), chunks * CHUNK),
+        )
+    }
+
+    /// Gives back what [`Runs::take`] gave for `len` bytes.
+    pub fn give_back(&mut self, address: *mut u8, len: usize) {
+        let start = self.section.entry.offset + self.section.layout.heap;
+        let Some(first) = self.memory.offset_of(address, len as u64).and_then(|at| at.checked_sub(start))
+        else {
+            return;
+        };
+        let chunks = (len as u64).max(1).div_ceil(CHUNK);
+        free_run(&self.memory, &self.section, self.owner, first / CHUNK, chunks);
+        // What was just used is the warmest.
+        self.hint = first / CHUNK;
+    }
+}
