@@ -17,6 +17,7 @@ use vmshm_abi::region::{
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::destroy::{remove, remove_ledger};
+use crate::dir::{HUGE_DIR, behind, prepare_dir};
 use crate::error::Error;
 use crate::hugetlb::{self, PageSize};
 use crate::mapping::Mapping;
@@ -25,7 +26,7 @@ use crate::name::RegionName;
 use crate::numa;
 use crate::plan::Plan;
 use crate::region::Region;
-use crate::registry::{HUGE_DIR, Registry, behind, prepare_dir};
+use crate::registry::Registry;
 
 /// Allocate this much at once, so that a signal is answered soon.
 const STEP: u64 = 256 << 20;

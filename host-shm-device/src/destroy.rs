@@ -4,11 +4,12 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
+use crate::dir::behind;
 use crate::error::Error;
 use crate::ledger::{Ledger, SERVER_BYTE, name_of};
 use crate::lock::{Lock, held};
 use crate::region::Region;
-use crate::registry::{Registry, behind};
+use crate::registry::Registry;
 use crate::users::{describe, users};
 
 impl Registry {

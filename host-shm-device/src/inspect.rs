@@ -10,12 +10,12 @@ use vmshm_abi::section::{EndpointSlot, MAY_SLEEP, SLOTS_OFFSET, STATE_FREE, Slot
 use zerocopy::FromBytes;
 
 use crate::error::Error;
-use crate::ledger::{Ledger, SERVER_BYTE};
+use crate::ledger::SERVER_BYTE;
 use crate::lock::held;
 use crate::mapping::Mapping;
 use crate::numa;
 use crate::region::Region;
-use crate::table::{State, owner};
+use crate::state::{State, owner};
 use crate::users::users;
 
 /// Pages of a section that are asked for their node.
@@ -143,7 +143,7 @@ pub fn inspect(region: &Region) -> Result<Inspection, Error> {
         allocated: region.allocated(),
         open: header.is_open(),
         endpoints_per_section: header.endpoints,
-        served: Ledger::look(region).map(|ledger| held(ledger.file(), SERVER_BYTE)),
+        served: region.existing_ledger().map(|ledger| held(ledger.file(), SERVER_BYTE)),
         users: users.pids.iter().copied().collect(),
         hidden_processes: users.hidden,
         sections,

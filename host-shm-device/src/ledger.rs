@@ -19,11 +19,10 @@ use std::path::{Path, PathBuf};
 use vmshm_abi::region::SectionEntry;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
+use crate::dir::behind;
 use crate::error::Error;
 use crate::lock::Lock;
-use crate::region::Region;
-use crate::registry::behind;
-use crate::table::State;
+use crate::state::State;
 
 /// Held by the running server.
 pub(crate) const SERVER_BYTE: u64 = 0;
@@ -57,22 +56,26 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// Opens a region's ledger; where there is none, or one of an earlier region, it begins with what the region's table
-    /// says.
-    pub(crate) fn open(region: &Region) -> Result<Self, Error> {
-        let Some(name) = name_of(region.path()).filter(|_| !region.is_anonymous()) else {
-            return Self::anonymous(region);
-        };
+    /// Ledger of the region at `path`, whose file is `region`. Where there is none, or one of an earlier region, it begins with
+    /// the rows of the region's `table`.
+    pub(crate) fn open(
+        path: &Path,
+        region: &File,
+        sections: u32,
+        table: impl Fn() -> Result<Vec<SectionEntry>, Error>,
+    ) -> Result<Self, Error> {
+        let Some(name) = name_of(path) else { return Self::anonymous(path, region, sections, table) };
         let doing = || {
             format!(
                 "open {}, by which the region's owner, or root, decides whose its sections are",
                 name.display()
             )
         };
-        let meta = region.file().metadata().map_err(Error::io(doing()))?;
         loop {
+            let meta = region.metadata().map_err(Error::io(doing()))?;
             let file = match open(&name) {
-                Err(error) if error.kind() == ErrorKind::NotFound && !region.is_unlinked() => {
+                // A region that is destroyed meanwhile gets none.
+                Err(error) if error.kind() == ErrorKind::NotFound && meta.nlink() > 0 => {
                     make(&name, meta.uid())
                 }
                 opened => opened,
@@ -90,20 +93,25 @@ impl Ledger {
             if !ledger.has_its_name() {
                 continue;
             }
-            ledger.begin(region)?;
+            ledger.begin(region, sections, &table)?;
             drop(lock);
             return Ok(ledger);
         }
     }
 
-    /// Opens a region's ledger if there is one and this user may.
-    pub(crate) fn look(region: &Region) -> Option<Self> {
-        let name = name_of(region.path()).filter(|_| !region.is_anonymous())?;
+    /// Ledger of the region at `path`, if there is one and this user may open it.
+    pub(crate) fn existing(path: &Path) -> Option<Self> {
+        let name = name_of(path)?;
         Some(Self { file: open(&name).ok()?, name })
     }
 
-    /// For a region without a name, which lives in this process only.
-    fn anonymous(region: &Region) -> Result<Self, Error> {
+    /// Ledger of a region without a name, which lives in this process only; `path` is what messages call it.
+    pub(crate) fn anonymous(
+        path: &Path,
+        region: &File,
+        sections: u32,
+        table: impl Fn() -> Result<Vec<SectionEntry>, Error>,
+    ) -> Result<Self, Error> {
         // SAFETY: the name is a C string that outlives the call.
         let fd = unsafe { libc::memfd_create(c"vmshm-ledger".as_ptr(), libc::MFD_CLOEXEC) };
         if fd < 0 {
@@ -111,8 +119,8 @@ impl Ledger {
         }
         // SAFETY: the descriptor is new and nobody else's.
         let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
-        let ledger = Self { file, name: region.path().to_owned() };
-        ledger.begin(region)?;
+        let ledger = Self { file, name: path.to_owned() };
+        ledger.begin(region, sections, table)?;
         Ok(ledger)
     }
 
@@ -150,15 +158,19 @@ impl Ledger {
     }
 
     /// Copies the region's table, unless this is that region's ledger already.
-    fn begin(&self, region: &Region) -> Result<(), Error> {
-        let meta =
-            region.file().metadata().map_err(Error::io(format!("look at {}", region.path().display())))?;
-        let ours = Head { dev: meta.dev(), ino: meta.ino(), sections: region.header().sections.into() };
+    fn begin(
+        &self,
+        region: &File,
+        sections: u32,
+        table: impl Fn() -> Result<Vec<SectionEntry>, Error>,
+    ) -> Result<(), Error> {
+        let meta = region.metadata().map_err(Error::io("look at the region's file"))?;
+        let ours = Head { dev: meta.dev(), ino: meta.ino(), sections: sections.into() };
         let mut head = Head::new_zeroed();
         if self.file.read_exact_at(head.as_mut_bytes(), 0).is_ok() && head == ours {
             return Ok(());
         }
-        for (entry, section) in region.entries()?.into_iter().zip(0..) {
+        for (entry, section) in table()?.into_iter().zip(0..) {
             // Whether the section of a VM that has joined was assigned is not known: then it stays that VM's.
             let kept = u64::from(State::of(&entry) != State::Free);
             self.write(section, &Row { entry, kept })?;

@@ -11,11 +11,11 @@ use vmshm_abi::region::{HeaderError, RegionHeader, SectionEntry};
 use vmshm_abi::section::SectionLayout;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
+use crate::dir::behind;
 use crate::error::Error;
 use crate::ledger::Ledger;
 use crate::mapping::Mapping;
 use crate::plan::table_len;
-use crate::registry::behind;
 
 /// An open region whose header and table were sound when it was opened.
 ///
@@ -176,11 +176,6 @@ impl Region {
         !self.anonymous && self.file.metadata().is_ok_and(|meta| meta.nlink() == 0)
     }
 
-    /// Whether the region never had a name: it is a memfd.
-    pub(crate) fn is_anonymous(&self) -> bool {
-        self.anonymous
-    }
-
     /// What the host has decided about the sections. Fails for all but the region's owner and root.
     pub(crate) fn ledger(&self) -> Result<&Ledger, Error> {
         if let Some(ledger) = self.ledger.get() {
@@ -191,8 +186,17 @@ impl Region {
                 ErrorKind::PermissionDenied.into(),
             ));
         }
-        let ledger = Ledger::open(self)?;
+        let (sections, table) = (self.header.sections, || self.entries());
+        let ledger = match self.anonymous {
+            true => Ledger::anonymous(&self.path, &self.file, sections, table)?,
+            false => Ledger::open(&self.path, &self.file, sections, table)?,
+        };
         Ok(self.ledger.get_or_init(|| ledger))
+    }
+
+    /// The ledger, if there is one and this user may read it.
+    pub(crate) fn existing_ledger(&self) -> Option<Ledger> {
+        if self.anonymous { None } else { Ledger::existing(&self.path) }
     }
 
     /// Opens the same file once more, for somebody else: locks that we hold are not theirs.

@@ -11,13 +11,15 @@
 //! One thread serves everybody and waits for nobody: sockets and doorbells do not block, what a client does not read is kept
 //! for it, up to a bound, and no lock is taken that a member of the region could hold.
 
+mod accept;
 mod bells;
-mod join;
+mod events;
 mod peers;
+mod protocol;
+mod socket;
 mod take_over;
 
-use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -25,17 +27,19 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing::info;
 
-use bells::Bells;
-use join::{Coming, Done, refuse};
-use peers::Peer;
+use accept::{Accept, refuse};
+use events::{RETRY, Source, watch};
+use peers::Peers;
+use socket::Listener;
 use take_over::Earlier;
 
+pub use socket::{DEFAULT_RUN_DIR, run_dir, section_socket, socket};
+
+use crate::dir::prepare_dir;
 use crate::error::Error;
 use crate::ledger::SERVER_BYTE;
 use crate::lock::{Lock, release};
 use crate::region::Region;
-use crate::registry::prepare_dir;
-use crate::socket::{Listener, section_socket, socket};
 use crate::users::{FileId, describe, users};
 
 /// Interrupt vectors of each VM unless asked for otherwise: so many processes of a VM can be woken one by one.
@@ -43,12 +47,6 @@ pub const DEFAULT_VECTORS: u32 = 8;
 
 /// Most interrupt vectors that a device can have: MSI-X's bound.
 const MAX_VECTORS: u32 = 2048;
-
-/// Number of ids that the protocol has.
-const IDS: u32 = 1 << 16;
-
-/// How long to wait before a socket that took nothing, though it is not full, is tried again.
-const RETRY: u16 = 100;
 
 /// How a region is served.
 #[derive(Debug, Clone)]
@@ -73,60 +71,13 @@ impl Default for ServerOptions {
 /// A server, listening. Dropping it removes its sockets; the VMs keep their memory and doorbells.
 #[derive(Debug)]
 pub struct Server {
-    epoll: Epoll,
+    epoll: Arc<Epoll>,
     /// Sockets, and the section that each gives; `None` for any.
     listeners: Vec<(Listener, Option<u32>)>,
     region: Arc<Region>,
-    /// The region's memory as clients get it: another open file description, so that our locks are not theirs.
-    memory: Arc<OwnedFd>,
-    vectors: u32,
-    /// Connected VMs by section.
-    peers: BTreeMap<u32, Peer>,
-    /// How many VMs this server has given each section to.
-    lives: BTreeMap<u32, u32>,
-    /// VMs of an earlier server, by section.
-    earlier: BTreeMap<u32, Earlier>,
-    /// VMs whose section is being emptied.
-    coming: BTreeMap<u32, Coming>,
-    done: Done,
-    bells: Bells,
-    /// Whether somebody's socket refused without being full.
-    retry: bool,
-    /// Whether a row of the table has changed since the doorbells were rung.
-    changed: bool,
-}
-
-/// What an event is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Source {
-    Stop,
-    Listener(u32),
-    Peer(u32),
-    Earlier(u32),
-    Emptied,
-}
-
-impl Source {
-    fn pack(self) -> u64 {
-        match self {
-            Self::Stop => 0,
-            Self::Listener(i) => 1 << 32 | u64::from(i),
-            Self::Peer(i) => 2 << 32 | u64::from(i),
-            Self::Earlier(i) => 3 << 32 | u64::from(i),
-            Self::Emptied => 4 << 32,
-        }
-    }
-
-    fn unpack(word: u64) -> Self {
-        let i = word as u32;
-        match word >> 32 {
-            1 => Self::Listener(i),
-            2 => Self::Peer(i),
-            3 => Self::Earlier(i),
-            4 => Self::Emptied,
-            _ => Self::Stop,
-        }
-    }
+    peers: Peers,
+    earlier: Earlier,
+    accept: Accept,
 }
 
 impl Server {
@@ -170,26 +121,11 @@ impl Server {
             watch(&epoll, &listener.socket, EpollFlags::EPOLLIN, Source::Listener(listeners.len() as u32))?;
             listeners.push((listener, door));
         }
-        let memory = Arc::new(OwnedFd::from(region.reopen()?));
-        let done = Done::new()?;
-        watch(&epoll, done.bell(), EpollFlags::EPOLLIN, Source::Emptied)?;
-        let mut server = Self {
-            epoll,
-            listeners,
-            memory,
-            region: Arc::new(region),
-            vectors: options.vectors,
-            peers: BTreeMap::new(),
-            lives: BTreeMap::new(),
-            earlier: BTreeMap::new(),
-            coming: BTreeMap::new(),
-            done,
-            bells: Bells::new()?,
-            retry: false,
-            changed: false,
-        };
-        server.take_over()?;
-        Ok(server)
+        let (region, epoll) = (Arc::new(region), Arc::new(epoll));
+        let mut peers = Peers::new(&region, &epoll, options.vectors)?;
+        let accept = Accept::new(&epoll)?;
+        let earlier = Earlier::take_over(&mut peers, &epoll)?;
+        Ok(Self { epoll, listeners, region, peers, earlier, accept })
     }
 
     /// The socket that gives a VM any free section.
@@ -203,7 +139,8 @@ impl Server {
         loop {
             let mut events = [EpollEvent::empty(); 64];
             // Destruction of the region makes no event: look now and then.
-            let timeout = if self.retry { EpollTimeout::from(RETRY) } else { EpollTimeout::from(1000u16) };
+            let timeout =
+                if self.peers.retry { EpollTimeout::from(RETRY) } else { EpollTimeout::from(1000u16) };
             let count = match self.epoll.wait(&mut events, timeout) {
                 Ok(count) => count,
                 Err(nix::Error::EINTR) => continue,
@@ -216,15 +153,17 @@ impl Server {
             for event in &events[..count] {
                 match Source::unpack(event.data()) {
                     Source::Stop => return Ok(()),
-                    Source::Listener(i) => self.accept(i),
-                    Source::Peer(section) => self.hear(section),
-                    Source::Earlier(section) => self.earlier_ended(section),
-                    Source::Emptied => self.emptied(),
+                    Source::Listener(i) => {
+                        let Some((listener, door)) = self.listeners.get(i as usize) else { continue };
+                        self.accept.connection(&mut self.peers, &mut self.earlier, listener, *door);
+                    }
+                    Source::Peer(section) => self.peers.on_readable(section),
+                    Source::Earlier(section) => self.earlier.ended(&mut self.peers, section),
+                    Source::Cleared => self.accept.cleared(&mut self.peers),
                 }
             }
-            if self.retry {
-                self.retry = false;
-                self.send_all();
+            if std::mem::take(&mut self.peers.retry) {
+                self.peers.send_all();
             }
         }
     }
@@ -238,7 +177,7 @@ impl Drop for Server {
                 refuse(&socket);
             }
         }
-        std::mem::take(&mut self.coming).into_values().for_each(Coming::give_up);
+        self.accept.give_up();
         // The sockets first, so that the next server's are not taken for ours; then the lock, by name: a process that
         // this one is just starting has the file open too until it executes its program, and would keep the lock.
         self.listeners.clear();
@@ -246,10 +185,6 @@ impl Drop for Server {
             release(ledger.file(), SERVER_BYTE);
         }
     }
-}
-
-fn watch(epoll: &Epoll, fd: impl AsFd, interest: EpollFlags, source: Source) -> Result<(), Error> {
-    epoll.add(fd, EpollEvent::new(interest, source.pack())).map_err(Error::sys("wait for events"))
 }
 
 /// Makes room for all descriptors that serving every section takes.

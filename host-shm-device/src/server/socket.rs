@@ -1,4 +1,4 @@
-//! Where the server listens, and the sockets there.
+//! Sockets that the server listens at.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, ErrorKind};
