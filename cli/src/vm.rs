@@ -3,6 +3,7 @@
 mod config;
 mod run;
 mod status;
+mod stop;
 mod terminal;
 
 /// Virtual machines that this program runs itself, on this host's KVM.

@@ -11,6 +11,28 @@ use common::{Host, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+/// Prints what it finds in memory and in a register, which it changes then: mov eax, 0x500; mov cl, [rax]; inc byte [rax];
+/// add cl, bl; inc ebx; mov dx, 0x3f8; lea eax, [rcx + '0']; out dx, al. Then a reset: mov dx, 0x602; mov al, 1; out dx, al;
+/// jmp here.
+const RESETS: [u8; 31] = [
+    0xb8, 0x00, 0x05, 0x00, 0x00, 0x8a, 0x08, 0xfe, 0x00, 0x00, 0xd9, 0xff, 0xc3, 0x66, 0xba, 0xf8, 0x03,
+    0x8d, 0x41, 0x30, 0xee, 0x66, 0xba, 0x02, 0x06, 0xb0, 0x01, 0xee, 0xeb, 0xfe, 0x90,
+];
+
+/// Unmasks pin 5 of the I/O APIC (mov eax, 0xfec00000; mov dword [rax], 0x1a; mov dword [rax+16], 0x31), prints a dot, and
+/// waits until that interrupt is a request in the local APIC (mov edi, 0xfee00210; test dword [rdi], 1 << 17; ...), which it
+/// enables first (mov dword [rdi-0x120], 0x1ff). Then it switches itself off.
+fn waits_for_the_button() -> Vec<u8> {
+    let mut code = vec![0xbf, 0x10, 0x02, 0xe0, 0xfe];
+    code.extend([0xc7, 0x87, 0xe0, 0xfe, 0xff, 0xff, 0xff, 0x01, 0x00, 0x00]);
+    code.extend([0xb8, 0x00, 0x00, 0xc0, 0xfe, 0xc7, 0x00, 0x1a, 0x00, 0x00, 0x00]);
+    code.extend([0xc7, 0x40, 0x10, 0x31, 0x00, 0x00, 0x00]);
+    code.extend([0x66, 0xba, 0xf8, 0x03, 0xb0, b'.', 0xee]);
+    code.extend([0xf7, 0x07, 0x00, 0x00, 0x02, 0x00, 0x74, 0xf8]);
+    code.extend(prints_and_switches_off("off"));
+    code
+}
+
 fn start(host: &Host, arguments: &[&str]) -> Child {
     let mut command = host.command(arguments);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
@@ -50,6 +72,48 @@ fn a_file_holds_the_same_options() {
     assert_eq!(host.ok(&["vm", "run", job]), "hello");
     let text = host.ok(&["vm", "run", job, "--memory", "32M", "--dry-run"]);
     assert!(text.contains("memory    32 MiB") && text.contains("vCPUs     2 "), "{text}");
+}
+
+#[test]
+fn a_guest_that_resets_itself_is_started_again_unless_that_is_not_wanted() {
+    if !kvm() {
+        return;
+    }
+    let host = Host::new();
+    let kernel = kernel(&host, &RESETS);
+    let arguments = ["vm", "run", "--kernel", kernel.to_str().unwrap(), "--memory", "16M"];
+    let mut vm = start(&host, &arguments);
+    assert_eq!(read(&mut vm, 20), [b'0'; 20]);
+    kill(Pid::from_raw(vm.id() as i32), Signal::SIGTERM).unwrap();
+    assert!(vm.wait().unwrap().success());
+    assert_eq!(host.ok(&[&arguments[..], &["--no-reboot"]].concat()), "0");
+}
+
+#[test]
+fn a_triple_fault_is_told_and_not_repeated() {
+    if !kvm() {
+        return;
+    }
+    let host = Host::new();
+    // ud2, without anybody who handles it.
+    let kernel = kernel(&host, &[0x0f, 0x0b]);
+    let text = host.fails(&["vm", "run", "--kernel", kernel.to_str().unwrap(), "--memory", "16M"]);
+    assert!(text.contains("vCPU 0 fell into a triple fault"), "{text}");
+}
+
+#[test]
+fn a_guest_that_listens_to_the_power_button_switches_itself_off() {
+    if !kvm() {
+        return;
+    }
+    let host = Host::new();
+    let listens = kernel(&host, &waits_for_the_button());
+    let arguments = ["vm", "run", "--kernel", listens.to_str().unwrap(), "--memory", "16M"];
+    let mut vm = start(&host, &arguments);
+    assert_eq!(read(&mut vm, 1), b".");
+    kill(Pid::from_raw(vm.id() as i32), Signal::SIGTERM).unwrap();
+    assert_eq!(read(&mut vm, 3), b"off");
+    assert!(vm.wait().unwrap().success());
 }
 
 #[test]

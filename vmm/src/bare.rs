@@ -9,6 +9,7 @@ use vm_memory::{Address, Bytes, GuestAddress};
 
 use crate::error::Error;
 use crate::host::Host;
+use crate::memory::Ram;
 use crate::segment;
 use crate::vm::Vm;
 
@@ -50,14 +51,6 @@ pub fn load(
     mapped: &[(u64, u64)],
     arguments: impl Fn(usize) -> [u64; 6],
 ) -> Result<(), Error> {
-    let ram = vm.ram().map();
-    let write = |bytes: &[u8], at: u64| {
-        ram.write_slice(bytes, GuestAddress(at)).map_err(|error| Error::Invalid {
-            what: "guest memory of",
-            value: format!("{} bytes", vm.ram().len()),
-            why: format!("is too small for the program: {error}"),
-        })
-    };
     let most = (CODE - TABLES_END) / STACK;
     if vm.vcpus().len() as u64 > most {
         return Err(Error::Invalid {
@@ -66,16 +59,28 @@ pub fn load(
             why: format!("is more than a bare-metal program has stacks for: give at most {most}"),
         });
     }
-    write(code, CODE)?;
-    write(&task_state(), TSS)?;
-    let ranges = crate::layout::ram(vm.ram().len()).into_iter().chain(mapped.iter().copied());
-    let ranges: Vec<_> = ranges.map(|(start, len)| (start, start, len)).collect();
-    write(&page_tables(&ranges)?, TABLES)?;
+    fill(vm.ram(), code, mapped)?;
     for (number, vcpu) in vm.vcpus().iter().enumerate() {
         set_registers(host, vcpu, number, arguments(number))
             .map_err(Error::kvm(format!("set the registers of vCPU {number}")))?;
     }
     Ok(())
+}
+
+/// Writes to RAM all that lies there before the program runs.
+pub(crate) fn fill(ram: &Ram, code: &[u8], mapped: &[(u64, u64)]) -> Result<(), Error> {
+    let write = |bytes: &[u8], at: u64| {
+        ram.map().write_slice(bytes, GuestAddress(at)).map_err(|error| Error::Invalid {
+            what: "guest memory of",
+            value: format!("{} bytes", ram.len()),
+            why: format!("is too small for the program: {error}"),
+        })
+    };
+    write(code, CODE)?;
+    write(&task_state(), TSS)?;
+    let ranges = crate::layout::ram(ram.len()).into_iter().chain(mapped.iter().copied());
+    let ranges: Vec<_> = ranges.map(|(start, len)| (start, start, len)).collect();
+    write(&page_tables(&ranges)?, TABLES)
 }
 
 /// The task state segment, with all ports open.

@@ -1,8 +1,8 @@
 //! Starting a Linux kernel (bzImage) by its 64-bit boot protocol, without firmware.
 
 use std::fs::File;
-use std::io;
-use std::path::Path;
+use std::io::{self, Seek};
+use std::path::{Path, PathBuf};
 
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::{Cap, VcpuFd};
@@ -13,6 +13,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, ReadVolatile};
 
 use crate::error::Error;
 use crate::host::Host;
+use crate::memory::Ram;
 use crate::vm::Vm;
 use crate::{acpi, cpuid, layout, segment, smbios};
 
@@ -53,11 +54,42 @@ pub struct Linux<'a> {
     pub command_line: &'a str,
 }
 
+/// What lies in RAM before a kernel runs. The files stay open, so that a reset finds the same ones.
+#[derive(Debug)]
+pub(crate) struct Image {
+    kernel: Opened,
+    initrd: Option<Opened>,
+    command_line: String,
+    uuid: Uuid,
+    platform: acpi::Platform,
+}
+
+#[derive(Debug)]
+struct Opened {
+    path: PathBuf,
+    file: File,
+    len: u64,
+}
+
+impl Opened {
+    fn new(what: &str, path: &Path) -> Result<Self, Error> {
+        let doing = || format!("open {what} {}", path.display());
+        let file = File::open(path).map_err(Error::io(doing()))?;
+        let len = file.metadata().map_err(Error::io(doing()))?.len();
+        Ok(Self { path: path.to_owned(), file, len })
+    }
+
+    /// The file, to be read from its beginning.
+    fn rewound(&self) -> io::Result<&File> {
+        (&self.file).rewind().map(|()| &self.file)
+    }
+}
+
 /// Loads a kernel with all it needs to find the machine, and lets vCPU 0 begin there. The guest sees `uuid` as its own.
 ///
 /// # Errors
 /// A file that cannot be read or is no 64-bit bzImage, RAM too small for it, or KVM refuses.
-pub fn load(host: &Host, vm: &Vm, linux: &Linux<'_>, uuid: Uuid) -> Result<(), Error> {
+pub(crate) fn load(host: &Host, vm: &Vm, linux: &Linux<'_>, uuid: Uuid) -> Result<Image, Error> {
     let vcpus = vm.vcpus().len();
     if vcpus > acpi::MOST_VCPUS {
         return Err(Error::Invalid {
@@ -66,26 +98,14 @@ pub fn load(host: &Host, vm: &Vm, linux: &Linux<'_>, uuid: Uuid) -> Result<(), E
             why: format!("is more than this VMM's tables hold: give at most {}", acpi::MOST_VCPUS),
         });
     }
-    let kernel = load_kernel(vm, linux)?;
-    let platform = acpi::Platform { vcpus, bars_64: layout::bars_64(host.address_bits()) };
-    for (at, table) in acpi::tables(&platform) {
-        write(vm, &table.bytes, at)?;
-    }
-    write(vm, &smbios::tables(uuid), smbios::START)?;
-
-    // Page tables for the first 4 GiB, one to one, on pages of 2 MiB; the kernel makes its own soon.
-    let mut tables = vec![0u64; 512 * 6];
-    tables[0] = (PAGE_TABLES + 0x1000) | 3;
-    for i in 0..4 {
-        tables[512 + i] = (PAGE_TABLES + 0x2000 + 0x1000 * i as u64) | 3;
-    }
-    for i in 0..2048 {
-        tables[1024 + i] = ((i as u64) << 21) | 0x83;
-    }
-    write(vm, &words(&tables), PAGE_TABLES)?;
-    // Null, none, code and data as the boot protocol numbers them.
-    write(vm, &words(&[0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff]), GDT)?;
-
+    let image = Image {
+        kernel: Opened::new("the kernel", linux.kernel)?,
+        initrd: linux.initrd.map(|path| Opened::new("the initial file system", path)).transpose()?,
+        command_line: linux.command_line.to_owned(),
+        uuid,
+        platform: acpi::Platform { vcpus, bars_64: layout::bars_64(host.address_bits()) },
+    };
+    let kernel = image.fill(vm.ram())?;
     let deadline = host.kvm.check_extension(Cap::TscDeadlineTimer);
     for (number, vcpu) in vm.vcpus().iter().enumerate() {
         let cpuid = cpuid::of(&host.cpuid, number as u32, vcpus as u32, deadline);
@@ -96,39 +116,64 @@ pub fn load(host: &Host, vm: &Vm, linux: &Linux<'_>, uuid: Uuid) -> Result<(), E
             enter(vcpu, kernel + ENTRY).map_err(Error::kvm(doing()))?;
         }
     }
-    Ok(())
+    Ok(image)
+}
+
+impl Image {
+    /// Writes all of it to RAM. Returns where the kernel begins.
+    pub(crate) fn fill(&self, ram: &Ram) -> Result<u64, Error> {
+        let kernel = load_kernel(ram, self)?;
+        for (at, table) in acpi::tables(&self.platform) {
+            write(ram, &table.bytes, at)?;
+        }
+        write(ram, &smbios::tables(self.uuid), smbios::START)?;
+
+        // Page tables for the first 4 GiB, one to one, on pages of 2 MiB; the kernel makes its own soon.
+        let mut tables = vec![0u64; 512 * 6];
+        tables[0] = (PAGE_TABLES + 0x1000) | 3;
+        for i in 0..4 {
+            tables[512 + i] = (PAGE_TABLES + 0x2000 + 0x1000 * i as u64) | 3;
+        }
+        for i in 0..2048 {
+            tables[1024 + i] = ((i as u64) << 21) | 0x83;
+        }
+        write(ram, &words(&tables), PAGE_TABLES)?;
+        // Null, none, code and data as the boot protocol numbers them.
+        write(ram, &words(&[0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff]), GDT)?;
+        Ok(kernel)
+    }
 }
 
 fn words(words: &[u64]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
-fn write(vm: &Vm, bytes: &[u8], at: u64) -> Result<(), Error> {
-    vm.ram().map().write_slice(bytes, GuestAddress(at)).map_err(|error| too_small(vm, &error))
+fn write(ram: &Ram, bytes: &[u8], at: u64) -> Result<(), Error> {
+    ram.map().write_slice(bytes, GuestAddress(at)).map_err(|error| too_small(ram, &error))
 }
 
-fn too_small(vm: &Vm, error: &dyn std::fmt::Display) -> Error {
+fn too_small(ram: &Ram, error: &dyn std::fmt::Display) -> Error {
     Error::Invalid {
         what: "memory of",
-        value: format!("{} MiB", vm.ram().len() >> 20),
+        value: format!("{} MiB", ram.len() >> 20),
         why: format!("is too small for this kernel ({error}): give at least 256 MiB"),
     }
 }
 
 /// Loads the kernel, its initial file system and its parameters. Returns where the kernel begins.
-fn load_kernel(vm: &Vm, linux: &Linux<'_>) -> Result<u64, Error> {
-    let path = linux.kernel.display();
+fn load_kernel(memory: &Ram, image: &Image) -> Result<u64, Error> {
+    let path = image.kernel.path.display();
     let wrong = |why: &str| Error::Invalid {
         what: "the kernel",
         value: path.to_string(),
         why: format!("{why}: give a bzImage for x86-64, such as /boot/vmlinuz-..."),
     };
-    let mut file = File::open(linux.kernel).map_err(Error::io(format!("open the kernel {path}")))?;
-    let len = file.metadata().map_err(Error::io(format!("look at the kernel {path}")))?.len();
-    if layout::HIGH_RAM + len > vm.ram().len() {
-        return Err(too_small(vm, &format!("it has {len} bytes")));
+    let mut file = image.kernel.rewound().map_err(Error::io(format!("read the kernel {path}")))?;
+    let len = image.kernel.len;
+    if layout::HIGH_RAM + len > memory.len() {
+        return Err(too_small(memory, &format!("it has {len} bytes")));
     }
-    let ram = vm.ram().map();
+    let ram = memory.map();
     let loaded = BzImage::load(ram, None, &mut file, Some(GuestAddress(layout::HIGH_RAM)))
         .map_err(|error| wrong(&format!("cannot be loaded ({error})")))?;
     let mut header = loaded.setup_header.ok_or_else(|| wrong("has no setup header"))?;
@@ -136,51 +181,51 @@ fn load_kernel(vm: &Vm, linux: &Linux<'_>) -> Result<u64, Error> {
         return Err(wrong("has no 64-bit entry"));
     }
     let (version, limit) = (header.version, header.cmdline_size);
-    if version < 0x206 || linux.command_line.len() >= COMMAND_LINE_MOST.min(limit as usize) {
+    if version < 0x206 || image.command_line.len() >= COMMAND_LINE_MOST.min(limit as usize) {
         return Err(Error::Invalid {
             what: "the command line",
-            value: format!("of {} bytes", linux.command_line.len()),
+            value: format!("of {} bytes", image.command_line.len()),
             why: format!("is too long: this kernel takes {limit}, this VMM {}", COMMAND_LINE_MOST - 1),
         });
     }
-    let mut line = linux.command_line.as_bytes().to_vec();
+    let mut line = image.command_line.as_bytes().to_vec();
     line.push(0);
-    write(vm, &line, COMMAND_LINE)?;
+    write(memory, &line, COMMAND_LINE)?;
     header.type_of_loader = LOADER_UNKNOWN;
     header.cmd_line_ptr = COMMAND_LINE as u32;
-    if let Some(initrd) = linux.initrd {
+    if let Some(initrd) = &image.initrd {
         // The kernel unpacks itself at its preferred address and needs so much room there.
         let (preferred, room) = (header.pref_address, u64::from(header.init_size));
         let below = loaded.kernel_end.max(preferred + room);
-        let (at, len) = load_initrd(vm, initrd, below, u64::from(header.initrd_addr_max))?;
+        let (at, len) = load_initrd(memory, initrd, below, u64::from(header.initrd_addr_max))?;
         (header.ramdisk_image, header.ramdisk_size) = (at, len);
     }
 
     let mut params = boot_params { hdr: header, ..boot_params::default() };
-    for (i, (start, end, kind)) in memory_map(vm.ram().len()).into_iter().enumerate() {
+    for (i, (start, end, kind)) in memory_map(memory.len()).into_iter().enumerate() {
         params.e820_table[i] = boot_e820_entry { addr: start, size: end - start, r#type: kind };
         params.e820_entries = i as u8 + 1;
     }
-    ram.write_obj(params, GuestAddress(BOOT_PARAMS)).map_err(|error| too_small(vm, &error))?;
+    ram.write_obj(params, GuestAddress(BOOT_PARAMS)).map_err(|error| too_small(memory, &error))?;
     Ok(loaded.kernel_load.0)
 }
 
 /// Loads the initial file system as high as the kernel can reach. Returns its address and length.
-fn load_initrd(vm: &Vm, path: &Path, below: u64, most: u64) -> Result<(u32, u32), Error> {
-    let doing = || format!("load the initial file system {}", path.display());
-    let mut file = File::open(path).map_err(Error::io(doing()))?;
-    let len = file.metadata().map_err(Error::io(doing()))?.len();
-    let end = vm.ram().len().min(layout::LOW_RAM_END).min(most.saturating_add(1)) & !0xfff;
+fn load_initrd(ram: &Ram, initrd: &Opened, below: u64, most: u64) -> Result<(u32, u32), Error> {
+    let doing = || format!("load the initial file system {}", initrd.path.display());
+    let mut file = initrd.rewound().map_err(Error::io(doing()))?;
+    let len = initrd.len;
+    let end = ram.len().min(layout::LOW_RAM_END).min(most.saturating_add(1)) & !0xfff;
     let start = end.checked_sub(len).map(|start| start & !0xfff).filter(|&start| start >= below);
     let Some(start) = start.filter(|_| len > 0) else {
         return Err(Error::Invalid {
             what: "the initial file system",
-            value: path.display().to_string(),
+            value: initrd.path.display().to_string(),
             why: format!("has {len} bytes, which do not fit behind the kernel: give the VM more memory"),
         });
     };
-    let at = vm.ram().map().get_slice(GuestAddress(start), len as usize);
-    let mut at = at.map_err(|error| too_small(vm, &error))?;
+    let at = ram.map().get_slice(GuestAddress(start), len as usize);
+    let mut at = at.map_err(|error| too_small(ram, &error))?;
     file.read_exact_volatile(&mut at).map_err(|error| Error::io(doing())(io::Error::other(error)))?;
     Ok((start as u32, len as u32))
 }

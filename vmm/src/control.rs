@@ -10,7 +10,7 @@ use parking_lot::{Condvar, Mutex};
 pub enum End {
     /// The guest switched itself off.
     PowerOff,
-    /// The guest asked for a reset, or fell into a triple fault, which is the same to a processor.
+    /// The guest asked for a reset. Its vCPUs rest, until [`Machine::reset`](crate::Machine::reset) or the VM's end.
     Reset,
     /// [`Running::stop`](crate::Running::stop) was called.
     Stopped,
@@ -37,6 +37,13 @@ struct State {
     resting: usize,
 }
 
+impl State {
+    /// Whether no vCPU is to run any more.
+    fn is_over(&self) -> bool {
+        !matches!(self.end, None | Some(End::Reset))
+    }
+}
+
 /// What all threads of a VM agree on.
 #[derive(Debug, Default)]
 pub(crate) struct Control {
@@ -49,10 +56,12 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Ends the VM. The first reason stays.
+    /// Ends the VM. The first reason stays, unless that is a reset, which need not be the end.
     pub(crate) fn end(&self, end: End) {
         let mut state = self.state.lock();
-        state.end.get_or_insert(end);
+        if !state.is_over() {
+            state.end = Some(end);
+        }
         self.attention.store(true, Ordering::SeqCst);
         self.changed.notify_all();
     }
@@ -84,21 +93,33 @@ impl Control {
         self.changed.notify_all();
     }
 
+    /// Lets vCPUs that rest after a reset go on.
+    pub(crate) fn begin_anew(&self) {
+        let mut state = self.state.lock();
+        if state.end == Some(End::Reset) {
+            state.end = None;
+            self.attention.store(state.paused, Ordering::SeqCst);
+            self.changed.notify_all();
+        }
+    }
+
     /// Whether that many vCPUs rest, or the VM has ended.
     pub(crate) fn rests(&self, vcpus: usize) -> bool {
         let state = self.state.lock();
-        state.resting >= vcpus || state.end.is_some()
+        state.resting >= vcpus || state.is_over()
     }
 
-    /// For a vCPU thread before it runs guest code: rests while the VM is paused. `false` where the VM has ended.
+    /// For a vCPU thread before it runs guest code: rests while the VM is paused or reset. `false` where it has ended.
     pub(crate) fn pass(&self) -> bool {
         if !self.attention.load(Ordering::SeqCst) {
             return true;
         }
         let mut state = self.state.lock();
         state.resting += 1;
-        self.changed.wait_while(&mut state, |state| state.paused && state.end.is_none());
+        self.changed.wait_while(&mut state, |state| {
+            !state.is_over() && (state.paused || state.end == Some(End::Reset))
+        });
         state.resting -= 1;
-        state.end.is_none()
+        !state.is_over()
     }
 }

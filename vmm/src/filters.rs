@@ -63,6 +63,7 @@ const RUNTIME: &[Call] = &[
 const KVM_RUN: u32 = 0xae80;
 const KVM_GET_REGS: u32 = 0x8090_ae81;
 const KVM_SET_USER_MEMORY_REGION: u32 = 0x4020_ae46;
+const KVM_GET_IRQCHIP: u32 = 0xc208_ae62;
 const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
 const KVM_IRQFD: u32 = 0x4020_ae76;
 const KVM_IOEVENTFD: u32 = 0x4040_ae79;
@@ -93,9 +94,14 @@ const CLIENT: &[Call] = &[
     Request(libc::SYS_ioctl, 1, &[KVM_SET_GSI_ROUTING, KVM_IRQFD, KVM_IOEVENTFD]),
 ];
 
-const CONSOLE: &[Call] = &[Request(libc::SYS_ioctl, 1, &[TCGETS, TCSETS, TCSETSW, TIOCGWINSZ])];
+const CONSOLE: &[Call] = &[
+    // Ctrl-A X.
+    Own(libc::SYS_kill),
+    Request(libc::SYS_ioctl, 1, &[TCGETS, TCSETS, TCSETSW, TIOCGWINSZ]),
+];
 
-const SIGNALS: &[Call] = &[Any(libc::SYS_rt_sigtimedwait)];
+// The button is pressed only where the guest listens to it.
+const SIGNALS: &[Call] = &[Any(libc::SYS_rt_sigtimedwait), Request(libc::SYS_ioctl, 1, &[KVM_GET_IRQCHIP])];
 
 /// What a kind of thread may call.
 pub(crate) fn calls(kind: Kind) -> impl Iterator<Item = Call> {

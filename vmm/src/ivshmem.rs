@@ -190,6 +190,16 @@ impl Function for Ivshmem {
         }
     }
 
+    /// Peers, doorbells and position stay: to the server and to peers it is the same member.
+    fn power_on(&self) {
+        *self.registers.lock() = Registers::default();
+        self.config.lock().reset();
+        if let Some(bells) = &self.bells {
+            bells.lock().msix.reset();
+        }
+        self.configured();
+    }
+
     fn read(&self, bar: usize, offset: u64, data: &mut [u8]) {
         data.fill(0);
         if bar == TABLE_BAR {
@@ -338,6 +348,28 @@ mod tests {
         write(0x10, 0xd000_0000);
         write(4, 2);
         assert_eq!(listens(), [(0xd000_0000 + REG_DOORBELL, 7 << 16)]);
+    }
+
+    #[test]
+    fn a_reset_puts_the_bars_back_and_keeps_position_and_peers() {
+        let (device, recorder) = doorbell();
+        device.add_vector(3, event().1);
+        device.add_vector(6, event().1);
+        let places = recorder.listens.lock().clone();
+        let capability = device.bells.as_ref().unwrap().lock().capability;
+        for (register, value) in [(0x10, 0xd000_0000), (0x1c, 1 << 9), (capability, 1 << 31)] {
+            device.config.lock().write(register, &u32::to_le_bytes(value));
+            device.configured();
+        }
+        device.write(0, REG_INTR_MASK, &7u32.to_le_bytes());
+        device.write(TABLE_BAR, 12, &[0; 4]);
+        assert_ne!(*recorder.listens.lock(), places);
+        assert_eq!(recorder.connected.lock().len(), 1);
+        device.power_on();
+        assert_eq!(*recorder.listens.lock(), places, "both listen where they did");
+        assert_eq!(recorder.connected.lock().len(), 0);
+        assert_eq!((word(&device, REG_INTR_MASK), word(&device, REG_IV_POSITION)), (0, 3));
+        assert_eq!(device.config.lock().bar(2), Some(AT.memory));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 pub mod acpi;
 pub mod bare;
+mod beginning;
 pub mod boot;
 mod bus;
 mod client;

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 use vmshm_host::Region;
 
+use crate::beginning::Beginning;
 use crate::boot::{self, Linux};
 use crate::client::{self, Client, Connection};
 use crate::disk::Disk;
@@ -18,6 +19,7 @@ use crate::ivshmem::{Addresses, Ivshmem, PlaceMemory};
 use crate::memory::{Ram, RamOptions};
 use crate::net::Net;
 use crate::pci::{Ecam, MOST, PORTS, Ports, Root, Window};
+use crate::power::Button;
 use crate::random::Random;
 use crate::serial::Console;
 use crate::shared::Shared;
@@ -93,8 +95,29 @@ pub struct Machine {
     pub running: Running,
     /// Its serial port.
     pub console: Arc<Console>,
+    /// Its power button.
+    pub button: Arc<Button>,
+    root: Arc<Root>,
+    beginning: Beginning,
+    contents: Contents,
     _clients: Vec<Client>,
     _workers: Vec<Worker>,
+}
+
+/// What lies in RAM before the guest runs.
+#[derive(Debug)]
+enum Contents {
+    Linux(boot::Image),
+    Program { code: Vec<u8>, mapped: Vec<(u64, u64)> },
+}
+
+impl Contents {
+    fn fill(&self, ram: &Ram) -> Result<(), Error> {
+        match self {
+            Self::Linux(image) => image.fill(ram).map(drop),
+            Self::Program { code, mapped } => bare::fill(ram, code, mapped),
+        }
+    }
 }
 
 /// A section that is taken.
@@ -157,6 +180,7 @@ impl Machine {
         let vm = Vm::new(host, ram, shared, plan.vcpus, !plan.cpus.is_empty())?;
 
         power::add(&vm)?;
+        let button = Arc::new(Button::add(&vm)?);
         let console = Console::add(&vm, out)?;
         let interrupts: Arc<dyn Interrupts> = Arc::new(KvmInterrupts::new(Arc::clone(vm.space())));
         let mut root = Root::new();
@@ -202,14 +226,21 @@ impl Machine {
         vm.port_bus().insert(PORTS, 8, Arc::new(Ports::new(Arc::clone(&root))))?;
         let ecam = Ecam(Arc::clone(&root));
         bus.insert(layout::ECAM, u64::from(layout::BUSES) << 20, Arc::new(ecam))?;
-        bus.insert(layout::BARS_32, layout::BARS_32_LEN, Arc::new(Window(root, layout::BARS_32)))?;
-        match plan.guest {
-            Guest::Linux(linux) => boot::load(host, &vm, &linux, plan.uuid)?,
+        bus.insert(
+            layout::BARS_32,
+            layout::BARS_32_LEN,
+            Arc::new(Window(Arc::clone(&root), layout::BARS_32)),
+        )?;
+        let contents = match plan.guest {
+            Guest::Linux(linux) => Contents::Linux(boot::load(host, &vm, &linux, plan.uuid)?),
             Guest::Program { code, arguments } => {
                 mapped.extend(DEVICES);
                 bare::load(host, &vm, code, &mapped, |_| arguments)?;
+                Contents::Program { code: code.to_vec(), mapped }
             }
-        }
+        };
+        let beginning = Beginning::note(&host.kvm, vm.space().fd(), vm.vcpus().iter())
+            .map_err(Error::kvm("note how the vCPUs begin"))?;
 
         let cpus = plan.cpus;
         let running = vm.start(move |number| {
@@ -219,7 +250,23 @@ impl Machine {
                 tracing::warn!(number, %error, "a vCPU runs anywhere");
             }
         })?;
-        Ok(Self { running, console, _clients: clients, _workers: workers })
+        let (_clients, _workers) = (clients, workers);
+        Ok(Self { running, console, button, root, beginning, contents, _clients, _workers })
+    }
+
+    /// Starts a guest again that has [reset itself](crate::End::Reset): RAM as at its start, devices and vCPUs reset. The
+    /// VM keeps its sections with all that lies there, its doorbells and its disks' private copies.
+    ///
+    /// # Errors
+    /// KVM refuses, or the kernel's file cannot be read any more.
+    pub fn reset(&self) -> Result<(), Error> {
+        self.running.reset(&self.beginning, || {
+            self.root.power_on();
+            self.console.reset();
+            let ram = self.running.ram();
+            ram.clear();
+            self.contents.fill(ram)
+        })
     }
 }
 

@@ -84,6 +84,14 @@ impl Ram {
         &self.map
     }
 
+    /// Fills all of it with zeros. No vCPU runs, and no device has a buffer of the guest's.
+    pub(crate) fn clear(&self) {
+        for area in &self.areas {
+            // SAFETY: our own mapping, of which no reference exists; who else has its address rests, as the caller sees to.
+            unsafe { area.start.cast::<u8>().write_bytes(0, area.len.get()) };
+        }
+    }
+
     /// Bytes.
     pub fn len(&self) -> u64 {
         self.areas.iter().map(|area| area.len.get() as u64).sum()

@@ -97,6 +97,15 @@ impl Msix {
         }
     }
 
+    /// Masks all vectors and forgets their messages; the events stay.
+    pub(crate) fn reset(&mut self) {
+        self.control = 0;
+        for index in 0..self.vectors.len() {
+            (self.vectors[index].message, self.vectors[index].control) = (Message::default(), MASKED);
+            self.update(index);
+        }
+    }
+
     pub(crate) fn read(&self, offset: u64, data: &mut [u8]) {
         // Registers have four bytes; a load of eight sees two of them.
         for (i, chunk) in data.chunks_mut(4).enumerate() {

@@ -54,6 +54,8 @@ struct Bar {
 #[derive(Debug)]
 pub struct Config {
     bytes: Vec<u8>,
+    /// The bytes as they were before the guest changed any.
+    initial: Vec<u8>,
     writable: Vec<u8>,
     bars: [Option<Bar>; 6],
     next_capability: usize,
@@ -65,6 +67,7 @@ impl Config {
     pub fn new(identity: &Identity) -> Self {
         let mut config = Self {
             bytes: vec![0; CONFIG_LEN],
+            initial: vec![0; CONFIG_LEN],
             writable: vec![0; CONFIG_LEN],
             bars: [None; 6],
             next_capability: 0x40,
@@ -119,6 +122,12 @@ impl Config {
 
     fn set(&mut self, at: usize, bytes: &[u8]) {
         self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
+        self.initial[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// Forgets what the guest has written.
+    pub fn reset(&mut self) {
+        self.bytes.copy_from_slice(&self.initial);
     }
 
     /// What a load sees; ones outside the space.
@@ -176,6 +185,11 @@ pub trait Function: Send + Sync {
     fn config(&self) -> &Mutex<Config>;
     /// Called after the guest has changed the configuration space, without its lock.
     fn configured(&self) {}
+    /// The machine was reset: all is as it was when the guest first ran. No vCPU runs.
+    fn power_on(&self) {
+        self.config().lock().reset();
+        self.configured();
+    }
     /// Fills `data` with what a load from a BAR of registers sees.
     fn read(&self, bar: usize, offset: u64, data: &mut [u8]) {
         let _ = (bar, offset);
@@ -216,6 +230,11 @@ impl Root {
         }
         self.0.push(function);
         Some(self.0.len() - 1)
+    }
+
+    /// Resets all functions.
+    pub fn power_on(&self) {
+        self.0.iter().for_each(|function| function.power_on());
     }
 
     /// The function and the offset in its configuration space that an offset in the ECAM window means.
@@ -417,6 +436,18 @@ mod tests {
         ecam.write(1 << 15 | 0xffe, &[1; 4]);
         ecam.write(1 << 15, &[0; 64]);
         assert_eq!(read(&ecam, 0), 0x1110_1af4);
+    }
+
+    #[test]
+    fn a_reset_forgets_what_the_guest_wrote_and_nothing_else() {
+        let (root, _) = bus();
+        let ecam = Ecam(Arc::clone(&root));
+        let all = || (0..4096).step_by(4).map(|register| read(&ecam, register)).collect::<Vec<_>>();
+        let before = all();
+        (0..4096).step_by(4).for_each(|register| write(&ecam, register, u32::MAX));
+        assert_ne!(all(), before);
+        root.power_on();
+        assert_eq!(all(), before);
     }
 
     #[test]

@@ -1,10 +1,15 @@
-//! The port by which a guest switches itself off or resets itself: ACPI's sleep control and reset registers.
+//! Power: the port by which a guest switches itself off or resets itself (ACPI's sleep control and reset registers), and
+//! the button by which it is asked to.
 
 use std::sync::Arc;
+
+use kvm_bindings::{KVM_IRQCHIP_IOAPIC, kvm_irqchip};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::{Bus, Device};
 use crate::control::{Control, End};
 use crate::error::Error;
+use crate::space::Space;
 use crate::vm::Vm;
 
 /// The first of its four ports.
@@ -19,6 +24,9 @@ pub const RESET_REGISTER: u64 = 2;
 pub const SLEEP: u8 = 1 << 5;
 /// The value of the reset register that makes it so.
 pub const RESET: u8 = 1;
+
+/// The button's interrupt, a pin of the I/O APIC.
+pub const BUTTON: u32 = 5;
 
 struct Power(Arc<Control>);
 
@@ -44,6 +52,36 @@ pub fn add(vm: &Vm) -> Result<(), Error> {
     let bus: &Bus = vm.port_bus();
     bus.insert(PORT, 4, Arc::new(Power(vm.control())))
 }
+
+/// The power button: an interrupt, upon which ACPI's generic event device tells the guest's kernel.
+#[derive(Debug)]
+pub struct Button {
+    line: EventFd,
+    space: Arc<Space>,
+}
+
+impl Button {
+    pub(crate) fn add(vm: &Vm) -> Result<Self, Error> {
+        let doing = || "make the power button's interrupt";
+        let line = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).map_err(Error::io(doing()))?;
+        vm.space().fd().register_irqfd(&line, BUTTON).map_err(Error::kvm(doing()))?;
+        Ok(Self { line, space: Arc::clone(vm.space()) })
+    }
+
+    /// Asks the guest to switch itself off. `false` where no kernel listens: it masks the interrupt.
+    pub fn press(&self) -> bool {
+        let mut chip = kvm_irqchip { chip_id: KVM_IRQCHIP_IOAPIC, ..kvm_irqchip::default() };
+        if self.space.fd().get_irqchip(&mut chip).is_err() {
+            return false;
+        }
+        // SAFETY: KVM fills in this member of the union for this chip; all of its bits are integers.
+        let entry = unsafe { chip.chip.ioapic.redirtbl[BUTTON as usize].bits };
+        entry & MASKED == 0 && self.line.write(1).is_ok()
+    }
+}
+
+/// An entry of the I/O APIC: no interrupt comes.
+const MASKED: u64 = 1 << 16;
 
 #[cfg(test)]
 mod tests {

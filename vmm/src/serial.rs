@@ -74,6 +74,16 @@ impl Console {
         Ok(console)
     }
 
+    /// Puts the registers back to what they are at first. What was typed and not read yet stays.
+    pub(crate) fn reset(&self) {
+        let mut port = self.port.lock();
+        // Line control first: one of its bits turns the next register into another.
+        for (register, value) in [(3, 0x03), (1, 0), (4, 0x08), (7, 0)] {
+            let _ = port.write(register, value);
+        }
+        self.room.notify_all();
+    }
+
     /// Types into the port; waits while its buffer is full and the guest does not read.
     pub fn input(&self, mut bytes: &[u8]) {
         let mut port = self.port.lock();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use parking_lot::Mutex;
 
 use crate::control::{Control, End};
 use crate::vm::Parts;
@@ -12,8 +13,9 @@ use crate::vm::Parts;
 const EMULATION: u32 = kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
 
 /// Runs a vCPU until the VM ends.
-pub(crate) fn run(vcpu: &mut VcpuFd, number: usize, vm: &Parts, control: &Arc<Control>) {
+pub(crate) fn run(vcpu: &Mutex<VcpuFd>, number: usize, vm: &Parts, control: &Arc<Control>) {
     while control.pass() {
+        let vcpu = &mut *vcpu.lock();
         control.exits.fetch_add(1, Ordering::Relaxed);
         let end = match vcpu.run() {
             Ok(exit) => match exit {
@@ -36,7 +38,10 @@ pub(crate) fn run(vcpu: &mut VcpuFd, number: usize, vm: &Parts, control: &Arc<Co
                 VcpuExit::Intr | VcpuExit::IrqWindowOpen => continue,
                 // Only without an interrupt chip in KVM, and then nothing would wake the vCPU.
                 VcpuExit::Hlt => End::Failed(format!("vCPU {number} halted for ever")),
-                VcpuExit::Shutdown => End::Reset,
+                VcpuExit::Shutdown => End::Failed(format!(
+                    "vCPU {number} fell into a triple fault, an exception while it handled the exception of an exception: \
+                     the guest's kernel is broken, or is not meant for such a machine"
+                )),
                 VcpuExit::SystemEvent(kvm_bindings::KVM_SYSTEM_EVENT_SHUTDOWN, _) => End::PowerOff,
                 VcpuExit::SystemEvent(kvm_bindings::KVM_SYSTEM_EVENT_RESET, _) => End::Reset,
                 VcpuExit::FailEntry(reason, cpu) => End::Failed(format!(

@@ -108,6 +108,10 @@ impl State {
         }
     }
 
+    fn reset(&mut self) {
+        *self = Self::new(self.offered, self.slots.len());
+    }
+
     fn half(word: u64, select: u32) -> u32 {
         match select {
             0 => word as u32,
@@ -155,7 +159,7 @@ impl State {
                 }
             }
             (0x10, 2) => self.config_vector = vector,
-            (0x14, 1) if value == 0 => *self = Self::new(self.offered, self.slots.len()),
+            (0x14, 1) if value == 0 => self.reset(),
             (0x14, 1) => {
                 let mut status = value as u8;
                 // A driver that wants what was not offered, or not the modern interface, is told so.
@@ -318,6 +322,12 @@ impl Function for Virtio {
     fn configured(&self) {
         let config = self.config.lock();
         self.msix.lock().set_control(config.word(self.capability + 2));
+    }
+
+    fn power_on(&self) {
+        self.config.lock().reset();
+        self.msix.lock().reset();
+        self.state.lock().reset();
     }
 
     fn read(&self, bar: usize, offset: u64, data: &mut [u8]) {
@@ -501,6 +511,27 @@ mod tests {
         assert_eq!(read(&device, 0x18) >> 16, u32::from(NO_VECTOR), "there are three vectors");
         write(0x14, &[0]);
         assert_eq!((read(&device, 0x14), read(&device, 0x18)), (0, 0xffff_0100), "a reset forgets all");
+    }
+
+    #[test]
+    fn a_reset_of_the_machine_ends_interrupts_and_queues() {
+        let recorder = Arc::new(Recorder::default());
+        let mut device = Virtio::new(&Nothing, [0xc000_0000, 0xc001_0000], recorder.clone());
+        device.msix.get_mut().add_event(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        device.write(TABLE_BAR, 0, &0xfee0_0000u32.to_le_bytes());
+        device.write(TABLE_BAR, 12, &[0; 4]);
+        device.config.lock().write(device.capability + 2, &msix::ENABLE.to_le_bytes());
+        device.config.lock().write(0x10, &0xd000_0000u32.to_le_bytes());
+        device.configured();
+        device.write(0, 0x14, &[3]);
+        assert_eq!(recorder.connected.lock().len(), 1);
+        device.power_on();
+        assert_eq!(recorder.connected.lock().len(), 0);
+        assert_eq!(read(&device, 0x14) as u8, 0);
+        assert_eq!(device.config.lock().bar(0), Some(0xc000_0000));
+        let mut control = [0; 4];
+        device.read(TABLE_BAR, 12, &mut control);
+        assert_eq!(control, [1, 0, 0, 0], "masked");
     }
 
     #[test]

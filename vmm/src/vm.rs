@@ -10,8 +10,10 @@ use kvm_bindings::{
     KVM_CAP_X86_DISABLE_EXITS, KVM_X86_DISABLE_EXITS_HLT, KVM_X86_DISABLE_EXITS_PAUSE, kvm_enable_cap,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
+use parking_lot::Mutex;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
+use crate::beginning::{Beginning, settle};
 use crate::bus::Bus;
 use crate::control::{Control, End};
 use crate::error::Error;
@@ -142,15 +144,16 @@ impl Vm {
         let Self { vcpus, memory_bus, port_bus, space, control } = self;
         let parts = Parts { space, memory_bus, port_bus };
         let ready = Arc::new(ready);
-        let mut running = Running { threads: Vec::new(), parts: Arc::new(parts), control };
-        for (number, mut vcpu) in vcpus.into_iter().enumerate() {
+        let vcpus = vcpus.into_iter().map(|vcpu| Arc::new(Mutex::new(vcpu))).collect();
+        let mut running = Running { threads: Vec::new(), vcpus, parts: Arc::new(parts), control };
+        for (number, vcpu) in running.vcpus.iter().enumerate() {
             let (parts, control) = (Arc::clone(&running.parts), Arc::clone(&running.control));
-            let ready = Arc::clone(&ready);
+            let (vcpu, ready) = (Arc::clone(vcpu), Arc::clone(&ready));
             let thread = thread::spawn_after(
                 thread::Kind::Vcpu,
                 format!("vcpu{number}"),
                 move || ready(number),
-                move || vcpu::run(&mut vcpu, number, &parts, &control),
+                move || vcpu::run(&vcpu, number, &parts, &control),
             );
             running.threads.push(thread.map_err(Error::io(format!("start a thread for vCPU {number}")))?);
         }
@@ -195,6 +198,8 @@ impl Stopper {
 #[derive(Debug)]
 pub struct Running {
     threads: Vec<JoinHandle<()>>,
+    /// Each locked by its thread while it runs guest code.
+    vcpus: Vec<Arc<Mutex<VcpuFd>>>,
     parts: Arc<Parts>,
     control: Arc<Control>,
 }
@@ -223,6 +228,11 @@ impl Running {
     /// Makes all vCPUs rest; returns when they do.
     pub fn pause(&self) {
         self.control.pause(true);
+        self.rest();
+    }
+
+    /// Waits until all vCPUs rest, which they have been told to.
+    fn rest(&self) {
         while !self.control.rests(self.threads.len()) {
             self.kick();
             std::thread::sleep(KICK_AGAIN);
@@ -232,6 +242,23 @@ impl Running {
     /// Lets vCPUs that rest go on.
     pub fn resume(&self) {
         self.control.pause(false);
+    }
+
+    /// Takes all vCPUs back to the beginning after [`End::Reset`]; `prepare` sees to memory and devices while they rest.
+    pub(crate) fn reset(
+        &self,
+        beginning: &Beginning,
+        prepare: impl FnOnce() -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.rest();
+        let mut vcpus: Vec<_> = self.vcpus.iter().map(|vcpu| vcpu.lock()).collect();
+        vcpus.iter_mut().for_each(|vcpu| settle(vcpu));
+        prepare()?;
+        let fd = self.parts.space.fd();
+        beginning.restore(fd, vcpus.iter().map(|vcpu| &**vcpu)).map_err(Error::kvm("reset the vCPUs"))?;
+        drop(vcpus);
+        self.control.begin_anew();
+        Ok(())
     }
 
     /// Figures so far.

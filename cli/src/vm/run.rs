@@ -14,6 +14,7 @@ use vmshm_vmm::{
     Attachment, Disk, End, Error, Guest, Host, Machine, Net, Plan, RamOptions, layout, place, thread,
 };
 
+use super::stop;
 use super::terminal::{self, Raw};
 use crate::{log, size};
 
@@ -33,7 +34,8 @@ The same options in a file, job.toml, for `vmshm vm run job.toml`:
 A private copy of a disk lies in the directory that TMPDIR names, else in /tmp.
 
 The guest's serial console is the terminal: Ctrl-A X stops the VM, Ctrl-A Ctrl-A sends one Ctrl-A. SIGTERM stops it as \
-well. The VM can write its own section only, unless the region is an open one.
+well. Both press the VM's power button, so that the guest shuts itself down; the second time, after 60 seconds, or where \
+no kernel listens to the button, they stop the VM at once. The VM can write its own section only, unless the region is an open one.
 
 Logs go to standard error; VMSHM_LOG=debug shows more.")]
 pub struct Args {
@@ -82,6 +84,9 @@ pub struct Args {
     /// kernel note it instead, `off` is without
     #[arg(long, value_parser = seccomp, default_value = "on", value_name = "on|log|off")]
     seccomp: thread::Seccomp,
+    /// End where the guest resets itself, rather than starting it again
+    #[arg(long)]
+    no_reboot: bool,
     /// Print where memory and threads would go, and do nothing
     #[arg(long)]
     dry_run: bool,
@@ -223,14 +228,16 @@ impl Args {
         let machine = Machine::start(&host, plan, Box::new(std::io::stdout()), progress)?;
         let raw = Raw::new();
         terminal::pass(&machine, raw.is_terminal()).context("cannot read the terminal")?;
-        let stopper = machine.running.stopper();
-        thread::spawn(thread::Kind::Signals, "signals", move || {
-            if let Ok(signal) = signals.wait() {
-                tracing::info!(%signal, "stopping the VM");
-                stopper.stop();
+        stop::upon(signals, &machine).context("cannot wait for signals")?;
+        let end = loop {
+            match machine.running.wait(Duration::MAX) {
+                Some(End::Reset) if !self.no_reboot => {
+                    tracing::info!("the guest reset itself, and is started again");
+                    machine.reset()?;
+                }
+                end => break end.unwrap_or(End::Stopped),
             }
-        })?;
-        let end = machine.running.wait(Duration::MAX).unwrap_or(End::Stopped);
+        };
         drop(raw);
         let stats = machine.running.stats();
         drop(machine);

@@ -2,7 +2,9 @@
 
 use std::io::{IsTerminal, Read, stdin};
 
+use nix::sys::signal::{Signal, kill};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use nix::unistd::Pid;
 use vmshm_vmm::{Machine, thread};
 
 const CTRL_A: u8 = 1;
@@ -39,8 +41,10 @@ impl Drop for Raw {
 /// Passes standard input to the guest, in a thread that ends with the process.
 pub fn pass(machine: &Machine, terminal: bool) -> std::io::Result<()> {
     let console = machine.console.clone();
-    let stopper = machine.running.stopper();
-    let mut keys = Keys { stop: move || stopper.stop(), terminal, escaped: false };
+    let stop = || {
+        let _ = kill(Pid::this(), Signal::SIGTERM);
+    };
+    let mut keys = Keys { stop, terminal, escaped: false };
     thread::spawn(thread::Kind::Console, "console", move || {
         let mut buffer = [0; 256];
         while let Ok(len @ 1..) = stdin().read(&mut buffer) {
@@ -50,7 +54,7 @@ pub fn pass(machine: &Machine, terminal: bool) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Sees Ctrl-A X, which stops the VM, and Ctrl-A Ctrl-A, which is one Ctrl-A for the guest.
+/// Sees Ctrl-A X, which stops the VM as SIGTERM does, and Ctrl-A Ctrl-A, which is one Ctrl-A for the guest.
 struct Keys<F> {
     stop: F,
     terminal: bool,

@@ -1,6 +1,6 @@
 //! ACPI tables: how a kernel finds processors, interrupt controllers, the PCI bus, the serial port and the power switch.
 //!
-//! The hardware-reduced kind: no timer, no buttons, no legacy interrupt controller.
+//! The hardware-reduced kind: no timer, no legacy interrupt controller, a power button that is a device.
 
 mod namespace;
 mod processors;

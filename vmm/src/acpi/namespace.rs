@@ -2,8 +2,8 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    AddressSpace as Range, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, ONE,
-    Package, Path, ResourceTemplate, ZERO,
+    AddressSpace as Range, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Method,
+    Name, Notify, ONE, Package, Path, ResourceTemplate, ZERO,
 };
 use acpi_tables::sdt::Sdt;
 
@@ -29,6 +29,23 @@ pub(super) fn dsdt(platform: &Platform) -> Sdt {
         ],
     )
     .to_aml_bytes(&mut dsdt);
+
+    // The one event of the generic event device is the button's.
+    let line = Interrupt::new(true, true, false, false, power::BUTTON);
+    let button = Path::new("\\_SB_.PWRB");
+    let pressed = Notify::new(&button, &0x80u8);
+    Device::new(
+        Path::new("_SB_.GED_"),
+        vec![
+            &name("_HID", &"ACPI0013"),
+            &name("_UID", &ZERO),
+            &name("_CRS", &ResourceTemplate::new(vec![&line])),
+            &Method::new("_EVT".into(), 1, true, vec![&pressed]),
+        ],
+    )
+    .to_aml_bytes(&mut dsdt);
+    Device::new(Path::new("_SB_.PWRB"), vec![&name("_HID", &EISAName::new("PNP0C0C")), &name("_UID", &ZERO)])
+        .to_aml_bytes(&mut dsdt);
 
     // Kernels believe in ECAM only where a motherboard resource reserves it.
     let ecam_len = u32::from(layout::BUSES) << 20;

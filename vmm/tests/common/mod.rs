@@ -139,6 +139,32 @@ program!(
 // Touches memory without a page table: a triple fault, since nobody handles the exception.
 program!(falls, "vmshm_falls", "xor eax, eax", "dec rax", "mov [rax - 4096], al", "2: jmp 2b");
 
+// Notes in its section (rsi) that it lives, and what it finds of an earlier life in the RAM's last word and in rbx; switches
+// its first device's memory off, and resets itself; the twentieth time it switches itself off.
+program!(
+    resets,
+    "vmshm_resets",
+    "add rbx, [0x1ffff8]",
+    "lock add [rsi + 8], rbx",
+    "mov eax, 1",
+    "lock xadd [rsi], rax",
+    "cmp rax, 19",
+    "jae 3f",
+    "mov word ptr [rdi + 4], 0",
+    "mov qword ptr [0x1ffff8], 1",
+    "mov ebx, 1",
+    "mov dx, 0x602",
+    "mov al, 1",
+    "out dx, al",
+    "2: pause",
+    "jmp 2b",
+    "3: mov dx, 0x600",
+    "mov al, 0x34",
+    "out dx, al",
+    "4: pause",
+    "jmp 4b",
+);
+
 // Sets MSI-X vector 0 up as interrupt 0x41, rings the doorbell in ecx (again and again where r9 is 0, else once its own
 // has rung), and notes in its section its position and that its own has rung. The interrupt is seen as a request that
 // waits in the local APIC.
