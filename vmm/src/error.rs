@@ -87,6 +87,9 @@ pub enum Error {
         /// The socket.
         path: PathBuf,
     },
+    /// A device cannot be passed through.
+    #[error(transparent)]
+    Device(#[from] crate::host_device::Refusal),
     /// Memory does not suffice.
     #[error("{wanted} are wanted {place}, but {free} free there: {cure}")]
     NoRoom {

@@ -73,12 +73,38 @@ const TCSETS: u32 = libc::TCSETS as u32;
 const TCSETSW: u32 = libc::TCSETSW as u32;
 const TIOCGWINSZ: u32 = libc::TIOCGWINSZ as u32;
 
-const VCPU: &[Call] = &[Request(
-    libc::SYS_ioctl,
-    1,
-    // The second row: a guest moves BARs, and switches MSI-X on.
-    &[KVM_RUN, KVM_GET_REGS, KVM_SET_USER_MEMORY_REGION, KVM_SET_GSI_ROUTING, KVM_IRQFD, KVM_IOEVENTFD],
-)];
+/// Of passed-through devices: interrupts, reset, and what memory they reach.
+const VFIO_DEVICE_SET_IRQS: u32 = 0x3b6e;
+const VFIO_DEVICE_RESET: u32 = 0x3b6f;
+const VFIO_IOMMU_MAP_DMA: u32 = 0x3b71;
+const VFIO_IOMMU_UNMAP_DMA: u32 = 0x3b72;
+const IOMMU_IOAS_MAP: u32 = 0x3b85;
+const IOMMU_IOAS_UNMAP: u32 = 0x3b86;
+
+const VCPU: &[Call] = &[
+    Request(
+        libc::SYS_ioctl,
+        1,
+        &[
+            KVM_RUN,
+            KVM_GET_REGS,
+            // A guest moves BARs, and switches MSI-X on.
+            KVM_SET_USER_MEMORY_REGION,
+            KVM_SET_GSI_ROUTING,
+            KVM_IRQFD,
+            KVM_IOEVENTFD,
+            VFIO_DEVICE_SET_IRQS,
+            VFIO_DEVICE_RESET,
+            VFIO_IOMMU_MAP_DMA,
+            VFIO_IOMMU_UNMAP_DMA,
+            IOMMU_IOAS_MAP,
+            IOMMU_IOAS_UNMAP,
+        ],
+    ),
+    // Registers of passed-through devices.
+    Any(libc::SYS_pread64),
+    Any(libc::SYS_pwrite64),
+];
 
 const DEVICE: &[Call] = &[
     Any(libc::SYS_pread64),

@@ -14,6 +14,7 @@ use crate::msix::tests::Recorder;
 use crate::net::Net;
 use crate::pci::{Ecam, Ports, Root, Window};
 use crate::random::Random;
+use crate::vfio::function::tests::adapter;
 use crate::virtio::{Backend, Virtio};
 
 #[derive(Debug, Clone)]
@@ -39,7 +40,7 @@ fn access() -> impl Strategy<Value = Access> {
     })
 }
 
-/// A bus with one device of each kind.
+/// A bus with one device of each kind, and one below a root port.
 fn root() -> Arc<Root> {
     let room = 0x2_0000;
     let at = |device: u64| layout::BARS_32 + device * room;
@@ -52,6 +53,7 @@ fn root() -> Arc<Root> {
     root.add(Arc::new(doorbell));
     let random = Random::open().unwrap();
     root.add(Arc::new(Virtio::new(&random, [at(2), at(2) + 0x1_0000], lines)));
+    root.add(adapter().0);
     Arc::new(root)
 }
 
@@ -115,7 +117,13 @@ proptest! {
             }
         }
         // Whatever was stored, everybody still says who they are.
-        for (device, id) in [(0u64, 0x29c0_8086u32), (1, 0x1110_1af4), (2, 0x1110_1af4), (3, 0x1044_1af4)] {
+        for (device, id) in [
+            (0u64, 0x29c0_8086u32),
+            (1, 0x1110_1af4),
+            (2, 0x1110_1af4),
+            (3, 0x1044_1af4),
+            (4, 0x000c_1b36),
+        ] {
             let mut data = [0; 4];
             ways[0].read(device << 15, &mut data);
             prop_assert_eq!(u32::from_le_bytes(data), id);

@@ -38,6 +38,11 @@ pub trait Interrupts: Send + Sync {
     fn connect(&self, number: u32, event: &EventFd, message: Message) -> Result<(), Error>;
     /// Lets events wait.
     fn disconnect(&self, number: u32, event: &EventFd);
+    /// Makes each event raise a pin of the I/O APIC. It stays up until the guest has seen to it, of which `seen` tells.
+    ///
+    /// # Errors
+    /// KVM refuses.
+    fn connect_line(&self, pin: u32, event: &EventFd, seen: &EventFd) -> Result<(), Error>;
     /// Makes a guest's store of this word at this address the event, without an exit to this process. `false` where
     /// that cannot be had: then the store comes here as any other.
     fn listen(&self, address: u64, word: u32, event: &EventFd) -> bool;
@@ -102,6 +107,11 @@ impl Interrupts for KvmInterrupts {
         if let Err(error) = self.space.fd().unregister_irqfd(event, number) {
             tracing::debug!(number, %error, "an interrupt was not connected");
         }
+    }
+
+    fn connect_line(&self, pin: u32, event: &EventFd, seen: &EventFd) -> Result<(), Error> {
+        let doing = || format!("give the guest the interrupt line {pin}");
+        self.space.fd().register_irqfd_with_resample(event, seen, pin).map_err(Error::kvm(doing()))
     }
 
     fn listen(&self, address: u64, word: u32, event: &EventFd) -> bool {

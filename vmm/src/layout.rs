@@ -16,6 +16,11 @@ pub const ECAM: u64 = 0xe000_0000;
 pub const BUSES: u8 = 16;
 /// I/O APIC, in KVM.
 pub const IOAPIC: u64 = 0xfec0_0000;
+/// The pin of the I/O APIC at which the interrupt line of what lies below a root port ends, by the port's device number.
+pub fn line(device: u32) -> u32 {
+    16 + device % 8
+}
+
 /// Local APICs, in KVM.
 pub const LAPIC: u64 = 0xfee0_0000;
 /// A page that KVM needs for real mode on Intel.
@@ -70,6 +75,23 @@ pub fn place_64(lens: &[u64], address_bits: u32, ram_len: u64) -> Result<Vec<u64
     Ok(places)
 }
 
+/// Gives ranges of these lengths (powers of two, or 0) addresses in `[start, start + room)` that are multiples of their
+/// lengths, from the end down, where addresses are round: the longest first. `None` where they do not fit.
+pub fn stack(lens: &[u64], start: u64, room: u64) -> Option<Vec<u64>> {
+    let mut order: Vec<usize> = (0..lens.len()).filter(|&i| lens[i] > 0).collect();
+    order.sort_by_key(|&i| std::cmp::Reverse(lens[i]));
+    let mut places = vec![start; lens.len()];
+    let mut next = start.checked_add(room)?;
+    for i in order {
+        next = next.checked_sub(lens[i])? & !(lens[i] - 1);
+        if next < start {
+            return None;
+        }
+        places[i] = next;
+    }
+    Some(places)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,6 +112,15 @@ mod tests {
                 assert!(i == j || place + len <= other || other + other_len <= place);
             }
         }
+    }
+
+    #[test]
+    fn windows_begin_at_multiples_of_their_length() {
+        let lens = [1 << 20, 0, 1 << 28, 2 << 20];
+        let places = stack(&lens, 0xc040_0000, 0x1fc0_0000).unwrap();
+        assert_eq!(places, [0xcfd0_0000, 0xc040_0000, 0xd000_0000, 0xcfe0_0000]);
+        assert_eq!(stack(&[1 << 28, 1 << 28], 0xc040_0000, 0x1fc0_0000), None);
+        assert_eq!(stack(&[2], 0, 1), None);
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod disk;
 mod error;
 mod filters;
 mod host;
+mod host_device;
 #[cfg(test)]
 mod hostile;
 mod interrupts;
@@ -28,6 +29,7 @@ mod msix;
 mod net;
 pub mod pci;
 pub mod place;
+pub mod port;
 pub mod power;
 mod random;
 mod segment;
@@ -37,6 +39,7 @@ pub mod smbios;
 mod space;
 pub mod thread;
 mod vcpu;
+pub mod vfio;
 mod virtio;
 mod vm;
 

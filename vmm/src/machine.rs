@@ -25,14 +25,17 @@ use crate::serial::Console;
 use crate::shared::Shared;
 use crate::virtio::{Virtio, Worker};
 use crate::vm::{Running, Vm};
-use crate::{bare, layout, place, power};
+use crate::{bare, layout, place, power, vfio};
 
 /// Room for the registers of a device, and as much again for its MSI-X table, which has at most 64 KiB.
 const REGISTERS_ROOM: u64 = 0x1_0000;
 
+/// Room for those of all devices on the root bus. Behind it lie the windows of root ports.
+const REGISTERS: u64 = 2 * REGISTERS_ROOM * MOST as u64;
+
 /// Where devices answer, for programs: configuration space of the first bus, registers, local APIC.
 const DEVICES: [(u64, u64); 3] =
-    [(layout::ECAM, 1 << 20), (layout::BARS_32, 2 * REGISTERS_ROOM * MOST as u64), (layout::LAPIC, 0x1000)];
+    [(layout::ECAM, 1 << 20), (layout::BARS_32, REGISTERS), (layout::LAPIC, 0x1000)];
 
 /// How a VM gets a section.
 #[derive(Debug)]
@@ -84,6 +87,8 @@ pub struct Plan<'a> {
     pub disks: Vec<Disk>,
     /// Network cards.
     pub nets: Vec<Net>,
+    /// Functions of this host's PCI devices that become the VM's own.
+    pub devices: Vec<vfio::Address>,
     /// A CPU for each vCPU, or none at all.
     pub cpus: Vec<usize>,
 }
@@ -162,10 +167,18 @@ impl Machine {
         progress: impl FnMut(u64, u64),
     ) -> Result<Self, Error> {
         // With the host bridge and the source of random bytes.
-        let devices = 2 + plan.regions.len() + plan.disks.len() + plan.nets.len();
+        let devices = 2 + plan.regions.len() + plan.disks.len() + plan.nets.len() + plan.devices.len();
+        let buses = usize::from(layout::BUSES) - 1;
+        if plan.devices.len() > buses {
+            return Err(Error::Invalid {
+                what: "the number of devices passed through",
+                value: plan.devices.len().to_string(),
+                why: format!("is more than there are buses: give at most {buses}"),
+            });
+        }
         if devices > MOST {
             return Err(Error::Invalid {
-                what: "the number of regions, disks and network cards",
+                what: "the number of regions, disks, network cards and devices",
                 value: (devices - 2).to_string(),
                 why: format!("is more than the bus has places for: give at most {}", MOST - 2),
             });
@@ -174,6 +187,17 @@ impl Machine {
         let taken = taken.collect::<Result<Vec<_>, _>>()?;
         let lens: Vec<_> = taken.iter().map(|taken| taken.shared.len()).collect();
         let places = layout::place_64(&lens, host.address_bits(), plan.ram.len)?;
+        let found = vfio::check(&plan.devices, plan.ram.len + lens.iter().sum::<u64>())?;
+        for device in &found {
+            if let (Some(node), Some(own)) = (plan.ram.node, device.node)
+                && node != own
+            {
+                tracing::warn!(
+                    device = %device.address, node = own, vm_node = node,
+                    "a device is plugged into another NUMA node than the VM's: its memory accesses cross between them"
+                );
+            }
+        }
         let ram = Ram::new(&plan.ram, progress)?;
         let (shared, servers): (Vec<_>, Vec<_>) =
             taken.into_iter().map(|taken| (taken.shared, taken.server)).unzip();
@@ -221,11 +245,24 @@ impl Machine {
             add(Virtio::start(net, next(), space, Arc::clone(lines))?);
         }
         add(Virtio::start(Random::open()?, next(), space, Arc::clone(lines))?);
+        let end = mapped.iter().map(|(start, len)| start + len).max();
+        let (first, room) = layout::bars_64(host.address_bits());
+        let high = end.unwrap_or(first);
+        let room =
+            [(layout::BARS_32 + REGISTERS, layout::BARS_32_LEN - REGISTERS), (high, first + room - high)];
+        let ports = vfio::open(&found, space, lines, room, devices - found.len())?;
+        let passed = !ports.is_empty();
+        for port in ports {
+            root.add(port).expect("the number of devices was checked");
+        }
         let root = Arc::new(root);
         let bus = vm.memory_bus();
         vm.port_bus().insert(PORTS, 8, Arc::new(Ports::new(Arc::clone(&root))))?;
         let ecam = Ecam(Arc::clone(&root));
         bus.insert(layout::ECAM, u64::from(layout::BUSES) << 20, Arc::new(ecam))?;
+        if passed {
+            bus.insert(high, room[1].1, Arc::new(Window(Arc::clone(&root), high)))?;
+        }
         bus.insert(
             layout::BARS_32,
             layout::BARS_32_LEN,

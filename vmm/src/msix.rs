@@ -89,6 +89,11 @@ impl Msix {
         true
     }
 
+    /// The events of all vectors that have one, in order.
+    pub(crate) fn events(&self) -> impl Iterator<Item = &EventFd> {
+        self.vectors.iter().filter_map(|vector| vector.event.as_ref())
+    }
+
     /// Takes a new value of message control.
     pub(crate) fn set_control(&mut self, control: u16) {
         if self.control != control {
@@ -172,7 +177,7 @@ impl Msix {
         if let Some(message) = wanted {
             match self.interrupts.connect(vector.number, event, message) {
                 Ok(()) => vector.connected = Some(message),
-                Err(error) => tracing::warn!(vector = index, %error, "a doorbell stays silent"),
+                Err(error) => tracing::warn!(vector = index, %error, "an interrupt stays silent"),
             }
         }
     }
@@ -202,6 +207,7 @@ pub(crate) mod tests {
         next: AtomicU32,
         pub(crate) connected: Mutex<Vec<(u32, Message)>>,
         pub(crate) listens: Mutex<Vec<(u64, u32)>>,
+        pub(crate) lines: Mutex<Vec<u32>>,
     }
 
     impl Interrupts for Recorder {
@@ -214,6 +220,10 @@ pub(crate) mod tests {
         }
         fn disconnect(&self, number: u32, _: &EventFd) {
             self.connected.lock().retain(|(other, _)| *other != number);
+        }
+        fn connect_line(&self, pin: u32, _: &EventFd, _: &EventFd) -> Result<(), Error> {
+            self.lines.lock().push(pin);
+            Ok(())
         }
         fn listen(&self, address: u64, word: u32, _: &EventFd) -> bool {
             self.listens.lock().push((address, word));

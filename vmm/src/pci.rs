@@ -1,7 +1,8 @@
-//! PCI: the configuration space of functions, and the root bus with its ECAM window and its windows for BARs.
+//! PCI: the configuration space of functions, and the buses with their ECAM window and their windows for BARs.
 //!
-//! There is one bus, and no I/O ports. Functions have MSI-X only, so no interrupt lines are routed. There is no firmware:
-//! the VMM gives BARs their addresses before the guest runs, and kernels keep these.
+//! Our own functions lie on bus 0 and have MSI-X only; each passed-through one lies below a root port of its own. There
+//! are no I/O ports. There is no firmware: the VMM gives BARs, windows and buses their places before the guest runs, and
+//! kernels keep these.
 
 use std::sync::Arc;
 
@@ -13,13 +14,13 @@ use crate::bus::Device;
 pub const CONFIG_LEN: usize = 4096;
 /// Offset of the first BAR.
 const BAR0: usize = 0x10;
-const COMMAND: usize = 4;
-const STATUS: usize = 6;
-const CAPABILITIES: usize = 0x34;
+pub(crate) const COMMAND: usize = 4;
+pub(crate) const STATUS: usize = 6;
+pub(crate) const CAPABILITIES: usize = 0x34;
 /// Memory decoding: BARs answer.
-const COMMAND_MEMORY: u8 = 1 << 1;
+pub(crate) const COMMAND_MEMORY: u8 = 1 << 1;
 /// Command bits that a guest may set: memory, bus master, no INTx.
-const COMMAND_WRITABLE: u16 = 0b0000_0100_0000_0110;
+pub(crate) const COMMAND_WRITABLE: u16 = 0b0000_0100_0000_0110;
 const STATUS_CAPABILITIES: u16 = 1 << 4;
 
 /// Who a function is.
@@ -42,6 +43,14 @@ pub enum BarKind {
     Registers,
     /// Anywhere, prefetchable: memory. Takes the place of two BARs.
     Memory,
+    /// As [`Self::Memory`], with registers of which some are no memory of the guest's.
+    Both,
+}
+
+impl BarKind {
+    fn is_wide(self) -> bool {
+        self != Self::Registers
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -96,7 +105,7 @@ impl Config {
                 self.writable[at..at + 4].copy_from_slice(&(mask as u32).to_le_bytes());
                 self.set(at, &(address as u32).to_le_bytes());
             }
-            BarKind::Memory => {
+            BarKind::Memory | BarKind::Both => {
                 self.writable[at..at + 8].copy_from_slice(&mask.to_le_bytes());
                 // 64-bit, prefetchable.
                 self.set(at, &(address | 0b1100).to_le_bytes());
@@ -118,6 +127,12 @@ impl Config {
         self.next_capability = end.next_multiple_of(4);
         self.set(STATUS, &STATUS_CAPABILITIES.to_le_bytes());
         at
+    }
+
+    /// Puts a field of the function's own at an offset, and says which of its bits the guest may change.
+    pub(crate) fn add_field(&mut self, at: usize, value: &[u8], writable: &[u8]) {
+        self.set(at, value);
+        self.writable[at..at + writable.len()].copy_from_slice(writable);
     }
 
     fn set(&mut self, at: usize, bytes: &[u8]) {
@@ -165,14 +180,14 @@ impl Config {
         let at = BAR0 + 4 * index;
         let half = |at: usize| u32::from_le_bytes(self.bytes[at..at + 4].try_into().expect("four bytes"));
         let low = u64::from(half(at));
-        let high = if bar.kind == BarKind::Memory { u64::from(half(at + 4)) << 32 } else { 0 };
+        let high = if bar.kind.is_wide() { u64::from(half(at + 4)) << 32 } else { 0 };
         Some((high | low) & !(bar.len - 1))
     }
 
     /// The BAR of registers in which an access lies, and the offset there.
     fn find(&self, address: u64, len: usize) -> Option<(usize, u64)> {
         (0..6).find_map(|index| {
-            let bar = self.bars[index].filter(|bar| bar.kind == BarKind::Registers)?;
+            let bar = self.bars[index].filter(|bar| bar.kind != BarKind::Memory)?;
             let offset = address.checked_sub(self.bar(index)?)?;
             (offset.checked_add(len as u64)? <= bar.len).then_some((index, offset))
         })
@@ -190,6 +205,21 @@ pub trait Function: Send + Sync {
         self.config().lock().reset();
         self.configured();
     }
+    /// Fills `data` with what a load from the configuration space sees.
+    fn load(&self, register: usize, data: &mut [u8]) {
+        self.config().lock().read(register, data);
+    }
+    /// Takes a store to the configuration space.
+    fn store(&self, register: usize, data: &[u8]) {
+        self.config().lock().write(register, data);
+        self.configured();
+    }
+    /// The bus behind a bridge, and the one function there.
+    fn below(&self) -> Option<(u8, &Arc<dyn Function>)> {
+        None
+    }
+    /// The bridge above was told to reset what lies below.
+    fn reset(&self) {}
     /// Fills `data` with what a load from a BAR of registers sees.
     fn read(&self, bar: usize, offset: u64, data: &mut [u8]) {
         let _ = (bar, offset);
@@ -201,7 +231,7 @@ pub trait Function: Send + Sync {
     }
 }
 
-/// The root bus: functions by device number.
+/// The root bus: functions by device number, and what lies behind bridges among them.
 #[derive(Default)]
 pub struct Root(Vec<Arc<dyn Function>>);
 
@@ -237,16 +267,32 @@ impl Root {
         self.0.iter().for_each(|function| function.power_on());
     }
 
+    fn below(&self) -> impl Iterator<Item = (u8, &Arc<dyn Function>)> {
+        self.0.iter().filter_map(|function| function.below())
+    }
+
     /// The function and the offset in its configuration space that an offset in the ECAM window means.
     fn decode(&self, offset: u64, len: usize) -> Option<(&Arc<dyn Function>, usize)> {
         let (bus, device, function) = (offset >> 20, offset >> 15 & 31, offset >> 12 & 7);
         let register = (offset & 0xfff) as usize;
-        let inside = bus == 0 && function == 0 && len <= 8 && register + len <= CONFIG_LEN;
-        Some((self.0.get(device as usize).filter(|_| inside)?, register))
+        if function != 0 || len > 8 || register + len > CONFIG_LEN {
+            return None;
+        }
+        let found = match (bus, device) {
+            (0, _) => self.0.get(device as usize),
+            // Behind a link there is one device.
+            (_, 0) => {
+                self.below().find(|(secondary, _)| u64::from(*secondary) == bus).map(|(_, found)| found)
+            }
+            _ => None,
+        };
+        Some((found?, register))
     }
 
     fn find(&self, address: u64, len: usize) -> Option<(&Arc<dyn Function>, usize, u64)> {
-        self.0.iter().find_map(|function| {
+        // The windows of bridges are not looked at: they are for kernels to keep, and a guest that does not keep them
+        // reaches no other device than its own.
+        self.0.iter().chain(self.below().map(|(_, function)| function)).find_map(|function| {
             let (bar, offset) = function.config().lock().find(address, len)?;
             Some((function, bar, offset))
         })
@@ -268,15 +314,14 @@ pub struct Ecam(pub Arc<Root>);
 impl Device for Ecam {
     fn read(&self, offset: u64, data: &mut [u8]) {
         match self.0.decode(offset, data.len()) {
-            Some((function, register)) => function.config().lock().read(register, data),
+            Some((function, register)) => function.load(register, data),
             None => data.fill(0xff),
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
         if let Some((function, register)) = self.0.decode(offset, data.len()) {
-            function.config().lock().write(register, data);
-            function.configured();
+            function.store(register, data);
         }
     }
 }
@@ -315,7 +360,7 @@ impl Device for Ports {
         } else if let Some(at) = self.ecam(offset)
             && let Some((function, register)) = self.root.decode(at, data.len())
         {
-            function.config().lock().read(register, data);
+            function.load(register, data);
         }
     }
 
@@ -325,13 +370,12 @@ impl Device for Ports {
         } else if let Some(at) = self.ecam(offset)
             && let Some((function, register)) = self.root.decode(at, data.len())
         {
-            function.config().lock().write(register, data);
-            function.configured();
+            function.store(register, data);
         }
     }
 }
 
-/// The window for BARs of registers, which begins at the address in it.
+/// A window for BARs of registers, which begins at the address in it.
 #[derive(Debug)]
 pub struct Window(pub Arc<Root>, pub u64);
 

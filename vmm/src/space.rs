@@ -1,12 +1,41 @@
 //! The guest's physical memory: RAM and shared BARs as memory slots of KVM.
 
-use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
+use std::ptr::NonNull;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use kvm_bindings::{
+    KVM_MEM_READONLY, kvm_create_device, kvm_device_type_KVM_DEV_TYPE_VFIO, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Cap, VmFd};
 use parking_lot::Mutex;
+use vfio_ioctls::VfioDeviceFd;
 
 use crate::error::Error;
 use crate::memory::Ram;
 use crate::shared::Shared;
+
+/// What passed-through devices reach, by the guest's physical addresses.
+pub(crate) trait Reach: std::fmt::Debug + Send + Sync {
+    /// Lets devices reach memory at a guest-physical address; without `writable` they can only read it, and what they
+    /// write is refused.
+    ///
+    /// # Errors
+    /// The IOMMU does not take the address, or no more memory may be locked.
+    ///
+    /// # Safety
+    /// `[address, address + len)` is a mapping of this process in which no Rust reference lives: devices change it at
+    /// any time until [`Self::unmap`].
+    unsafe fn map(
+        &self,
+        start: u64,
+        address: NonNull<libc::c_void>,
+        len: u64,
+        writable: bool,
+    ) -> Result<(), Error>;
+    /// Ends [`Self::map`], for a range that it took.
+    fn unmap(&self, start: u64, len: u64);
+}
 
 /// A shared BAR, and where the guest sees it.
 #[derive(Debug)]
@@ -15,6 +44,9 @@ struct Bar {
     /// The first of its slots; each part has one.
     slot: u32,
     address: Mutex<Option<u64>>,
+    /// Where devices reach it. Stays while the guest does not see the region, which kernels hide and show again at boot:
+    /// pinning it anew would take seconds.
+    dma: Mutex<Option<u64>>,
 }
 
 /// The guest's physical memory. The order matters: KVM's object goes first, then the memory whose addresses it has.
@@ -23,39 +55,117 @@ pub(crate) struct Space {
     fd: VmFd,
     bars: Vec<Bar>,
     ram: Ram,
-    slots: u32,
+    slots: AtomicU32,
+    dma: OnceLock<Box<dyn Reach>>,
 }
 
 impl Space {
     pub(crate) fn new(fd: VmFd, ram: Ram) -> Result<Self, Error> {
-        let mut space = Self { fd, bars: Vec::new(), ram, slots: 0 };
+        let space = Self { fd, bars: Vec::new(), ram, slots: AtomicU32::new(0), dma: OnceLock::new() };
         for (start, address, len) in space.ram.ranges() {
+            let slot = space.reserve(1)?;
             // SAFETY: the RAM is dropped after KVM's object, and its length is the mapping's.
-            unsafe { set(&space.fd, space.slots, start, address.as_ptr().addr() as u64, len, true)? };
-            space.slots += 1;
+            unsafe { space.fill(slot, Some((start, len)), address, true)? };
         }
         Ok(space)
     }
 
-    /// Takes a region in, which the guest sees only once it is [placed](Self::place). Returns its number.
-    pub(crate) fn add(&mut self, shared: Shared) -> Result<usize, Error> {
+    /// Takes memory slots, and returns the first one's number.
+    ///
+    /// # Errors
+    /// KVM has no more.
+    pub(crate) fn reserve(&self, count: u32) -> Result<u32, Error> {
         let most = self.fd.check_extension_int(Cap::NrMemslots);
-        let slot = self.slots;
-        self.slots += shared.parts().len() as u32;
-        if i64::from(self.slots) > i64::from(most) {
+        let slot = self.slots.fetch_add(count, Ordering::Relaxed);
+        if i64::from(slot) + i64::from(count) > i64::from(most) {
             return Err(Error::Capability {
-                capability: "memory slots for one more region (KVM_CAP_NR_MEMSLOTS)",
-                cure: "give the VM fewer regions",
+                capability: "memory slots for so many regions and devices (KVM_CAP_NR_MEMSLOTS)",
+                cure: "give the VM fewer of them",
             });
         }
-        self.bars.push(Bar { shared, slot, address: Mutex::new(None) });
+        Ok(slot)
+    }
+
+    /// Fills a slot with memory at a guest-physical address, or empties it.
+    ///
+    /// # Safety
+    /// A mapping of this process of that length lies at `address`, and stays until the slot is emptied or this value
+    /// dropped.
+    pub(crate) unsafe fn fill(
+        &self,
+        slot: u32,
+        at: Option<(u64, u64)>,
+        address: NonNull<libc::c_void>,
+        writable: bool,
+    ) -> Result<(), Error> {
+        let (start, len) = at.unwrap_or((0, 0));
+        // SAFETY: what the caller promises.
+        unsafe { set(&self.fd, slot, start, address.as_ptr().addr() as u64, len, writable) }
+    }
+
+    /// KVM's side of passthrough, by which it hears of devices.
+    pub(crate) fn vfio(&self) -> Result<VfioDeviceFd, Error> {
+        let mut device =
+            kvm_create_device { type_: kvm_device_type_KVM_DEV_TYPE_VFIO, ..kvm_create_device::default() };
+        let device = self.fd.create_device(&mut device).map_err(Error::kvm("prepare KVM for passthrough"))?;
+        Ok(VfioDeviceFd::new_from_kvm(device))
+    }
+
+    /// Lets passed-through devices reach the memory as the guest does: RAM and what it may write of regions to read and
+    /// write, all else of regions to read.
+    ///
+    /// # Errors
+    /// The IOMMU refuses.
+    pub(crate) fn allow_dma(&self, dma: Box<dyn Reach>) -> Result<(), Error> {
+        for (start, address, len) in self.ram.ranges() {
+            // SAFETY: guest memory, which changes at any time anyhow, and to which no reference is ever made.
+            unsafe { dma.map(start, address, len, true)? };
+        }
+        self.dma.set(dma).expect("devices are opened once");
+        for bar in &self.bars {
+            if let Some(start) = *bar.address.lock() {
+                self.follow(bar, start)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets devices reach a region where the guest sees it.
+    fn follow(&self, bar: &Bar, start: u64) -> Result<(), Error> {
+        let Some(dma) = self.dma.get() else { return Ok(()) };
+        let mut reached = bar.dma.lock();
+        if *reached == Some(start) {
+            return Ok(());
+        }
+        let parts = bar.shared.parts();
+        if let Some(old) = reached.take() {
+            parts.iter().for_each(|part| dma.unmap(old + part.offset, part.len));
+        }
+        for (done, part) in parts.iter().enumerate() {
+            // SAFETY: shared memory, which others change at any time, and to which no reference is ever made.
+            let result =
+                unsafe { dma.map(start + part.offset, bar.shared.address(part), part.len, part.writable) };
+            if result.is_err() {
+                parts[..done].iter().for_each(|part| dma.unmap(start + part.offset, part.len));
+            }
+            result?;
+        }
+        *reached = Some(start);
+        Ok(())
+    }
+
+    /// Takes a region in, which the guest sees only once it is [placed](Self::place). Returns its number.
+    pub(crate) fn add(&mut self, shared: Shared) -> Result<usize, Error> {
+        let slot = self.reserve(shared.parts().len() as u32)?;
+        self.bars.push(Bar { shared, slot, address: Mutex::default(), dma: Mutex::default() });
         Ok(self.bars.len() - 1)
     }
 
     /// Shows a region to the guest at an address, or no more. What lay at the old address is gone.
     ///
     /// # Errors
-    /// Other memory lies there, or KVM refuses; then the guest does not see the region.
+    /// Other memory lies there, or KVM refuses; then the guest does not see the region. Or the IOMMU does; then devices
+    /// do not.
     pub(crate) fn place(&self, bar: usize, address: Option<u64>) -> Result<(), Error> {
         let bar = &self.bars[bar];
         let mut placed = bar.address.lock();
@@ -90,7 +200,7 @@ impl Space {
             return Err(error);
         }
         *placed = Some(new);
-        Ok(())
+        self.follow(bar, new)
     }
 
     /// Counts a store to a read-only part; `false` where no region lies at the address.

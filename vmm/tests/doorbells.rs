@@ -40,6 +40,7 @@ fn start(
         regions: vec![Attachment::Doorbell { socket: section_socket(socket, section), vectors: VECTORS }],
         disks: Vec::new(),
         nets: Vec::new(),
+        devices: Vec::new(),
         cpus: Vec::new(),
     };
     Machine::start(host, plan, Box::new(std::io::sink()), |_, _| ())

@@ -25,6 +25,7 @@ fn a_reset_keeps_the_section_and_puts_devices_memory_and_vcpus_back() {
         regions: vec![Attachment::Plain { region: Box::new(region), section: 1 }],
         disks: Vec::new(),
         nets: Vec::new(),
+        devices: Vec::new(),
         cpus: Vec::new(),
     };
     let machine = Machine::start(&host, plan, Box::new(std::io::sink()), |_, _| ()).unwrap();

@@ -11,7 +11,9 @@ use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, Group, access, geteuid};
 use vmshm_host::{Registry, State, available_memory, format_bytes, inspect, nodes, pools, run_dir};
 
-use super::{Check, cgroup, denial, guest_pat, numa_balancing, remove_ipc};
+use vmshm_vmm::vfio;
+
+use super::{Check, cgroup, denial, guest_pat, numa_balancing, passthrough, remove_ipc};
 
 /// All checks of a host.
 pub fn checks() -> Vec<Check> {
@@ -23,6 +25,7 @@ pub fn checks() -> Vec<Check> {
     checks.extend(regions(&registry));
     checks.extend(cgroup::checks(&sizes(&registry)));
     checks.extend(guest_pat::checks());
+    checks.extend(passthrough::checks(Path::new("/"), vfio::memlock()));
     checks.extend(sockets(&run_dir()));
     checks.extend(denial::checks(&dirs(&registry), &run_dir()));
     checks

@@ -10,6 +10,7 @@ mod host;
 mod memory_type;
 mod numa_balancing;
 mod openmpi;
+mod passthrough;
 mod pml;
 mod remove_ipc;
 

@@ -1,7 +1,7 @@
 //! `vmshm vm run`.
 
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use uuid::Uuid;
 use vmshm_host::{DEFAULT_VECTORS, PageSize, Region, Registry, format_bytes, nodes, section_socket, socket};
 use vmshm_vmm::boot::Linux;
 use vmshm_vmm::{
-    Attachment, Disk, End, Error, Guest, Host, Machine, Net, Plan, RamOptions, layout, place, thread,
+    Attachment, Disk, End, Error, Guest, Host, Machine, Net, Plan, RamOptions, layout, place, thread, vfio,
 };
 
 use super::stop;
@@ -77,6 +77,10 @@ pub struct Args {
     /// `tap:NAME` for a tap device that exists
     #[arg(long = "net", value_parser = link, value_name = "LINK")]
     nets: Vec<Link>,
+    /// A PCI device that the VM gets for itself, below a root port of its own: vfio:0000:3b:00.2. It must belong to
+    /// vfio-pci; may be given several times
+    #[arg(long = "device", value_parser = device, value_name = "vfio:ADDRESS")]
+    devices: Vec<vfio::Address>,
     /// The VM's UUID. Default: its first section's
     #[arg(long)]
     uuid: Option<Uuid>,
@@ -145,6 +149,11 @@ fn link(text: &str) -> Result<Link, String> {
         },
         _ => Err("give dgram:LOCAL,REMOTE or tap:NAME".into()),
     }
+}
+
+fn device(text: &str) -> Result<vfio::Address, String> {
+    let address = text.strip_prefix("vfio:").ok_or("give vfio: and an address, as in vfio:0000:3b:00.2")?;
+    address.parse()
 }
 
 impl Link {
@@ -223,6 +232,7 @@ impl Args {
                 .enumerate()
                 .map(|(card, link)| link.open(mac(&uuid, card)))
                 .collect::<Result<_, _>>()?,
+            devices: self.devices.clone(),
             cpus,
         };
         let machine = Machine::start(&host, plan, Box::new(std::io::stdout()), progress)?;
@@ -297,6 +307,16 @@ impl Args {
                 "region    {}, section {section} ({} on {node}), at guest address {place:#x}, {writable} writable",
                 region.name(),
                 format_bytes(entry.len)
+            )?;
+        }
+        for address in &self.devices {
+            let found = vfio::look(Path::new("/"), address)?;
+            let node =
+                found.node.map_or("no node in particular".to_owned(), |node| format!("NUMA node {node}"));
+            writeln!(
+                out,
+                "device    {address} ({}) on {node}, IOMMU group {}; it reaches memory and regions as the guest does",
+                found.id, found.group
             )?;
         }
         Ok(())

@@ -3,12 +3,24 @@
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     AddressSpace as Range, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Method,
-    Name, Notify, ONE, Package, Path, ResourceTemplate, ZERO,
+    Name, Notify, ONE, Package, PackageBuilder, Path, ResourceTemplate, ZERO,
 };
 use acpi_tables::sdt::Sdt;
 
 use super::{OEM, OEM_TABLE, Platform};
 use crate::{layout, pci, power, serial};
+
+/// Where the interrupt lines of devices below root ports end: all four of a port at one pin of the I/O APIC.
+fn lines() -> PackageBuilder {
+    let mut routes = PackageBuilder::new();
+    for device in 1..pci::MOST as u32 {
+        for line in 0..4u8 {
+            let pin = layout::line(device);
+            routes.add_element(&Package::new(vec![&(device << 16 | 0xffff), &line, &ZERO, &pin]));
+        }
+    }
+    routes
+}
 
 pub(super) fn dsdt(platform: &Platform) -> Sdt {
     let name = |name, value: &dyn Aml| Name::new(Path::new(name), value);
@@ -88,6 +100,7 @@ pub(super) fn dsdt(platform: &Platform) -> Sdt {
             &name("_SEG", &ZERO),
             &name("_BBN", &ZERO),
             &name("_CCA", &ONE),
+            &name("_PRT", &lines()),
             &name("_CRS", &ResourceTemplate::new(vec![&buses, &ports, &bars_32, &bars_64])),
         ],
     )
