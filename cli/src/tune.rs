@@ -4,7 +4,8 @@ use std::io::Write;
 
 use serde_json::json;
 use vmshm_transport::MAX_INLINE;
-use vmshm_transport::tune::{Kernel, Machine, Tuning, measure, settle, string_from};
+use vmshm_transport::copy::{Kernel, calibrate, measure, string_from};
+use vmshm_transport::tune::{Machine, Tuning};
 
 /// Lengths of the copies that are measured, bytes: short messages, and copies in the second and third level cache.
 const LENGTHS: [usize; 8] = [64, 256, 1 << 10, 2 << 10, 4 << 10, 8 << 10, 256 << 10, 4 << 20];
@@ -31,7 +32,7 @@ impl Args {
     pub fn run(&self) -> anyhow::Result<()> {
         let machine = Machine::read();
         let tuning = Tuning::of(&machine);
-        settle(false);
+        calibrate(false);
         let copies =
             Copies { string_from: string_from(), speeds: LENGTHS.map(|len| (len, measure(len))).into() };
         let mut out = std::io::stdout().lock();

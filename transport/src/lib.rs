@@ -20,74 +20,40 @@
 
 extern crate alloc;
 
-mod activity;
-mod arena;
-mod cache;
+mod channel;
 pub mod collective;
-mod copy;
 mod endpoint;
 mod error;
-mod event;
-mod heap;
-mod link;
 mod memory;
 mod region;
-mod ring;
-mod runs;
-mod sleep;
-mod slot;
-mod watch;
-mod window;
 
 #[cfg(feature = "std")]
 pub mod attach;
 #[cfg(feature = "std")]
-mod driver;
-#[cfg(feature = "std")]
-mod hold;
-#[cfg(feature = "std")]
-mod keeper;
-#[cfg(feature = "std")]
-mod life;
-#[cfg(feature = "std")]
-mod lock;
-#[cfg(feature = "std")]
-mod lost;
-#[cfg(feature = "std")]
-mod mapping;
-#[cfg(feature = "std")]
-mod pages;
-#[cfg(feature = "std")]
-mod sleeper;
-#[cfg(feature = "std")]
 pub mod tune;
 
-pub use copy::{from_shared as copy_from_shared, to_shared as copy_to_shared};
-pub use endpoint::{Endpoint, Process};
+#[cfg(feature = "std")]
+pub use attach::Sleeper;
+pub use endpoint::{Endpoint, Event, Fragment, Holder, Inbox, Peer, Process, Runs, Watch};
 pub use error::{AttachError, ConnectError, Fault, PeerError, SendError};
-pub use event::{Event, Fragment, Inbox, Peer};
-pub use heap::Purpose;
+pub use memory::copy::{self, from_shared as copy_from_shared, to_shared as copy_to_shared};
+pub use memory::{CacheHints, Device, Memory, Window};
 #[cfg(feature = "std")]
-pub use mapping::{MappedFile, Mapping};
-pub use memory::{CacheHints, Device, Memory};
+pub use memory::{MappedFile, Mapping};
+pub use region::chunks::Purpose;
 pub use region::{Region, Section};
-pub use runs::{Holder, Runs};
-#[cfg(feature = "std")]
-pub use sleeper::Sleeper;
 pub use vmshm_abi as abi;
 pub use vmshm_abi::ring::MAX_INLINE;
-pub use watch::Watch;
-pub use window::Window;
 
 /// The protocols between processes, one by one, for the model checker and the raw benchmarks.
 ///
 /// Applications use [`Endpoint`]; nothing in here is stable.
 pub mod parts {
-    pub use crate::activity::{Activity, bump};
+    pub use crate::channel::activity::{Activity, bump};
+    pub use crate::channel::connection::{close, is_closed};
+    pub use crate::channel::doorbell::{announce, announced, retract};
+    pub use crate::channel::ring::{Consumer, Producer};
     pub use crate::error::Fault;
-    pub use crate::heap::{claim_run, free_all, free_run};
-    pub use crate::link::{close, is_closed};
-    pub use crate::ring::{Consumer, Producer};
-    pub use crate::sleep::{announce, announced, retract};
-    pub use crate::slot::{claim, ending, lives, publish, reap, state};
+    pub use crate::region::chunks::{claim_run, free_all, free_run};
+    pub use crate::region::slot::{claim, ending, lives, publish, reap, state};
 }

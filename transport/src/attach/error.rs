@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use vmshm_abi::driver::VERSION;
 use vmshm_abi::region::HeaderError;
 
-use crate::error;
+use crate::error::AttachError as SectionError;
 
 /// Why no region could be attached to.
 #[derive(Debug, thiserror::Error)]
@@ -155,7 +155,7 @@ pub enum AttachError {
     SectionNumber(String),
     /// The section is unknown or full.
     #[error(transparent)]
-    Section(#[from] error::AttachError),
+    Section(#[from] SectionError),
     /// The system refused something.
     #[error("{}: {error}", path.display())]
     Io {

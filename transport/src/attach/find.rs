@@ -1,50 +1,23 @@
 //! Where regions are looked for.
 
-use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use vmshm_abi::driver::{DeviceInfo, NAME, VERSION};
+use vmshm_abi::driver::NAME;
 use vmshm_abi::ivshmem;
 use vmshm_abi::region::HeaderError;
 
-use super::error::io_error;
-use super::{AttachError, HUGE_DIR, PCI_DEVICES, REGION_DIR, read_region};
-use crate::driver;
+use super::error::AttachError;
+use super::source::{Source, read_region};
 
-/// Where a region comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
-    /// A file on this host.
-    File(PathBuf),
-    /// A device of the guest driver: `/dev/vmshmN`.
-    Driver(PathBuf),
-    /// An ivshmem device of this guest: its folder in sysfs.
-    Pci(PathBuf),
-}
+/// Where regions on tmpfs lie unless `VMSHM_DIR` says otherwise.
+const REGION_DIR: &str = "/dev/shm/vmshm";
 
-impl Source {
-    /// The file to map.
-    pub fn path(&self) -> PathBuf {
-        match self {
-            Self::File(path) | Self::Driver(path) => path.clone(),
-            // Not `resource2_wc`: write-combined stores overtake each other, and the rings need them in order.
-            Self::Pci(device) => device.join(format!("resource{}", ivshmem::MEMORY_BAR)),
-        }
-    }
+/// Folder of regions inside each hugetlbfs mount.
+const HUGE_DIR: &str = "vmshm";
 
-    /// What it means that the system refused something with the file of [`Source::path`].
-    pub(super) fn error(&self) -> impl FnOnce(io::Error) -> AttachError + '_ {
-        move |error| match self {
-            // Elsewhere it has other meanings, such as a file system that can't be mapped.
-            Self::Driver(path) if error.raw_os_error() == Some(libc::ENODEV) => {
-                AttachError::Lost { path: path.clone() }
-            }
-            _ => io_error(&self.path())(error),
-        }
-    }
-}
+const PCI_DEVICES: &str = "/sys/bus/pci/devices";
 
 /// Finds what the options mean.
 ///
@@ -156,57 +129,6 @@ fn node_of(device: &Path) -> Option<PathBuf> {
 /// Whether the guest driver has a PCI device.
 fn has_driver(device: &Path) -> bool {
     fs::read_link(device.join("driver")).is_ok_and(|driver| driver.file_name() == Some(NAME.as_ref()))
-}
-
-/// Asks the guest driver what a device is.
-///
-/// # Errors
-///
-/// A file that can't be opened, no device of the guest driver, another version of it, a device that is gone.
-pub fn driver_info(path: &Path) -> Result<DeviceInfo, AttachError> {
-    let source = Source::Driver(path.into());
-    ask(&open_file(&source)?, &source)
-}
-
-fn ask(file: &File, source: &Source) -> Result<DeviceInfo, AttachError> {
-    let info = driver::info(file).map_err(|error| match error.raw_os_error() {
-        Some(libc::ENOTTY | libc::EINVAL) => AttachError::Foreign { path: source.path() },
-        _ => source.error()(error),
-    })?;
-    match info.version {
-        VERSION => Ok(info),
-        found => Err(AttachError::DriverVersion { path: source.path(), found }),
-    }
-}
-
-/// An open region.
-#[derive(Debug)]
-pub(super) struct Opened {
-    pub file: File,
-    pub len: u64,
-    /// What the guest driver says of it, where there is one.
-    pub device: Option<DeviceInfo>,
-}
-
-fn open_file(source: &Source) -> Result<File, AttachError> {
-    OpenOptions::new().read(true).write(true).open(source.path()).map_err(source.error())
-}
-
-pub(super) fn open(source: &Source) -> Result<Opened, AttachError> {
-    if let Source::Pci(device) = source {
-        // Without a driver nobody has switched the device's memory on.
-        let enable = device.join("enable");
-        if fs::read_to_string(&enable).is_ok_and(|text| text.trim() == "0") {
-            fs::write(&enable, "1").map_err(io_error(&enable))?;
-        }
-    }
-    let file = open_file(source)?;
-    if let Source::Driver(_) = source {
-        let device = ask(&file, source)?;
-        return Ok(Opened { file, len: device.region_len, device: Some(device) });
-    }
-    let len = file.metadata().map_err(source.error())?.len();
-    Ok(Opened { file, len, device: None })
 }
 
 /// Whether the device holds a region or can't be asked; a foreign ivshmem device is none of our business.

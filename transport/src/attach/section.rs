@@ -9,11 +9,10 @@ use vmshm_abi::driver::NO_SECTION;
 use vmshm_abi::ivshmem;
 use vmshm_abi::region::{RegionHeader, SECTION_FREE, SECTION_JOINED};
 
-use super::error::io_error;
-use super::find::Opened;
-use super::{AttachError, Source, read_region};
+use super::error::{AttachError, io_error};
+use super::lock;
+use super::source::{Opened, Source, read_region};
 use crate::error::AttachError as SectionError;
-use crate::lock;
 use crate::region::{Region, Section};
 
 /// Which section is ours: decided by the device or the host's table, never by racing, and never by the process that asks,
@@ -181,7 +180,7 @@ mod tests {
     use vmshm_abi::region::{SECTION_ASSIGNED, SectionEntry};
     use zerocopy::{FromZeros, IntoBytes};
 
-    use super::super::find::open;
+    use super::super::source::open;
     use super::*;
 
     const UUID: &str = "00112233-4455-6677-8899-aabbccddeeff";

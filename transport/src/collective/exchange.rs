@@ -2,7 +2,7 @@
 
 use super::group::{Broken, Group, Pause, Readers};
 use super::layout::{HEAD_SLOTS, LAG, MIN_CHUNKS, Part, SLOTS, is_short};
-use super::lend::Piece;
+use super::zero_copy::Piece;
 use crate::memory::Memory;
 
 /// So many pieces are published before the others' are read.

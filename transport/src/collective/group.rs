@@ -9,7 +9,7 @@ use super::layout::{
 };
 use crate::memory::Memory;
 use crate::region::Section;
-use crate::slot::{live, lives, says};
+use crate::region::slot::{live, lives, says};
 
 /// Where a member's block lies.
 #[derive(Debug, Clone, Copy)]

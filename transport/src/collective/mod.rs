@@ -23,16 +23,16 @@
 //! caller's too ([`Pause`]).
 
 mod barrier;
+mod bcast_scatter;
 mod exchange;
 mod group;
 mod layout;
-mod lend;
 mod reduce;
 mod short;
-mod spread;
-mod unequal;
+mod vector;
+mod zero_copy;
 
 pub use group::{Broken, Farewell, Group, Member, Pause};
 pub use layout::{BLOCK, MAX_CHUNK, MAX_CHUNKS, MIN_CHUNK, MIN_CHUNKS, Part, SLOTS, chunks_len, is_chunk};
 pub use reduce::Combine;
-pub use unequal::{Given, Late};
+pub use vector::{Given, Late};

@@ -2,7 +2,7 @@
 
 use super::group::{Broken, Group, Pause, Readers};
 use super::layout::is_short;
-use super::lend::{ALIGNMENT, Piece};
+use super::zero_copy::{ALIGNMENT, Piece};
 use crate::memory::Memory;
 
 /// What joins two operands of the same length.

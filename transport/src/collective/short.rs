@@ -4,8 +4,8 @@
 use super::group::{Broken, Group, Pause, Readers};
 use super::layout::{HEAD_PAYLOAD, LAG, MAX_HEAD, Part, body, head};
 use super::reduce::Combine;
-use crate::copy;
 use crate::memory::Memory;
+use crate::memory::copy;
 
 /// Bodies of up to so many bytes are passed on to the shared cache, where others get them faster (longer ones take the writer
 /// too long), and are copied out in words: these the processor begins to fetch while the stamp is still under way, which it

@@ -8,13 +8,13 @@ use vmshm_abi::ring::{KIND_FRAGMENT, KIND_INLINE, KIND_OFFER, POLLED, Stamp};
 use vmshm_abi::section::STATE_LIVE;
 
 use super::Endpoint;
-use crate::activity::may_be;
+use super::event::{Event, Inbox, Peer};
+use crate::channel::activity::may_be;
+use crate::channel::connection::{HOT, check_descriptor, find_connection, read_claim};
+use crate::channel::ring::slots_for;
 use crate::error::PeerError;
-use crate::event::{Event, Inbox, Peer};
-use crate::link::{HOT, check_descriptor, find_connection, read_claim};
 use crate::memory::Memory;
-use crate::ring::slots_for;
-use crate::slot;
+use crate::region::slot;
 
 /// Rings that are looked at in each poll; the others are found by their activity lines.
 const MAX_HOT: usize = 8;

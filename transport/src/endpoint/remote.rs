@@ -3,8 +3,8 @@
 use core::sync::atomic::Ordering;
 
 use super::Endpoint;
+use super::event::Peer;
 use crate::error::{Fault, PeerError};
-use crate::event::Peer;
 use crate::memory::Memory;
 
 impl<M: Memory> Endpoint<M> {

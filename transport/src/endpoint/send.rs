@@ -4,11 +4,11 @@ use vmshm_abi::ring::{Descriptor, KIND_DONE, KIND_FRAGMENT, KIND_INLINE, KIND_OF
 use zerocopy::IntoBytes;
 
 use super::Endpoint;
-use crate::activity::bump;
+use super::event::{Fragment, Peer};
+use crate::channel::activity::bump;
 use crate::error::{PeerError, SendError};
-use crate::event::{Fragment, Peer};
-use crate::heap::Purpose;
 use crate::memory::Memory;
+use crate::region::chunks::Purpose;
 
 /// So many bytes of a freed fragment, the next to be used, are made our own while there is nothing else to do. A message of
 /// no more, if it is alone, is passed on to the shared cache, from where its reader gets it faster than out of ours.

@@ -1,9 +1,9 @@
 //! Sleeping: the last look before it.
 
 use super::Endpoint;
-use crate::event::Inbox;
+use super::event::Inbox;
+use crate::channel::doorbell;
 use crate::memory::Memory;
-use crate::sleep;
 
 impl<M: Memory> Endpoint<M> {
     /// Announces that the process is about to sleep until its doorbell rings, and looks once more at everything that may
@@ -25,7 +25,7 @@ impl<M: Memory> Endpoint<M> {
             .links
             .iter()
             .any(|link| link.failed.is_none() && (link.starved.is_some() || !link.in_flight.is_empty()));
-        sleep::announce(&self.memory, self.section.slot(self.slot), self.sleeps, credit);
+        doorbell::announce(&self.memory, self.section.slot(self.slot), self.sleeps, credit);
         let is_idle = !self.has_anything();
         if !is_idle {
             self.wake_up();
@@ -35,7 +35,7 @@ impl<M: Memory> Endpoint<M> {
 
     /// Says that the process does not sleep any more: nobody needs to ring.
     pub fn wake_up(&mut self) {
-        sleep::retract(&self.memory, self.section.slot(self.slot));
+        doorbell::retract(&self.memory, self.section.slot(self.slot));
     }
 
     /// Whether there is anything to do. May say so in vain, never misses anything.

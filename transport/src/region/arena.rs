@@ -5,9 +5,9 @@ use alloc::vec::Vec;
 use vmshm_abi::LINE_PAIR;
 use vmshm_abi::section::CHUNK;
 
-use crate::heap::{self, Purpose};
+use super::chunks::{self, Purpose};
+use super::table::Section;
 use crate::memory::Memory;
-use crate::region::Section;
 
 /// Hands out blocks of the section's heap. Blocks of one size class come from chunks of their own, which stay with the class
 /// until the section is full; blocks of more than a chunk are runs of chunks. All are aligned to a line pair.
@@ -159,7 +159,7 @@ impl Arena {
     fn claim(&mut self, memory: &impl Memory, section: &Section, size: u64, purpose: Purpose) -> Option<u64> {
         let (owner, hint) = (self.owner, &mut self.hint);
         let mut claim = |chunks| {
-            let first = heap::claim_for(memory, section, owner, chunks, *hint, purpose)?;
+            let first = chunks::claim_for(memory, section, owner, chunks, *hint, purpose)?;
             *hint = first + chunks;
             Some((first, chunks))
         };
@@ -181,7 +181,7 @@ impl Arena {
         let size = class_of(len);
         if size > CHUNK {
             let first = (block - section.entry.offset - section.layout.heap) / CHUNK;
-            heap::free_run(memory, section, self.owner, first, size / CHUNK);
+            chunks::free_run(memory, section, self.owner, first, size / CHUNK);
         } else {
             class(self.classes(is_message), size).free.push(block);
         }
@@ -196,7 +196,7 @@ impl Arena {
             class.dissolve(section, |first, chunks| {
                 let kept = u64::from(needs_one && spare.is_none());
                 spare = spare.or((kept > 0).then_some(first));
-                heap::free_run(memory, section, self.owner, first + kept, chunks - kept);
+                chunks::free_run(memory, section, self.owner, first + kept, chunks - kept);
             });
         }
         spare

@@ -10,7 +10,7 @@ use std::ptr;
 use std::sync::Once;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
-use crate::pages::Pages;
+use super::pages::Pages;
 
 /// Mappings of regions that one process can have at a time.
 const PLACES: usize = 1024;

@@ -5,10 +5,10 @@ use core::sync::atomic::Ordering;
 
 use vmshm_abi::section::{CHUNK, chunk_owner};
 
-use crate::endpoint::Endpoint;
-use crate::heap::{Purpose, claim_for, free_run, word};
+use super::Endpoint;
 use crate::memory::Memory;
 use crate::region::Section;
+use crate::region::chunks::{Purpose, claim_for, free_run, word};
 
 /// Whose a chunk is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

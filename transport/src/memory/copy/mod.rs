@@ -11,74 +11,33 @@
 //! Sapphire Rapids, messages of 128 bytes took 0.34 us with 32 bytes, 0.41 with 16 and 0.48 with words; from 256 bytes on
 //! the lines cost more than the copy, whichever it is. 64 bytes (AVX-512) were no better for any length.
 //! `rep movsb` runs at the speed of the caches but takes its time to start; from which length on that is repaid, each
-//! process measures when it attaches (`tune::settle`). What is read from shared memory and is longer than a few pages comes
-//! out of several of them at a time, see `copy/vectors.rs`. Otherwise no long copy was clearly faster: in a pipeline of
+//! process measures when it attaches (`calibrate`). What is read from shared memory and is longer than a few pages comes
+//! out of several of them at a time, see `vectors.rs`. Otherwise no long copy was clearly faster: in a pipeline of
 //! two, vectors from one page after the other came out up to a tenth faster or slower from size to size, in single runs
 //! that differ by as much, and non-temporal stores slower for most sizes. Writing back or demoting the lines for the
 //! reader (`clwb`, `cldemote`) cost the writer more than the reader gained, but for messages of a few KiB, see `ring`.
 
+#[cfg(feature = "std")]
+mod kernel;
+#[cfg(feature = "std")]
+mod measure;
 #[cfg(all(target_arch = "x86_64", not(miri), not(vmshm_sanitize)))]
-#[path = "copy/vectors.rs"]
+#[path = "vectors.rs"]
 mod native;
 #[cfg(not(all(target_arch = "x86_64", not(miri), not(vmshm_sanitize))))]
-#[path = "copy/plain.rs"]
+#[path = "plain.rs"]
 mod native;
+mod words;
 
+#[cfg(feature = "std")]
+pub use kernel::Kernel;
+#[cfg(feature = "std")]
+pub use measure::{calibrate, measure};
 pub use native::copy as vectors;
-use native::{SHORTEST, copy, copy_block, has_blocks};
 #[cfg(feature = "std")]
-pub use native::{set_string_from, string_from};
-
-/// What is read from shared memory is copied in blocks of four pages, where there are vectors for it.
-const BLOCK: usize = 4 * 4096;
-
-/// A way of copying.
-#[cfg(feature = "std")]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kernel {
-    /// Words of 8 bytes, one by one.
-    Words,
-    /// Vectors of 16 bytes, which every processor of this architecture has.
-    Sse2,
-    /// Vectors of 32 bytes.
-    Avx,
-    /// `rep movsb`.
-    String,
-}
-
-#[cfg(feature = "std")]
-impl Kernel {
-    /// Those that this processor has, and that can be used.
-    pub fn all() -> impl Iterator<Item = Self> {
-        [Self::Words, Self::Sse2, Self::Avx, Self::String].into_iter().filter(|kernel| native::has(*kernel))
-    }
-
-    /// The one that copies `len` bytes here.
-    pub fn of(len: usize) -> Self {
-        match len {
-            _ if len < SHORTEST => Self::Words,
-            _ if len >= string_from() => Self::String,
-            _ => native::vectors(),
-        }
-    }
-
-    /// Copies this way.
-    ///
-    /// # Safety
-    ///
-    /// As [`from_shared`]; the kernel is one of [`Kernel::all`], and `len` at least 32.
-    pub unsafe fn copy(self, from: *const u8, to: *mut u8, len: usize) {
-        // SAFETY: the caller vouches for all of it.
-        unsafe {
-            match self {
-                Self::Words => words(from, to, len),
-                Self::Sse2 => native::sse2(from, to, len),
-                Self::Avx => native::avx(from, to, len),
-                Self::String => native::string(from, to, len),
-            }
-        }
-    }
-}
+pub use native::string_from;
+use native::{BLOCK, SHORTEST, copy, copy_block, has_blocks};
+pub use words::from_shared as words;
 
 /// Copies `len` bytes from shared to private memory.
 ///
@@ -96,32 +55,7 @@ pub unsafe fn from_shared(mut from: *const u8, mut to: *mut u8, mut len: usize) 
         len -= BLOCK;
     }
     // SAFETY: the caller vouches for both pointers.
-    unsafe { if len >= SHORTEST { copy(from, to, len) } else { words(from, to, len) } }
-}
-
-/// Copies word by word.
-///
-/// # Safety
-///
-/// As [`from_shared`].
-#[inline]
-pub unsafe fn words(from: *const u8, to: *mut u8, len: usize) {
-    let mut at = 0;
-    // SAFETY: at + 8 <= len (or at + 1 <= len) in each access; the shared side of word accesses is aligned.
-    unsafe {
-        while at < len && !from.add(at).cast::<u64>().is_aligned() {
-            to.add(at).write(from.add(at).read_volatile());
-            at += 1;
-        }
-        while at + 8 <= len {
-            to.add(at).cast::<u64>().write_unaligned(from.add(at).cast::<u64>().read_volatile());
-            at += 8;
-        }
-        while at < len {
-            to.add(at).write(from.add(at).read_volatile());
-            at += 1;
-        }
-    }
+    unsafe { if len >= SHORTEST { copy(from, to, len) } else { words::from_shared(from, to, len) } }
 }
 
 /// Copies `len` bytes from private to shared memory.
@@ -131,26 +65,8 @@ pub unsafe fn words(from: *const u8, to: *mut u8, len: usize) {
 /// `from` must be valid for reads and `to` for volatile writes of `len` bytes, and they must not overlap.
 #[inline]
 pub unsafe fn to_shared(from: *const u8, to: *mut u8, len: usize) {
-    if len >= SHORTEST {
-        // SAFETY: the caller vouches for both pointers.
-        return unsafe { copy(from, to, len) };
-    }
-    let mut at = 0;
-    // SAFETY: at + 8 <= len (or at + 1 <= len) in each access; the shared side of word accesses is aligned.
-    unsafe {
-        while at < len && !to.add(at).cast::<u64>().is_aligned() {
-            to.add(at).write_volatile(from.add(at).read());
-            at += 1;
-        }
-        while at + 8 <= len {
-            to.add(at).cast::<u64>().write_volatile(from.add(at).cast::<u64>().read_unaligned());
-            at += 8;
-        }
-        while at < len {
-            to.add(at).write_volatile(from.add(at).read());
-            at += 1;
-        }
-    }
+    // SAFETY: the caller vouches for both pointers.
+    unsafe { if len >= SHORTEST { copy(from, to, len) } else { words::to_shared(from, to, len) } }
 }
 
 #[cfg(test)]

@@ -11,9 +11,8 @@ use core::arch::x86_64::__cpuid;
 use core::arch::x86_64::__cpuid_count;
 use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
-use super::BLOCK;
-#[cfg(feature = "std")]
-use super::Kernel;
+/// Bytes of a block, four pages: what is read from shared memory is copied in blocks where the processor has the vectors.
+pub const BLOCK: usize = 4 * 4096;
 
 /// From this many bytes on, vectors are faster than words.
 pub const SHORTEST: usize = 96;
@@ -79,10 +78,10 @@ pub fn has_blocks() -> bool {
     widest() == AVX
 }
 
-/// The kernel for copies that are not worth `rep movsb`.
+/// Whether there are vectors: every processor of this architecture has those of 16 bytes.
 #[cfg(feature = "std")]
-pub fn vectors() -> Kernel {
-    if widest() == AVX { Kernel::Avx } else { Kernel::Sse2 }
+pub fn has_vectors() -> bool {
+    true
 }
 
 fn has_avx() -> bool {
@@ -102,7 +101,7 @@ fn has_avx() -> bool {
 
 /// Whether the processor says that `rep movsb` is fast (ERMS).
 #[cfg(feature = "std")]
-fn has_fast_strings() -> bool {
+pub fn has_fast_strings() -> bool {
     const ERMS: u32 = 1 << 9;
     __cpuid(0).eax >= 7 && __cpuid_count(7, 0).ebx & ERMS != 0
 }
@@ -117,16 +116,6 @@ pub fn string_from() -> usize {
 #[cfg(feature = "std")]
 pub fn set_string_from(len: usize) {
     STRING_FROM.store(len, Ordering::Relaxed);
-}
-
-/// Whether a kernel can be used. A slow `rep movsb` is none.
-#[cfg(feature = "std")]
-pub fn has(kernel: Kernel) -> bool {
-    match kernel {
-        Kernel::Words | Kernel::Sse2 => true,
-        Kernel::Avx => vectors() == Kernel::Avx,
-        Kernel::String => has_fast_strings(),
-    }
 }
 
 /// # Safety

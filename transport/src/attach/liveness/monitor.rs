@@ -30,17 +30,17 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use vmshm_abi::EndpointId;
 use vmshm_abi::section::{EndpointSlot, STATE_FREE, STATE_GONE, STATE_LIVE};
 
-use crate::driver;
+use super::super::lease::Hold;
+use super::super::sleeper::Sleeper;
+use super::process_lock::{Life, Place};
 use crate::endpoint::Endpoint;
+use crate::endpoint::Watch;
 use crate::error::PeerError;
-use crate::hold::Hold;
-use crate::life::{Life, Place};
-use crate::mapping::Mapping;
+use crate::memory::Mapping;
 use crate::memory::Memory;
+use crate::memory::driver;
+use crate::region::slot;
 use crate::region::{Region, Section};
-use crate::sleeper::Sleeper;
-use crate::slot;
-use crate::watch::Watch;
 
 /// Time between two looks of a process that polls: it learns of a death within two of them.
 const INTERVAL: Duration = Duration::from_millis(250);
@@ -316,7 +316,7 @@ mod tests {
 
     use super::*;
     use crate::endpoint::Process;
-    use crate::event::{Event, Inbox, Peer};
+    use crate::endpoint::{Event, Inbox, Peer};
 
     const LEN: u64 = 8 << 20;
     const BOOT: [u64; 2] = [1, 2];

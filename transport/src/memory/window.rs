@@ -5,9 +5,10 @@ use core::sync::atomic::{AtomicU64, Ordering, fence};
 
 use vmshm_abi::LINE;
 
-use crate::cache;
-use crate::copy;
-use crate::memory::{CacheHints, Device, Memory};
+use super::access::Memory;
+use super::cache::{self, CacheHints};
+use super::copy;
+use super::device::Device;
 
 /// Two views of one region: all of it to read, and the part that this member may write; and the device behind them.
 ///

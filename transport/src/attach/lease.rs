@@ -5,8 +5,8 @@ use std::io;
 
 use vmshm_abi::section::{STATE_ATTACHING, STATE_LIVE};
 
-use crate::driver;
-use crate::lock;
+use super::lock;
+use crate::memory::driver;
 use crate::region::Section;
 
 /// Who knows which process holds a slot.

@@ -9,12 +9,12 @@ use vmshm_abi::{EndpointId, LINE};
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 
+use super::doorbell;
+use super::ring::{Consumer, Producer};
 use crate::error::{Fault, PeerError};
 use crate::memory::Memory;
+use crate::region::slot;
 use crate::region::{Region, Section};
-use crate::ring::{Consumer, Producer};
-use crate::sleep;
-use crate::slot;
 
 /// The peer's connection block for us: its ring, and its acknowledgement of ours.
 #[derive(Debug)]
@@ -128,7 +128,7 @@ impl Link {
 
     #[inline(never)]
     fn wake_sleeper(&mut self, memory: &impl Memory, credit: bool) {
-        if let Some(word) = sleep::announced(memory, self.slot, credit)
+        if let Some(word) = doorbell::announced(memory, self.slot, credit)
             && word != self.rung
         {
             // Once for each sleep: it looks at everything when it wakes.

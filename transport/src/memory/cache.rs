@@ -1,4 +1,17 @@
-//! Hints to the processor's caches. They change no result, only when a line is fetched.
+//! Hints to the processor's caches.
+
+/// Hints to the processor's caches. They change no result, only when a line moves from one cache to another.
+pub trait CacheHints {
+    /// Prefetches the lines of these bytes for writing, which the member may.
+    fn prefetch_write(&self, _offset: u64, _len: u64) {}
+
+    /// Demotes the lines of these bytes, which the member has written, to the shared cache: a reader gets them from there
+    /// faster than out of the writer's own.
+    fn demote(&self, _offset: u64, _len: u64) {}
+
+    /// Prefetches the line at this offset for reading.
+    fn prefetch(&self, _offset: u64) {}
+}
 
 macro_rules! hint {
     ($(#[$comment:meta])* $name:ident, $instruction:literal) => {

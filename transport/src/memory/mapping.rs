@@ -6,11 +6,11 @@ use std::ops::Range;
 
 use vmshm_abi::driver::DeviceInfo;
 
-use crate::driver;
-use crate::lost::Guard;
-use crate::memory::Device;
-use crate::pages::Pages;
-use crate::window::Window;
+use super::device::Device;
+use super::driver;
+use super::pages::Pages;
+use super::sigbus::Guard;
+use super::window::Window;
 
 /// The largest pages that the guest driver maps: 2 MiB.
 const LARGE_PAGE: usize = 2 << 20;

@@ -5,8 +5,8 @@
 
 use core::sync::atomic::Ordering;
 
+use super::table::Section;
 use crate::memory::Memory;
-use crate::region::Section;
 
 /// Part of a section, its last chunks, that stays for messages and what they cannot do without.
 const HEADROOM: u64 = 16;

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::driver::{self, Woken};
-use crate::mapping::Mapping;
 use crate::memory::Device;
+use crate::memory::Mapping;
+use crate::memory::driver::{self, Woken};
 
 /// Waits for an endpoint's doorbell. It borrows nothing, so that the endpoint can be used by other threads meanwhile.
 ///

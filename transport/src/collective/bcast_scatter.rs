@@ -2,7 +2,7 @@
 
 use super::group::{Broken, Group, Pause, Readers};
 use super::layout::is_short;
-use super::lend::Piece;
+use super::zero_copy::Piece;
 use crate::memory::Memory;
 
 impl<M: Memory> Group<M> {

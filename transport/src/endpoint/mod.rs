@@ -1,9 +1,12 @@
 //! An endpoint: one process's place in a region, and its dealings with its peers.
 
+mod chunk_allocator;
+mod event;
 mod poll;
 mod remote;
 mod send;
 mod sleep;
+mod verdict;
 
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
@@ -18,17 +21,19 @@ use vmshm_abi::section::{EndpointSlot, MAY_SLEEP, RINGS, STATE_LIVE, SlotState, 
 use vmshm_abi::{EndpointId, EndpointName};
 use zerocopy::{FromZeros, IntoBytes};
 
-use crate::activity::Activity;
-use crate::arena::Arena;
+use crate::channel::activity::Activity;
+use crate::channel::connection::{Link, close};
+use crate::channel::ring::Producer;
 use crate::error::{AttachError, ConnectError, PeerError};
-use crate::event::{Event, Peer};
-use crate::heap::Purpose;
-use crate::link::{Link, close};
 use crate::memory::Memory;
+use crate::region::arena::Arena;
+use crate::region::chunks::Purpose;
+use crate::region::slot;
 use crate::region::{Region, Section};
-use crate::ring::Producer;
-use crate::slot;
-use crate::watch::Watch;
+
+pub use chunk_allocator::{Holder, Runs};
+pub use event::{Event, Fragment, Inbox, Peer};
+pub use verdict::Watch;
 
 /// Bytes of a connection, with its ring.
 const CONNECTION: u64 = 4096;
@@ -157,7 +162,7 @@ impl<M: Memory> Endpoint<M> {
         let flag = |is_set, flag| if is_set { flag } else { 0 };
         let doorbell = flag(process.may_sleep, MAY_SLEEP) | flag(process.rings, RINGS);
         memory.store(at + DOORBELL, doorbell, Ordering::Relaxed);
-        crate::sleep::retract(&memory, at);
+        crate::channel::doorbell::retract(&memory, at);
         let id = region.endpoint(section.number, slot);
         let activity = region.sections().iter().map(|other| Activity::from_now(&memory, other, id)).collect();
         slot::publish(&memory, &section, slot, incarnation);

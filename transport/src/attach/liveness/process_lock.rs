@@ -1,6 +1,6 @@
 //! Showing that a process lives, by a lock that ends with the process and with nothing else.
 //!
-//! The lock on an endpoint's slot ([`Hold`](crate::hold::Hold)) belongs to an open file, which forked children have too: it
+//! The lock on an endpoint's slot ([`Hold`](crate::attach::lease::Hold)) belongs to an open file, which forked children have too: it
 //! says that memory of the section may still be in use, not that the process lives. That is said by the lock on the byte
 //! behind it, of a file that no child ever gets: a thread of the process opens it in a table of open files of its own.
 
@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use crate::lock;
+use super::super::lock;
 use crate::region::Section;
 
 /// The byte whose lock says that the process of slot `slot` lives.

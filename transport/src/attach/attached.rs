@@ -1,49 +1,29 @@
-//! Finding the region of this host or guest, and attaching to it.
-//!
-//! A program names no device in the normal case. The order is: the device that the options name; the guest driver's
-//! device; an ivshmem PCI device that holds a region and has no driver (through sysfs); the one region file of this host
-//! (processes without any VM).
-
-mod error;
-mod find;
-mod section;
+//! An endpoint in this machine's region, kept alive and watched over.
 
 use std::fs::{self, File};
 use std::io;
 use std::mem::ManuallyDrop;
-use std::ops::{Deref, DerefMut, Range};
+use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vmshm_abi::driver::UNCACHED;
-use vmshm_abi::region::{HeaderError, RegionHeader};
+use vmshm_abi::region::RegionHeader;
 use vmshm_abi::section::STATE_FREE;
 
+use super::error::AttachError;
+use super::find::find;
+use super::lease::Hold;
+use super::liveness::monitor::{Charge, Keeper, Kernel};
+use super::lock;
+use super::section::{choose_section, parse_uuid};
+use super::sleeper::Sleeper;
+use super::source::{Source, look, map, open};
 use crate::endpoint::{Endpoint, Process};
 use crate::error::AttachError as SectionError;
-use crate::hold::Hold;
-use crate::keeper::{Charge, Keeper, Kernel};
-use crate::lock;
-use crate::mapping::Mapping;
-use crate::region::Region;
-use crate::sleeper::Sleeper;
-use crate::slot;
-use crate::tune;
-
-pub use error::AttachError;
-use find::{Opened, open};
-pub use find::{Source, driver_info, driver_nodes, find, pci_devices, region_dirs};
-pub use section::section_of_machine;
-use section::{choose_section, parse_uuid};
-
-/// Where regions on tmpfs lie unless `VMSHM_DIR` says otherwise.
-pub const REGION_DIR: &str = "/dev/shm/vmshm";
-
-/// Folder of regions inside each hugetlbfs mount.
-const HUGE_DIR: &str = "vmshm";
-
-const PCI_DEVICES: &str = "/sys/bus/pci/devices";
+use crate::memory::{Mapping, copy};
+use crate::region::slot;
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -87,36 +67,6 @@ impl Options {
     }
 }
 
-/// Reads the header and the table of a region, without attaching to it.
-///
-/// # Errors
-///
-/// What can't be opened, or is no region.
-pub fn read_region(source: &Source) -> Result<Region, AttachError> {
-    look(source, &open(source)?)
-}
-
-/// Reads the header and the table of an open region. What lies in its place by then may be another.
-fn look(source: &Source, opened: &Opened) -> Result<Region, AttachError> {
-    let header = |error| AttachError::Header { path: source.path(), error };
-    let least = size_of::<RegionHeader>() as u64;
-    if opened.len < least {
-        return Err(header(HeaderError::Truncated { promised: least, found: opened.len }));
-    }
-    let file = opened.file.try_clone().map_err(source.error())?;
-    let mapping = map(source, Opened { file, ..*opened }, 0..0)?;
-    Region::read(&mapping).map_err(header)
-}
-
-fn map(source: &Source, opened: Opened, writable: Range<u64>) -> Result<Mapping, AttachError> {
-    let Opened { file, len, device } = opened;
-    let mapping = match &device {
-        Some(device) => Mapping::of_device(file, device, writable),
-        None => Mapping::of_file(file, len, writable),
-    };
-    mapping.map_err(source.error())
-}
-
 /// An endpoint in this machine's region, kept alive and watched over; it detaches when it is dropped.
 #[derive(Debug)]
 pub struct Attached {
@@ -145,7 +95,7 @@ pub fn open_endpoint(options: &Options) -> Result<Attached, AttachError> {
     // Through sysfs too, where the processor honours the guest's memory type.
     let is_uncached = matches!(source, Source::Pci(_))
         || opened.device.as_ref().is_some_and(|device| device.memory_type == UNCACHED);
-    tune::settle(is_uncached);
+    copy::calibrate(is_uncached);
     let number = choose_section(&source, &region, &opened, options.section)?;
     let section = region.sections()[number as usize];
     let writable = match region.is_open() {

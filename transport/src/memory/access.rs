@@ -1,6 +1,9 @@
-//! What the transport needs from shared memory.
+//! Accessors: what the transport needs from shared memory.
 
 use core::sync::atomic::Ordering;
+
+use super::cache::CacheHints;
+use super::device::Device;
 
 /// Accessors of a region as one member sees it: readable as a whole, writable where the member may write.
 ///
@@ -105,32 +108,6 @@ pub trait Memory: CacheHints + Device {
         }
     }
 }
-
-/// Hints to the processor's caches. They change no result, only when a line moves from one cache to another.
-pub trait CacheHints {
-    /// Prefetches the lines of these bytes for writing, which the member may.
-    fn prefetch_write(&self, _offset: u64, _len: u64) {}
-
-    /// Demotes the lines of these bytes, which the member has written, to the shared cache: a reader gets them from there
-    /// faster than out of the writer's own.
-    fn demote(&self, _offset: u64, _len: u64) {}
-
-    /// Prefetches the line at this offset for reading.
-    fn prefetch(&self, _offset: u64) {}
-}
-
-/// The device behind a region's memory: doorbells, and its removal. Ordinary memory has neither.
-pub trait Device {
-    /// Rings the doorbell of the endpoint in `slot` of `section`, if the device has doorbells.
-    fn ring(&self, _section: u32, _slot: u32) {}
-
-    /// Whether the device is gone: then every word of the region reads as zero.
-    fn is_lost(&self) -> bool {
-        false
-    }
-}
-
-impl Device for () {}
 
 /// Implements all three for a pointer to what does.
 macro_rules! forward {

@@ -1,17 +1,18 @@
 //! Where there is nothing but words: other processors, sanitizers, Miri.
 
+pub use super::words::from_shared as copy;
 #[cfg(feature = "std")]
-use super::Kernel;
-pub use super::words as copy;
+pub use super::words::from_shared as sse2;
 #[cfg(feature = "std")]
-pub use super::words as sse2;
+pub use super::words::from_shared as avx;
 #[cfg(feature = "std")]
-pub use super::words as avx;
-#[cfg(feature = "std")]
-pub use super::words as string;
+pub use super::words::from_shared as string;
 
 /// No copy is so long that there is another way.
 pub const SHORTEST: usize = isize::MAX as usize;
+
+/// Bytes that [`copy_block`] would copy.
+pub const BLOCK: usize = 4 * 4096;
 
 /// Nor is there a way for whole blocks.
 pub fn has_blocks() -> bool {
@@ -23,16 +24,16 @@ pub fn has_blocks() -> bool {
 /// Never called, see [`has_blocks`].
 pub unsafe fn copy_block(_: *const u8, _: *mut u8) {}
 
-/// Whether a kernel can be used.
+/// Whether there are vectors.
 #[cfg(feature = "std")]
-pub fn has(kernel: Kernel) -> bool {
-    kernel == Kernel::Words
+pub fn has_vectors() -> bool {
+    false
 }
 
-/// What is used where others have vectors.
+/// Whether there is a fast `rep movsb`.
 #[cfg(feature = "std")]
-pub fn vectors() -> Kernel {
-    Kernel::Words
+pub fn has_fast_strings() -> bool {
+    false
 }
 
 /// The length from which on copies are by `rep movsb`: none.

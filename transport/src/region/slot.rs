@@ -20,10 +20,10 @@ use vmshm_abi::section::{
     EndpointSlot, STATE_ATTACHING, STATE_FREE, STATE_GONE, STATE_LIVE, SlotState, chunk_owner,
 };
 
+use super::chunks;
+use super::table::Section;
 use crate::error::PeerError;
-use crate::heap;
 use crate::memory::Memory;
-use crate::region::Section;
 
 const DIED: u64 = offset_of!(EndpointSlot, died) as u64;
 
@@ -141,7 +141,7 @@ pub fn reap(memory: &impl Memory, section: &Section, slot: u32, ended: SlotState
     } else if ended.state != STATE_GONE && !change(memory, section, slot, ended, gone) {
         return;
     }
-    heap::free_all(memory, section, chunk_owner(slot, gone.incarnation));
+    chunks::free_all(memory, section, chunk_owner(slot, gone.incarnation));
     change(memory, section, slot, gone, SlotState { state: STATE_FREE, ..gone });
 }
 
@@ -153,9 +153,9 @@ mod tests {
     use vmshm_abi::region::RegionHeader;
     use zerocopy::IntoBytes;
 
+    use super::super::table::Region;
     use super::*;
-    use crate::mapping::Mapping;
-    use crate::region::Region;
+    use crate::memory::Mapping;
 
     fn region() -> (Mapping, Section) {
         let (file, len): (File, _) = (tempfile::tempfile().unwrap(), 1 << 20);

@@ -1,0 +1,23 @@
+//! Memory that others change at any time: accessors, cache hints, mappings, its loss (SIGBUS), copies.
+
+mod access;
+mod cache;
+pub mod copy;
+mod device;
+mod window;
+
+#[cfg(feature = "std")]
+pub mod driver;
+#[cfg(feature = "std")]
+mod mapping;
+#[cfg(feature = "std")]
+mod pages;
+#[cfg(feature = "std")]
+mod sigbus;
+
+pub use access::Memory;
+pub use cache::CacheHints;
+pub use device::Device;
+#[cfg(feature = "std")]
+pub use mapping::{MappedFile, Mapping};
+pub use window::Window;

@@ -1,0 +1,8 @@
+//! What lies in a region: its table, and in each section the endpoint slots and the chunks of the heap.
+
+pub mod arena;
+pub mod chunks;
+pub mod slot;
+mod table;
+
+pub use table::{Region, Section};
