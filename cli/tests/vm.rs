@@ -57,6 +57,10 @@ fn a_kernel_prints_to_the_terminal_and_switches_the_vm_off() {
     assert_eq!(out, "hello");
     let out = host.ok(&["vm", "run", "--kernel", kernel, "--memory", "16M", "--numa-node", "auto"]);
     assert_eq!(out, "hello");
+    // More vCPUs than the host has CPUs.
+    let many = ["vm", "run", "--kernel", kernel, "--memory", "16M", "--cpus", "200", "--numa-map"];
+    assert!(host.fails(&many).contains("is more than there are CPUs: "));
+    assert_eq!(host.ok(&[&many[..], &["--placement", "prefer"]].concat()), "hello");
 }
 
 #[test]
@@ -175,6 +179,14 @@ fn what_is_wrong_is_named_before_anything_runs() {
         (&["--kernel", kernel, "--region", "job:0", "--doorbell"], &["vmshm serve"]),
         (&["--kernel", kernel, "--cpus", "100000"], &["100000", "1 to"]),
         (&["--kernel", kernel, "--numa-node", "4000"], &["4000", "there are"]),
+        (&["--kernel", kernel, "--numa-map", "--cpus", "999"], &["are wanted on NUMA node"]),
+        (
+            &["--kernel", kernel, "--numa-node", "auto", "--memory", "16T"],
+            &["4294967296 pages of 4 KiB are wanted on NUMA node"],
+        ),
+        (&["--kernel", kernel, "--numa-node", "0", "--numa-map"], &["cannot be used with"]),
+        (&["--kernel", kernel, "--placement", "prefer"], &["--numa-node"]),
+        (&["--kernel", kernel, "--numa-map", "--placement", "x"], &["require or prefer"]),
         (&["--kernel", kernel, "--pages", "1G", "--memory", "64G"], &["64 pages of 1 GiB", "nr_hugepages"]),
         (&["--kernel", kernel, "--disk", "/nonexistent,ro"], &["disk image /nonexistent"]),
         (&["--kernel", kernel, "--disk", text_file], &["3000 bytes", "raw image"]),
@@ -201,6 +213,10 @@ fn a_dry_run_says_where_things_would_go_and_takes_nothing() {
         ["vm", "run", "--kernel", "/none", "--dry-run", "--numa-node", "auto", "--region", "job:1"];
     let text = host.ok(&arguments);
     for word in ["memory    1 GiB on NUMA node", "vCPU 0    on CPU", "job, section 1", "guest address 0x"] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+    let text = host.ok(&["vm", "run", "--kernel", "/none", "--dry-run", "--numa-map", "--memory", "4G"]);
+    for word in ["GiB on NUMA node", "at 0x0", "1 GiB on NUMA node", "at 0x100000000", "vCPU 0    on CPU"] {
         assert!(text.contains(word), "{word}: {text}");
     }
     assert!(host.ok(&["region", "list"]).lines().any(|line| line.split_whitespace().nth(4) == Some("2")));

@@ -9,11 +9,12 @@ use kvm_ioctls::{Cap, VcpuFd};
 use linux_loader::bootparam::{boot_e820_entry, boot_params};
 use linux_loader::loader::{BzImage, KernelLoader};
 use uuid::Uuid;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, ReadVolatile};
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::error::Error;
 use crate::host::Host;
 use crate::memory::Ram;
+use crate::numa::Numa;
 use crate::vm::Vm;
 use crate::{acpi, cpuid, layout, segment, smbios};
 
@@ -42,6 +43,8 @@ const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 const MTRR_ENABLE_WRITE_BACK: u64 = 1 << 11 | 6;
 const MSR_MISC_ENABLE: u32 = 0x1a0;
 const FAST_STRINGS: u64 = 1;
+/// KVM shows MONITOR and MWAIT only where this is set.
+const ENABLE_MONITOR: u64 = 1 << 18;
 
 /// What is booted.
 #[derive(Debug, Clone, Copy)]
@@ -61,7 +64,8 @@ pub(crate) struct Image {
     initrd: Option<Opened>,
     command_line: String,
     uuid: Uuid,
-    platform: acpi::Platform,
+    /// ACPI tables by address.
+    tables: Vec<(u64, Vec<u8>)>,
 }
 
 #[derive(Debug)]
@@ -90,28 +94,39 @@ impl Opened {
 /// # Errors
 /// A file that cannot be read or is no 64-bit bzImage, RAM too small for it, or KVM refuses.
 pub(crate) fn load(host: &Host, vm: &Vm, linux: &Linux<'_>, uuid: Uuid) -> Result<Image, Error> {
-    let vcpus = vm.vcpus().len();
-    if vcpus > acpi::MOST_VCPUS {
+    let processors = vm.topology();
+    let vcpus = processors.len();
+    if processors.ids().iter().any(|&id| id > acpi::LAST_ID) {
         return Err(Error::Invalid {
             what: "the number of vCPUs",
             value: vcpus.to_string(),
-            why: format!("is more than this VMM's tables hold: give at most {}", acpi::MOST_VCPUS),
+            why: format!(
+                "needs APIC ids beyond {}, the last that this VMM's tables hold, since the ids tell cores, caches and \
+                 packages apart: give fewer",
+                acpi::LAST_ID
+            ),
         });
     }
+    let numa = Numa::new(vm.ram(), vcpus);
+    let bars_64 = layout::bars_64(host.address_bits());
     let image = Image {
         kernel: Opened::new("the kernel", linux.kernel)?,
         initrd: linux.initrd.map(|path| Opened::new("the initial file system", path)).transpose()?,
         command_line: linux.command_line.to_owned(),
         uuid,
-        platform: acpi::Platform { vcpus, bars_64: layout::bars_64(host.address_bits()) },
+        tables: acpi::tables(&acpi::Platform { processors, numa: numa.as_ref(), bars_64 }),
     };
     let kernel = image.fill(vm.ram())?;
-    let deadline = host.kvm.check_extension(Cap::TscDeadlineTimer);
+    let extras = cpuid::Extras {
+        tsc_deadline: host.kvm.check_extension(Cap::TscDeadlineTimer),
+        own_cpu: vm.is_quiet(),
+        mwait: vm.mwait_stays(),
+    };
     for (number, vcpu) in vm.vcpus().iter().enumerate() {
-        let cpuid = cpuid::of(&host.cpuid, number as u32, vcpus as u32, deadline);
+        let cpuid = cpuid::of(&host.cpuid, processors, number, extras);
         let doing = || format!("set the registers of vCPU {number}");
         vcpu.set_cpuid2(&cpuid).map_err(Error::kvm(doing()))?;
-        set_msrs(vcpu).map_err(Error::kvm(doing()))?;
+        set_msrs(vcpu, extras.mwait).map_err(Error::kvm(doing()))?;
         if number == 0 {
             enter(vcpu, kernel + ENTRY).map_err(Error::kvm(doing()))?;
         }
@@ -123,8 +138,8 @@ impl Image {
     /// Writes all of it to RAM. Returns where the kernel begins.
     pub(crate) fn fill(&self, ram: &Ram) -> Result<u64, Error> {
         let kernel = load_kernel(ram, self)?;
-        for (at, table) in acpi::tables(&self.platform) {
-            write(ram, &table.bytes, at)?;
+        for (at, table) in &self.tables {
+            write(ram, table, *at)?;
         }
         write(ram, &smbios::tables(self.uuid), smbios::START)?;
 
@@ -224,9 +239,9 @@ fn load_initrd(ram: &Ram, initrd: &Opened, below: u64, most: u64) -> Result<(u32
             why: format!("has {len} bytes, which do not fit behind the kernel: give the VM more memory"),
         });
     };
-    let at = ram.map().get_slice(GuestAddress(start), len as usize);
-    let mut at = at.map_err(|error| too_small(ram, &error))?;
-    file.read_exact_volatile(&mut at).map_err(|error| Error::io(doing())(io::Error::other(error)))?;
+    ram.map()
+        .read_exact_volatile_from(GuestAddress(start), &mut file, len as usize)
+        .map_err(|error| Error::io(doing())(io::Error::other(error)))?;
     Ok((start as u32, len as u32))
 }
 
@@ -241,8 +256,9 @@ fn memory_map(ram: u64) -> Vec<(u64, u64, u32)> {
     map
 }
 
-fn set_msrs(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
-    for (index, data) in [(MSR_MTRR_DEF_TYPE, MTRR_ENABLE_WRITE_BACK), (MSR_MISC_ENABLE, FAST_STRINGS)] {
+fn set_msrs(vcpu: &VcpuFd, mwait: bool) -> Result<(), kvm_ioctls::Error> {
+    let misc = FAST_STRINGS | if mwait { ENABLE_MONITOR } else { 0 };
+    for (index, data) in [(MSR_MTRR_DEF_TYPE, MTRR_ENABLE_WRITE_BACK), (MSR_MISC_ENABLE, misc)] {
         let entry = kvm_msr_entry { index, data, ..kvm_msr_entry::default() };
         vcpu.set_msrs(&Msrs::from_entries(&[entry]).expect("one is not too many"))?;
     }

@@ -32,10 +32,35 @@ pub const RAM_ABOVE: u64 = 1 << 32;
 
 /// Where the RAM of a VM lies, as address and length.
 pub fn ram(len: u64) -> Vec<(u64, u64)> {
-    let low = len.min(LOW_RAM_END);
-    let mut ranges = vec![(0, low)];
-    if len > low {
-        ranges.push((RAM_ABOVE, len - low));
+    ranges(&[len]).into_iter().map(|(_, start, len)| (start, len)).collect()
+}
+
+/// Cuts so much into parts that are as equal as multiples of `unit` can be; what is over is the last one's.
+pub fn shares(whole: u64, parts: usize, unit: u64) -> Vec<u64> {
+    let (units, parts) = (whole / unit, parts as u64);
+    let mut shares: Vec<_> =
+        (0..parts).map(|part| (units / parts + u64::from(part < units % parts)) * unit).collect();
+    if let Some(last) = shares.last_mut() {
+        *last += whole % unit;
+    }
+    shares
+}
+
+/// Where parts of RAM lie that follow each other: number of the part, address and length, in the order of addresses. The
+/// part that reaches beyond [`LOW_RAM_END`] has two ranges.
+pub(crate) fn ranges(lens: &[u64]) -> Vec<(usize, u64, u64)> {
+    let mut ranges = Vec::new();
+    let mut start = 0;
+    for (part, &len) in lens.iter().enumerate() {
+        let end = start + len;
+        for (base, from, to) in
+            [(0, start, end.min(LOW_RAM_END)), (RAM_ABOVE - LOW_RAM_END, start.max(LOW_RAM_END), end)]
+        {
+            if from < to {
+                ranges.push((part, base + from, to - from));
+            }
+        }
+        start = end;
     }
     ranges
 }
@@ -100,6 +125,18 @@ mod tests {
     fn ram_leaves_the_hole_below_4_gib_free() {
         assert_eq!(ram(1 << 30), [(0, 1 << 30)]);
         assert_eq!(ram(4 << 30), [(0, LOW_RAM_END), (1 << 32, 1 << 30)]);
+    }
+
+    #[test]
+    fn parts_follow_each_other_and_make_up_the_whole() {
+        assert_eq!(shares(8, 3, 1), [3, 3, 2]);
+        assert_eq!(shares((7 << 21) + 4096, 2, 1 << 21), [4 << 21, (3 << 21) + 4096]);
+        let ranges = ranges(&[2 << 30, 2 << 30, 1 << 30]);
+        let high = 1 << 32;
+        assert_eq!(
+            ranges,
+            [(0, 0, 2 << 30), (1, 2 << 30, 1 << 30), (1, high, 1 << 30), (2, high + (1 << 30), 1 << 30)]
+        );
     }
 
     #[test]

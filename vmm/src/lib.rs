@@ -5,7 +5,7 @@
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
-pub mod acpi;
+mod acpi;
 pub mod bare;
 mod beginning;
 pub mod boot;
@@ -27,6 +27,7 @@ mod machine;
 mod memory;
 mod msix;
 mod net;
+mod numa;
 pub mod pci;
 pub mod place;
 pub mod port;
@@ -37,7 +38,9 @@ pub mod serial;
 mod shared;
 pub mod smbios;
 mod space;
+mod sysfs;
 pub mod thread;
+mod topology;
 mod vcpu;
 pub mod vfio;
 mod virtio;
@@ -52,4 +55,5 @@ pub use machine::{Attachment, Guest, Machine, Plan};
 pub use memory::{Ram, RamOptions};
 pub use net::Net;
 pub use shared::{Part, Shared};
+pub use topology::Topology;
 pub use vm::{Running, Stats, Stopper, Vm};

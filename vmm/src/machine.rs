@@ -23,6 +23,7 @@ use crate::power::Button;
 use crate::random::Random;
 use crate::serial::Console;
 use crate::shared::Shared;
+use crate::topology::Topology;
 use crate::virtio::{Virtio, Worker};
 use crate::vm::{Running, Vm};
 use crate::{bare, layout, place, power, vfio};
@@ -80,7 +81,7 @@ pub struct Plan<'a> {
     /// Number of vCPUs.
     pub vcpus: usize,
     /// RAM.
-    pub ram: RamOptions,
+    pub ram: RamOptions<'a>,
     /// Regions, in the order of their devices.
     pub regions: Vec<Attachment>,
     /// Disks.
@@ -189,11 +190,13 @@ impl Machine {
         let places = layout::place_64(&lens, host.address_bits(), plan.ram.len)?;
         let found = vfio::check(&plan.devices, plan.ram.len + lens.iter().sum::<u64>())?;
         for device in &found {
-            if let (Some(node), Some(own)) = (plan.ram.node, device.node)
-                && node != own
+            let nodes = plan.ram.nodes;
+            if let Some(own) = device.node
+                && !nodes.is_empty()
+                && !nodes.contains(&own)
             {
                 tracing::warn!(
-                    device = %device.address, node = own, vm_node = node,
+                    device = %device.address, node = own, vm_nodes = ?nodes,
                     "a device is plugged into another NUMA node than the VM's: its memory accesses cross between them"
                 );
             }
@@ -201,7 +204,9 @@ impl Machine {
         let ram = Ram::new(&plan.ram, progress)?;
         let (shared, servers): (Vec<_>, Vec<_>) =
             taken.into_iter().map(|taken| (taken.shared, taken.server)).unzip();
-        let vm = Vm::new(host, ram, shared, plan.vcpus, !plan.cpus.is_empty())?;
+        let pinned = !plan.cpus.is_empty();
+        let topology = if pinned { Topology::like(&plan.cpus) } else { Topology::flat(plan.vcpus) };
+        let vm = Vm::new(host, ram, shared, topology, pinned)?;
 
         power::add(&vm)?;
         let button = Arc::new(Button::add(&vm)?);

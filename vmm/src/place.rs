@@ -1,32 +1,44 @@
 //! Where threads run: one CPU of a NUMA node for each vCPU, and everything else elsewhere.
 
-use std::fs;
+use std::collections::BTreeMap;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
-use vmshm_host::nodes;
+use vmshm_host::Node;
 
 use crate::error::Error;
+use crate::layout;
+use crate::sysfs::{list, nearest, siblings};
 
-/// CPUs of a node for that many vCPUs: one thread of each core first, then the cores' second threads.
+/// Whether a VM may be put elsewhere than it is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Placement {
+    /// It may not: what cannot be had is an error.
+    #[default]
+    Require,
+    /// It may: what cannot be had comes from elsewhere, with a warning.
+    Prefer,
+}
+
+/// CPUs for that many vCPUs, spread over nodes in equal shares, in the order of the nodes: one thread of each core first,
+/// then the cores' second threads.
+///
+/// With [`Placement::Prefer`], what a node lacks comes from the nearest ones; none at all where the host has too few.
 ///
 /// # Errors
 /// No such node, or fewer CPUs there than vCPUs that this process may use.
-pub fn cpus(node: u32, vcpus: usize) -> Result<Vec<usize>, Error> {
-    let mut chosen = usable(node)?;
-    if chosen.len() < vcpus {
+pub fn cpus(nodes: &[u32], vcpus: usize, placement: Placement) -> Result<Vec<usize>, Error> {
+    if vcpus < nodes.len() {
         return Err(Error::Invalid {
             what: "the number of vCPUs",
             value: vcpus.to_string(),
-            why: format!(
-                "is more than the {} CPUs of NUMA node {node} that this process may use: give fewer, since each vCPU \
-                 gets a CPU of its own",
-                chosen.len(),
-            ),
+            why: format!("is less than that of the NUMA nodes, {}: give one for each, at least", nodes.len()),
         });
     }
-    chosen.truncate(vcpus);
-    Ok(chosen)
+    // Refuses what does not exist.
+    nodes.iter().try_for_each(|&node| usable(node).map(drop))?;
+    let free = vmshm_host::nodes().into_iter().map(|node| Ok((node.id, usable(node.id)?)));
+    choose(free.collect::<Result<_, Error>>()?, nodes, vcpus, placement, nearest)
 }
 
 /// All CPUs of a node that this process may use, in the order in which VMs get them.
@@ -34,7 +46,7 @@ pub fn cpus(node: u32, vcpus: usize) -> Result<Vec<usize>, Error> {
 /// # Errors
 /// No such node.
 pub fn usable(node: u32) -> Result<Vec<usize>, Error> {
-    let all = nodes();
+    let all = vmshm_host::nodes();
     let Some(found) = all.iter().find(|found| found.id == node) else {
         let known: Vec<_> = all.iter().map(|node| node.id.to_string()).collect();
         return Err(Error::Invalid {
@@ -48,12 +60,72 @@ pub fn usable(node: u32) -> Result<Vec<usize>, Error> {
     Ok(by_thread(usable, siblings))
 }
 
+/// Takes CPUs of each node's share out of `free`.
+fn choose(
+    mut free: BTreeMap<u32, Vec<usize>>,
+    nodes: &[u32],
+    vcpus: usize,
+    placement: Placement,
+    nearest: impl Fn(u32) -> Vec<u32>,
+) -> Result<Vec<usize>, Error> {
+    let shares: Vec<_> = layout::shares(vcpus as u64, nodes.len(), 1);
+    let mut chosen: Vec<Vec<usize>> = Vec::new();
+    for (&node, &share) in nodes.iter().zip(&shares) {
+        let cpus = free.entry(node).or_default();
+        let there = cpus.len();
+        if (there as u64) < share {
+            let error = Error::Invalid {
+                what: "the number of vCPUs",
+                value: vcpus.to_string(),
+                why: format!(
+                    "is more than there are CPUs: {share} are wanted on NUMA node {node}, where this process may use \
+                     {there}; give fewer, since each vCPU gets a CPU of its own"
+                ),
+            };
+            if placement == Placement::Require {
+                return Err(error);
+            }
+            tracing::warn!(%error, "some vCPUs run elsewhere");
+        }
+        chosen.push(cpus.drain(..there.min(share as usize)).collect());
+    }
+    for ((cpus, &share), &node) in chosen.iter_mut().zip(&shares).zip(nodes) {
+        for other in nearest(node) {
+            let others = free.entry(other).or_default();
+            cpus.extend(others.drain(..others.len().min(share as usize - cpus.len())));
+        }
+        if (cpus.len() as u64) < share {
+            tracing::warn!("the host has too few CPUs: all vCPUs run anywhere");
+            return Ok(Vec::new());
+        }
+    }
+    Ok(chosen.concat())
+}
+
+/// The nodes of this host that have both memory and CPUs that this process may use.
+///
+/// # Errors
+/// The kernel knows none.
+pub fn all() -> Result<Vec<u32>, Error> {
+    let has_cpus = |node: &Node| usable(node.id).is_ok_and(|cpus| !cpus.is_empty());
+    let found = vmshm_host::nodes().into_iter().filter(|node| node.has_memory && has_cpus(node));
+    let found: Vec<_> = found.map(|node| node.id).collect();
+    if found.is_empty() {
+        return Err(Error::Invalid {
+            what: "the host's NUMA",
+            value: "map".into(),
+            why: "is empty, since this kernel has no NUMA support: leave --numa-map out".into(),
+        });
+    }
+    Ok(found)
+}
+
 /// The node that a VM is put on when the user leaves that open: its section's, else the one with the most free memory.
 ///
 /// # Errors
 /// The kernel knows no node with memory.
 pub fn auto(section: Option<u32>) -> Result<u32, Error> {
-    let best = nodes().into_iter().filter(|node| node.has_memory).max_by_key(|node| node.free);
+    let best = vmshm_host::nodes().into_iter().filter(|node| node.has_memory).max_by_key(|node| node.free);
     section.or(best.map(|node| node.id)).ok_or_else(|| Error::Invalid {
         what: "NUMA node",
         value: "auto".into(),
@@ -91,25 +163,10 @@ fn allowed() -> Result<CpuSet, Error> {
     sched_getaffinity(Pid::from_raw(0)).map_err(Error::sys("ask which CPUs may be used"))
 }
 
-/// The threads of a CPU's core, itself among them.
-fn siblings(cpu: usize) -> Vec<usize> {
-    let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
-    fs::read_to_string(path).map_or(vec![cpu], |text| list(&text))
-}
-
 /// CPUs ordered by which thread of its core each is.
 fn by_thread(mut cpus: Vec<usize>, siblings: impl Fn(usize) -> Vec<usize>) -> Vec<usize> {
     cpus.sort_by_cached_key(|&cpu| (siblings(cpu).iter().filter(|&&other| other < cpu).count(), cpu));
     cpus
-}
-
-/// Numbers from a kernel list such as `0-3,8`; what is no number is skipped.
-fn list(text: &str) -> Vec<usize> {
-    let part = |part: &str| {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        Some(first.parse::<usize>().ok()?..=last.parse::<usize>().ok()?)
-    };
-    text.trim().split(',').filter_map(part).flatten().collect()
 }
 
 #[cfg(test)]
@@ -123,18 +180,32 @@ mod tests {
     }
 
     #[test]
-    fn kernel_lists_are_understood() {
-        assert_eq!(list("0-2,8\n"), [0, 1, 2, 8]);
-        assert!(list("x,-").is_empty());
+    fn what_cannot_be_had_is_named() {
+        let text = cpus(&[4000], 1, Placement::Prefer).unwrap_err().to_string();
+        assert!(text.contains("4000") && text.contains("there are"), "{text}");
+        let Ok(node) = auto(None) else { return };
+        let text = cpus(&[node], 100_000, Placement::Require).unwrap_err().to_string();
+        assert!(text.contains("100000 are wanted on NUMA node"), "{text}");
+        let text = cpus(&[node, node], 1, Placement::Require).unwrap_err().to_string();
+        assert!(text.contains("vCPUs 1 is less") && text.contains("nodes, 2"), "{text}");
+        assert!(all().unwrap().contains(&node));
     }
 
     #[test]
-    fn what_cannot_be_had_is_named() {
-        let text = cpus(4000, 1).unwrap_err().to_string();
-        assert!(text.contains("4000") && text.contains("there are"), "{text}");
-        let Ok(node) = auto(None) else { return };
-        let text = cpus(node, 100_000).unwrap_err().to_string();
-        assert!(text.contains("100000") && text.contains("CPUs of NUMA node"), "{text}");
+    fn each_node_gets_its_share_and_what_it_lacks_comes_from_the_nearest() {
+        let free = || BTreeMap::from([(0, vec![0, 2, 1, 3]), (1, vec![4]), (2, vec![6, 7, 8]), (3, vec![])]);
+        let nearest = |node| if node == 1 { vec![1, 2, 0, 3] } else { vec![node, 0, 1, 2, 3] };
+        let choose = |nodes: &[u32], vcpus, placement| choose(free(), nodes, vcpus, placement, nearest);
+        assert_eq!(choose(&[0, 2], 5, Placement::Require).unwrap(), [0, 2, 1, 6, 7]);
+        let text = choose(&[0, 1], 4, Placement::Require).unwrap_err().to_string();
+        assert!(text.contains("2 are wanted on NUMA node 1") && text.contains("may use 1"), "{text}");
+        assert_eq!(
+            choose(&[1, 2], 6, Placement::Prefer).unwrap(),
+            [4, 0, 2, 6, 7, 8],
+            "others' shares stay theirs"
+        );
+        assert_eq!(choose(&[1], 3, Placement::Prefer).unwrap(), [4, 6, 7]);
+        assert!(choose(&[1], 9, Placement::Prefer).unwrap().is_empty());
     }
 
     #[test]

@@ -7,7 +7,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use kvm_bindings::{
-    KVM_CAP_X86_DISABLE_EXITS, KVM_X86_DISABLE_EXITS_HLT, KVM_X86_DISABLE_EXITS_PAUSE, kvm_enable_cap,
+    KVM_CAP_X86_DISABLE_EXITS, KVM_X86_DISABLE_EXITS_HLT, KVM_X86_DISABLE_EXITS_MWAIT,
+    KVM_X86_DISABLE_EXITS_PAUSE, kvm_enable_cap,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use parking_lot::Mutex;
@@ -22,6 +23,7 @@ use crate::layout;
 use crate::memory::Ram;
 use crate::shared::Shared;
 use crate::space::Space;
+use crate::topology::Topology;
 use crate::{thread, vcpu};
 
 /// A kick can fall between a vCPU's look at the state and its entry into the guest, so it is repeated.
@@ -50,6 +52,10 @@ impl Parts {
 #[derive(Debug)]
 pub struct Vm {
     vcpus: Vec<VcpuFd>,
+    topology: Topology,
+    quiet: bool,
+    /// Ways of waiting that do not leave the guest, as KVM's flags.
+    stays: u32,
     memory_bus: Bus,
     port_bus: Bus,
     space: Arc<Space>,
@@ -57,14 +63,21 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Makes a VM with this RAM, these regions, an interrupt controller in KVM, and that many vCPUs.
+    /// Makes a VM with this RAM, these regions, an interrupt controller in KVM, and these vCPUs.
     ///
-    /// With `quiet`, vCPUs that wait (HLT, PAUSE) stay in the guest, as far as KVM can let them: for vCPUs that
+    /// With `quiet`, vCPUs that wait (HLT, MWAIT, PAUSE) stay in the guest, as far as KVM can let them: for vCPUs that
     /// each have a CPU of their own.
     ///
     /// # Errors
     /// KVM refuses, or has no such number of vCPUs.
-    pub fn new(host: &Host, ram: Ram, shared: Vec<Shared>, vcpus: usize, quiet: bool) -> Result<Self, Error> {
+    pub fn new(
+        host: &Host,
+        ram: Ram,
+        shared: Vec<Shared>,
+        topology: Topology,
+        quiet: bool,
+    ) -> Result<Self, Error> {
+        let vcpus = topology.len();
         if vcpus == 0 || vcpus > host.max_vcpus() {
             return Err(Error::Invalid {
                 what: "the number of vCPUs",
@@ -76,18 +89,20 @@ impl Vm {
         fd.set_identity_map_address(layout::IDENTITY_MAP).map_err(Error::kvm("place KVM's identity map"))?;
         fd.set_tss_address(layout::TSS).map_err(Error::kvm("place KVM's task state segment"))?;
         fd.create_irq_chip().map_err(Error::kvm("create the interrupt controllers"))?;
-        if quiet {
-            stay(&fd);
-        }
+        let stays = if quiet { stay(&fd) } else { 0 };
         let mut space = Space::new(fd, ram)?;
         for shared in shared {
             space.add(shared)?;
         }
-        let vcpus = (0..vcpus as u64).map(|number| {
-            space.fd().create_vcpu(number).map_err(Error::kvm(format!("create vCPU {number}")))
+        // What KVM calls the number of a vCPU is its APIC id.
+        let vcpus = topology.ids().iter().enumerate().map(|(number, &id)| {
+            space.fd().create_vcpu(id.into()).map_err(Error::kvm(format!("create vCPU {number}")))
         });
         Ok(Self {
             vcpus: vcpus.collect::<Result<_, _>>()?,
+            topology,
+            quiet,
+            stays,
             memory_bus: Bus::default(),
             port_bus: Bus::default(),
             space: Arc::new(space),
@@ -118,6 +133,21 @@ impl Vm {
         &self.vcpus
     }
 
+    /// What the vCPUs share.
+    pub(crate) fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// Whether each vCPU has a CPU of its own.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
+    /// Whether MWAIT does not leave the guest.
+    pub(crate) fn mwait_stays(&self) -> bool {
+        self.stays & KVM_X86_DISABLE_EXITS_MWAIT != 0
+    }
+
     /// Devices by guest-physical address.
     pub fn memory_bus(&self) -> &Bus {
         &self.memory_bus
@@ -141,7 +171,7 @@ impl Vm {
         extern "C" fn woken(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
         register_signal_handler(SIGRTMIN(), woken)
             .map_err(|error| Error::io("prepare the signal that stops vCPUs")(error.into()))?;
-        let Self { vcpus, memory_bus, port_bus, space, control } = self;
+        let Self { vcpus, memory_bus, port_bus, space, control, .. } = self;
         let parts = Parts { space, memory_bus, port_bus };
         let ready = Arc::new(ready);
         let vcpus = vcpus.into_iter().map(|vcpu| Arc::new(Mutex::new(vcpu))).collect();
@@ -161,10 +191,10 @@ impl Vm {
     }
 }
 
-/// Lets vCPUs that wait stay in the guest. Before there are any; KVM takes no change later.
-fn stay(fd: &VmFd) {
-    // MWAIT is not among what the guest is told of.
-    let wanted = KVM_X86_DISABLE_EXITS_HLT | KVM_X86_DISABLE_EXITS_PAUSE;
+/// Lets vCPUs that wait stay in the guest, and returns which ways of waiting do. Before there are any vCPUs; KVM takes no
+/// change later.
+fn stay(fd: &VmFd) -> u32 {
+    let wanted = KVM_X86_DISABLE_EXITS_HLT | KVM_X86_DISABLE_EXITS_MWAIT | KVM_X86_DISABLE_EXITS_PAUSE;
     let offered = u32::try_from(fd.check_extension_raw(KVM_CAP_X86_DISABLE_EXITS.into())).unwrap_or(0);
     let mut cap = kvm_enable_cap { cap: KVM_CAP_X86_DISABLE_EXITS, ..kvm_enable_cap::default() };
     cap.args[0] = u64::from(wanted & offered);
@@ -172,6 +202,7 @@ fn stay(fd: &VmFd) {
     if wanted & !offered != 0 || refused.is_some() {
         tracing::info!(offered, ?refused, "this KVM takes vCPUs that wait out of the guest");
     }
+    if refused.is_some() { 0 } else { wanted & offered }
 }
 
 /// Figures of a VM.

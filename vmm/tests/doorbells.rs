@@ -36,7 +36,7 @@ fn start(
         },
         uuid: uuid::Uuid::from_u128(7),
         vcpus: 1,
-        ram: RamOptions { len: 2 << 20, pages: PageSize::Base, node: None, prefault: true },
+        ram: RamOptions::anywhere(2 << 20, PageSize::Base),
         regions: vec![Attachment::Doorbell { socket: section_socket(socket, section), vectors: VECTORS }],
         disks: Vec::new(),
         nets: Vec::new(),

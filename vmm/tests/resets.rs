@@ -21,7 +21,7 @@ fn a_reset_keeps_the_section_and_puts_devices_memory_and_vcpus_back() {
         guest: Guest::Program { code: resets(), arguments: [CONFIG, bar + own, 0, 0, 0, 0] },
         uuid: uuid::Uuid::from_u128(7),
         vcpus: 2,
-        ram: RamOptions { len: 2 << 20, pages: PageSize::Base, node: None, prefault: true },
+        ram: RamOptions::anywhere(2 << 20, PageSize::Base),
         regions: vec![Attachment::Plain { region: Box::new(region), section: 1 }],
         disks: Vec::new(),
         nets: Vec::new(),

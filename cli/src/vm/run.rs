@@ -10,8 +10,9 @@ use nix::sys::signal::{SigSet, Signal};
 use uuid::Uuid;
 use vmshm_host::{DEFAULT_VECTORS, PageSize, Region, Registry, format_bytes, nodes, section_socket, socket};
 use vmshm_vmm::boot::Linux;
+use vmshm_vmm::place::{self, Placement};
 use vmshm_vmm::{
-    Attachment, Disk, End, Error, Guest, Host, Machine, Net, Plan, RamOptions, layout, place, thread, vfio,
+    Attachment, Disk, End, Error, Guest, Host, Machine, Net, Plan, RamOptions, layout, thread, vfio,
 };
 
 use super::stop;
@@ -59,8 +60,15 @@ pub struct Args {
     pages: PageSize,
     /// Confine the VM to this NUMA node: a CPU of its own for each vCPU, and all memory from there. `auto` takes the
     /// section's node, or else the one with the most free memory
-    #[arg(long, value_parser = node, value_name = "NODE|auto")]
+    #[arg(long, value_parser = node, value_name = "NODE|auto", group = "where")]
     numa_node: Option<Node>,
+    /// Give the VM the NUMA nodes of this host: vCPUs and memory in equal parts from each, as nodes of its own, with the
+    /// host's distances, cores and caches
+    #[arg(long, group = "where")]
+    numa_map: bool,
+    /// What becomes of CPUs and memory that a node lacks: an error, or a warning, and they come from elsewhere
+    #[arg(long, default_value = "require", value_parser = placement, value_name = "require|prefer", requires = "where")]
+    placement: Placement,
     /// A region and which section of it the VM gets; may be given several times
     #[arg(long = "region", value_parser = wanted, value_name = "NAME:K")]
     regions: Vec<Wanted>,
@@ -107,6 +115,14 @@ fn node(text: &str) -> Result<Node, String> {
         return Ok(Node::Auto);
     }
     text.parse().map(Node::Number).map_err(|_| "give a node's number, or auto".into())
+}
+
+fn placement(text: &str) -> Result<Placement, String> {
+    match text {
+        "require" => Ok(Placement::Require),
+        "prefer" => Ok(Placement::Prefer),
+        _ => Err("give require or prefer".into()),
+    }
 }
 
 fn seccomp(text: &str) -> Result<thread::Seccomp, String> {
@@ -190,20 +206,27 @@ impl Args {
         };
         let home = regions.first().map(|(region, section)| region.entry(*section)).transpose()?;
         let home = home.and_then(|entry| u32::try_from(entry.node).ok());
-        let node = match self.numa_node {
-            None => None,
-            Some(Node::Number(node)) => Some(node),
-            Some(Node::Auto) => Some(place::auto(home)?),
+        let nodes = match self.numa_node {
+            None if self.numa_map => place::all()?,
+            None => Vec::new(),
+            Some(Node::Number(node)) => vec![node],
+            Some(Node::Auto) => vec![place::auto(home)?],
         };
-        let cpus = node.map_or(Ok(Vec::new()), |node| place::cpus(node, self.cpus))?;
+        let ram =
+            RamOptions { len: self.memory, pages: self.pages, nodes: &nodes, placement: self.placement };
+        let cpus = match nodes[..] {
+            [] => Vec::new(),
+            _ => place::cpus(&nodes, self.cpus, self.placement)?,
+        };
         if self.dry_run {
-            self.describe(&regions, node, &cpus)?;
+            self.describe(&regions, &ram, &cpus)?;
             return Ok(ExitCode::SUCCESS);
         }
-        if let (Some(node), Some(home)) = (node, home)
-            && node != home
+        if let Some(home) = home
+            && !nodes.is_empty()
+            && !nodes.contains(&home)
         {
-            tracing::warn!(node, section_node = home, "the section lies on another NUMA node than the VM");
+            tracing::warn!(?nodes, section_node = home, "the section lies on another NUMA node than the VM");
         }
 
         let host = Host::open()?;
@@ -223,7 +246,7 @@ impl Args {
             }),
             uuid,
             vcpus: self.cpus,
-            ram: RamOptions { len: self.memory, pages: self.pages, node, prefault: true },
+            ram,
             regions: self.attach(regions),
             disks: self.disks.iter().map(|disk| open_disk(disk)).collect::<Result<_, _>>()?,
             nets: self
@@ -273,25 +296,43 @@ impl Args {
     }
 
     /// What would be done.
-    fn describe(&self, regions: &[(Region, u32)], node: Option<u32>, cpus: &[usize]) -> anyhow::Result<()> {
+    fn describe(
+        &self,
+        regions: &[(Region, u32)],
+        ram: &RamOptions<'_>,
+        cpus: &[usize],
+    ) -> anyhow::Result<()> {
         let mut out = std::io::stdout();
-        let size = format_bytes(self.memory);
-        match node {
-            Some(node) => {
-                let free = nodes().iter().find(|found| found.id == node).map_or(0, |node| node.free);
-                writeln!(out, "memory    {size} on NUMA node {node}, where {} are free", format_bytes(free))?;
-                for (number, cpu) in cpus.iter().enumerate() {
-                    writeln!(out, "vCPU {number:<4} on CPU {cpu}")?;
-                }
-            }
-            None => {
-                writeln!(out, "memory    {size} wherever the kernel takes it from")?;
-                writeln!(
-                    out,
-                    "vCPUs     {} wherever the kernel runs them (--numa-node confines them)",
-                    self.cpus
-                )?;
-            }
+        let virtual_node = |node: usize| match ram.nodes.len() {
+            0 | 1 => String::new(),
+            _ => format!(", virtual node {node}"),
+        };
+        for (part, start, len) in ram.ranges() {
+            let size = format_bytes(len);
+            let Some(&node) = ram.nodes.get(part) else {
+                writeln!(out, "memory    {size} at {start:#x}, wherever the kernel takes it from")?;
+                continue;
+            };
+            let free = nodes().iter().find(|found| found.id == node).map_or(0, |node| node.free);
+            writeln!(
+                out,
+                "memory    {size} on NUMA node {node}, where {} are free, at {start:#x}{}",
+                format_bytes(free),
+                virtual_node(part)
+            )?;
+        }
+        let shares = layout::shares(self.cpus as u64, ram.nodes.len().max(1), 1);
+        let mut of_node = shares.iter().enumerate().flat_map(|(node, &share)| (0..share).map(move |_| node));
+        for (number, cpu) in cpus.iter().enumerate() {
+            let node = virtual_node(of_node.next().unwrap_or(0));
+            writeln!(out, "vCPU {number:<4} on CPU {cpu}{node}")?;
+        }
+        if cpus.is_empty() {
+            writeln!(
+                out,
+                "vCPUs     {} wherever the kernel runs them (--numa-node and --numa-map place them)",
+                self.cpus
+            )?;
         }
         writeln!(out, "pages     {}", format_bytes(self.pages.bytes()))?;
         let lens: Vec<_> = regions.iter().map(|(region, _)| region.header().region_len).collect();

@@ -15,7 +15,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 use vm_memory::{Bytes, GuestAddress};
 use vmshm_host::{CreateOptions, PageSize, Region, RegionName, Registry, mount_point, pools};
-use vmshm_vmm::{End, Host, Ram, RamOptions, Running, Shared, Vm, bare, place, power};
+use vmshm_vmm::{End, Host, Ram, RamOptions, Running, Shared, Topology, Vm, bare, place, power};
 
 #[path = "../../bench-guest/src/board.rs"]
 mod board;
@@ -196,9 +196,9 @@ fn in_vms(
     let start = |section: u32| -> Result<Running, String> {
         let uuid = uuid::Uuid::from_u128(1 + u128::from(section));
         let shared = Shared::take(open()?, section, uuid).map_err(text)?;
-        let ram = RamOptions { len: RAM_END, pages, node: None, prefault: true };
+        let ram = RamOptions::anywhere(RAM_END, pages);
         let ram = Ram::new(&ram, |_, _| ()).map_err(text)?;
-        let vm = Vm::new(host, ram, vec![shared], 1, true).map_err(text)?;
+        let vm = Vm::new(host, ram, vec![shared], Topology::flat(1), true).map_err(text)?;
         power::add(&vm).map_err(text)?;
         vm.place(0, REGION).map_err(text)?;
         bare::load(host, &vm, image, &[(REGION, REGION_LEN)], |_| [0; 6]).map_err(text)?;
@@ -341,8 +341,9 @@ fn map(at: u64, len: usize, prot: i32, flags: i32, fd: i32) -> bool {
 pub fn probe(host: &Host) -> Result<(), String> {
     // mov dx, 0x600; mov al, 0x34; out dx, al; again
     let code = [0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xeb, 0xf7];
-    let ram = RamOptions { len: 2 << 20, pages: PageSize::Base, node: None, prefault: true };
-    let vm = Vm::new(host, Ram::new(&ram, |_, _| ()).map_err(text)?, Vec::new(), 1, true).map_err(text)?;
+    let ram = RamOptions::anywhere(2 << 20, PageSize::Base);
+    let vm = Vm::new(host, Ram::new(&ram, |_, _| ()).map_err(text)?, Vec::new(), Topology::flat(1), true)
+        .map_err(text)?;
     power::add(&vm).map_err(text)?;
     bare::load(host, &vm, &code, &[], |_| [0; 6]).map_err(text)?;
     let vm = vm.start(|_| ()).map_err(text)?;

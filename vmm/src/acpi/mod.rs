@@ -3,15 +3,19 @@
 //! The hardware-reduced kind: no timer, no legacy interrupt controller, a power button that is a device.
 
 mod namespace;
+mod numa;
 mod processors;
 
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 
+use crate::numa::Numa;
+use crate::topology::Topology;
 use crate::{layout, power};
 
 /// Where the tables lie, in the range that kernels search.
@@ -21,25 +25,18 @@ pub const END: u64 = 0xf_0000;
 
 const OEM: [u8; 6] = *b"VMSHM ";
 const OEM_TABLE: [u8; 8] = *b"VMSHMVMM";
-/// Most vCPUs: their APIC ids have eight bits in these tables.
-pub const MOST_VCPUS: usize = 255;
+/// The last APIC id: they have eight bits in these tables, and one that is all ones means everybody.
+pub(crate) const LAST_ID: u32 = 254;
 
 /// What the tables tell.
 #[derive(Debug, Clone, Copy)]
-pub struct Platform {
-    /// Number of vCPUs, at most [`MOST_VCPUS`].
-    pub vcpus: usize,
+pub(crate) struct Platform<'a> {
+    /// vCPUs, whose ids end with [`LAST_ID`].
+    pub(crate) processors: &'a Topology,
+    /// NUMA nodes, where there are several.
+    pub(crate) numa: Option<&'a Numa>,
     /// 64-bit BARs: first address and length.
-    pub bars_64: (u64, u64),
-}
-
-/// A table, and its signature.
-#[derive(Debug, Clone)]
-pub struct Table {
-    /// Four letters.
-    pub name: &'static str,
-    /// The whole of it.
-    pub bytes: Vec<u8>,
+    pub(crate) bars_64: (u64, u64),
 }
 
 struct Bytes(Vec<u8>);
@@ -56,23 +53,37 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
     bytes.0
 }
 
+/// A table with a body that the library cannot make as it is wanted here.
+fn table(signature: &[u8; 4], revision: u8, body: &[u8]) -> Vec<u8> {
+    let mut table = Sdt::new(*signature, 36, revision, OEM, OEM_TABLE, 1);
+    table.append_slice(body);
+    table.as_slice().to_vec()
+}
+
 /// All tables in the order in which they lie in memory, with their addresses; the first is the root pointer.
-pub fn tables(platform: &Platform) -> Vec<(u64, Table)> {
+pub(crate) fn tables(platform: &Platform<'_>) -> Vec<(u64, Vec<u8>)> {
     let mut next = START + 64;
-    let mut placed: Vec<(u64, Table)> = Vec::new();
-    let mut put = |name, bytes: Vec<u8>| {
+    let mut placed: Vec<(u64, Vec<u8>)> = Vec::new();
+    let mut put = |bytes: Vec<u8>| {
         let at = next;
         next = (at + bytes.len() as u64).next_multiple_of(16);
-        placed.push((at, Table { name, bytes }));
+        placed.push((at, bytes));
         at
     };
-    let dsdt = put("DSDT", namespace::dsdt(platform).as_slice().to_vec());
-    let listed = [put("FACP", fadt(dsdt)), put("APIC", processors::madt(platform)), put("MCFG", mcfg())];
+    let dsdt = put(namespace::dsdt(platform).as_slice().to_vec());
+    let ids = platform.processors.ids();
+    let mut listed = vec![put(fadt(dsdt)), put(processors::madt(ids)), put(mcfg())];
+    if let Some(numa) = platform.numa {
+        listed.extend([put(numa::srat(numa, ids)), put(numa::slit(numa))]);
+        if !numa.access.is_empty() {
+            listed.push(put(numa::hmat(numa)));
+        }
+    }
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, 1);
     listed.iter().for_each(|&table| xsdt.add_entry(table));
-    let xsdt = put("XSDT", bytes(&xsdt));
+    let xsdt = put(bytes(&xsdt));
     assert!(next <= END, "the tables fit");
-    placed.insert(0, (START, Table { name: "RSDP", bytes: bytes(&Rsdp::new(OEM, xsdt)) }));
+    placed.insert(0, (START, bytes(&Rsdp::new(OEM, xsdt))));
     placed
 }
 
@@ -107,30 +118,38 @@ mod tests {
 
     use super::*;
 
-    const PLATFORM: Platform = Platform { vcpus: 3, bars_64: (1 << 45, 1 << 44) };
+    fn all(vcpus: usize) -> Vec<(u64, Vec<u8>)> {
+        let numa = Numa { vcpus: (0..vcpus).map(|number| number % 2).collect(), ..numa::tests::numa() };
+        let processors = &Topology::flat(vcpus);
+        tables(&Platform { processors, numa: Some(&numa), bars_64: (1 << 45, 1 << 44) })
+    }
+
+    fn name(table: &[u8]) -> &str {
+        std::str::from_utf8(&table[..4]).unwrap()
+    }
 
     #[test]
     fn every_table_sums_up_to_zero_and_lies_where_its_owner_says() {
-        let tables = tables(&PLATFORM);
+        let tables = all(3);
         for (at, table) in &tables {
-            let sum = table.bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
-            assert_eq!(sum, 0, "{}", table.name);
+            let sum = table.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+            assert_eq!(sum, 0, "{}", name(table));
             assert!((START..END).contains(at));
         }
-        let address = |name: &str| tables.iter().find(|(_, t)| t.name == name).unwrap().0;
-        let xsdt = &tables.iter().find(|(_, t)| t.name == "XSDT").unwrap().1.bytes;
-        for (i, name) in ["FACP", "APIC", "MCFG"].iter().enumerate() {
+        let find = |wanted: &str| tables.iter().find(|(_, table)| name(table) == wanted).unwrap();
+        let xsdt = &find("XSDT").1;
+        for (i, name) in ["FACP", "APIC", "MCFG", "SRAT", "SLIT", "HMAT"].iter().enumerate() {
             let entry = u64::from_le_bytes(xsdt[36 + 8 * i..44 + 8 * i].try_into().unwrap());
-            assert_eq!(entry, address(name), "{name}");
+            assert_eq!(entry, find(name).0, "{name}");
         }
-        assert_eq!(tables[0].1.bytes[24..32], address("XSDT").to_le_bytes());
+        assert_eq!(tables[0].1[24..32], find("XSDT").0.to_le_bytes());
     }
 
     #[test]
     fn the_most_vcpus_fit() {
-        let tables = tables(&Platform { vcpus: MOST_VCPUS, ..PLATFORM });
+        let tables = all(LAST_ID as usize + 1);
         let (at, last) = tables.last().unwrap();
-        assert!(at + (last.bytes.len() as u64) < END);
+        assert!(at + (last.len() as u64) < END);
     }
 
     /// `iasl`, of Debian's package acpica-tools, reads every table back and finds nothing odd.
@@ -142,20 +161,20 @@ mod tests {
             return;
         }
         let dir = tempfile::tempdir().unwrap();
-        for (_, table) in tables(&PLATFORM).iter().filter(|(_, table)| table.name != "RSDP") {
-            fs::write(dir.path().join(format!("{}.dat", table.name)), &table.bytes).unwrap();
+        for (_, table) in all(3).iter().skip(1) {
+            let name = name(table);
+            fs::write(dir.path().join(format!("{name}.dat")), table).unwrap();
             let run = |args: &[&str]| {
                 let out = Command::new(&iasl).args(args).current_dir(dir.path()).output().unwrap();
                 let text = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
-                assert!(out.status.success(), "{}: {text}", table.name);
+                assert!(out.status.success(), "{name}: {text}");
                 text
             };
-            let text = run(&["-d", &format!("{}.dat", table.name)]);
-            assert!(!text.contains("Error") && !text.contains("Warning"), "{}: {text}", table.name);
-            let text = run(&["-p", "again", &format!("{}.dsl", table.name)]);
-            let clean =
-                text.contains("0 Errors, 0 Warnings") || table.name != "DSDT" && !text.contains("Error");
-            assert!(clean, "{}: {text}", table.name);
+            let text = run(&["-d", &format!("{name}.dat")]);
+            assert!(!text.contains("Error") && !text.contains("Warning"), "{name}: {text}");
+            let text = run(&["-p", "again", &format!("{name}.dsl")]);
+            let clean = text.contains("0 Errors, 0 Warnings") || name != "DSDT" && !text.contains("Error");
+            assert!(clean, "{name}: {text}");
         }
     }
 }

@@ -22,7 +22,7 @@ fn lines() -> PackageBuilder {
     routes
 }
 
-pub(super) fn dsdt(platform: &Platform) -> Sdt {
+pub(super) fn dsdt(platform: &Platform<'_>) -> Sdt {
     let name = |name, value: &dyn Aml| Name::new(Path::new(name), value);
     let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM, OEM_TABLE, 1);
 

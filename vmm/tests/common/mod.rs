@@ -6,7 +6,7 @@ use std::arch::global_asm;
 use std::time::Duration;
 
 use vmshm_host::{CreateOptions, PageSize, Region, RegionName, Registry};
-use vmshm_vmm::{End, Error, Host, Ram, RamOptions, Running, Shared, Vm, bare, power};
+use vmshm_vmm::{End, Error, Host, Ram, RamOptions, Running, Shared, Topology, Vm, bare, power};
 
 /// Where the programs see the region.
 pub const BAR: u64 = 1 << 35;
@@ -53,9 +53,10 @@ impl Place {
         let shared = self.take(section).unwrap();
         let entry = self.region().entry(section).unwrap();
         let arguments = [BAR, shared.len(), entry.offset, entry.len, 0, 0];
-        let ram = RamOptions { len: 2 << 20, pages: PageSize::Base, node: None, prefault: true };
+        let ram = RamOptions::anywhere(2 << 20, PageSize::Base);
         let mapped = [(BAR, shared.len())];
-        let vm = Vm::new(host, Ram::new(&ram, |_, _| ()).unwrap(), vec![shared], 1, true).unwrap();
+        let vm =
+            Vm::new(host, Ram::new(&ram, |_, _| ()).unwrap(), vec![shared], Topology::flat(1), true).unwrap();
         power::add(&vm).unwrap();
         vm.place(0, BAR).unwrap();
         bare::load(host, &vm, code, &mapped, |_| arguments).unwrap();
