@@ -1,0 +1,51 @@
+//! Messages over vmshm: what every plugin needs above [`vmshm_transport`].
+//!
+//! An [`Engine`] owns an endpoint, its peers, what is in flight to them, a queue per peer, memory set aside for messages, and
+//! the rendezvous of long messages from ordinary memory. It knows no MPI and no C, has no static and no lock: several engines
+//! work beside each other in a process, and each is used by one thread at a time.
+//!
+//! **Upcalls are values.** [`Engine::poll`] returns an [`Upcall`]: a message, a fragment, a piece to be copied, a completed or
+//! failed send or get, a lost peer. Nothing is called back, so that a caller gives up its lock before it acts on one.
+//! `S` is what completes a send, `G` what completes a get; both are moved, never looked into.
+//!
+//! **Sending has two forms.** [`Engine::try_send`] and [`Engine::try_send_fragment`] answer [`Refused::Full`] and keep nothing.
+//! [`Engine::send`] and [`Engine::send_fragment`] queue what finds no room, in order.
+//!
+//! | file | subject |
+//! |---|---|
+//! | `params` | tuning, as plain values |
+//! | `idle`, `sleep` | when to stop polling; sleeping on the doorbell |
+//! | `cache_evict` | evicting written lines to where readers find them fast |
+//! | `rendezvous/` | the protocol for long messages: wire format, sources, gets, chunks, prefixes |
+//! | `in_flight`, `peer` | messages under way; one peer's state and queue |
+//! | `engine` | the engine and its peers |
+//! | `memory` | fragments, bounce buffers, waits for memory |
+//! | `send` | sending, at once or queued |
+//! | `serve`, `get` | both sides of the rendezvous |
+//! | `poll` | upcalls |
+
+mod cache_evict;
+mod engine;
+mod get;
+mod idle;
+mod in_flight;
+mod memory;
+mod params;
+mod peer;
+mod poll;
+mod rendezvous;
+mod send;
+mod serve;
+mod sleep;
+#[cfg(test)]
+mod tests;
+
+pub use cache_evict::Evictor;
+pub use engine::{Engine, NoMemory};
+pub use idle::IdleAction;
+pub use memory::Bounce;
+pub use params::{Params, Pipeline};
+pub use poll::{Piece, Upcall};
+pub use rendezvous::{Get, LEAST, Prefix, is_reserved};
+pub use send::{Refused, Unsent};
+pub use sleep::{Sleeping, Waker};
