@@ -1,5 +1,7 @@
 //! Whatever stands in a region's file, looking at it answers with data or an error, never with a panic.
 
+#[path = "common/clients.rs"]
+mod clients;
 mod common;
 
 use std::fs;
@@ -30,6 +32,17 @@ fn use_all(region: &Region) {
         let _ = region.assign(section, None);
         let _ = region.release(section, false);
     }
+}
+
+#[test]
+fn clients_that_once_did_harm_or_went_far_leave_a_server_that_serves() {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds/clients");
+    let mut count = 0;
+    for seed in fs::read_dir(dir).unwrap() {
+        clients::clients(&fs::read(seed.unwrap().path()).unwrap());
+        count += 1;
+    }
+    assert!(count > 0);
 }
 
 proptest! {
@@ -65,6 +78,13 @@ proptest! {
         use_all(&region);
         drop(region);
         exercise(&host);
+    }
+
+    #[test]
+    fn clients_that_do_anything_leave_a_server_that_serves(
+        bytes in prop::collection::vec(any::<u8>(), 0..64),
+    ) {
+        clients::clients(&bytes);
     }
 
     #[test]

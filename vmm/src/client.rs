@@ -38,6 +38,12 @@ pub(crate) fn join(path: &Path) -> Result<Given, Error> {
         }
         _ => Error::io(doing())(cause),
     })?;
+    greet(socket, path)
+}
+
+/// Hears a server's greeting.
+pub(crate) fn greet(socket: UnixStream, path: &Path) -> Result<Given, Error> {
+    let doing = || format!("join the ivshmem server at {}", path.display());
     let connection = Connection(socket);
     let strange = |what: String| Error::io(doing())(io::Error::new(io::ErrorKind::InvalidData, what));
     let next = || {
@@ -90,29 +96,39 @@ impl Connection {
         Ok(Some((i64::from_le_bytes(word), fd)))
     }
 
-    /// Tells a device what the server says, in a thread of its own.
+    /// Tells a device what the server says, until it is gone.
+    pub(crate) fn hear(&self, device: &Ivshmem) {
+        loop {
+            match self.receive() {
+                Ok(Some((id, fd))) => match (u16::try_from(id), fd) {
+                    (Ok(id), Some(fd)) => device.add_vector(id, fd),
+                    (Ok(id), None) => device.remove_peer(id),
+                    (Err(_), _) => {
+                        return tracing::warn!(
+                            id,
+                            "the ivshmem server told of an impossible peer: nobody listens to it now"
+                        );
+                    }
+                },
+                end => {
+                    let error = end.err().map(|error| error.to_string());
+                    return tracing::info!(
+                        error,
+                        "the ivshmem server is gone: the VM keeps its memory and doorbells"
+                    );
+                }
+            }
+        }
+    }
+
+    /// The same in a thread of its own.
     pub(crate) fn serve(self, device: Arc<Ivshmem>) -> Result<Client, Error> {
         let doing = || "start a thread for the ivshmem server";
         let socket = self.0.try_clone().map_err(Error::io(doing()))?;
         let thread = thread::spawn(thread::Kind::Client, "ivshmem", move || {
-            loop {
-                match self.receive() {
-                    Ok(Some((id, fd))) => match (u16::try_from(id), fd) {
-                        (Ok(id), Some(fd)) => device.add_vector(id, fd),
-                        (Ok(id), None) => device.remove_peer(id),
-                        (Err(_), _) => tracing::warn!(id, "the ivshmem server told of an impossible peer"),
-                    },
-                    end => {
-                        let error = end.err().map(|error| error.to_string());
-                        tracing::info!(
-                            error,
-                            "the ivshmem server is gone: the VM keeps its memory and doorbells"
-                        );
-                        // Dropped by whoever joins the thread, which may do more.
-                        return device;
-                    }
-                }
-            }
+            self.hear(&device);
+            // Dropped by whoever joins the thread, which may do more.
+            device
         });
         Ok(Client { socket, thread: Some(thread.map_err(Error::io(doing()))?) })
     }

@@ -4,7 +4,25 @@
 
 use libc::c_long;
 
-use crate::thread::Kind;
+/// What a thread is there for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Runs guest code, and answers for devices.
+    Vcpu,
+    /// Sees to the queues of a device.
+    Device,
+    /// Listens to a region's server.
+    Client,
+    /// Passes on what a person types.
+    Console,
+    /// Waits for signals.
+    Signals,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Vcpu, Self::Device, Self::Client, Self::Console, Self::Signals];
+}
 
 /// A system call, and what of its arguments is looked at.
 #[derive(Debug, Clone, Copy)]

@@ -239,7 +239,7 @@ impl Function for Ivshmem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::msix::tests::Recorder;
+    use crate::recorder::Recorder;
 
     const LEN: u64 = 1 << 30;
     const AT: Addresses = Addresses { registers: 0xc000_0000, table: 0xc000_1000, memory: 1 << 40 };

@@ -18,8 +18,8 @@ mod error;
 mod filters;
 mod host;
 mod host_device;
-#[cfg(test)]
-mod hostile;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod hostile;
 mod interrupts;
 mod ivshmem;
 pub mod layout;
@@ -33,6 +33,8 @@ pub mod place;
 pub mod port;
 pub mod power;
 mod random;
+#[cfg(any(test, feature = "fuzz"))]
+mod recorder;
 mod segment;
 pub mod serial;
 mod shared;

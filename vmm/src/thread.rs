@@ -16,27 +16,8 @@ use seccompiler::{
 };
 
 use crate::error::Error;
+pub use crate::filters::Kind;
 use crate::filters::{self, Call};
-
-/// What a thread is there for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// Runs guest code, and answers for devices.
-    Vcpu,
-    /// Sees to the queues of a device.
-    Device,
-    /// Listens to a region's server.
-    Client,
-    /// Passes on what a person types.
-    Console,
-    /// Waits for signals.
-    Signals,
-}
-
-impl Kind {
-    /// All of them.
-    pub const ALL: [Self; 5] = [Self::Vcpu, Self::Device, Self::Client, Self::Console, Self::Signals];
-}
 
 /// What becomes of a system call that a thread's filter does not name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

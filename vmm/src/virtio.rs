@@ -240,13 +240,27 @@ impl Virtio {
         space: &Arc<Space>,
         interrupts: Arc<dyn Interrupts>,
     ) -> Result<(Arc<Self>, Worker), Error> {
-        let device = Self::new(&backend, [registers, table], interrupts);
-        let doing = || format!("start the thread of {}", B::NAME);
+        let (device, engine, stop) = Self::pair(backend, [registers, table], interrupts)?;
+        let space = Arc::clone(space);
+        // What the thread had comes back, so that whoever joins it drops that: it takes more than the thread may do.
+        let work = move || Box::new((engine.run(space.ram().map()), space)) as Box<dyn Any + Send>;
+        let thread = thread::spawn(thread::Kind::Device, B::NAME, work)
+            .map_err(Error::io(format!("start the thread of {}", B::NAME)))?;
+        Ok((Arc::new(device), Worker { stop, thread: Some(thread) }))
+    }
+
+    /// A device, what sees to its queues, and the event that stops that.
+    pub(crate) fn pair<B: Backend>(
+        backend: B,
+        bars: [u64; 2],
+        interrupts: Arc<dyn Interrupts>,
+    ) -> Result<(Self, Engine<B>, EventFd), Error> {
+        let mut device = Self::new(&backend, bars, interrupts);
+        let doing = || format!("make the events of {}", B::NAME);
         let new = || EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).map_err(Error::io(doing()));
         let copy = |event: &EventFd| event.try_clone().map_err(Error::io(doing()));
         let mut kicks = Vec::new();
         let mut calls = Vec::new();
-        let mut device = device;
         for _ in 0..B::QUEUES {
             let kick = new()?;
             kicks.push(copy(&kick)?);
@@ -258,19 +272,9 @@ impl Virtio {
             device.msix.lock().add_event(call);
         }
         let stop = new()?;
-        let engine = Engine {
-            backend,
-            state: Arc::clone(&device.state),
-            kicks,
-            calls,
-            stop: copy(&stop)?,
-            starved: false,
-        };
-        let space = Arc::clone(space);
-        // What the thread had comes back, so that whoever joins it drops that: it takes more than the thread may do.
-        let work = move || Box::new((engine.run(space.ram().map()), space)) as Box<dyn Any + Send>;
-        let thread = thread::spawn(thread::Kind::Device, B::NAME, work).map_err(Error::io(doing()))?;
-        Ok((Arc::new(device), Worker { stop, thread: Some(thread) }))
+        let state = Arc::clone(&device.state);
+        let engine = Engine { backend, state, kicks, calls, stop: copy(&stop)?, starved: false };
+        Ok((device, engine, stop))
     }
 
     /// A device without a thread.
@@ -375,7 +379,7 @@ impl Function for Virtio {
 }
 
 /// What the thread of a device has.
-struct Engine<B> {
+pub(crate) struct Engine<B> {
     backend: B,
     state: Arc<Mutex<State>>,
     kicks: Vec<EventFd>,
@@ -419,7 +423,7 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    fn process(&mut self, index: usize, memory: &GuestMemoryMmap) {
+    pub(crate) fn process(&mut self, index: usize, memory: &GuestMemoryMmap) {
         // Under the lock, so that a reset waits until no buffer is in use.
         let mut state = self.state.lock();
         let running = state.status & STATUS_DRIVER_OK != 0;
@@ -449,7 +453,7 @@ fn borrow(event: &EventFd) -> BorrowedFd<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::msix::tests::Recorder;
+    use crate::recorder::Recorder;
 
     struct Nothing;
 

@@ -177,7 +177,7 @@ pub fn receive(socket: &UnixStream) -> std::io::Result<(i64, Option<File>)> {
     match message.bytes {
         8 => {}
         0 => return Err(ErrorKind::UnexpectedEof.into()),
-        n => panic!("a message of {n} bytes"),
+        n => return Err(std::io::Error::other(format!("a message of {n} bytes"))),
     }
     assert!(fds.len() <= 1);
     Ok((i64::from_le_bytes(bytes), fds.pop()))
