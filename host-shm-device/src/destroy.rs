@@ -6,8 +6,8 @@ use std::path::Path;
 
 use crate::dir::behind;
 use crate::error::Error;
-use crate::ledger::{Ledger, SERVER_BYTE, name_of};
-use crate::lock::{Lock, held};
+use crate::ledger::{Ledger, name_of};
+use crate::lock::{Lock, any_held};
 use crate::region::Region;
 use crate::registry::Registry;
 use crate::users::{describe, users};
@@ -66,7 +66,7 @@ fn in_use(region: &Region, ledger: &Ledger) -> Result<Option<String>, Error> {
     let free = Lock::try_whole(region.file())
         .map_err(Error::io(format!("lock {}", region.path().display())))?
         .is_some();
-    Ok((!free || held(ledger.file(), SERVER_BYTE)).then(|| describe([])))
+    Ok((!free || any_held(ledger.file(), 0, 0)).then(|| describe([])))
 }
 
 /// Removes a name, and the file on hugetlbfs behind it if it is one of our links to there.

@@ -10,13 +10,13 @@ use vmshm_abi::section::{EndpointSlot, MAY_SLEEP, SLOTS_OFFSET, STATE_FREE, Slot
 use zerocopy::FromBytes;
 
 use crate::error::Error;
-use crate::ledger::SERVER_BYTE;
+use crate::ledger::{SERVER_BYTE, occupied_byte};
 use crate::lock::held;
 use crate::mapping::Mapping;
 use crate::numa;
 use crate::region::Region;
 use crate::state::{State, owner};
-use crate::users::users;
+use crate::users::{FileId, users};
 
 /// Pages of a section that are asked for their node.
 const SAMPLES: u64 = 16;
@@ -71,7 +71,7 @@ pub struct Section {
     pub node: Option<i32>,
     /// NUMA nodes on which sampled pages really lie, ascending; none where nothing is allocated.
     pub nodes_found: Vec<i32>,
-    /// Process that joined over the ivshmem server.
+    /// Process that joined over the ivshmem server, or that runs a VM there without one (which the owner sees, and root).
     pub owner_pid: Option<u32>,
     /// Whether that process still runs.
     pub owner_alive: Option<bool>,
@@ -109,6 +109,8 @@ pub struct Endpoint {
 /// Looks at a region and at who uses it.
 pub fn inspect(region: &Region) -> Result<Inspection, Error> {
     let header = region.header();
+    let ledger = region.existing_ledger();
+    let vms = ledger.as_ref().map(|ledger| Ok::<_, Error>(users(&FileId::of(ledger.file())?))).transpose()?;
     let users = users(&region.file_id()?);
     let mapping = Mapping::new(region.file(), header.region_len, false)?;
     let boot_id = boot_id();
@@ -117,6 +119,7 @@ pub fn inspect(region: &Region) -> Result<Inspection, Error> {
         let state = State::of(entry);
         let owner = owner(entry);
         let joined = state == State::Joined;
+        let alone = vms.as_ref().and_then(|vms| vms.holding(occupied_byte(section)).first().copied());
         sections.push(Section {
             section,
             offset: entry.offset,
@@ -126,8 +129,8 @@ pub fn inspect(region: &Region) -> Result<Inspection, Error> {
             vm_uuid: Uuid::from_bytes(entry.vm_uuid),
             node: (entry.node != ANY_NODE).then_some(entry.node),
             nodes_found: sample_nodes(region, &mapping, entry),
-            owner_pid: joined.then_some(owner.pid),
-            owner_alive: joined.then(|| owner.is_alive()),
+            owner_pid: joined.then_some(owner.pid).or(alone),
+            owner_alive: joined.then(|| owner.is_alive()).or(alone.map(|_| true)),
             vm_id: if joined { entry.vm_id.checked_sub(1) } else { None },
             host_users: users.holding(vmshm_abi::RegionHeader::entry_offset(section)),
             endpoints: endpoints(region, entry, boot_id)?,
@@ -143,7 +146,7 @@ pub fn inspect(region: &Region) -> Result<Inspection, Error> {
         allocated: region.allocated(),
         open: header.is_open(),
         endpoints_per_section: header.endpoints,
-        served: region.existing_ledger().map(|ledger| held(ledger.file(), SERVER_BYTE)),
+        served: ledger.map(|ledger| held(ledger.file(), SERVER_BYTE)),
         users: users.pids.iter().copied().collect(),
         hidden_processes: users.hidden,
         sections,

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | 0 | the ivshmem server of the region |
 //! | 1 | whoever changes the ledger, for the time of the change |
+//! | a section's row | the VM that runs in the section without a server's help |
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -21,7 +22,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use crate::dir::behind;
 use crate::error::Error;
-use crate::lock::Lock;
+use crate::lock::{Lock, held};
 use crate::state::State;
 
 /// Held by the running server.
@@ -48,9 +49,9 @@ pub(crate) struct Row {
     pub(crate) kept: u64,
 }
 
-/// An open ledger.
+/// A region's open ledger, with what this process has locked there.
 #[derive(Debug)]
-pub(crate) struct Ledger {
+pub struct Ledger {
     file: File,
     name: PathBuf,
 }
@@ -151,6 +152,11 @@ impl Ledger {
         self.write_at(row.as_bytes(), offset(section))
     }
 
+    /// Whether a VM other than that of this very ledger runs in a section without a server's help.
+    pub(crate) fn is_occupied(&self, section: u32) -> bool {
+        held(&self.file, occupied_byte(section))
+    }
+
     fn has_its_name(&self) -> bool {
         let of = |meta: fs::Metadata| (meta.dev(), meta.ino());
         let named = fs::symlink_metadata(&self.name).map(of).ok();
@@ -185,6 +191,11 @@ impl Ledger {
 
 fn offset(section: u32) -> u64 {
     (size_of::<Head>() + section as usize * size_of::<Row>()) as u64
+}
+
+/// Held by the VM that runs in a section without a server's help.
+pub(crate) fn occupied_byte(section: u32) -> u64 {
+    offset(section)
 }
 
 /// Where the ledger of the region at `path` lies.

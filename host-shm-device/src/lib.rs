@@ -34,6 +34,7 @@ pub use dir::prepare_dir;
 pub use error::Error;
 pub use hugetlb::{HugePool, PageSize, mount_point, pools};
 pub use inspect::{Endpoint, Inspection, Section, inspect};
+pub use ledger::Ledger;
 pub use lock::Lock;
 pub use memory::{available as available_memory, format_bytes};
 pub use name::RegionName;

@@ -81,7 +81,12 @@ pub(crate) fn release(file: &File, byte: u64) {
 
 /// Whether any other open file description holds a lock on the byte.
 pub(crate) fn held(file: &File, byte: u64) -> bool {
-    let mut probe = flock(libc::F_WRLCK, byte, 1);
+    any_held(file, byte, 1)
+}
+
+/// The same for any of some bytes; a length of 0 means all that follow.
+pub(crate) fn any_held(file: &File, first: u64, len: u64) -> bool {
+    let mut probe = flock(libc::F_WRLCK, first, len);
     fcntl(file, FcntlArg::F_OFD_GETLK(&mut probe)).is_ok() && i32::from(probe.l_type) != libc::F_UNLCK
 }
 

@@ -199,6 +199,11 @@ impl Region {
         if self.anonymous { None } else { Ledger::existing(&self.path) }
     }
 
+    /// Closes the region's file, but not its ledger, nor what this process locked there.
+    pub fn into_ledger(self) -> Option<Ledger> {
+        self.ledger.into_inner()
+    }
+
     /// Opens the same file once more, for somebody else: locks that we hold are not theirs.
     pub fn reopen(&self) -> Result<File, Error> {
         File::options()

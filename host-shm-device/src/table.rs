@@ -7,11 +7,11 @@ use vmshm_abi::region::{RegionHeader, SectionEntry};
 use zerocopy::IntoBytes;
 
 use crate::error::Error;
-use crate::ledger::Row;
+use crate::ledger::{Row, occupied_byte};
 use crate::lock::Lock;
 use crate::region::Region;
 use crate::state::{State, owner};
-use crate::users::{self, users, users_among};
+use crate::users::{self, FileId, users, users_among};
 
 impl Region {
     /// Keeps a section for a VM, and returns the UUID by which that VM finds it: `uuid`, or else the one that
@@ -82,8 +82,36 @@ impl Region {
         self.decide(section, &row, State::Free)
     }
 
+    /// Assigns a section to the VM with this UUID, which this process runs without a server's help, and holds it until the
+    /// region's ledger is closed: meanwhile nobody else gets it. The lock lies in the ledger, where no member can be in its
+    /// way. Returns whether the section was free before.
+    pub fn occupy(&self, section: u32, uuid: Uuid) -> Result<bool, Error> {
+        self.check_section(section)?;
+        let ledger = self.ledger()?;
+        let lock = Lock::try_exclusive(ledger.file(), occupied_byte(section))
+            .map_err(Error::io(format!("take section {section} of {}", self.path().display())))?;
+        let Some(lock) = lock else { return Err(self.occupied(section)) };
+        let was_free = State::of(&ledger.row(section)?.entry) == State::Free;
+        self.assign(section, Some(uuid))?;
+        lock.keep();
+        Ok(was_free)
+    }
+
+    fn occupied(&self, section: u32) -> Error {
+        let pids = self.ledger().and_then(|ledger| FileId::of(ledger.file()));
+        let pids = pids.map(|file| users(&file).holding(occupied_byte(section))).unwrap_or_default();
+        let why = format!("is in use by the VM of {}: shut that down first", users::describe(&pids));
+        Error::SectionBusy { name: self.name(), section, why }
+    }
+
+    /// Refuses while a VM runs in the section without a server's help, other than this process's own.
+    pub(crate) fn check_unoccupied(&self, section: u32) -> Result<(), Error> {
+        if self.ledger()?.is_occupied(section) { Err(self.occupied(section)) } else { Ok(()) }
+    }
+
     /// Refuses while the VM that a row speaks of lives, as far as this host can tell.
     fn check_left(&self, section: u32, entry: &SectionEntry) -> Result<(), Error> {
+        self.check_unoccupied(section)?;
         let by = match State::of(entry) {
             State::Free => None,
             State::Joined => {

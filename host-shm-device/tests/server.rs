@@ -232,6 +232,32 @@ fn a_member_that_keeps_every_lock_of_the_region_s_file_stops_no_server() {
 }
 
 #[test]
+fn a_section_in_which_a_vm_runs_without_the_server_is_given_to_nobody() {
+    let host = Host::new();
+    let region = host.create("r", 3);
+    let (own, other) = (uuid::Uuid::from_u128(7), uuid::Uuid::from_u128(8));
+    region.assign(0, Some(own)).unwrap();
+    // A member's locks are not in its way.
+    let member = host.registry.open("r").unwrap();
+    lock_all(member.file());
+    let vm = host.registry.open("r").unwrap();
+    assert!(!vm.occupy(0, own).unwrap(), "it was assigned");
+    let ledger = vm.into_ledger();
+
+    let _server = host.serve("r", 1);
+    assert!(Client::join(&section_socket(&host.socket(), 0), 1).is_err());
+    let second = host.registry.open("r").unwrap();
+    for refused in
+        [region.release(0, false), region.assign(0, Some(other)).map(drop), second.occupy(0, own).map(drop)]
+    {
+        let text = refused.unwrap_err().to_string();
+        assert!(text.contains("section 0") && text.contains("in use by the VM"), "{text}");
+    }
+    drop(ledger);
+    assert_eq!(Client::join(&section_socket(&host.socket(), 0), 1).unwrap().id, 0);
+}
+
+#[test]
 fn clients_that_talk_or_do_not_listen_disturb_nobody() {
     let host = Host::new();
     let region = host.create("r", 4);

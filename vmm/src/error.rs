@@ -47,19 +47,6 @@ pub enum Error {
     /// Something is wrong with the region.
     #[error(transparent)]
     Region(#[from] vmshm_host::Error),
-    /// Somebody else has the section.
-    #[error(
-        "section {section} of region {region:?} is in use by {by}: end that first, or take another section \
-         (`vmshm region inspect {region}` shows them)"
-    )]
-    SectionTaken {
-        /// The region.
-        region: String,
-        /// The section.
-        section: u32,
-        /// Who has it.
-        by: String,
-    },
     /// The region's file may only be read.
     #[error(
         "{path} may not be written by this user: a VM needs that for its own section; ask the owner to add you to the file's group"

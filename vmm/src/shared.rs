@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::sys::mman::{MapFlags, ProtFlags, madvise, mmap, mprotect, munmap};
 use uuid::Uuid;
-use vmshm_abi::region::{RegionHeader, SECTION_FREE, SectionEntry};
-use vmshm_host::{Lock, Region, users};
+use vmshm_abi::region::SectionEntry;
+use vmshm_host::{Ledger, Region};
 
 use crate::error::Error;
 
@@ -32,11 +32,25 @@ pub struct Shared {
     start: NonNull<libc::c_void>,
     len: NonZeroUsize,
     parts: Vec<Part>,
-    region: Region,
+    /// The region's name.
+    name: String,
     section: u32,
-    /// Whether the section was free before, and is to be so again.
-    give_back: bool,
+    hold: Hold,
     dropped: AtomicU64,
+}
+
+/// By what the section is the VM's. The region's file stays open only where it is needed again.
+#[derive(Debug)]
+enum Hold {
+    /// It was free before, and is to be so again.
+    Lent(Box<Region>),
+    /// It was assigned before, and stays so.
+    Assigned {
+        /// Has the lock.
+        _ledger: Option<Ledger>,
+    },
+    /// The server's word.
+    Given,
 }
 
 // SAFETY: the pointer is only an address to hand to KVM; no method reads or writes through it.
@@ -47,8 +61,8 @@ unsafe impl Sync for Shared {}
 impl Shared {
     /// Takes a section for the VM with this UUID, and maps the region.
     ///
-    /// The section stays taken (a lock on its row of the table, which the kernel drops with this process) until the
-    /// value is dropped.
+    /// The section stays taken (a lock in the region's ledger, which the kernel drops with this process) until the value is
+    /// dropped.
     ///
     /// # Errors
     /// A region that may not be written, a section that another VM or process has, or no address space.
@@ -56,23 +70,26 @@ impl Shared {
         if !region.is_writable() {
             return Err(Error::RegionReadOnly { path: region.path().display().to_string() });
         }
-        let give_back = region.decided(section)?.state == SECTION_FREE;
-        region.assign(section, Some(uuid))?;
-        let byte = RegionHeader::entry_offset(section);
-        match Lock::try_exclusive(region.file(), byte)
-            .map_err(Error::io(format!("lock section {section} of {}", region.path().display())))?
-        {
-            // Until the file is closed, that is as long as `region` and the mapping live.
-            Some(lock) => std::mem::forget(lock),
-            None => {
-                let pids = users(&region.file_id()?).holding(byte);
-                let by = pids.iter().map(|pid| format!("pid {pid}")).collect::<Vec<_>>().join(", ");
-                return Err(Error::SectionTaken { region: region.name(), section, by });
+        let was_free = region.occupy(section, uuid)?;
+        // Not what the region's table says, which a member of the host may have overwritten.
+        let mapped =
+            region.decided(section).map_err(Error::from).and_then(|own| Self::map(&region, section, &own));
+        match mapped {
+            Ok(mut shared) => {
+                shared.hold = if was_free {
+                    Hold::Lent(Box::new(region))
+                } else {
+                    Hold::Assigned { _ledger: region.into_ledger() }
+                };
+                Ok(shared)
+            }
+            Err(error) => {
+                if was_free {
+                    give_back(&region, section);
+                }
+                Err(error)
             }
         }
-        // Not what the region's table says, which a member of the host may have overwritten.
-        let own = region.decided(section)?;
-        Self::map(region, section, &own, give_back)
     }
 
     /// Maps a region whose server has given this VM a section.
@@ -82,11 +99,11 @@ impl Shared {
         }
         // The client of a server need not be the region's owner: the table is all that it may read.
         let own = region.entry(section)?;
-        Self::map(region, section, &own, false)
+        Self::map(&region, section, &own)
     }
 
-    fn map(region: Region, section: u32, own: &SectionEntry, give_back: bool) -> Result<Self, Error> {
-        let parts = parts(&region, own);
+    fn map(region: &Region, section: u32, own: &SectionEntry) -> Result<Self, Error> {
+        let parts = parts(region, own);
         let path = region.path().display().to_string();
         let doing = || format!("map the region {path}");
         let len = usize::try_from(region.header().region_len)
@@ -97,7 +114,8 @@ impl Shared {
         // SAFETY: a new mapping at an address of the kernel's choice changes no memory in use.
         let start = unsafe { mmap(None, len, ProtFlags::PROT_READ, flags, region.file(), 0) }
             .map_err(Error::sys(doing()))?;
-        let shared = Self { start, len, parts, region, section, give_back, dropped: AtomicU64::new(0) };
+        let (name, dropped) = (region.name(), AtomicU64::new(0));
+        let shared = Self { start, len, parts, name, section, hold: Hold::Given, dropped };
         // SAFETY: our own mapping; what the advice changes is core dumps only.
         let _ = unsafe { madvise(start, len.get(), nix::sys::mman::MmapAdvise::MADV_DONTDUMP) };
         for part in shared.parts.iter().filter(|part| part.writable) {
@@ -117,11 +135,6 @@ impl Shared {
     /// Never: a region has at least a header.
     pub fn is_empty(&self) -> bool {
         false
-    }
-
-    /// The region.
-    pub fn region(&self) -> &Region {
-        &self.region
     }
 
     /// The VM's own section.
@@ -150,7 +163,7 @@ impl Shared {
     pub(crate) fn drop_store(&self, offset: u64) {
         if self.dropped.fetch_add(1, Ordering::Relaxed) == 0 {
             tracing::warn!(
-                region = %self.region.name(),
+                region = %self.name,
                 own_section = self.section,
                 offset = format_args!("{offset:#x}"),
                 "the VM stored to memory that is not its own; such stores are dropped and, from now on, only counted"
@@ -163,11 +176,15 @@ impl Drop for Shared {
     fn drop(&mut self) {
         // SAFETY: our own mapping, and whoever gave its address to KVM has closed that VM before.
         let _ = unsafe { munmap(self.start, self.len.get()) };
-        if self.give_back
-            && let Err(error) = self.region.release(self.section, true)
-        {
-            tracing::warn!(section = self.section, %error, "cannot give the section back");
+        if let Hold::Lent(region) = &self.hold {
+            give_back(region, self.section);
         }
+    }
+}
+
+fn give_back(region: &Region, section: u32) {
+    if let Err(error) = region.release(section, true) {
+        tracing::warn!(section, %error, "cannot give the section back");
     }
 }
 

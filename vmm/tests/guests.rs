@@ -164,6 +164,25 @@ fn a_section_belongs_to_one_vm_at_a_time_and_is_free_again_afterwards() {
 }
 
 #[test]
+fn a_member_s_locks_hold_no_vm_up_and_the_region_s_file_is_closed_once_it_is_mapped() {
+    let place = Place::new(&three());
+    let region = place.region();
+    region.assign(1, Some(uuid::Uuid::from_u128(2))).unwrap();
+    let member = place.region();
+    // SAFETY: all zeros is a valid flock: to the end of the file.
+    let mut all: libc::flock = unsafe { std::mem::zeroed() };
+    all.l_type = libc::F_WRLCK as libc::c_short;
+    nix::fcntl::fcntl(member.file(), nix::fcntl::FcntlArg::F_OFD_SETLK(&all)).unwrap();
+    let shared = place.take(1).unwrap();
+    let path = region.path().to_owned();
+    drop((region, member));
+    let open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    assert!(!open.filter_map(|fd| std::fs::read_link(fd.path()).ok()).any(|open| open == path));
+    drop(shared);
+    assert_eq!(place.region().entry(1).unwrap().state, 1, "it stays assigned");
+}
+
+#[test]
 fn the_last_section_has_nothing_behind_it_but_what_is_left_over() {
     let place = Place::new(&CreateOptions { sections: 1, ..CreateOptions::new(LEN) });
     let shared = place.take(0).unwrap();

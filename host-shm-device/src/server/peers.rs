@@ -104,9 +104,11 @@ impl Peers {
             })
             .collect::<Result<Vec<_>, _>>()
             .map_err(Error::sys("make doorbells for a new VM"))?;
-        let id = new_id(&mut self.lives, self.region.header().sections, section);
         let ledger = self.region.ledger()?;
         let lock = ledger.lock()?;
+        // The last moment to look: a VM that comes without our help from now on finds the section joined.
+        self.region.check_unoccupied(section)?;
+        let id = new_id(&mut self.lives, self.region.header().sections, section);
         let mut row = ledger.row(section)?;
         row.entry.generation = row.entry.generation.wrapping_add(u64::from(is_new));
         (row.entry.owner_pid, row.entry.owner_start) = (process.pid, process.start);
