@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 use vmshm_abi::heap::Table;
 
+use crate::glibc::set_errno;
 use crate::stack;
-use crate::{placed, set_errno};
+use crate::table::{MIN, placed, table};
 
 /// What a thread keeps between the two ends of a fork. A thread-specific value, since one of the first keys needs no
 /// allocation, unlike a thread-local variable: other allocators may have locked themselves for the fork.
@@ -28,15 +29,20 @@ static CREATE: Next = Next::new(c"pthread_create");
 static CONSTRUCTOR: extern "C" fn() = construct;
 
 extern "C" fn construct() {
-    crate::begin();
+    begin();
     // In a signal's handler, where forks happen too, nothing can be looked up.
     for next in [&FORK, &FORK_PLAIN, &CREATE] {
         next.find();
     }
 }
 
-/// Registers the handlers.
+/// Registers the handlers, once. Called by the constructor, and by the first allocation, since another library's constructor may
+/// have come before.
 pub fn begin() {
+    if MIN.load(Ordering::Relaxed) != 0 {
+        return;
+    }
+    MIN.store(usize::MAX, Ordering::Relaxed);
     let mut key = 0;
     // SAFETY: the functions are made for it, and this library is never unmapped.
     unsafe {
@@ -48,7 +54,7 @@ pub fn begin() {
 }
 
 extern "C" fn before() {
-    if let Some(table) = crate::table() {
+    if let Some(table) = table() {
         // SAFETY: the key exists; the table's functions do what they promise.
         unsafe { libc::pthread_setspecific(HANDOVER.load(Ordering::Relaxed), (table.before_fork)(true)) };
     }
@@ -63,7 +69,7 @@ extern "C" fn in_child() {
 }
 
 fn after(function: impl FnOnce(&Table) -> unsafe extern "C" fn(*mut c_void)) {
-    if let Some(table) = crate::table() {
+    if let Some(table) = table() {
         let key = HANDOVER.load(Ordering::Relaxed);
         // SAFETY: as above; what this thread's `before` got is handed on once.
         unsafe {
@@ -133,7 +139,7 @@ pub unsafe extern "C" fn fork() -> libc::pid_t {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn _Fork() -> libc::pid_t {
     off_section(&mut || {
-        let Some(table) = crate::table() else { return FORK_PLAIN.fork() };
+        let Some(table) = table() else { return FORK_PLAIN.fork() };
         // SAFETY: the table's functions do what they promise; the three are called in their order.
         unsafe {
             let handover = (table.before_fork)(false);

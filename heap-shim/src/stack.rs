@@ -6,7 +6,7 @@ use std::ptr;
 
 use libc::{pid_t, pthread_attr_t, ucontext_t};
 
-use crate::placed;
+use crate::table::placed;
 
 // The libc crate has not all of them for glibc.
 unsafe extern "C" {

@@ -9,10 +9,7 @@ use crate::datatype::Datatype;
 use crate::request::{Pending, Persistent, Status, blank_status};
 use crate::universe::{SUCCESS, int, succeed};
 
-/// A process's number in a communicator.
-pub type Rank = c_int;
-/// A message's tag.
-pub type Tag = c_int;
+pub use crate::universe::{Rank, Tag};
 
 /// Matches any sender.
 pub const ANY_SOURCE: Rank = ffi::MPI_ANY_SOURCE;

@@ -6,8 +6,7 @@ use std::mem::MaybeUninit;
 use mpi::ffi;
 
 use crate::buffer::Buffer;
-use crate::comm::{Rank, Tag};
-use crate::universe::{int, succeed};
+use crate::universe::{Rank, Tag, int, succeed};
 
 /// What MPI tells about a received message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,6 +4,11 @@ use std::ffi::c_int;
 
 use mpi::ffi;
 
+/// A process's number in a communicator.
+pub type Rank = c_int;
+/// A message's tag.
+pub type Tag = c_int;
+
 /// MPI while it is initialised; finalized on drop.
 #[derive(Debug)]
 pub struct Universe {

@@ -2,6 +2,7 @@
 
 mod any_change;
 mod any_collective;
+mod case;
 mod collectives;
 mod communicators;
 mod context;
@@ -22,56 +23,9 @@ mod threads;
 mod truncation;
 mod wildcards;
 
+pub use case::{Case, Needs, Outcome};
 pub use context::Context;
 pub use run::{Options, Summary, run};
-
-/// How a case ended, if nothing was wrong.
-#[derive(Debug)]
-pub enum Outcome {
-    /// Everything was checked.
-    Done,
-    /// The case can't run here, and why. All ranks come to the same conclusion.
-    Skipped(String),
-}
-
-/// What a case wants before it runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Needs {
-    /// Any number of ranks.
-    Nothing,
-    /// At least two ranks.
-    TwoRanks,
-    /// The option `--threads` with more than one thread.
-    Threads,
-    /// The option `--huge`, and two ranks.
-    Huge,
-}
-
-/// A named check.
-#[derive(Clone, Copy, Debug)]
-pub struct Case {
-    /// `group/name`.
-    pub name: &'static str,
-    /// What it shows, in one line.
-    pub about: &'static str,
-    needs: Needs,
-    run: fn(&Context) -> Outcome,
-}
-
-impl Case {
-    const fn new(name: &'static str, about: &'static str, run: fn(&Context) -> Outcome) -> Case {
-        Case { name, about, needs: Needs::Nothing, run }
-    }
-
-    const fn needing(
-        needs: Needs,
-        name: &'static str,
-        about: &'static str,
-        run: fn(&Context) -> Outcome,
-    ) -> Case {
-        Case { name, about, needs, run }
-    }
-}
 
 /// All cases, in the order in which they run.
 pub fn cases() -> Vec<Case> {

@@ -1,6 +1,6 @@
 //! The order of folders that `layers.txt` asks for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display, Formatter};
 
 use anyhow::{Context, Result, bail};
@@ -72,10 +72,12 @@ impl Ranks {
                 faults.push(format!("the folder {name} has no place in the order"));
             }
         }
+        let mut seen = BTreeSet::new();
         for arrow in tree.arrows() {
             let (Some(from), Some(to)) = (tree.top_of(arrow.from), tree.top_of(arrow.to)) else { continue };
             let (Some(low), Some(high)) = (rank.get(from), rank.get(to)) else { continue };
-            if from == to || low > high {
+            // One name for each pair of files is enough to find the others.
+            if from == to || low > high || !seen.insert((arrow.from, arrow.to)) {
                 continue;
             }
             let why = if low == high {

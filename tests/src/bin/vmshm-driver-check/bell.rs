@@ -11,7 +11,7 @@ use libc::POLLIN;
 use crate::checks::taken;
 use crate::device::{Device, new_eventfd, wait};
 use crate::layout::Layout;
-use crate::map::{Map, PAGE};
+use crate::mapping::{Map, PAGE};
 use crate::report::Report;
 
 /// Who rings whom, and how often.

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use anyhow::{Context, Result, ensure};
 
 use crate::device::Device;
-use crate::map::{Map, PAGE};
+use crate::mapping::{Map, PAGE};
 use crate::report::Report;
 
 const TRACING: &str = "/sys/kernel/tracing";

@@ -10,7 +10,8 @@ use vmshm_transport::abi::driver;
 
 use crate::device::{Device, new_eventfd};
 use crate::layout::Layout;
-use crate::map::{PAGE, in_child};
+use crate::map::in_child;
+use crate::mapping::{Map, PAGE};
 use crate::report::Report;
 
 /// How much is tried.
@@ -82,13 +83,8 @@ pub fn run(path: &Path, options: &Options, report: &mut Report) -> Result<()> {
             ensure!(device.wait(10_000)? & libc::POLLIN != 0, "it does not ring");
         }
         let page = PAGE as u64;
-        crate::map::Map::shared(
-            &device,
-            own.offset,
-            own.len as usize - PAGE,
-            libc::PROT_READ | libc::PROT_WRITE,
-        )?;
-        crate::map::Map::shared(&device, own.offset + own.len - page, PAGE, libc::PROT_READ)?;
+        Map::shared(&device, own.offset, own.len as usize - PAGE, libc::PROT_READ | libc::PROT_WRITE)?;
+        Map::shared(&device, own.offset + own.len - page, PAGE, libc::PROT_READ)?;
         Ok(())
     });
     Ok(())

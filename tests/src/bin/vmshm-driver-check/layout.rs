@@ -10,7 +10,7 @@ use vmshm_transport::abi::section::SectionLayout;
 use zerocopy::FromBytes;
 
 use crate::device::Device;
-use crate::map::{Map, PAGE};
+use crate::mapping::{Map, PAGE};
 
 /// The region behind a device.
 #[derive(Debug)]

@@ -13,7 +13,8 @@ use vmshm_transport::abi::section::{
 
 use crate::device::Device;
 use crate::layout::Layout;
-use crate::map::{Map, PAGE, in_child};
+use crate::map::in_child;
+use crate::mapping::{Map, PAGE};
 use crate::report::Report;
 
 const SLOT: u32 = 5;

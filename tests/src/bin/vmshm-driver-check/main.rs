@@ -10,6 +10,7 @@ mod fuzz;
 mod layout;
 mod lives;
 mod map;
+mod mapping;
 mod paint;
 mod report;
 mod sigbus;

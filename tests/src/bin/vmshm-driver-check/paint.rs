@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use vmshm_tests::payload::Key;
 
 use crate::layout::Layout;
-use crate::map::{Map, PAGE};
+use crate::mapping::{Map, PAGE};
 
 const LEN: usize = 256 << 10;
 

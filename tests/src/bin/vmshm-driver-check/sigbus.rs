@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::map::PAGE;
+use crate::mapping::PAGE;
 
 static COUNT: AtomicU64 = AtomicU64::new(0);
 

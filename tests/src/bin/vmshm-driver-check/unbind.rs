@@ -10,7 +10,7 @@ use libc::{ENODEV, POLLERR, POLLHUP};
 
 use crate::device::{Device, refused};
 use crate::layout::Layout;
-use crate::map::{Map, PAGE};
+use crate::mapping::{Map, PAGE};
 use crate::report::Report;
 use crate::sigbus;
 

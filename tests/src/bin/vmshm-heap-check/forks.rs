@@ -13,8 +13,7 @@ use std::thread;
 use mpi::ffi;
 use vmshm_tests::universe::succeed;
 
-use crate::LARGE;
-use crate::piece::{Piece, is_shared_at};
+use crate::piece::{LARGE, Piece, is_shared_at};
 
 type Fork = unsafe extern "C" fn() -> libc::pid_t;
 

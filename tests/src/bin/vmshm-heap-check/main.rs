@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode};
 use std::sync::mpsc;
 
 use clap::Parser;
-use piece::Piece;
+use piece::{LARGE, Piece};
 use vmshm_tests::buffer::Buffer;
 use vmshm_tests::comm::Comm;
 use vmshm_tests::payload::{Key, Random};
@@ -30,8 +30,6 @@ struct Arguments {
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
-
-const LARGE: usize = 1 << 20;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();

@@ -2,6 +2,9 @@
 
 use std::ffi::c_void;
 
+/// Bytes of a piece that is to lie in the section.
+pub const LARGE: usize = 1 << 20;
+
 /// A piece of C's memory, all of whose bytes are the same.
 #[derive(Debug)]
 pub struct Piece {
