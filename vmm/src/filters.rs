@@ -125,6 +125,8 @@ const VCPU: &[Call] = &[
 ];
 
 const DEVICE: &[Call] = &[
+    // A console's next client.
+    Any(libc::SYS_accept4),
     Any(libc::SYS_pread64),
     Any(libc::SYS_pwrite64),
     Any(libc::SYS_recvfrom),

@@ -14,6 +14,7 @@ use crate::client::{self, Client, Connection};
 use crate::disk::Disk;
 use crate::error::Error;
 use crate::host::Host;
+use crate::hvc::Hvc;
 use crate::interrupts::{Interrupts, KvmInterrupts};
 use crate::ivshmem::{Addresses, Ivshmem, PlaceMemory};
 use crate::memory::{Ram, RamOptions};
@@ -90,6 +91,8 @@ pub struct Plan<'a> {
     pub nets: Vec<Net>,
     /// Functions of this host's PCI devices that become the VM's own.
     pub devices: Vec<vfio::Address>,
+    /// A second console.
+    pub console: Option<Hvc>,
     /// A CPU for each vCPU, or none at all.
     pub cpus: Vec<usize>,
 }
@@ -168,7 +171,12 @@ impl Machine {
         progress: impl FnMut(u64, u64),
     ) -> Result<Self, Error> {
         // With the host bridge and the source of random bytes.
-        let devices = 2 + plan.regions.len() + plan.disks.len() + plan.nets.len() + plan.devices.len();
+        let devices = 2
+            + plan.regions.len()
+            + plan.disks.len()
+            + plan.nets.len()
+            + plan.devices.len()
+            + usize::from(plan.console.is_some());
         let buses = usize::from(layout::BUSES) - 1;
         if plan.devices.len() > buses {
             return Err(Error::Invalid {
@@ -179,7 +187,7 @@ impl Machine {
         }
         if devices > MOST {
             return Err(Error::Invalid {
-                what: "the number of regions, disks, network cards and devices",
+                what: "the number of regions, disks, network cards, consoles and devices",
                 value: (devices - 2).to_string(),
                 why: format!("is more than the bus has places for: give at most {}", MOST - 2),
             });
@@ -248,6 +256,9 @@ impl Machine {
         }
         for net in plan.nets {
             add(Virtio::start(net, next(), space, Arc::clone(lines))?);
+        }
+        if let Some(console) = plan.console {
+            add(Virtio::start(console, next(), space, Arc::clone(lines))?);
         }
         add(Virtio::start(Random::open()?, next(), space, Arc::clone(lines))?);
         let end = mapped.iter().map(|(start, len)| start + len).max();

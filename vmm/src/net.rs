@@ -14,6 +14,7 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 
 use crate::error::Error;
+use crate::socket_name::SocketName;
 use crate::virtio::{Backend, Done};
 
 /// Queue of frames to the guest, and from it.
@@ -38,8 +39,7 @@ enum Link {
         socket: UnixDatagram,
         /// Where frames of the guest go. Nobody need be there yet.
         to: PathBuf,
-        /// Our own name, removed at the end.
-        local: PathBuf,
+        _name: SocketName,
     },
     Tap(File),
 }
@@ -51,15 +51,10 @@ impl Net {
     /// The socket cannot be made.
     pub fn socket(local: &Path, to: &Path, mac: [u8; 6]) -> Result<Self, Error> {
         let doing = || format!("make the network socket {}", local.display());
-        match std::fs::symlink_metadata(local) {
-            Ok(meta) if std::os::unix::fs::FileTypeExt::is_socket(&meta.file_type()) => {
-                std::fs::remove_file(local).map_err(Error::io(doing()))?;
-            }
-            _ => {}
-        }
-        let socket = UnixDatagram::bind(local).map_err(Error::io(doing()))?;
+        let bound = SocketName::bind(local, |local| UnixDatagram::bind(local));
+        let (socket, _name) = bound.map_err(Error::io(doing()))?;
         socket.set_nonblocking(true).map_err(Error::io(doing()))?;
-        let link = Link::Socket { socket, to: to.to_owned(), local: local.to_owned() };
+        let link = Link::Socket { socket, to: to.to_owned(), _name };
         Ok(Self { link, mac })
     }
 
@@ -164,14 +159,6 @@ struct Request {
 }
 
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
-
-impl Drop for Net {
-    fn drop(&mut self) {
-        if let Link::Socket { local, .. } = &self.link {
-            let _ = std::fs::remove_file(local);
-        }
-    }
-}
 
 impl Backend for Net {
     const TYPE: u16 = 1;

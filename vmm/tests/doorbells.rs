@@ -41,6 +41,7 @@ fn start(
         disks: Vec::new(),
         nets: Vec::new(),
         devices: Vec::new(),
+        console: None,
         cpus: Vec::new(),
     };
     Machine::start(host, plan, Box::new(std::io::sink()), |_, _| ())

@@ -26,6 +26,7 @@ fn a_reset_keeps_the_section_and_puts_devices_memory_and_vcpus_back() {
         disks: Vec::new(),
         nets: Vec::new(),
         devices: Vec::new(),
+        console: None,
         cpus: Vec::new(),
     };
     let machine = Machine::start(&host, plan, Box::new(std::io::sink()), |_, _| ()).unwrap();

@@ -12,7 +12,7 @@ use vmshm_host::{DEFAULT_VECTORS, PageSize, Region, Registry, format_bytes, node
 use vmshm_vmm::boot::Linux;
 use vmshm_vmm::place::{self, Placement};
 use vmshm_vmm::{
-    Attachment, Disk, End, Error, Guest, Host, Machine, Net, Plan, RamOptions, layout, thread, vfio,
+    Attachment, Disk, End, Error, Guest, Host, Hvc, Machine, Net, Plan, RamOptions, layout, thread, vfio,
 };
 
 use super::stop;
@@ -89,6 +89,10 @@ pub struct Args {
     /// vfio-pci; may be given several times
     #[arg(long = "device", value_parser = device, value_name = "vfio:ADDRESS")]
     devices: Vec<vfio::Address>,
+    /// A second console, `hvc0` in the guest: a unix socket of this name, for one client at a time, as
+    /// `socat -,raw,echo=0 FILE`
+    #[arg(long, value_name = "FILE")]
+    console: Option<PathBuf>,
     /// The VM's UUID. Default: its first section's
     #[arg(long)]
     uuid: Option<Uuid>,
@@ -256,6 +260,7 @@ impl Args {
                 .map(|(card, link)| link.open(mac(&uuid, card)))
                 .collect::<Result<_, _>>()?,
             devices: self.devices.clone(),
+            console: self.console.as_deref().map(Hvc::listen).transpose()?,
             cpus,
         };
         let machine = Machine::start(&host, plan, Box::new(std::io::stdout()), progress)?;
