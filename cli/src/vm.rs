@@ -1,7 +1,9 @@
 //! `vmshm vm`: virtual machines of our own.
 
 mod config;
+mod monitor;
 mod run;
+mod stats;
 mod status;
 mod stop;
 mod terminal;
@@ -13,6 +15,8 @@ pub enum Command {
     Run(config::Run),
     /// Show where threads and memory of running VMs really are
     Status(status::Args),
+    /// Show what takes vCPUs of running VMs out of the guest, and how often
+    Stats(stats::Args),
 }
 
 impl Command {
@@ -21,6 +25,7 @@ impl Command {
         match self {
             Self::Run(config::Run(args)) => args.run(),
             Self::Status(args) => args.run().map(|()| std::process::ExitCode::SUCCESS),
+            Self::Stats(args) => args.run().map(|()| std::process::ExitCode::SUCCESS),
         }
     }
 }

@@ -144,6 +144,13 @@ fn a_signal_stops_a_vm_and_its_section_is_free_again() {
     let bytes: u64 = memory["nodes"].as_object().unwrap().values().map(|bytes| bytes.as_u64().unwrap()).sum();
     assert_eq!(bytes, 16 << 20, "all of it is there before the guest runs");
     assert!(host.ok(&["vm", "status"]).contains(&format!("VM of pid {}, job:1:", vm.id())));
+    let all: serde_json::Value = serde_json::from_str(&host.ok(&["vm", "stats", "--json"])).unwrap();
+    let seen = all.as_array().unwrap().iter().find(|seen| seen["pid"] == vm.id()).unwrap();
+    assert_eq!((&seen["regions"][0], &seen["vcpus"][0]["number"]), (&"job:1".into(), &0.into()));
+    let rates = seen["vcpus"][0]["kvm"].as_object().unwrap();
+    // It asks the serial port without end. Before Linux 5.14 KVM tells nothing.
+    assert!(rates.is_empty() || rates["exits"].as_f64().unwrap() > 0.0, "{rates:?}");
+    assert!(host.ok(&["vm", "stats"]).contains(&format!("VM of pid {}, job:1, per second:", vm.id())));
     kill(Pid::from_raw(vm.id() as i32), Signal::SIGTERM).unwrap();
     assert!(vm.wait().unwrap().success());
 

@@ -17,11 +17,14 @@ pub enum Kind {
     Console,
     /// Waits for signals.
     Signals,
+    /// Tells `vmshm vm stats` what is counted.
+    Monitor,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Vcpu, Self::Device, Self::Client, Self::Console, Self::Signals];
+    pub const ALL: [Self; 6] =
+        [Self::Vcpu, Self::Device, Self::Client, Self::Console, Self::Signals, Self::Monitor];
 }
 
 /// A system call, and what of its arguments is looked at.
@@ -149,6 +152,9 @@ const CONSOLE: &[Call] = &[
 // The button is pressed only where the guest listens to it.
 const SIGNALS: &[Call] = &[Any(libc::SYS_rt_sigtimedwait), Request(libc::SYS_ioctl, 1, &[KVM_GET_IRQCHIP])];
 
+const MONITOR: &[Call] =
+    &[Any(libc::SYS_accept4), Any(libc::SYS_getsockopt), Any(libc::SYS_pread64), Any(libc::SYS_sendto)];
+
 /// What a kind of thread may call.
 pub(crate) fn calls(kind: Kind) -> impl Iterator<Item = Call> {
     let own = match kind {
@@ -157,6 +163,7 @@ pub(crate) fn calls(kind: Kind) -> impl Iterator<Item = Call> {
         Kind::Client => CLIENT,
         Kind::Console => CONSOLE,
         Kind::Signals => SIGNALS,
+        Kind::Monitor => MONITOR,
     };
     RUNTIME.iter().chain(own).copied()
 }

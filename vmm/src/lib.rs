@@ -12,6 +12,7 @@ pub mod boot;
 mod bus;
 mod client;
 mod control;
+mod counters;
 mod cpuid;
 mod disk;
 mod error;
@@ -52,6 +53,7 @@ mod vm;
 
 pub use bus::{Bus, Device};
 pub use control::End;
+pub use counters::{Counters, Counts};
 pub use disk::Disk;
 pub use error::Error;
 pub use host::Host;

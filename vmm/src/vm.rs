@@ -17,6 +17,7 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 use crate::beginning::{Beginning, settle};
 use crate::bus::Bus;
 use crate::control::{Control, End};
+use crate::counters::Counters;
 use crate::error::Error;
 use crate::host::Host;
 use crate::layout;
@@ -174,8 +175,9 @@ impl Vm {
         let Self { vcpus, memory_bus, port_bus, space, control, .. } = self;
         let parts = Parts { space, memory_bus, port_bus };
         let ready = Arc::new(ready);
+        let counters = Arc::new(Counters::new(parts.space.fd(), vcpus.iter()));
         let vcpus = vcpus.into_iter().map(|vcpu| Arc::new(Mutex::new(vcpu))).collect();
-        let mut running = Running { threads: Vec::new(), vcpus, parts: Arc::new(parts), control };
+        let mut running = Running { threads: Vec::new(), vcpus, parts: Arc::new(parts), control, counters };
         for (number, vcpu) in running.vcpus.iter().enumerate() {
             let (parts, control) = (Arc::clone(&running.parts), Arc::clone(&running.control));
             let (vcpu, ready) = (Arc::clone(vcpu), Arc::clone(&ready));
@@ -233,6 +235,7 @@ pub struct Running {
     vcpus: Vec<Arc<Mutex<VcpuFd>>>,
     parts: Arc<Parts>,
     control: Arc<Control>,
+    counters: Arc<Counters>,
 }
 
 impl Running {
@@ -290,6 +293,11 @@ impl Running {
         drop(vcpus);
         self.control.begin_anew();
         Ok(())
+    }
+
+    /// What KVM counts.
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
     }
 
     /// Figures so far.

@@ -15,6 +15,7 @@ use vmshm_vmm::{
     Attachment, Disk, End, Error, Guest, Host, Hvc, Machine, Net, Plan, RamOptions, layout, thread, vfio,
 };
 
+use super::monitor;
 use super::stop;
 use super::terminal::{self, Raw};
 use crate::{log, size};
@@ -263,10 +264,13 @@ impl Args {
             console: self.console.as_deref().map(Hvc::listen).transpose()?,
             cpus,
         };
+        let asked = monitor::listen().context("cannot listen to `vmshm vm stats`")?;
         let machine = Machine::start(&host, plan, Box::new(std::io::stdout()), progress)?;
         let raw = Raw::new();
         terminal::pass(&machine, raw.is_terminal()).context("cannot read the terminal")?;
         stop::upon(signals, &machine).context("cannot wait for signals")?;
+        let names = self.regions.iter().map(|wanted| format!("{}:{}", wanted.name, wanted.section));
+        monitor::serve(asked, &machine, names.collect()).context("cannot answer `vmshm vm stats`")?;
         let end = loop {
             match machine.running.wait(Duration::MAX) {
                 Some(End::Reset) if !self.no_reboot => {

@@ -6,11 +6,13 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
 use vmshm_host::format_bytes;
+
+use super::monitor;
 
 /// Width of a bar that stands for all of a memory.
 const BAR: u64 = 20;
@@ -83,31 +85,43 @@ impl Args {
 
 /// All running VMs.
 fn all() -> Vec<Vm> {
+    pids().into_iter().filter_map(look).collect()
+}
+
+/// The processes of all running VMs.
+pub fn pids() -> Vec<u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let mut pids: Vec<u32> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let runs = |pid: &u32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|&byte| byte == 0).skip(1).take(2).eq([&b"vm"[..], b"run"])
+    };
+    let mut pids: Vec<_> = pids.filter(runs).collect();
     pids.sort_unstable();
-    pids.into_iter().filter_map(look).collect()
+    pids
+}
+
+/// The vCPUs of the process with this directory, by number, and the directories of their threads.
+pub fn vcpus(dir: &Path) -> BTreeMap<u32, PathBuf> {
+    let number = |task: &Path| {
+        let name = fs::read_to_string(task.join("comm")).ok()?;
+        name.trim().strip_prefix("vcpu")?.parse().ok()
+    };
+    let tasks = fs::read_dir(dir.join("task")).into_iter().flatten().flatten();
+    tasks.filter_map(|task| Some((number(&task.path())?, task.path()))).collect()
 }
 
 /// Looks at a process; `None` where it is no VM of ours, or ended meanwhile.
 fn look(pid: u32) -> Option<Vm> {
     let dir = Path::new("/proc").join(pid.to_string());
-    let line = fs::read(dir.join("cmdline")).ok()?;
-    let words: Vec<_> =
-        line.split(|&b| b == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
-    if words.get(1..3)? != ["vm", "run"] {
-        return None;
-    }
-    let mut vcpus: Vec<_> =
-        fs::read_dir(dir.join("task")).ok()?.flatten().filter_map(|task| vcpu(&task.path())).collect();
+    let vcpus: Vec<_> = vcpus(&dir).into_iter().filter_map(|(number, task)| vcpu(number, &task)).collect();
     if vcpus.is_empty() {
         return None;
     }
-    vcpus.sort_by_key(|vcpu| vcpu.number);
     let smaps = fs::read_to_string(dir.join("smaps")).ok()?;
     let memory = memory(&fs::read_to_string(dir.join("numa_maps")).ok()?, &private(&smaps));
     let own: Vec<_> = vcpus.iter().filter_map(|vcpu| vcpu.node).collect();
-    let regions = words.windows(2).filter(|pair| pair[0] == "--region").map(|pair| pair[1].clone()).collect();
+    let regions = monitor::ask(pid).map_or_else(Vec::new, |answer| answer.regions);
     // Memory on a node without vCPUs, among all of the guest's own; a region has parts for other VMs.
     let ram = memory.iter().filter(|part| part.what == RAM).flat_map(|part| &part.nodes);
     let (here, there): (Vec<_>, Vec<_>) = ram.partition(|(node, _)| own.contains(node));
@@ -116,9 +130,7 @@ fn look(pid: u32) -> Option<Vm> {
     Some(Vm { pid, regions, vcpus, memory, leakage: there * 100 / (here + there).max(1) })
 }
 
-fn vcpu(task: &Path) -> Option<Vcpu> {
-    let name = fs::read_to_string(task.join("comm")).ok()?;
-    let number = name.trim().strip_prefix("vcpu")?.parse().ok()?;
+fn vcpu(number: u32, task: &Path) -> Option<Vcpu> {
     let stat = fs::read_to_string(task.join("stat")).ok()?;
     // Behind the name, which may contain anything, comes field 3; the CPU is field 39.
     let cpu = stat.rsplit_once(')')?.1.split_whitespace().nth(36)?.parse().ok()?;
