@@ -12,7 +12,7 @@ mod terminal;
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Boot a kernel in a VM that is confined to a NUMA node and has sections of regions
-    Run(config::Run),
+    Run(Box<config::Run>),
     /// Show where threads and memory of running VMs really are
     Status(status::Args),
     /// Show what takes vCPUs of running VMs out of the guest, and how often
@@ -23,7 +23,7 @@ impl Command {
     /// Runs the command.
     pub fn run(&self) -> anyhow::Result<std::process::ExitCode> {
         match self {
-            Self::Run(config::Run(args)) => args.run(),
+            Self::Run(args) => args.0.run(),
             Self::Status(args) => args.run().map(|()| std::process::ExitCode::SUCCESS),
             Self::Stats(args) => args.run().map(|()| std::process::ExitCode::SUCCESS),
         }
