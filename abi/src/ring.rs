@@ -18,7 +18,7 @@ use super::line::{LINE, LINE_PAIR};
 #[derive(Debug, Clone, Copy)]
 #[cfg_attr(feature = "zerocopy", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
 #[repr(C)]
-pub struct Connection {
+pub struct ConnectionHeader {
     /// Which life of the peer's slot this connection is for.
     pub peer_incarnation: u64,
     /// Which life of the owner's slot made it.
@@ -28,7 +28,7 @@ pub struct Connection {
     /// Slots of the ring.
     pub slots: u32,
     /// [`POLLED`], [`CLOSED`] or 0.
-    pub hot: u64,
+    pub polled: u64,
     /// Zero.
     pub reserved0: [u64; 4],
     /// Slots of the peer's ring that the owner has consumed, counted from the connection's start. On its own line.
@@ -46,15 +46,15 @@ pub const CLOSED: u64 = 2;
 pub const CONNECTION_LEN: u64 = LINE_PAIR;
 
 const _: () = {
-    assert!(size_of::<Connection>() as u64 == CONNECTION_LEN);
-    assert!(offset_of!(Connection, peer_incarnation) == 0);
-    assert!(offset_of!(Connection, incarnation) == 8);
-    assert!(offset_of!(Connection, peer) == 16);
-    assert!(offset_of!(Connection, slots) == 20);
-    assert!(offset_of!(Connection, hot) == 24);
-    assert!(offset_of!(Connection, reserved0) == 32);
-    assert!(offset_of!(Connection, consumed) as u64 == LINE);
-    assert!(offset_of!(Connection, reserved1) == 72);
+    assert!(size_of::<ConnectionHeader>() as u64 == CONNECTION_LEN);
+    assert!(offset_of!(ConnectionHeader, peer_incarnation) == 0);
+    assert!(offset_of!(ConnectionHeader, incarnation) == 8);
+    assert!(offset_of!(ConnectionHeader, peer) == 16);
+    assert!(offset_of!(ConnectionHeader, slots) == 20);
+    assert!(offset_of!(ConnectionHeader, polled) == 24);
+    assert!(offset_of!(ConnectionHeader, reserved0) == 32);
+    assert!(offset_of!(ConnectionHeader, consumed) as u64 == LINE);
+    assert!(offset_of!(ConnectionHeader, reserved1) == 72);
 };
 
 /// Bytes of a slot: two short messages share a cache line.

@@ -343,12 +343,12 @@ fn attach(module: *mut mca_btl_base_module_t) -> Result<Fabric, (Topic, String)>
 /// shares with others.
 fn cut(size: usize, count: c_uint, section: u64) -> Cut {
     let tuning = Tuning::of_this_machine();
-    let size = if size == 0 { tuning.chunk } else { size };
-    let count = if count == 0 { tuning.ahead / size } else { count as usize };
+    let size = if size == 0 { tuning.chunk_size } else { size };
+    let count = if count == 0 { tuning.window / size } else { count as usize };
     let most = usize::try_from(section / CHUNKS_PART).unwrap_or(usize::MAX) / size;
     let count = count.min(most).max(2);
-    let piece = size.min(tuning.piece);
-    Cut { size, piece, count, few: (tuning.turn / size).clamp(2, count) }
+    let piece = size.min(tuning.tail_size);
+    Cut { size, piece, count, few: (tuning.window_single / size).clamp(2, count) }
 }
 
 /// Largest message that travels inline.

@@ -222,7 +222,7 @@ impl Fabric {
             }
             len /= 2;
         }
-        self.endpoint.hold_fragments();
+        self.endpoint.reserve_fragments();
         reserved
     }
 

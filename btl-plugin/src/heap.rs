@@ -17,7 +17,7 @@ use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::ptr;
 
-use vmshm_transport::Runs;
+use vmshm_transport::ChunkAllocator;
 use vmshm_transport::abi::heap::{self as table, Table};
 use vmshm_transport::attach::Source;
 
@@ -95,7 +95,12 @@ pub fn open() {
         let endpoint = &fabric.endpoint;
         // What hugetlbfs calls a block is a page.
         let page = endpoint.memory().file().metadata().map_or(0, |data| data.blksize() as usize);
-        (Runs::of(endpoint), matches!(endpoint.source(), Source::File(_)), endpoint.advice().is_some(), page)
+        (
+            ChunkAllocator::of(endpoint),
+            matches!(endpoint.source(), Source::File(_)),
+            endpoint.advice().is_some(),
+            page,
+        )
     });
     let Some((runs, is_file, is_slow, page)) = found else { return };
     if is_slow {

@@ -425,7 +425,7 @@ mod tests {
         // A mark is there, but only one block, which is for messages.
         a.fabric.unstage(parked[0].0);
         a.fabric.chunks.take_free().for_each(drop);
-        let _spare: Vec<_> = std::iter::from_fn(|| a.fabric.endpoint.spare_fragment(4096)).collect();
+        let _spare: Vec<_> = std::iter::from_fn(|| a.fabric.endpoint.try_fragment(4096)).collect();
         a.fabric.endpoint.free(taken.swap_remove(0));
         assert!(a.stage(&source[..100]).1 == Lead::default(), "a lead took the last piece");
     }

@@ -91,7 +91,7 @@ pub unsafe fn fill(module: *mut mca_btl_base_module_t) {
 }
 
 fn default_eager_limit() -> usize {
-    Tuning::of_this_machine().eager + HEADER
+    Tuning::of_this_machine().eager_limit + HEADER
 }
 
 /// Checks what the user has set, and lets what was not set follow it.

@@ -20,7 +20,7 @@ struct Filling {
 }
 
 static FILLING: LazyLock<Filling> = LazyLock::new(|| {
-    let leave = Tuning::of_this_machine().leave;
+    let leave = Tuning::of_this_machine().evict_size;
     let limit = match component::leave() {
         0 => leave,
         asked => asked,

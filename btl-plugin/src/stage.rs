@@ -399,7 +399,7 @@ impl Fabric {
     /// Sets memory aside for pulls, so that they go on however full the section becomes.
     pub fn keep_chunks(&mut self) {
         while self.chunks.kept.len() < KEPT
-            && let Some(chunk) = self.endpoint.spare_fragment(self.cut.size)
+            && let Some(chunk) = self.endpoint.try_fragment(self.cut.size)
         {
             self.chunks.kept.push(chunk);
         }
@@ -421,9 +421,9 @@ impl Fabric {
         if *leading >= all.max(1) || leads >= mine.max(2) {
             return None;
         }
-        let mark = marks.pop().or_else(|| self.endpoint.spare_fragment(size_of::<u64>()))?;
+        let mark = marks.pop().or_else(|| self.endpoint.try_fragment(size_of::<u64>()))?;
         let taken = free.len() + *flying + *leading;
-        let new = if taken < most.max(2) { self.endpoint.spare_fragment(cut.size) } else { None };
+        let new = if taken < most.max(2) { self.endpoint.try_fragment(cut.size) } else { None };
         let Some(chunk) = new.or_else(|| free.pop_front()) else {
             marks.push(mark);
             return None;

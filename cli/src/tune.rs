@@ -85,16 +85,16 @@ fn as_json(machine: &Machine, tuning: &Tuning, copies: &Copies) -> serde_json::V
         "rep_movsb_from": (copies.string_from != usize::MAX).then_some(copies.string_from),
         "sizes": {
             "max_inline": MAX_INLINE,
-            "eager_limit": tuning.eager,
-            "chunk_size": tuning.chunk,
-            "chunks": tuning.ahead / tuning.chunk,
-            "piece": tuning.piece,
-            "ahead": tuning.ahead,
-            "turn": tuning.turn,
-            "leave": tuning.leave,
-            "coll_chunk": tuning.coll_chunk,
-            "coll_turn": tuning.coll_turn,
-            "coll_lend": tuning.coll_lend,
+            "eager_limit": tuning.eager_limit,
+            "chunk_size": tuning.chunk_size,
+            "chunks": tuning.window / tuning.chunk_size,
+            "piece": tuning.tail_size,
+            "ahead": tuning.window,
+            "turn": tuning.window_single,
+            "leave": tuning.evict_size,
+            "coll_chunk": tuning.coll_chunk_size,
+            "coll_turn": tuning.coll_rotation,
+            "coll_lend": tuning.coll_zero_copy_limit,
         },
     })
 }
@@ -125,22 +125,26 @@ fn as_text(machine: &Machine, tuning: &Tuning, copies: &Copies) -> String {
         text += "\n";
     }
     text += "* is what copies of this length are by.\n";
-    let chunks = (tuning.ahead / tuning.chunk) as u64;
+    let chunks = (tuning.window / tuning.chunk_size) as u64;
     let rows = [
         ("btl_vmshm_max_inline", MAX_INLINE as u64, "longest message in the ring itself"),
         (
             "btl_vmshm_eager_limit",
-            tuning.eager as u64,
+            tuning.eager_limit as u64,
             "longest message that goes unasked; the limit counts the header too",
         ),
-        ("btl_vmshm_chunk_size", tuning.chunk as u64, "chunk of a longer one, many under way"),
-        ("", tuning.piece as u64, "chunk of one that is alone"),
-        ("", tuning.turn as u64, "memory of chunks that one takes in turn"),
-        ("", tuning.ahead as u64, "lead of the sender of many"),
-        ("btl_vmshm_leave", tuning.leave as u64, "just written for others: leaves the nearest cache"),
-        ("coll_vmshm_chunk", tuning.coll_chunk as u64, "chunk of a collective operation"),
-        ("coll_vmshm_turn", tuning.coll_turn as u64, "memory of chunks that two members take in turn"),
-        ("", tuning.coll_lend as u64, "longest operand in the section that a reduction's root reads there"),
+        ("btl_vmshm_chunk_size", tuning.chunk_size as u64, "chunk of a longer one, many under way"),
+        ("", tuning.tail_size as u64, "chunk of one that is alone"),
+        ("", tuning.window_single as u64, "memory of chunks that one takes in turn"),
+        ("", tuning.window as u64, "lead of the sender of many"),
+        ("btl_vmshm_leave", tuning.evict_size as u64, "just written for others: leaves the nearest cache"),
+        ("coll_vmshm_chunk", tuning.coll_chunk_size as u64, "chunk of a collective operation"),
+        ("coll_vmshm_turn", tuning.coll_rotation as u64, "memory of chunks that two members take in turn"),
+        (
+            "",
+            tuning.coll_zero_copy_limit as u64,
+            "longest operand in the section that a reduction's root reads there",
+        ),
     ];
     text += "\nSizes\n";
     for (name, size, what) in rows {
@@ -174,9 +178,9 @@ mod tests {
         let text = as_text(&machine, &tuning, &copies);
         assert!(text.contains("48 KiB first level, 2 MiB second, unknown third"), "{text}");
         assert!(text.contains("512 B") && text.contains("12.3"), "{text}");
-        assert!(text.contains(&bytes(tuning.chunk as u64)), "{text}");
+        assert!(text.contains(&bytes(tuning.chunk_size as u64)), "{text}");
         let value = as_json(&machine, &tuning, &copies);
-        assert_eq!(value["sizes"]["chunk_size"], tuning.chunk);
+        assert_eq!(value["sizes"]["chunk_size"], tuning.chunk_size);
         assert_eq!(value["machine"]["level2"], 2 << 20);
         assert_eq!(value["copies"][0]["bytes_per_second"]["words"], 12.34e9);
         assert!(value["rep_movsb_from"].is_null());

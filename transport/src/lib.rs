@@ -34,7 +34,7 @@ pub mod tune;
 
 #[cfg(feature = "std")]
 pub use attach::Sleeper;
-pub use endpoint::{Endpoint, Event, Fragment, Holder, Inbox, Peer, Process, Runs, Watch};
+pub use endpoint::{ChunkAllocator, Endpoint, Event, Fragment, Holder, Inbox, Peer, Process, Verdicts};
 pub use error::{AttachError, ConnectError, Fault, PeerError, SendError};
 pub use memory::copy::{self, from_shared as copy_from_shared, to_shared as copy_to_shared};
 pub use memory::{CacheHints, Device, Memory, Window};

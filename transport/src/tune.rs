@@ -1,6 +1,6 @@
-//! What suits this machine: how long messages are cut, from the sizes of its caches.
+//! Pipeline parameters of this machine, from the sizes of its caches.
 //!
-//! The sizes come from the kernel, which knows them from the processor, and the rules from measurements.
+//! The sizes come from the kernel, the rules from measurements.
 
 use std::fs;
 use std::path::Path;
@@ -79,57 +79,57 @@ fn has_flag(info: &str, flag: &str) -> bool {
     field(info, "flags").is_some_and(|flags| flags.split_whitespace().any(|found| found == flag))
 }
 
-/// How messages are cut. All sizes are bytes.
+/// Pipeline parameters: how messages are cut. All sizes are bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tuning {
-    /// Messages up to here go at once; longer ones when their receiver asks for them.
-    pub eager: usize,
-    /// A chunk of a longer message in ordinary memory, where many are under way.
-    pub chunk: usize,
-    /// A chunk of one that is alone: the receiver begins when the first is there.
-    pub piece: usize,
-    /// How far the sender of many runs ahead of the receivers.
-    pub ahead: usize,
-    /// The memory that the chunks of a single one take in turn.
-    pub turn: usize,
-    /// A chunk of a collective operation: half of a message's, since both sides copy at the same time.
-    pub coll_chunk: usize,
-    /// The memory that its chunks take in turn, between two: less than the lead of a sender, as others' caches hold only what
-    /// they read.
-    pub coll_turn: usize,
-    /// The longest operand that is lent to the root of a reduction.
-    pub coll_lend: usize,
-    /// With so many bytes just written for others, who waits fills its nearest cache with something else.
-    pub leave: usize,
+    /// Eager limit: longer messages go by rendezvous, when their receiver asks for them.
+    pub eager_limit: usize,
+    /// Chunk of a rendezvous message in ordinary memory, with many in flight.
+    pub chunk_size: usize,
+    /// Chunk at the beginning and the end of a message that is alone: its receiver begins when the first is there.
+    pub tail_size: usize,
+    /// Window of a sender with many messages in flight: how far it runs ahead of the receivers.
+    pub window: usize,
+    /// Window of a single message: the memory that its chunks take in rotation.
+    pub window_single: usize,
+    /// Chunk of a collective operation: half of a message's, since both sides copy at the same time.
+    pub coll_chunk_size: usize,
+    /// Memory that the chunks of a collective operation take in rotation, between two ranks: less than `window`, since other
+    /// ranks' caches hold only what they read.
+    pub coll_rotation: usize,
+    /// Longest operand that the root of a reduction reads in place.
+    pub coll_zero_copy_limit: usize,
+    /// Eviction size: a sender that waits with this much just written for others evicts it from its first level cache.
+    pub evict_size: usize,
 }
 
 impl Tuning {
     /// What suits a machine.
     ///
-    /// Measured with 48 KiB, 2 MiB and 260 MiB of cache: beyond four second level caches the sender's lead gains nothing;
-    /// chunks of more than the first level cost latency, and smaller ones more for themselves than they gain. Memory that
-    /// is used again at once lies in the receiver's cache and is slow to get back, so that even a single message takes
-    /// chunks from a good part of the second level cache in turn.
+    /// Measured with 48 KiB, 2 MiB and 260 MiB of cache: a window beyond four second level caches gains nothing; chunks longer
+    /// than the first level cost latency, shorter ones cost more than they gain. Memory that is used again at once lies in the
+    /// receiver's cache and is slow to get back, so that the chunks of even a single message rotate through a good part of the
+    /// second level cache.
     pub fn of(machine: &Machine) -> Self {
         let or = |size: u64, default| if size == 0 { default } else { size };
         let (level1, level2) = (or(machine.level1, LEVEL1), or(machine.level2, LEVEL2));
-        let chunk = level1.next_power_of_two().clamp(32 << 10, 128 << 10);
+        let chunk_size = level1.next_power_of_two().clamp(32 << 10, 128 << 10);
         // The third level cache is for all cores.
         let most = if machine.level3 == 0 { 2 * level2 } else { (machine.level3 / 8).max(level2) };
-        let ahead = (4 * level2).min(most).clamp(1 << 20, 16 << 20);
+        let window = (4 * level2).min(most).clamp(1 << 20, 16 << 20);
         // Within these bounds the casts lose nothing.
         Self {
-            eager: (chunk / 8) as usize,
-            chunk: chunk as usize,
-            piece: (chunk / 4) as usize,
-            ahead: ahead as usize,
-            turn: (ahead / 16).max(chunk) as usize,
-            coll_chunk: (chunk / 2) as usize,
-            coll_turn: (ahead / 4) as usize,
-            // It, the root's own and the result are in the second level cache together.
-            coll_lend: (level2 / 3) as usize & !4095,
-            // With less, that takes longer than the others then save.
-            leave: (level1 / 3 * 2).clamp(8 << 10, 256 << 10) as usize,
+            eager_limit: (chunk_size / 8) as usize,
+            chunk_size: chunk_size as usize,
+            tail_size: (chunk_size / 4) as usize,
+            window: window as usize,
+            window_single: (window / 16).max(chunk_size) as usize,
+            coll_chunk_size: (chunk_size / 2) as usize,
+            coll_rotation: (window / 4) as usize,
+            // The operand, the root's own and the result fit the second level cache together.
+            coll_zero_copy_limit: (level2 / 3) as usize & !4095,
+            // Evicting less takes longer than its readers save.
+            evict_size: (level1 / 3 * 2).clamp(8 << 10, 256 << 10) as usize,
         }
     }
 
@@ -179,12 +179,16 @@ mod tests {
                 for level3 in [0, 4 << 20, 260 << 20, u64::MAX] {
                     let machine = Machine { level1, level2, level3, clock: 0, fast_strings: true };
                     let tuning = Tuning::of(&machine);
-                    assert!(tuning.piece >= 4096 && tuning.piece <= tuning.chunk && tuning.eager <= 32 << 10);
                     assert!(
-                        tuning.chunk <= tuning.turn && tuning.turn <= tuning.ahead,
+                        tuning.tail_size >= 4096
+                            && tuning.tail_size <= tuning.chunk_size
+                            && tuning.eager_limit <= 32 << 10
+                    );
+                    assert!(
+                        tuning.chunk_size <= tuning.window_single && tuning.window_single <= tuning.window,
                         "{machine:?} {tuning:?}"
                     );
-                    assert!(tuning.ahead <= 16 << 20);
+                    assert!(tuning.window <= 16 << 20);
                 }
             }
         }

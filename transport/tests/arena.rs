@@ -16,7 +16,7 @@ fn holder(region: &Region) -> Endpoint<View> {
         let fragment = endpoint.fragment(len).expect("an empty section");
         endpoint.free(fragment);
     }
-    endpoint.hold_fragments();
+    endpoint.reserve_fragments();
     endpoint
 }
 

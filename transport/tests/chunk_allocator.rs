@@ -3,12 +3,12 @@
 mod common;
 
 use common::{Region, View};
-use vmshm_transport::Runs;
+use vmshm_transport::ChunkAllocator;
 
-const LEN: usize = Runs::<View>::GRAIN;
+const LEN: usize = ChunkAllocator::<View>::GRAIN;
 
 /// Takes until there is no more.
-fn fill(runs: &mut Runs<View>) -> Vec<*mut u8> {
+fn fill(runs: &mut ChunkAllocator<View>) -> Vec<*mut u8> {
     std::iter::from_fn(|| runs.take(LEN)).collect()
 }
 
@@ -16,7 +16,7 @@ fn fill(runs: &mut Runs<View>) -> Vec<*mut u8> {
 fn processes_that_fill_their_section_still_send() {
     let region = Region::new(32 << 20, 2, 4);
     let (mut a, b, mut far) = (region.endpoint(0), region.endpoint(0), region.endpoint(1));
-    let (mut first, mut second) = (Runs::of(&a), Runs::of(&b));
+    let (mut first, mut second) = (ChunkAllocator::of(&a), ChunkAllocator::of(&b));
     let held = fill(&mut first);
     let count = held.len();
     assert!(count * LEN > 14 << 20, "{count} are nearly all of the section");

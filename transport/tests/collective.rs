@@ -12,7 +12,7 @@ use common::{Region, View, pattern};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use vmshm_transport::collective::{
-    BLOCK, Broken, Combine, Given, Group, Late, MAX_CHUNK, MIN_CHUNK, MIN_CHUNKS, Member, Pause, chunks_len,
+    BLOCK, CollError, Combine, Given, Group, Late, MAX_CHUNK, MIN_CHUNK, MIN_CHUNKS, Pause, Rank, chunks_len,
 };
 use vmshm_transport::{Fragment, Memory};
 
@@ -21,10 +21,10 @@ use vmshm_transport::{Fragment, Memory};
 struct Patience(u64);
 
 impl Pause for Patience {
-    fn pause(&mut self, member: usize) -> Result<(), Broken> {
+    fn pause(&mut self, member: usize) -> Result<(), CollError> {
         self.0 += 1;
         if self.0 > 5_000_000 {
-            return Err(Broken::Lost(member));
+            return Err(CollError::PeerLost(member));
         }
         thread::yield_now();
         Ok(())
@@ -192,7 +192,7 @@ fn group_to_leave(size: usize, chunk: usize, work: impl Fn(Group<View>, Own) + S
         endpoint.memory().write(block.offset(), &pattern(7, BLOCK));
         Group::prepare(endpoint.memory(), block.offset(), tag);
         let (slot, incarnation) = (section.slot(endpoint.slot()), endpoint.name().incarnation);
-        members.push(Member { section, block: block.offset(), tag, slot, incarnation });
+        members.push(Rank { section, block: block.offset(), tag, slot, incarnation });
         chunks.push(endpoint.fragment(chunks_len(chunk, MIN_CHUNKS)).expect("memory"));
         areas.push(endpoint.fragment(AREA).expect("memory"));
     }
@@ -301,12 +301,12 @@ fn operate(group: &mut Group<View>, own: &Own, seed: u64) {
                 let to = |member: usize| (taken[member].at, taken[member].len);
                 let mut late = Messages { me, post: &own.post, given: from, from: Vec::new() };
                 let only = (route == 0).then_some(root);
-                group.exchange_unequal(only, from, to, &mut late, pause).expect("exchange_unequal");
+                group.exchange_vector(only, from, to, &mut late, pause).expect("exchange_vector");
                 given.iter().for_each(|given| drop(given.take()));
                 for (member, taken) in taken.iter().enumerate() {
                     let got = taken.take();
                     let got = if late.from.contains(&member) { late.get(member) } else { got };
-                    assert!(got == part(member, me), "exchange_unequal of {len}, route {route}, seed {seed}");
+                    assert!(got == part(member, me), "exchange_vector of {len}, route {route}, seed {seed}");
                 }
             }
             kind @ 6.. => {
@@ -371,14 +371,14 @@ fn who_takes_part_with_another_length_is_found_out() {
         let result = unsafe { group.broadcast(0, data.as_mut_ptr(), len, &mut Patience::default()) };
         match group.me() {
             0 => assert_eq!(result, Ok(())),
-            _ => assert_eq!(result, Err(Broken::Length { member: 0, expected: 32, found: 64 })),
+            _ => assert_eq!(result, Err(CollError::LengthMismatch { rank: 0, expected: 32, found: 64 })),
         }
     });
 }
 
 /// Writes at a member's next step what it would if it had lent these bytes.
 fn lend(group: &Group<View>, step: u64, offset: u64, len: u64) {
-    let head = group.member(group.me()).block + 256 + step * 27 % 64 * 128;
+    let head = group.rank(group.me()).block + 256 + step * 27 % 64 * 128;
     group.memory().store_words(head + 16, [offset, len]);
     group.memory().store(head, step << 21 | 0x1f_ffff, Ordering::Release);
 }
@@ -390,11 +390,11 @@ fn memory_that_a_member_cannot_lend_is_not_read() {
     group(2, MIN_CHUNK, |group, own| {
         // The meeting took two steps.
         let step = 3;
-        let section = group.member(0).section.entry;
+        let section = group.rank(0).section.entry;
         let ranges = [
             (section.offset - 1, len as u64),
             (section.offset + section.len - len as u64 + 1, len as u64),
-            (group.member(1).section.entry.offset + 4096, len as u64),
+            (group.rank(1).section.entry.offset + 4096, len as u64),
             (u64::MAX - 5, len as u64),
             (own.area, len as u64 + 1),
             (own.area, u64::MAX),
@@ -422,8 +422,8 @@ fn memory_that_a_member_cannot_lend_is_not_read() {
             }
             for result in results {
                 let expected = match lent == len as u64 {
-                    true => Broken::Outside { member: 0, offset, len },
-                    false => Broken::Length { member: 0, expected: len, found: lent as usize },
+                    true => CollError::OutsideSection { rank: 0, offset, len },
+                    false => CollError::LengthMismatch { rank: 0, expected: len, found: lent as usize },
                 };
                 assert_eq!(result, Err(expected), "{lent} bytes at {offset}");
             }
@@ -456,7 +456,7 @@ fn what_a_slot_has_no_room_for_is_left_to_messages() {
         let at = got.as_mut_ptr();
         let taken = |member: usize| (at, if me != 0 && member == 0 { lengths[me] } else { 0 });
         // SAFETY: both have 8 KiB.
-        unsafe { group.exchange_unequal(None, given, taken, &mut late, &mut Patience::default()) }
+        unsafe { group.exchange_vector(None, given, taken, &mut late, &mut Patience::default()) }
             .expect("exchange");
         match me {
             0 => assert_eq!((late.0, late.1), (vec![1], vec![])),
@@ -502,9 +502,9 @@ fn a_part_of_another_length_keeps_no_other_from_coming() {
                     };
                     // SAFETY: both have two chunks; of what is taken the second part takes the first one's place.
                     let result = unsafe {
-                        group.exchange_unequal(only, given, taken, &mut late, &mut Patience::default())
+                        group.exchange_vector(only, given, taken, &mut late, &mut Patience::default())
                     };
-                    let expected = Broken::Length { member: 1, expected: short, found: long };
+                    let expected = CollError::LengthMismatch { rank: 1, expected: short, found: long };
                     assert_eq!(result, if me == 0 { Err(expected) } else { Ok(()) });
                     let late_from = |from: usize, len| (from < size && len > MIN_CHUNK - 48).then_some(from);
                     let wanted: Vec<_> = match me {
@@ -528,16 +528,16 @@ fn a_table_that_lies_is_not_followed() {
     group(3, MIN_CHUNK, |group, own| {
         // The meeting took two steps.
         let mut step = 3;
-        let (block, section) = (group.member(0).block, group.member(0).section.entry);
-        let outside = |offset| Broken::Outside { member: 0, offset, len };
-        let length = |found| Broken::Length { member: 0, expected: len, found };
+        let (block, section) = (group.rank(0).block, group.rank(0).section.entry);
+        let outside = |offset| CollError::OutsideSection { rank: 0, offset, len };
+        let length = |found| CollError::LengthMismatch { rank: 0, expected: len, found };
         let lies = [
             // A slot's length, an offset, a part's length, and what is to be found out.
             (48 + 8, section.offset - 8, 100, outside(section.offset - 8)),
             (48 + 8, section.offset + section.len - 99, 100, outside(section.offset + section.len - 99)),
             (48 + 8, u64::MAX, 100, outside(u64::MAX)),
-            (48 + 8, group.member(1).section.entry.offset + 4096, 100, {
-                outside(group.member(1).section.entry.offset + 4096)
+            (48 + 8, group.rank(1).section.entry.offset + 4096, 100, {
+                outside(group.rank(1).section.entry.offset + 4096)
             }),
             (48 + 8, own.area, 101, length(101)),
             (48 + 8, 0, 99, length(99)),
@@ -564,13 +564,13 @@ fn a_table_that_lies_is_not_followed() {
                     (|_| (std::ptr::null(), 0), |member| (at, if member == 0 { len } else { 0 }));
                 let pause = &mut Patience::default();
                 // SAFETY: the data has so many bytes.
-                let result = unsafe { group.exchange_unequal(None, given, taken, &mut late, pause) };
+                let result = unsafe { group.exchange_vector(None, given, taken, &mut late, pause) };
                 assert_eq!(result, Err(expected), "slot of {slot}, {told} bytes at {offset}");
                 let is_late = slot == 48 + 8 && offset == 0;
                 assert_eq!(late.1, if is_late { vec![0] } else { vec![] });
             }
             // A step is over all the same where only the length is another.
-            step += u64::from(matches!(expected, Broken::Length { .. }));
+            step += u64::from(matches!(expected, CollError::LengthMismatch { .. }));
         }
     });
 }
@@ -580,7 +580,7 @@ fn operands_are_not_joined_where_they_may_not_be_read_as_numbers() {
     let len = 3 * MIN_CHUNK;
     let gate = std::sync::Barrier::new(2);
     group(2, MIN_CHUNK, |group, _| {
-        let offset = group.member(0).section.entry.offset + 4096 + 8;
+        let offset = group.rank(0).section.entry.offset + 4096 + 8;
         if group.me() == 0 {
             lend(group, 3, offset, len as u64);
         }
@@ -591,7 +591,7 @@ fn operands_are_not_joined_where_they_may_not_be_read_as_numbers() {
             // SAFETY: both have `len` bytes.
             let result =
                 unsafe { group.reduce(1, mine.as_ptr(), out.as_mut_ptr(), len, &mut { HORNER }, pause) };
-            assert_eq!(result, Err(Broken::Outside { member: 0, offset, len }));
+            assert_eq!(result, Err(CollError::OutsideSection { rank: 0, offset, len }));
         }
     });
 }
@@ -632,11 +632,11 @@ fn what_is_lent_is_not_copied() {
 struct Absent(Patience);
 
 impl Pause for Absent {
-    fn pause(&mut self, member: usize) -> Result<(), Broken> {
+    fn pause(&mut self, member: usize) -> Result<(), CollError> {
         self.0.pause(member)
     }
 
-    fn lent(&self, _: usize) {
+    fn exposed(&self, _: usize) {
         thread::sleep(Duration::from_millis(100));
     }
 }
@@ -645,11 +645,11 @@ impl Pause for Absent {
 fn who_has_lent_something_need_not_be_looking_when_its_reader_leaves() {
     let len = 3 * MIN_CHUNK;
     group_to_leave(2, MIN_CHUNK, |mut group, own| {
-        let (block, at) = (group.member(1).block, own.memory.address(own.area, len as u64));
+        let (block, at) = (group.rank(1).block, own.memory.address(own.area, len as u64));
         // SAFETY: the area is longer.
         unsafe { group.broadcast(0, at, len, &mut Absent::default()) }.expect("broadcast");
         if group.me() == 1 {
-            assert!(group.leave().is_over(&own.memory));
+            assert!(group.leave().is_released(&own.memory));
             // The memory is that of another group's block now.
             Group::prepare(&own.memory, block, 777);
         }
@@ -665,8 +665,8 @@ fn who_fails_lets_go_those_who_have_lent_it_something() {
         // SAFETY: the area is longer.
         let result = unsafe { group.broadcast(0, at, mine, &mut Patience::default()) };
         if me == 1 {
-            assert_eq!(result, Err(Broken::Length { member: 0, expected: mine, found: len }));
-            group.give_up(0);
+            assert_eq!(result, Err(CollError::LengthMismatch { rank: 0, expected: mine, found: len }));
+            group.abort(0);
         } else {
             assert_eq!(result, Ok(()));
         }
@@ -677,9 +677,9 @@ fn who_fails_lets_go_those_who_have_lent_it_something() {
 struct WithoutFirst;
 
 impl Pause for WithoutFirst {
-    fn pause(&mut self, member: usize) -> Result<(), Broken> {
+    fn pause(&mut self, member: usize) -> Result<(), CollError> {
         thread::yield_now();
-        if member == 0 { Err(Broken::Lost(0)) } else { Ok(()) }
+        if member == 0 { Err(CollError::PeerLost(0)) } else { Ok(()) }
     }
 }
 
@@ -693,7 +693,7 @@ fn who_has_lent_something_waits_for_all_who_live() {
                 own.memory.write(own.area, &vec![7; len]);
                 // SAFETY: the area is longer.
                 let result = unsafe { group.broadcast(1, at, len, &mut WithoutFirst) };
-                assert_eq!(result, Err(Broken::Lost(0)));
+                assert_eq!(result, Err(CollError::PeerLost(0)));
                 own.memory.write(own.area, &vec![8; len]);
             }
             2 => {
@@ -714,7 +714,7 @@ fn who_claims_to_have_finished_with_everything_harms_only_itself() {
     let len = 3 * MIN_CHUNK;
     group(2, MIN_CHUNK, |group, own| {
         if group.me() == 1 {
-            own.memory.store(group.member(1).block + 128, u64::MAX, Ordering::Release);
+            own.memory.store(group.rank(1).block + 128, u64::MAX, Ordering::Release);
             return;
         }
         let mut heap = vec![1; len];
@@ -732,7 +732,7 @@ fn members_that_were_told_different_things_find_out() {
     group(2, MIN_CHUNK, |group, _| {
         let me = group.me();
         let result = group.add_chunks(0, MIN_CHUNK << me, MIN_CHUNKS, &mut Patience::default());
-        assert_eq!(result, Err(Broken::Told(1 - me)));
+        assert_eq!(result, Err(CollError::Disagreement(1 - me)));
     });
 }
 
@@ -758,9 +758,9 @@ fn who_has_given_up_is_not_waited_for() {
         let pause = &mut Patience::default();
         group.barrier(pause).expect("barrier");
         if group.me() == 1 {
-            return group.give_up(15);
+            return group.abort(15);
         }
-        assert_eq!(group.barrier(pause), Err(Broken::GaveUp { member: 1, why: 15 }));
+        assert_eq!(group.barrier(pause), Err(CollError::Aborted { rank: 1, why: 15 }));
     });
 }
 
@@ -768,8 +768,8 @@ fn who_has_given_up_is_not_waited_for() {
 struct Impatience;
 
 impl Pause for Impatience {
-    fn pause(&mut self, member: usize) -> Result<(), Broken> {
-        Err(Broken::Lost(member))
+    fn pause(&mut self, member: usize) -> Result<(), CollError> {
+        Err(CollError::PeerLost(member))
     }
 }
 
@@ -777,7 +777,7 @@ impl Pause for Impatience {
 fn who_is_lost_is_not_waited_for() {
     group(3, MIN_CHUNK, |group, _| {
         if group.me() == 0 {
-            assert_eq!(group.barrier(&mut Impatience), Err(Broken::Lost(1)));
+            assert_eq!(group.barrier(&mut Impatience), Err(CollError::PeerLost(1)));
         }
     });
 }
@@ -790,7 +790,7 @@ fn blocks_outside_of_their_sections_are_refused() {
     let inside = endpoint.section().entry.offset + (1 << 20);
     let with = |section, block| {
         let (slot, incarnation) = (endpoint.section().slot(endpoint.slot()), endpoint.name().incarnation);
-        let member = Member { section, block, tag: 1, slot, incarnation };
+        let member = Rank { section, block, tag: 1, slot, incarnation };
         Group::new(endpoint.memory().clone(), 0, vec![member], 1).is_some()
     };
     assert!(with(*endpoint.section(), inside));
@@ -815,7 +815,7 @@ fn chunks_of_nonsensical_length_are_refused() {
     ] {
         Group::prepare(endpoint.memory(), block, 1);
         let (section, incarnation) = (*endpoint.section(), endpoint.name().incarnation);
-        let member = Member { section, block, tag: 1, slot: section.slot(endpoint.slot()), incarnation };
+        let member = Rank { section, block, tag: 1, slot: section.slot(endpoint.slot()), incarnation };
         let mut group = Group::new(endpoint.memory().clone(), 0, vec![member], 1).expect("a sound block");
         let chunks = endpoint.section().entry.offset + (2 << 20);
         let are_there = group.add_chunks(chunks, chunk, MIN_CHUNKS, &mut Patience::default());
@@ -834,17 +834,17 @@ fn what_was_said_last_stays_until_it_is_read() {
         if me == 0 {
             // SAFETY: a word has eight bytes.
             unsafe { group.broadcast(0, data, 8, &mut Patience::default()).expect("broadcast") };
-            let mut farewell = take(group).leave();
-            assert!(!farewell.is_over(memory), "nobody has read it");
+            let mut pending = take(group).leave();
+            assert!(!pending.is_released(memory), "nobody has read it");
             gate.wait();
             gate.wait();
-            assert!(farewell.is_over(memory), "the reader has finished");
+            assert!(pending.is_released(memory), "the reader has finished");
         } else {
             gate.wait();
             // SAFETY: a word has eight bytes.
             unsafe { group.broadcast(0, data, 8, &mut Patience::default()).expect("broadcast") };
-            let mut farewell = take(group).leave();
-            assert!(farewell.is_over(memory), "nothing was said");
+            let mut pending = take(group).leave();
+            assert!(pending.is_released(memory), "nothing was said");
             gate.wait();
         }
     });
@@ -852,6 +852,6 @@ fn what_was_said_last_stays_until_it_is_read() {
 
 /// Takes a group out of a place that is not used any more.
 fn take(group: &mut Group<View>) -> Group<View> {
-    let nobody = Group::new(View::clone(group.memory()), 0, vec![group.member(0)], 1).expect("sound");
+    let nobody = Group::new(View::clone(group.memory()), 0, vec![group.rank(0)], 1).expect("sound");
     std::mem::replace(group, nobody)
 }

@@ -8,7 +8,7 @@ use std::thread;
 use common::{Region, View};
 use vmshm_transport::Memory;
 use vmshm_transport::collective::{
-    BLOCK, Broken, Combine, Group, Late, MIN_CHUNK, MIN_CHUNKS, Member, Pause, chunks_len,
+    BLOCK, CollError, Combine, Group, Late, MIN_CHUNK, MIN_CHUNKS, Pause, Rank, chunks_len,
 };
 
 /// Lets others run, or does not wait at all.
@@ -17,9 +17,9 @@ struct Turn {
 }
 
 impl Pause for Turn {
-    fn pause(&mut self, member: usize) -> Result<(), Broken> {
+    fn pause(&mut self, member: usize) -> Result<(), CollError> {
         thread::yield_now();
-        if self.waits { Ok(()) } else { Err(Broken::GaveUp { member, why: 0 }) }
+        if self.waits { Ok(()) } else { Err(CollError::Aborted { rank: member, why: 0 }) }
     }
 }
 
@@ -59,11 +59,11 @@ const OPERATIONS: [&str; 9] = [
     "gather",
     "scatter",
     "all_to_all",
-    "exchange_unequal",
+    "exchange_vector",
 ];
 
 /// An operation of two members, in which number 0 takes something from number 1.
-fn operate(name: &str, group: &mut Group<View>, data: &mut [u8], waits: bool) -> Result<(), Broken> {
+fn operate(name: &str, group: &mut Group<View>, data: &mut [u8], waits: bool) -> Result<(), CollError> {
     let mut out = vec![0; 2 * data.len()];
     let (data, len, out, me) = (data.as_mut_ptr(), data.len(), out.as_mut_ptr(), group.me());
     let pause = &mut Turn { waits };
@@ -78,9 +78,9 @@ fn operate(name: &str, group: &mut Group<View>, data: &mut [u8], waits: bool) ->
             "gather" => group.gather(0, data, len, |_| out, pause),
             "scatter" => group.scatter(1, data, out, len / 2, pause),
             "all_to_all" => group.all_to_all(data, out, len / 2, pause),
-            "exchange_unequal" => {
+            "exchange_vector" => {
                 let (given, part) = ((data.cast_const(), len), (out.add(me * len), len));
-                group.exchange_unequal(None, |_| given, |_| part, &mut NoMessages, pause)
+                group.exchange_vector(None, |_| given, |_| part, &mut NoMessages, pause)
             }
             _ => unreachable!("{name}"),
         }
@@ -97,7 +97,7 @@ fn what_has_become_of_a_dead_members_memory_is_not_its_word() {
                     let found = operate_with_the_dead(name, len, lends, kept);
                     let text =
                         format!("{name} of {len} bytes, lent: {lends}, {kept} bytes of each slot are kept");
-                    assert_eq!(found, Err(Broken::Lost(1)), "{text}");
+                    assert_eq!(found, Err(CollError::PeerLost(1)), "{text}");
                 }
             }
         }
@@ -106,7 +106,7 @@ fn what_has_become_of_a_dead_members_memory_is_not_its_word() {
 
 /// What member 0 gets of an operation whose member 1 has died after its part of it. Another process has written all of its
 /// memory, but for the first so many bytes of each slot for a stamp.
-fn operate_with_the_dead(name: &str, len: usize, lends: bool, kept: u64) -> Result<(), Broken> {
+fn operate_with_the_dead(name: &str, len: usize, lends: bool, kept: u64) -> Result<(), CollError> {
     let region = Region::new(4 << 20, 2, 4);
     let [mut mine, mut theirs] = [region.endpoint(0), region.endpoint(1)];
     let parts = [&mut mine, &mut theirs].map(|endpoint| {
@@ -114,7 +114,7 @@ fn operate_with_the_dead(name: &str, len: usize, lends: bool, kept: u64) -> Resu
         Group::prepare(endpoint.memory(), block, 9);
         let chunks = endpoint.fragment(chunks_len(MIN_CHUNK, MIN_CHUNKS)).expect("memory").offset();
         let (section, incarnation) = (*endpoint.section(), endpoint.name().incarnation);
-        (Member { section, block, tag: 9, slot: section.slot(endpoint.slot()), incarnation }, chunks)
+        (Rank { section, block, tag: 9, slot: section.slot(endpoint.slot()), incarnation }, chunks)
     });
     let area = theirs.fragment(len).expect("memory");
     let new = |memory: &View, me| {

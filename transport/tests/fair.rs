@@ -6,7 +6,7 @@ use std::mem::offset_of;
 use std::sync::atomic::Ordering;
 
 use common::{Region, View, connection};
-use vmshm_transport::abi::ring::{Connection, POLLED};
+use vmshm_transport::abi::ring::{ConnectionHeader, POLLED};
 use vmshm_transport::{Endpoint, Event, Inbox, Memory};
 
 /// Most messages of the stream before something else is noticed: a few turns of all rings and fragments.
@@ -171,7 +171,7 @@ fn who_has_not_seen_that_it_is_polled_no_more_is_soon_heard() {
         }
         // Its processor has not seen that yet.
         let (sender, to) = &mut senders[first];
-        let hot = connection(&host, &receiver, sender) + offset_of!(Connection, hot) as u64;
+        let hot = connection(&host, &receiver, sender) + offset_of!(ConnectionHeader, polled) as u64;
         host.store(hot, POLLED, Ordering::Relaxed);
         sender.send(*to, 2, &[b"2"]).unwrap();
         late += u32::from(hear(&mut receiver) > 200);

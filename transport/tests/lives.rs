@@ -165,11 +165,11 @@ fn a_killed_process_of_another_section_with_a_child_counts_as_dead() {
 }
 
 /// The threads that watch over endpoints of this process.
-fn keepers() -> Vec<PathBuf> {
+fn monitors() -> Vec<PathBuf> {
     let tasks = fs::read_dir("/proc/self/task").expect("threads").flatten().map(|task| task.path());
-    let is_keeper =
-        |task: &PathBuf| fs::read_to_string(task.join("comm")).is_ok_and(|name| name == "vmshm-keeper\n");
-    tasks.filter(is_keeper).collect()
+    let is_monitor =
+        |task: &PathBuf| fs::read_to_string(task.join("comm")).is_ok_and(|name| name == "vmshm-monitor\n");
+    tasks.filter(is_monitor).collect()
 }
 
 /// A number in the status of a thread.
@@ -195,7 +195,7 @@ fn a_section_that_does_not_poll_rests() {
     }
     // Until they have noticed.
     std::thread::sleep(Duration::from_secs(1));
-    let ours = keepers();
+    let ours = monitors();
     assert!(ours.len() >= 2 * EACH);
     let wake_ups = || -> u64 { ours.iter().map(|task| status(task, "voluntary_ctxt_switches", 10)).sum() };
     let beat = |endpoint: &Attached| {
@@ -220,8 +220,8 @@ fn a_section_that_does_not_poll_rests() {
 fn the_program_s_signals_are_not_the_keeper_s() {
     let (_directory, path) = region(4);
     let _endpoint = attach(&path, 0);
-    for keeper in keepers() {
-        let blocked = status(&keeper, "SigBlk", 16);
+    for monitor in monitors() {
+        let blocked = status(&monitor, "SigBlk", 16);
         let has = |signal: i32| blocked >> (signal - 1) & 1 == 1;
         for signal in
             [libc::SIGTERM, libc::SIGINT, libc::SIGALRM, libc::SIGCHLD, libc::SIGUSR1, libc::SIGPROF]

@@ -11,7 +11,7 @@ use loom::thread;
 use std::sync::Arc;
 use vmshm_transport::abi::region::RegionHeader;
 use vmshm_transport::abi::section::{STATE_GONE, STATE_LIVE, SectionLayout, SlotState};
-use vmshm_transport::collective::{BLOCK, Broken, Group, Late, Member, Pause, SLOTS};
+use vmshm_transport::collective::{BLOCK, CollError, Group, Late, Pause, Rank, SLOTS};
 use vmshm_transport::{CacheHints, Device, Memory, Section};
 
 /// Bytes of a head, and of what the models use of it.
@@ -27,7 +27,7 @@ fn life(incarnation: u64, state: u8) -> u64 {
 struct Words(HashMap<u64, AtomicU64>);
 
 impl Words {
-    fn new(members: &[Member]) -> Self {
+    fn new(members: &[Rank]) -> Self {
         let mut words = HashMap::new();
         for member in members {
             let heads =
@@ -95,20 +95,20 @@ impl Memory for Words {
 struct Turn;
 
 impl Pause for Turn {
-    fn pause(&mut self, _: usize) -> Result<(), Broken> {
+    fn pause(&mut self, _: usize) -> Result<(), CollError> {
         thread::yield_now();
         Ok(())
     }
 }
 
-fn members() -> Vec<Member> {
+fn members() -> Vec<Rank> {
     let header = RegionHeader::new([7; 16], 1 << 20, 4096, 2, 4);
     let member = |number| {
         let entry = header.new_entry(number);
         let layout = SectionLayout::new(entry.len, 2, 4).unwrap();
         let block = (entry.offset + entry.len - BLOCK as u64) & !127;
         let section = Section { number, entry, layout };
-        Member { section, block, tag: 5 + u64::from(number), slot: section.slot(0), incarnation: 3 }
+        Rank { section, block, tag: 5 + u64::from(number), slot: section.slot(0), incarnation: 3 }
     };
     vec![member(0), member(1)]
 }
@@ -200,8 +200,8 @@ fn memory_that_was_left_is_not_used_before_the_last_reader_has_finished() {
         assert_eq!(broadcast(&mut group, 0, 7), 7);
         group.barrier(&mut Turn).expect("honest members");
         assert_eq!(broadcast(&mut group, 1, 8), 8);
-        let mut farewell = group.leave();
-        while !farewell.is_over(&words) {
+        let mut pending = group.leave();
+        while !pending.is_released(&words) {
             thread::yield_now();
         }
         // Now it is others': they write what they like, but for the tag.
@@ -241,7 +241,7 @@ fn what_a_dead_members_memory_has_become_is_not_taken_for_its_own() {
         let mut value = 0u64;
         // SAFETY: a word has eight bytes.
         let done = unsafe { group.broadcast(1, (&raw mut value).cast(), 8, &mut Turn) };
-        assert!(matches!((done, value), (Ok(()), 7) | (Err(Broken::Lost(1)), _)), "{done:?}, {value}");
+        assert!(matches!((done, value), (Ok(()), 7) | (Err(CollError::PeerLost(1)), _)), "{done:?}, {value}");
     });
 }
 
@@ -269,7 +269,7 @@ fn parts_of_any_lengths_are_said_to_be_where_they_are() {
             let part = |_| (to, if me == 1 { len } else { 0 });
             let mut late = Messages(0);
             // SAFETY: both are words, and of more than a slot has room for nothing is touched.
-            let done = unsafe { group.exchange_unequal(Some(1), from, part, &mut late, &mut Turn) };
+            let done = unsafe { group.exchange_vector(Some(1), from, part, &mut late, &mut Turn) };
             done.expect("honest members");
             if me == 1 {
                 assert_eq!((got, late.0), (if len == 8 { round } else { 0 }, u64::from(len > 8)));

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use common::{Region, View, connection, pattern, send, wait};
 use proptest::prelude::*;
-use vmshm_transport::abi::ring::{CONNECTION_LEN, Connection, KIND_INLINE, POLLED, SLOT, STAMP, Stamp};
+use vmshm_transport::abi::ring::{CONNECTION_LEN, ConnectionHeader, KIND_INLINE, POLLED, SLOT, STAMP, Stamp};
 use vmshm_transport::{Endpoint, Event, Fragment, Inbox, MAX_INLINE, Memory, Peer, PeerError, SendError};
 
 fn pair(region: &Region, sections: (u32, u32)) -> (Endpoint<View>, Endpoint<View>, Peer, Peer) {
@@ -243,11 +243,14 @@ fn an_acknowledgement_that_another_wrote_over_is_not_believed() {
     a.send_fragment(to_b, 1, &fragment, 2000, 42).expect("room");
     let host = region.host();
     let connection = connection(&host, &b, &a);
-    assert_eq!(host.load(connection + offset_of!(Connection, incarnation) as u64, Ordering::Relaxed), 1);
+    assert_eq!(
+        host.load(connection + offset_of!(ConnectionHeader, incarnation) as u64, Ordering::Relaxed),
+        1
+    );
     drop(b);
     // What a sibling of b does that gets its memory.
     host.zero(connection, CONNECTION_LEN);
-    host.store(connection + offset_of!(Connection, consumed) as u64, 1, Ordering::Relaxed);
+    host.store(connection + offset_of!(ConnectionHeader, consumed) as u64, 1, Ordering::Relaxed);
     assert_eq!(wait(&mut a, &mut inbox), Event::Unsent { peer: to_b, token: 42 });
     assert_eq!(wait(&mut a, &mut inbox), Event::Gone { peer: to_b, why: PeerError::Left });
 }
@@ -540,7 +543,7 @@ fn a_message_without_its_notice_is_found_between_fragments_that_come_back() {
     }
     // It believes that a looks, and says nothing.
     let host = region.host();
-    let hot = connection(&host, &a, &silent) + offset_of!(Connection, hot) as u64;
+    let hot = connection(&host, &a, &silent) + offset_of!(ConnectionHeader, polled) as u64;
     host.store(hot, POLLED, Ordering::Relaxed);
     silent.send(to_a, 2, &[b"hello"]).expect("room");
     let mut stream = Stream::default();

@@ -255,7 +255,11 @@ fn nobody_sleeps_on_news() {
     }
     assert!(settles(&mut a));
     a.wake_up();
-    a.watch().report(vmshm_transport::abi::EndpointId(b.name().id), b.name().incarnation, PeerError::Silent);
+    a.verdicts().report(
+        vmshm_transport::abi::EndpointId(b.name().id),
+        b.name().incarnation,
+        PeerError::Silent,
+    );
     assert!(!a.fall_asleep(&inbox), "news of a peer are there");
     assert_eq!(next(&mut a, &mut inbox), Event::Gone { peer: to_b, why: PeerError::Silent });
     assert!(settles(&mut a));
@@ -316,7 +320,7 @@ fn who_was_given_up_reads_no_more() {
         a.memory().write(fragment.offset(), &[1; 2000]);
         a.send_fragment(to_b, 1, &fragment, 2000, 7).expect("room");
         let held = poll_first.then(|| next(&mut b, &mut inbox));
-        a.watch().report(
+        a.verdicts().report(
             vmshm_transport::abi::EndpointId(b.name().id),
             b.name().incarnation,
             PeerError::Silent,
@@ -344,7 +348,11 @@ fn who_was_given_up_is_told() {
     a.send(to_b, 1, &[b"hello"]).expect("room");
     assert!(matches!(next(&mut a, &mut inbox), Event::Message { .. }));
     assert!(matches!(next(&mut b, &mut inbox), Event::Message { .. }));
-    a.watch().report(vmshm_transport::abi::EndpointId(b.name().id), b.name().incarnation, PeerError::Silent);
+    a.verdicts().report(
+        vmshm_transport::abi::EndpointId(b.name().id),
+        b.name().incarnation,
+        PeerError::Silent,
+    );
     assert!(matches!(next(&mut a, &mut inbox), Event::Gone { .. }));
     assert_eq!(next(&mut b, &mut inbox), Event::Gone { peer: to_a, why: PeerError::Closed });
 }

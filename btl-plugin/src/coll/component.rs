@@ -93,7 +93,7 @@ pub unsafe extern "C" fn register() -> c_int {
 pub fn chunk() -> usize {
     // SAFETY: not changed after the component was registered.
     let chunk = match unsafe { *PARAMETERS.chunk.get() } {
-        0 => Tuning::of_this_machine().coll_chunk,
+        0 => Tuning::of_this_machine().coll_chunk_size,
         given => given,
     };
     chunk.clamp(MIN_CHUNK, MAX_CHUNK) & !4095
@@ -108,7 +108,7 @@ pub fn chunks(chunk: usize, members: usize, section: u64) -> u64 {
     // SAFETY: not changed after the component was registered.
     let turn = match unsafe { *PARAMETERS.turn.get() } {
         // Who reads from several comes back to each the later.
-        0 => Tuning::of_this_machine().coll_turn / (members - 1).max(1),
+        0 => Tuning::of_this_machine().coll_rotation / (members - 1).max(1),
         given => given,
     };
     let most = (turn as u64).min(section / SECTION_PART) / chunk as u64;

@@ -4,7 +4,7 @@ use std::mem;
 use std::sync::Arc;
 
 use vmshm_transport::Fragment;
-use vmshm_transport::collective::Farewell;
+use vmshm_transport::collective::PendingRelease;
 
 use crate::fabric::Fabric;
 
@@ -14,7 +14,7 @@ const SELDOM: u32 = 256;
 /// All groups that still have readers.
 #[derive(Default)]
 pub struct LeftGroups {
-    groups: Vec<(Farewell, Vec<Fragment>)>,
+    groups: Vec<(PendingRelease, Vec<Fragment>)>,
     turns: u32,
 }
 
@@ -26,8 +26,8 @@ impl LeftGroups {
     }
 
     /// A group that was left, and its memory.
-    pub fn add(&mut self, farewell: Farewell, fragments: Vec<Fragment>) {
-        self.groups.push((farewell, fragments));
+    pub fn add(&mut self, pending: PendingRelease, fragments: Vec<Fragment>) {
+        self.groups.push((pending, fragments));
     }
 }
 
@@ -35,11 +35,11 @@ impl Fabric {
     /// Gives back the memory of groups that nobody reads any more.
     pub fn tidy(&mut self) {
         let memory = Arc::clone(self.endpoint.memory());
-        for (mut farewell, fragments) in mem::take(&mut self.left.groups) {
-            if farewell.is_over(&memory) {
+        for (mut pending, fragments) in mem::take(&mut self.left.groups) {
+            if pending.is_released(&memory) {
                 fragments.into_iter().for_each(|fragment| self.endpoint.free(fragment));
             } else {
-                self.left.add(farewell, fragments);
+                self.left.add(pending, fragments);
             }
         }
     }
@@ -57,7 +57,7 @@ impl Fabric {
 #[cfg(test)]
 mod tests {
     use vmshm_transport::Purpose;
-    use vmshm_transport::collective::{BLOCK, Broken, Group, Member, Pause};
+    use vmshm_transport::collective::{BLOCK, CollError, Group, Pause, Rank};
 
     use super::*;
     use crate::fabric::tests::pair;
@@ -65,8 +65,8 @@ mod tests {
     struct NoPause;
 
     impl Pause for NoPause {
-        fn pause(&mut self, member: usize) -> Result<(), Broken> {
-            Err(Broken::Lost(member))
+        fn pause(&mut self, member: usize) -> Result<(), CollError> {
+            Err(CollError::PeerLost(member))
         }
     }
 
@@ -81,7 +81,7 @@ mod tests {
         let member = |fabric: &Fabric, block: &Fragment| {
             let (section, slot) = (*fabric.endpoint.section(), fabric.endpoint.slot());
             let incarnation = fabric.endpoint.name().incarnation;
-            Member { section, block: block.offset(), tag: 1, slot: section.slot(slot), incarnation }
+            Rank { section, block: block.offset(), tag: 1, slot: section.slot(slot), incarnation }
         };
         let members = vec![member(&a, &blocks[0]), member(&b, &blocks[1])];
         let new = |fabric: &Fabric, me| {

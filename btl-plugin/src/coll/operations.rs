@@ -8,7 +8,7 @@
 use std::ffi::{c_int, c_void};
 use std::ptr;
 
-use vmshm_transport::collective::Broken;
+use vmshm_transport::collective::CollError;
 
 use super::combine::Operation;
 use super::data::Shape;
@@ -54,11 +54,11 @@ pub(super) enum Not {
     /// It failed, with Open MPI's code.
     Possible(c_int),
     /// The members are out of step.
-    Whole(Broken),
+    Whole(CollError),
 }
 
-impl From<Broken> for Not {
-    fn from(broken: Broken) -> Self {
+impl From<CollError> for Not {
+    fn from(broken: CollError) -> Self {
         Not::Whole(broken)
     }
 }

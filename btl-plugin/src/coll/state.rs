@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 use vmshm_transport::abi::{EndpointId, EndpointName};
-use vmshm_transport::collective::{BLOCK, Broken, Group, MIN_CHUNKS, Member, Pause, chunks_len, is_chunk};
+use vmshm_transport::collective::{BLOCK, CollError, Group, MIN_CHUNKS, Pause, Rank, chunks_len, is_chunk};
 use vmshm_transport::tune::Tuning;
 use vmshm_transport::{Fragment, Mapping, Memory, Purpose};
 use zerocopy::{FromZeros, IntoBytes};
@@ -118,7 +118,7 @@ pub struct Waiting {
 
 impl Pause for Waiting {
     #[cold]
-    fn pause(&mut self, _: usize) -> Result<(), Broken> {
+    fn pause(&mut self, _: usize) -> Result<(), CollError> {
         // SAFETY: we hold no lock, and are called by Open MPI outside of its own.
         unsafe { ompi::opal_progress() };
         if self.yields {
@@ -128,11 +128,11 @@ impl Pause for Waiting {
     }
 
     #[inline]
-    fn settle(&self) {
+    fn back_off(&self) {
         (0..self.settle).for_each(|_| spin_loop());
     }
 
-    fn lent(&self, len: usize) {
+    fn exposed(&self, len: usize) {
         nearest::leave(len);
     }
 
@@ -398,7 +398,7 @@ impl State {
                     "member {member} has a plugin of another version (protocol {theirs}, here {PROTOCOL})"
                 ));
             }
-            members.push(Member {
+            members.push(Rank {
                 section: *section,
                 block: hello.block,
                 tag: hello.tag,
@@ -414,27 +414,27 @@ impl State {
         let waiting = Waiting { yields: shared && !yields, settle: *SETTLE_PAUSES };
         let mut group = Group::new(memory, self.me, members, spins)
             .ok_or("a member's block lies outside of its section")?;
-        group.lend_to_root(Tuning::of_this_machine().coll_lend);
+        group.expose_to_root(Tuning::of_this_machine().coll_zero_copy_limit);
         Ok((group, waiting))
     }
 
     /// Notes that an operation has failed, tells the other members and the user why, and returns Open MPI's code.
     #[cold]
-    pub fn fail(&mut self, broken: Broken) -> c_int {
+    pub fn fail(&mut self, broken: CollError) -> c_int {
         let (member, rc) = match broken {
-            Broken::Length { .. } => (None, ompi::MPI_ERR_TRUNCATE as c_int),
-            Broken::NoMemory => (None, ompi::MPI_ERR_NO_MEM as c_int),
+            CollError::LengthMismatch { .. } => (None, ompi::MPI_ERR_TRUNCATE as c_int),
+            CollError::NoMemory => (None, ompi::MPI_ERR_NO_MEM as c_int),
             // The program's own error, as told by who made it or met it.
-            Broken::GaveUp { why, .. } if TOLD.contains(&u32::from(why)) => (None, c_int::from(why)),
-            Broken::Lost(member)
-            | Broken::Told(member)
-            | Broken::GaveUp { member, .. }
-            | Broken::Outside { member, .. }
-            | Broken::Step { member, .. } => (Some(member), ompi::OPAL_ERR_UNREACH),
+            CollError::Aborted { why, .. } if TOLD.contains(&u32::from(why)) => (None, c_int::from(why)),
+            CollError::PeerLost(rank)
+            | CollError::Disagreement(rank)
+            | CollError::Aborted { rank, .. }
+            | CollError::OutsideSection { rank, .. }
+            | CollError::OutOfStep { rank, .. } => (Some(rank), ompi::OPAL_ERR_UNREACH),
         };
         if let Stage::Met(met) = mem::replace(&mut self.stage, Stage::Broken(rc)) {
             // Its memory stays as it is: others may still read it.
-            met.group.give_up(u16::try_from(rc).unwrap_or(0));
+            met.group.abort(u16::try_from(rc).unwrap_or(0));
         }
         let text = format!("a collective operation failed: {broken}");
         match member {
@@ -461,7 +461,7 @@ impl Met {
     /// Whether payloads of `len` bytes a step can go through the group; asks for memory when that is first needed. All
     /// members come to the same conclusion.
     #[inline]
-    pub fn takes(&mut self, len: usize) -> Result<bool, Broken> {
+    pub fn takes(&mut self, len: usize) -> Result<bool, CollError> {
         if len <= self.group.short() {
             return Ok(true);
         }
@@ -474,14 +474,14 @@ impl Met {
     /// To be called at each operation with parts of unequal lengths. Nobody knows then what others have no room for: so they
     /// tell one another now and then, until there are chunks.
     #[inline]
-    pub fn ask_for_room(&mut self) -> Result<(), Broken> {
+    pub fn ask_for_room(&mut self) -> Result<(), CollError> {
         self.unequal = self.unequal.wrapping_add(1);
         let is_time = self.unequal.is_multiple_of(UNEQUAL) && matches!(self.chunks, Chunks::Unasked);
         if is_time { self.compare_room() } else { Ok(()) }
     }
 
     #[cold]
-    fn compare_room(&mut self) -> Result<(), Broken> {
+    fn compare_room(&mut self) -> Result<(), CollError> {
         let mine = u8::from(self.lacked_room);
         let mut all = vec![0u8; self.group.size()];
         let first = all.as_mut_ptr();
@@ -495,10 +495,10 @@ impl Met {
     }
 
     #[cold]
-    fn get_chunks(&mut self) -> Result<Chunks, Broken> {
+    fn get_chunks(&mut self) -> Result<Chunks, CollError> {
         tidy();
         // A small section has room for fewer.
-        let section = self.group.member(self.group.me()).section.entry.len;
+        let section = self.group.rank(self.group.me()).section.entry.len;
         let mut count = component::chunks(self.chunk, self.group.size(), section);
         let get = |count| {
             let len = chunks_len(self.chunk, count);

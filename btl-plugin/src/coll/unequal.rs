@@ -3,7 +3,7 @@
 use std::ffi::{c_int, c_void};
 use std::{mem, ptr};
 
-use vmshm_transport::collective::{Broken, Given, Late, Part};
+use vmshm_transport::collective::{CollError, Given, Late, Part};
 
 use super::data::Shape;
 use super::operations::{Not, is_in_place, with};
@@ -57,11 +57,11 @@ impl<G: Fn(usize) -> Elements, T: Fn(usize) -> Elements> Messages<'_, G, T> {
         }
     }
 
-    /// Ends an exchange that came to this: waits for all messages. After [`Broken::Length`], too, they are under way, and the
+    /// Ends an exchange that came to this: waits for all messages. After [`CollError::LengthMismatch`], too, they are under way, and the
     /// members are at the same step.
-    fn end(&mut self, done: Result<(), Broken>) -> Result<(), Not> {
+    fn end(&mut self, done: Result<(), CollError>) -> Result<(), Not> {
         match done {
-            Err(broken @ Broken::Length { .. }) => {
+            Err(broken @ CollError::LengthMismatch { .. }) => {
                 // What this fails with is told anyway.
                 let _ = self.wait();
                 help::verbose(&format!("a collective operation failed: {broken}"));
@@ -154,7 +154,7 @@ unsafe fn exchange(
                 let (shape, buffer) = taken(member);
                 (shape.first(buffer.cast()), shape.bytes())
             };
-            let done = met.group.exchange_unequal(only, from, to, &mut late, &mut met.waiting);
+            let done = met.group.exchange_vector(only, from, to, &mut late, &mut met.waiting);
             return late.end(done);
         }
         let mut sources = Vec::with_capacity(size);
@@ -172,7 +172,7 @@ unsafe fn exchange(
             (source.as_ref().map_or(ptr::null(), |source| source.bytes()), *len)
         };
         let to = |member: usize| -> Part { (sinks[member].0.bytes(), sinks[member].1) };
-        let done = met.group.exchange_unequal(only, from, to, &mut late, &mut met.waiting);
+        let done = met.group.exchange_vector(only, from, to, &mut late, &mut met.waiting);
         late.end(done)?;
         for (member, (sink, len)) in sinks.into_iter().enumerate() {
             if member != me && len > 0 && !late.from.contains(&member) {

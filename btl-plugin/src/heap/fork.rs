@@ -91,7 +91,7 @@ impl Handover {
             });
             &mut *made
         };
-        let chunk = vmshm_transport::Runs::<M>::GRAIN;
+        let chunk = vmshm_transport::ChunkAllocator::<M>::GRAIN;
         for (at, _) in space.holders().filter(|(_, holder)| *holder == Holder::Endpoint) {
             let start = (at / grain * grain).max(section.start);
             made.spans.add(start..(at + chunk).next_multiple_of(grain).min(section.end));

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use range_alloc::RangeAllocator;
-use vmshm_transport::{Holder, Memory, Runs};
+use vmshm_transport::{ChunkAllocator, Holder, Memory};
 
 /// What blocks are made of, bytes.
 pub const PAGE: usize = 4096;
@@ -21,7 +21,7 @@ const SHARED: usize = EXTENT / 8;
 
 /// The program's memory.
 pub struct Space<M: Memory> {
-    runs: Runs<Arc<M>>,
+    runs: ChunkAllocator<Arc<M>>,
     /// Blocks by the address that the program knows.
     blocks: BTreeMap<usize, Block>,
     /// Shared runs by their address.
@@ -44,7 +44,7 @@ struct Extent {
 }
 
 // SAFETY: the pointers are addresses of the process's memory, which any thread may use.
-unsafe impl<M: Memory> Send for Space<M> where Runs<Arc<M>>: Send {}
+unsafe impl<M: Memory> Send for Space<M> where ChunkAllocator<Arc<M>>: Send {}
 
 /// What became of the allocations.
 #[derive(Debug, Default, Clone, Copy)]
@@ -74,7 +74,7 @@ impl fmt::Display for Counts {
 
 impl<M: Memory> Space<M> {
     /// None where the section's chunks begin within pages.
-    pub fn new(mut runs: Runs<Arc<M>>) -> Option<Self> {
+    pub fn new(mut runs: ChunkAllocator<Arc<M>>) -> Option<Self> {
         let probe = runs.take(1)?;
         runs.give_back(probe, 1);
         probe.addr().is_multiple_of(PAGE).then(|| Self {
@@ -118,7 +118,7 @@ impl<M: Memory> Space<M> {
             }
         }
         let start = self.runs.take(len)?;
-        Some(Block { start, len: len.next_multiple_of(Runs::<Arc<M>>::GRAIN), is_shared: false })
+        Some(Block { start, len: len.next_multiple_of(ChunkAllocator::<Arc<M>>::GRAIN), is_shared: false })
     }
 
     /// Takes a block back.
@@ -161,7 +161,7 @@ impl<M: Memory> Space<M> {
         self.blocks.iter().map(|(address, block)| *address..block.start.addr() + block.len)
     }
 
-    /// The section's chunks, see [`Runs::holders`].
+    /// The section's chunks, see [`ChunkAllocator::holders`].
     pub fn holders(&self) -> impl Iterator<Item = (usize, Holder)> {
         self.runs.holders()
     }
@@ -204,7 +204,7 @@ mod tests {
     }
 
     fn space(endpoint: &Attached) -> Space<Mapping> {
-        Space::new(Runs::of(endpoint)).unwrap()
+        Space::new(ChunkAllocator::of(endpoint)).unwrap()
     }
 
     #[test]

@@ -14,8 +14,8 @@ use vmshm_abi::section::STATE_FREE;
 
 use super::error::AttachError;
 use super::find::find;
-use super::lease::Hold;
-use super::liveness::monitor::{Charge, Keeper, Kernel};
+use super::lease::SlotLease;
+use super::liveness::monitor::{Charge, Kernel, Monitor};
 use super::lock;
 use super::section::{choose_section, parse_uuid};
 use super::sleeper::Sleeper;
@@ -72,9 +72,9 @@ impl Options {
 pub struct Attached {
     // Dropped in this order: first the endpoint leaves, then the process is not seen to live any more.
     endpoint: ManuallyDrop<Endpoint<Arc<Mapping>>>,
-    keeper: Option<Keeper>,
+    monitor: Option<Monitor>,
     source: Source,
-    hold: Hold,
+    lease: SlotLease,
     sleeper: Option<Sleeper>,
     is_uncached: bool,
     /// The process that attached: a forked child has a copy of this value, but not the endpoint.
@@ -112,19 +112,19 @@ pub fn open_endpoint(options: &Options) -> Result<Attached, AttachError> {
         }
         Err(_) => unlike_others(),
     };
-    let (hold, kernel) = match source {
-        Source::File(_) => (Hold::Locks, Kernel::Host),
-        Source::Pci(_) => (Hold::Locks, Kernel::Guest),
-        Source::Driver(_) => (Hold::Driver, Kernel::Driver),
+    let (lease, kernel) = match source {
+        Source::File(_) => (SlotLease::Locks, Kernel::Host),
+        Source::Pci(_) => (SlotLease::Locks, Kernel::Guest),
+        Source::Driver(_) => (SlotLease::Driver, Kernel::Driver),
     };
     let slots = section.layout.endpoints;
     for slot in 0..slots {
-        if !hold.take(mapping.file(), &section, slot).map_err(source.error())? {
+        if !lease.take(mapping.file(), &section, slot).map_err(source.error())? {
             continue;
         }
         let state = slot::state(&mapping, &section, slot);
-        if hold.is_evaded(state.state, slot::boot_id(&mapping, &section, slot), boot_id) {
-            hold.release(mapping.file(), &section, slot).map_err(source.error())?;
+        if lease.is_owned_elsewhere(state.state, slot::boot_id(&mapping, &section, slot), boot_id) {
+            lease.release(mapping.file(), &section, slot).map_err(source.error())?;
             continue;
         }
         // With the slot in hand, whatever else it says, its process is dead.
@@ -132,15 +132,15 @@ pub fn open_endpoint(options: &Options) -> Result<Attached, AttachError> {
             slot::reap(&mapping, &section, slot, state, true);
         }
         let Some(incarnation) = slot::claim(&mapping, &section, slot) else {
-            let _ = hold.release(mapping.file(), &section, slot);
+            let _ = lease.release(mapping.file(), &section, slot);
             continue;
         };
         let pid = std::process::id();
         let may_sleep = options.sleep && rings;
         let process = Process { pid: pid.into(), boot_id, may_sleep, rings };
         // Its life is to be seen before the endpoint is.
-        let path = (hold == Hold::Locks).then(|| source.path());
-        let mut keeper = Keeper::start(&mapping, section, slot, path).map_err(|error| {
+        let path = (lease == SlotLease::Locks).then(|| source.path());
+        let mut monitor = Monitor::start(&mapping, section, slot, path).map_err(|error| {
             let attaching = slot::state(&mapping, &section, slot);
             slot::reap(&mapping, &section, slot, attaching, false);
             source.error()(error)
@@ -148,12 +148,12 @@ pub fn open_endpoint(options: &Options) -> Result<Attached, AttachError> {
         let endpoint = Endpoint::take(Arc::clone(&mapping), region, number, slot, incarnation, &process)?;
         let sleeper = may_sleep.then(|| Sleeper::new(mapping, number, slot));
         let patience = options.patience;
-        keeper.watch(&endpoint, Charge { boot_id, patience, kernel, sleeper: sleeper.clone() });
+        monitor.watch(&endpoint, Charge { boot_id, patience, kernel, sleeper: sleeper.clone() });
         return Ok(Attached {
-            keeper: Some(keeper),
+            monitor: Some(monitor),
             endpoint: ManuallyDrop::new(endpoint),
             source,
-            hold,
+            lease,
             sleeper,
             is_uncached,
             pid,
@@ -196,7 +196,7 @@ impl Attached {
     pub fn withdraw(&mut self) {
         self.wait_until_drained();
         self.endpoint.withdraw();
-        drop(self.keeper.take());
+        drop(self.monitor.take());
         // The open file holds the slot from now on, and so the memory: nothing is left for `drop`.
         self.pid = 0;
     }
@@ -213,7 +213,7 @@ impl Drop for Attached {
     fn drop(&mut self) {
         if self.pid != std::process::id() {
             // In a forked child thread and slot are the parent's; who has withdrawn has no thread.
-            std::mem::forget(self.keeper.take());
+            std::mem::forget(self.monitor.take());
             return;
         }
         self.wait_until_drained();
@@ -222,10 +222,10 @@ impl Drop for Attached {
         let slot = self.endpoint.slot();
         // SAFETY: this is the only place that drops it, and nobody uses it afterwards.
         unsafe { ManuallyDrop::drop(&mut self.endpoint) };
-        drop(self.keeper.take());
+        drop(self.monitor.take());
         // By name: a forked child that has the file open too would keep the slot.
-        let _ = self.hold.release(mapping.file(), &section, slot);
-        if self.hold == Hold::Locks {
+        let _ = self.lease.release(mapping.file(), &section, slot);
+        if self.lease == SlotLease::Locks {
             let _ = lock::release(mapping.file(), RegionHeader::entry_offset(section.number));
         }
     }

@@ -91,7 +91,7 @@ fn region_files(dir: &Path) -> Vec<PathBuf> {
     entries.filter(|path| path.is_file() && !hidden(path)).collect()
 }
 
-/// The sysfs folders of this machine's ivshmem devices, whatever they hold.
+/// The sysfs folders of this machine's ivshmem devices, whatever they lease.
 pub fn pci_devices() -> Vec<PathBuf> {
     let number = |path: &Path, file: &str| {
         let text = fs::read_to_string(path.join(file)).ok()?;

@@ -11,14 +11,14 @@ use crate::region::Section;
 
 /// Who knows which process holds a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hold {
+pub enum SlotLease {
     /// The kernel's locks on the region's file, one byte for each slot.
     Locks,
     /// The guest driver, which also marks the slots of the dead.
     Driver,
 }
 
-impl Hold {
+impl SlotLease {
     /// Takes a slot for this open file; false if a living process holds it.
     pub fn take(self, file: &File, section: &Section, slot: u32) -> io::Result<bool> {
         match self {
@@ -31,8 +31,8 @@ impl Hold {
     /// [`vmshm_abi::section`]), written under the boot id `its_boot`, and this kernel's is `our_boot`.
     ///
     /// The driver does not know of processes that attached through sysfs before it was loaded. Every slot that it was asked
-    /// for it has marked gone by now, so that what this boot left unmarked is theirs.
-    pub fn is_evaded(self, state: u8, its_boot: [u64; 2], our_boot: [u64; 2]) -> bool {
+    /// for it has marked gone by now, so that what this boot left unmarked is peer_side.
+    pub fn is_owned_elsewhere(self, state: u8, its_boot: [u64; 2], our_boot: [u64; 2]) -> bool {
         self == Self::Driver && matches!(state, STATE_ATTACHING | STATE_LIVE) && its_boot == our_boot
     }
 
@@ -55,12 +55,18 @@ mod tests {
     fn the_driver_spares_those_who_came_before_it() {
         let (ours, earlier) = ([1, 2], [1, 3]);
         for state in [STATE_ATTACHING, STATE_LIVE] {
-            assert!(Hold::Driver.is_evaded(state, ours, ours));
-            assert!(!Hold::Driver.is_evaded(state, earlier, ours), "left over from an earlier boot");
-            assert!(!Hold::Locks.is_evaded(state, ours, ours), "its lock would not have been had");
+            assert!(SlotLease::Driver.is_owned_elsewhere(state, ours, ours));
+            assert!(
+                !SlotLease::Driver.is_owned_elsewhere(state, earlier, ours),
+                "left over from an earlier boot"
+            );
+            assert!(
+                !SlotLease::Locks.is_owned_elsewhere(state, ours, ours),
+                "its lock would not have been had"
+            );
         }
         for state in [STATE_FREE, STATE_GONE] {
-            assert!(!Hold::Driver.is_evaded(state, ours, ours));
+            assert!(!SlotLease::Driver.is_owned_elsewhere(state, ours, ours));
         }
     }
 }

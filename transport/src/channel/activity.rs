@@ -32,7 +32,7 @@ pub fn bump(memory: &impl Memory, section: &Section, slot: u32, receiver: Endpoi
 }
 
 /// Whether slot `slot` may have sent, by what [`Activity::look`] said.
-pub fn may_be(changed: u32, slot: u32) -> bool {
+pub fn may_have_sent(changed: u32, slot: u32) -> bool {
     changed >> (slot % u32::BITS) & 1 == 1
 }
 

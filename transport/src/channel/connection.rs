@@ -2,7 +2,7 @@
 
 use alloc::collections::VecDeque;
 
-use vmshm_abi::ring::{CLOSED, Connection, Descriptor, KIND_DONE, MAX_SLOTS, MIN_SLOTS, POLLED, SLOT};
+use vmshm_abi::ring::{CLOSED, ConnectionHeader, Descriptor, KIND_DONE, MAX_SLOTS, MIN_SLOTS, POLLED, SLOT};
 use vmshm_abi::section::EndpointSlot;
 use vmshm_abi::{EndpointId, LINE};
 
@@ -18,14 +18,14 @@ use crate::region::{Region, Section};
 
 /// The peer's connection block for us: its ring, and its acknowledgement of ours.
 #[derive(Debug)]
-pub struct Theirs {
-    pub connection: u64,
+pub struct PeerSide {
+    pub block: u64,
     pub consumer: Consumer,
 }
 
 /// One peer, in one life.
 #[derive(Debug)]
-pub struct Link {
+pub struct Connection {
     pub id: EndpointId,
     pub incarnation: u64,
     /// The peer's section.
@@ -42,20 +42,20 @@ pub struct Link {
     /// The announcement that we last rang the peer for.
     pub rung: u64,
     /// Bytes of the message that last found no room.
-    pub starved: Option<usize>,
+    pub blocked_on_credit: Option<usize>,
     /// Offset of our connection block for the peer.
-    pub connection: u64,
+    pub block: u64,
     pub producer: Producer,
-    pub theirs: Option<Theirs>,
+    pub peer_side: Option<PeerSide>,
     /// Fragments under way: the ring position behind each, and its sender's token.
     pub in_flight: VecDeque<(u64, u64)>,
     /// A fragment was handed out and is not consumed yet.
     pub held: bool,
     /// We poll the peer's ring in each poll.
-    pub hot: bool,
-    /// How far we had read its ring when [`Link::was_silent`] was called last.
-    pub heard: u64,
-    /// The link waits to be looked at.
+    pub polled: bool,
+    /// How far we had read its ring when [`Connection::was_silent`] was called last.
+    pub last_activity: u64,
+    /// The connection waits to be looked at.
     pub queued: bool,
     /// Something was consumed and not acknowledged.
     pub dirty: bool,
@@ -64,11 +64,11 @@ pub struct Link {
     pub forgotten: bool,
 }
 
-pub const CONSUMED: u64 = offset_of!(Connection, consumed) as u64;
-pub const HOT: u64 = offset_of!(Connection, hot) as u64;
+pub const CONSUMED: u64 = offset_of!(ConnectionHeader, consumed) as u64;
+pub const POLLED_WORD: u64 = offset_of!(ConnectionHeader, polled) as u64;
 const DIRECTORY: u64 = offset_of!(EndpointSlot, directory) as u64;
 
-impl Link {
+impl Connection {
     /// Looks for the peer's side of the connection; it is there once the peer has connected to us.
     pub fn resolve(
         &mut self,
@@ -77,11 +77,11 @@ impl Link {
         me: EndpointId,
         life: u64,
     ) -> Result<bool, Fault> {
-        if self.theirs.is_some() {
+        if self.peer_side.is_some() {
             return Ok(true);
         }
-        let Some(connection) = find_connection(memory, region, self.id, me)? else { return Ok(false) };
-        let found = read_claim(memory, connection);
+        let Some(block) = find_connection(memory, region, self.id, me)? else { return Ok(false) };
+        let found = read_binding(memory, block);
         if !found.is_for(me, life, self.incarnation) {
             // Left over from an earlier life of one of us; the peer replaces it when it connects again.
             return Ok(false);
@@ -90,12 +90,12 @@ impl Link {
             return Err(Fault { what: "ring slots", value: u64::from(found.slots) });
         }
         let bytes = vmshm_abi::ring::CONNECTION_LEN + u64::from(found.slots) * SLOT;
-        let inside = region.place(self.id).is_some_and(|(section, _)| section.contains(connection, bytes));
+        let inside = region.place(self.id).is_some_and(|(section, _)| section.contains(block, bytes));
         if !inside {
-            return Err(Fault { what: "ring offset", value: connection });
+            return Err(Fault { what: "ring offset", value: block });
         }
-        let consumer = Consumer::new(connection + vmshm_abi::ring::CONNECTION_LEN, found.slots);
-        self.theirs = Some(Theirs { connection, consumer });
+        let consumer = Consumer::new(block + vmshm_abi::ring::CONNECTION_LEN, found.slots);
+        self.peer_side = Some(PeerSide { block, consumer });
         Ok(true)
     }
 
@@ -107,7 +107,7 @@ impl Link {
 
     #[inline(always)]
     fn is_closed(&self, memory: &impl Memory) -> bool {
-        self.theirs.as_ref().is_some_and(|theirs| is_closed(memory, theirs.connection))
+        self.peer_side.as_ref().is_some_and(|peer_side| is_closed(memory, peer_side.block))
     }
 
     /// Why the peer does not live any more.
@@ -139,16 +139,16 @@ impl Link {
 
     /// Whether nothing was read from the peer since this was called last.
     pub fn was_silent(&mut self) -> bool {
-        let position = self.theirs.as_ref().map_or(0, |theirs| theirs.consumer.position());
-        core::mem::replace(&mut self.heard, position) == position
+        let position = self.peer_side.as_ref().map_or(0, |peer_side| peer_side.consumer.position());
+        core::mem::replace(&mut self.last_activity, position) == position
     }
 
     /// Whether the peer says that it polls our ring anyway.
     #[inline(always)]
     pub fn is_polled(&self, memory: &impl Memory) -> bool {
-        self.theirs
-            .as_ref()
-            .is_some_and(|theirs| memory.load_theirs(theirs.connection + HOT, Ordering::Relaxed) == POLLED)
+        self.peer_side.as_ref().is_some_and(|peer_side| {
+            memory.load_peer(peer_side.block + POLLED_WORD, Ordering::Relaxed) == POLLED
+        })
     }
 
     /// Looks how far the peer has consumed our ring, once it has connected to us.
@@ -160,11 +160,11 @@ impl Link {
         life: u64,
     ) -> Result<(), Fault> {
         self.resolve(memory, region, me, life)?;
-        let Some(theirs) = &self.theirs else { return Ok(()) };
-        let value = memory.load_theirs(theirs.connection + CONSUMED, Ordering::Acquire);
+        let Some(peer_side) = &self.peer_side else { return Ok(()) };
+        let value = memory.load_peer(peer_side.block + CONSUMED, Ordering::Acquire);
         // Asked after the number was read: a departed peer's memory may be another's by now, and so may the number.
         if value != self.producer.acknowledged()
-            && !read_claim(memory, theirs.connection).is_for(me, life, self.incarnation)
+            && !read_binding(memory, peer_side.block).is_for(me, life, self.incarnation)
         {
             return Ok(());
         }
@@ -174,56 +174,56 @@ impl Link {
     /// Tells the peer how far we have consumed its ring.
     #[inline]
     pub fn acknowledge(&mut self, memory: &impl Memory) {
-        if let Some(theirs) = &mut self.theirs {
-            theirs.consumer.acknowledge(memory, self.connection + CONSUMED);
+        if let Some(peer_side) = &mut self.peer_side {
+            peer_side.consumer.acknowledge(memory, self.block + CONSUMED);
             self.wake(memory, true);
         }
     }
 }
 
-/// Says in our connection block at offset `connection` that we do not listen any more: called before anything that our
+/// Says in our connection block at offset `block` that we do not listen any more: called before anything that our
 /// ring speaks of is used for something else.
-pub fn close(memory: &impl Memory, connection: u64) {
-    memory.store(connection + HOT, CLOSED, Ordering::Relaxed);
+pub fn close(memory: &impl Memory, block: u64) {
+    memory.store(block + POLLED_WORD, CLOSED, Ordering::Relaxed);
     // Pairs with the fence in `slot::lives`: who reads bytes written from now on sees the mark.
     memory.fence(Ordering::Release);
 }
 
-/// Whether the owner of the connection block at offset `connection` does not listen any more. Called after
+/// Whether the owner of the connection block at offset `block` does not listen any more. Called after
 /// [`slot::lives`], whose fence orders it behind the reading of the owner's bytes.
 #[inline]
-pub fn is_closed(memory: &impl Memory, connection: u64) -> bool {
-    memory.load_theirs(connection + HOT, Ordering::Relaxed) == CLOSED
+pub fn is_closed(memory: &impl Memory, block: u64) -> bool {
+    memory.load_peer(block + POLLED_WORD, Ordering::Relaxed) == CLOSED
 }
 
 /// What a connection block says that it is: its first words, which do not change.
-pub struct Claim {
+pub struct Binding {
     peer_incarnation: u64,
     incarnation: u64,
     peer: u32,
     slots: u32,
 }
 
-impl Claim {
+impl Binding {
     /// Whether the connection is for the life `life` of endpoint `me`, made by the life `incarnation` of its owner.
     pub fn is_for(&self, me: EndpointId, life: u64, incarnation: u64) -> bool {
         self.peer == me.0 && self.peer_incarnation == life && self.incarnation == incarnation
     }
 }
 
-/// Copies what the connection block at offset `connection` says that it is.
-pub fn read_claim(memory: &impl Memory, connection: u64) -> Claim {
-    let word = |at: usize| memory.load(connection + at as u64, Ordering::Relaxed);
-    let peer_and_slots = word(offset_of!(Connection, peer));
-    let claim = Claim {
-        peer_incarnation: word(offset_of!(Connection, peer_incarnation)),
-        incarnation: word(offset_of!(Connection, incarnation)),
+/// Copies what the connection block at offset `block` says that it is.
+pub fn read_binding(memory: &impl Memory, block: u64) -> Binding {
+    let word = |at: usize| memory.load(block + at as u64, Ordering::Relaxed);
+    let peer_and_slots = word(offset_of!(ConnectionHeader, peer));
+    let binding = Binding {
+        peer_incarnation: word(offset_of!(ConnectionHeader, peer_incarnation)),
+        incarnation: word(offset_of!(ConnectionHeader, incarnation)),
         peer: peer_and_slots as u32,
         slots: (peer_and_slots >> 32) as u32,
     };
     // Whoever sees these words sees the ring behind them emptied.
     memory.fence(Ordering::Acquire);
-    claim
+    binding
 }
 
 /// Reads in the directory of endpoint `of` where its connection with `with` lies.
@@ -243,14 +243,14 @@ pub fn find_connection(
         .filter(|word| word.is_multiple_of(8))
         .and_then(|word| section.absolute(word, 8))
         .ok_or(Fault { what: "directory offset", value: directory })?;
-    let connection = memory.load(word, Ordering::Acquire);
-    if connection == 0 {
+    let block = memory.load(word, Ordering::Acquire);
+    if block == 0 {
         return Ok(None);
     }
-    let absolute = section.absolute(connection, vmshm_abi::ring::CONNECTION_LEN);
+    let absolute = section.absolute(block, vmshm_abi::ring::CONNECTION_LEN);
     match absolute.filter(|at| at.is_multiple_of(LINE)) {
         Some(at) => Ok(Some(at)),
-        None => Err(Fault { what: "connection offset", value: connection }),
+        None => Err(Fault { what: "connection offset", value: block }),
     }
 }
 

@@ -331,7 +331,7 @@ impl Consumer {
     /// A stamp with the right number that says what no producer says.
     #[inline(always)]
     pub fn peek(&self, memory: &impl Memory) -> Result<Option<Stamp>, Fault> {
-        let word = memory.load_theirs(self.slots + self.at, Ordering::Acquire);
+        let word = memory.load_peer(self.slots + self.at, Ordering::Acquire);
         let stamp = Stamp::unpack(word);
         if stamp.sequence != Stamp::sequence_at(self.position) || stamp.kind == 0 {
             return Ok(None);
@@ -376,7 +376,7 @@ impl Consumer {
         let mut at = self.slots + self.at;
         let mut position = self.position;
         for to in to.iter_mut().take(room) {
-            let word = memory.load_theirs(at, Ordering::Acquire);
+            let word = memory.load_peer(at, Ordering::Acquire);
             if !is_short(word, position) {
                 break;
             }

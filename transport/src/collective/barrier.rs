@@ -1,42 +1,44 @@
-//! Waiting for all members.
+//! Waiting for all ranks.
 
-use super::group::{Broken, Group, Pause, Readers};
+use super::error::CollError;
+use super::group::{Group, Readers};
+use super::pause::Pause;
 use crate::memory::Memory;
 
-/// Up to so many members look at each other's words one by one; more pass the word on in rounds.
-const FEW: usize = 8;
+/// Up to so many ranks look at each other's words one by one; more pass the word on in rounds.
+const MAX_FLAT: usize = 8;
 
 impl<M: Memory> Group<M> {
-    /// Waits until all members have come here.
+    /// Waits until all ranks have come here.
     ///
     /// # Errors
     ///
-    /// A member that is gone.
-    pub fn barrier(&mut self, pause: &mut impl Pause) -> Result<(), Broken> {
-        // A stamp of a later step says as well that its member was here, so nobody misses one that is overwritten.
-        if self.size() > FEW {
+    /// A rank that is gone.
+    pub fn barrier(&mut self, pause: &mut impl Pause) -> Result<(), CollError> {
+        // A stamp of a later step says as well that its rank was here, so nobody misses one that is overwritten.
+        if self.size() > MAX_FLAT {
             return self.barrier_in_rounds(pause);
         }
         let step = self.step;
-        self.say_here(step, pause)?;
-        for member in 0..self.size() {
-            if member != self.me {
-                self.reached(member, step, pause)?;
-                self.confirm(member)?;
+        self.publish_arrival(step, pause)?;
+        for rank in 0..self.size() {
+            if rank != self.me {
+                self.reached(rank, step, pause)?;
+                self.confirm(rank)?;
             }
         }
         self.end(step + 1);
         Ok(())
     }
 
-    fn barrier_in_rounds(&mut self, pause: &mut impl Pause) -> Result<(), Broken> {
+    fn barrier_in_rounds(&mut self, pause: &mut impl Pause) -> Result<(), CollError> {
         let (size, me, mut step) = (self.size(), self.me, self.step);
         let mut distance = 1;
         while distance < size {
-            self.say_here(step, pause)?;
-            let member = (me + size - distance) % size;
-            self.reached(member, step, pause)?;
-            self.confirm(member)?;
+            self.publish_arrival(step, pause)?;
+            let rank = (me + size - distance) % size;
+            self.reached(rank, step, pause)?;
+            self.confirm(rank)?;
             distance *= 2;
             step += 1;
         }
@@ -46,10 +48,10 @@ impl<M: Memory> Group<M> {
 
     /// Says that we are at a step.
     #[inline(always)]
-    fn say_here(&mut self, step: u64, pause: &mut impl Pause) -> Result<(), Broken> {
-        self.vacate(step, 0, pause)?;
+    fn publish_arrival(&mut self, step: u64, pause: &mut impl Pause) -> Result<(), CollError> {
+        self.await_slot(step, 0, pause)?;
         self.publish(step, 0, Readers::Lenient);
-        self.settle(step, pause);
+        self.back_off(step, pause);
         Ok(())
     }
 }

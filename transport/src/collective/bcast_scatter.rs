@@ -1,16 +1,18 @@
-//! From one member to the others.
+//! From one rank to the others.
 
-use super::group::{Broken, Group, Pause, Readers};
+use super::error::CollError;
+use super::group::{Group, Readers};
 use super::layout::is_short;
+use super::pause::Pause;
 use super::zero_copy::Piece;
 use crate::memory::Memory;
 
 impl<M: Memory> Group<M> {
-    /// Copies `root`'s `len` bytes at `data` to all members' `data`.
+    /// Copies `root`'s `len` bytes at `data` to all ranks' `data`.
     ///
     /// # Errors
     ///
-    /// A member that is gone or out of step.
+    /// A rank that is gone or out of step.
     ///
     /// # Safety
     ///
@@ -21,39 +23,39 @@ impl<M: Memory> Group<M> {
         data: *mut u8,
         len: usize,
         pause: &mut impl Pause,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), CollError> {
         if is_short(len) {
             // SAFETY: the caller keeps the contract.
             return unsafe { self.broadcast_short(root, data, len, pause) };
         }
         let piece = self.piece(len);
         if root == self.me
-            && let Some(offset) = self.lendable(data, len)
+            && let Some(offset) = self.exposable(data, len)
         {
-            return self.lend_all(offset, len, len.div_ceil(piece), Readers::All, pause);
+            return self.expose_all(offset, len, len.div_ceil(piece), Readers::All, pause);
         }
         self.in_pieces(len, piece, |group, step, at, now| {
             // SAFETY: at + now <= len.
             unsafe {
                 if root == group.me {
-                    group.say(step, data.add(at), now, Readers::All, pause)
+                    group.publish_copy(step, data.add(at), now, Readers::All, pause)
                 } else {
-                    group.hear_piece(root, Piece { step, at, now, len }, data.add(at), pause)
+                    group.receive_piece(root, Piece { step, at, now, len }, data.add(at), pause)
                 }
             }
         })
     }
 
-    /// Deals `root`'s `data`, a part of `len` bytes for each member, to the members' `part`. The root's own part stays
+    /// Deals `root`'s `data`, a part of `len` bytes for each rank, to the ranks' `part`. The root's own part stays
     /// where it is.
     ///
     /// # Errors
     ///
-    /// A member that is gone or out of step.
+    /// A rank that is gone or out of step.
     ///
     /// # Safety
     ///
-    /// At the root `data` is valid for reads of as many parts as there are members; elsewhere `part` is valid for writes
+    /// At the root `data` is valid for reads of as many parts as there are ranks; elsewhere `part` is valid for writes
     /// of `len` bytes.
     pub unsafe fn scatter(
         &mut self,
@@ -62,90 +64,92 @@ impl<M: Memory> Group<M> {
         part: *mut u8,
         len: usize,
         pause: &mut impl Pause,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), CollError> {
         let piece = self.share(len);
         if root == self.me
-            && let Some(offset) = self.lendable(data, len * self.size())
+            && let Some(offset) = self.exposable(data, len * self.size())
         {
-            return self.lend_all(offset, len * self.size(), len.div_ceil(piece), Readers::All, pause);
+            return self.expose_all(offset, len * self.size(), len.div_ceil(piece), Readers::All, pause);
         }
         self.in_pieces(len, piece, |group, step, at, now| {
             // SAFETY: at + now <= len, as far as the parts reach.
             unsafe {
                 if root == group.me {
-                    group.deal(step, data.add(at), len, now, pause)
+                    group.publish_pieces(step, data.add(at), len, now, pause)
                 } else {
-                    group.take(root, Piece { step, at, now, len }, part.add(at), pause)
+                    group.receive_share(root, Piece { step, at, now, len }, part.add(at), pause)
                 }
             }
         })
     }
 
-    /// Whether parts of this length are dealt to one other member, and so short that they are not lent.
+    /// Whether parts of this length are dealt to one other rank, and so short that they are not lent.
     #[inline]
-    fn deals_one(&self, len: usize) -> bool {
+    fn has_one_receiver(&self, len: usize) -> bool {
         self.size() == 2 && is_short(2 * len)
     }
 
-    /// Publishes a piece of `now` bytes for each member: these lie `stride` bytes apart from `data` on.
+    /// Publishes a piece of `now` bytes for each rank: these lie `stride` bytes apart from `data` on.
     ///
     /// # Safety
     ///
     /// The pieces are valid for reads.
     #[inline]
-    pub(super) unsafe fn deal(
+    pub(super) unsafe fn publish_pieces(
         &mut self,
         step: u64,
         data: *const u8,
         stride: usize,
         now: usize,
         pause: &mut impl Pause,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), CollError> {
         let (size, me, all) = (self.size(), self.me, now * (self.size() - 1));
-        if self.deals_one(stride) {
+        if self.has_one_receiver(stride) {
             // SAFETY: the caller vouches for the piece.
-            return unsafe { self.say_short(step, data.add((1 - me) * stride), now, Readers::All, pause) };
+            return unsafe {
+                self.publish_short(step, data.add((1 - me) * stride), now, Readers::All, pause)
+            };
         }
-        self.vacate(step, all, pause)?;
+        self.await_slot(step, all, pause)?;
         let place = self.place(me, step, all);
-        for (number, member) in (0..size).filter(|member| *member != me).enumerate() {
+        for (number, rank) in (0..size).filter(|rank| *rank != me).enumerate() {
             // SAFETY: the caller vouches for the piece, and the slot has room for all.
-            unsafe { self.memory.copy_in(place + (number * now) as u64, data.add(member * stride), now) };
+            unsafe { self.memory.copy_in(place + (number * now) as u64, data.add(rank * stride), now) };
         }
         self.publish(step, all, Readers::All);
         Ok(())
     }
 
-    /// Waits for the piece that a member has dealt us of our part, and copies it.
+    /// Waits for the piece that a rank has dealt us of our part, and copies it.
     ///
     /// # Safety
     ///
     /// `to` is valid for writes of the piece's bytes.
     #[inline]
-    pub(super) unsafe fn take(
+    pub(super) unsafe fn receive_share(
         &mut self,
-        member: usize,
+        rank: usize,
         piece: Piece,
         to: *mut u8,
         pause: &mut impl Pause,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), CollError> {
         let Piece { step, now, len, .. } = piece;
-        if self.deals_one(len) {
+        if self.has_one_receiver(len) {
             // SAFETY: the caller vouches for `to`.
-            return unsafe { self.hear_short(member, step, to, now, pause) };
+            return unsafe { self.receive_short(rank, step, to, now, pause) };
         }
         let all = now * (self.size() - 1);
         let whole = Piece { len: len * self.size(), ..piece };
-        let place = match self.expect_piece(member, whole, all, pause)? {
+        let place = match self.expect_piece(rank, whole, all, pause)? {
             Some(place) => place + (self.me * len) as u64,
             None => {
                 // The dealer has no piece for itself.
-                let number = if self.me > member { self.me - 1 } else { self.me };
-                self.place(member, step, all) + (number * now) as u64
+                let number = if self.me > rank { self.me - 1 } else { self.me };
+                self.place(rank, step, all) + (number * now) as u64
             }
         };
         // SAFETY: the caller vouches for `to`.
         unsafe { self.memory.copy_out(place, to, now) };
-        self.confirm(member)
+        self.confirm(rank)
     }
 }

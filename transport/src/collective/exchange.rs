@@ -1,62 +1,64 @@
-//! From all members to one or to all.
+//! From all ranks to one or to all.
 
-use super::group::{Broken, Group, Pause, Readers};
+use super::error::CollError;
+use super::group::{Group, Readers};
 use super::layout::{HEAD_SLOTS, LAG, MIN_CHUNKS, Part, SLOTS, is_short};
+use super::pause::Pause;
 use super::zero_copy::Piece;
 use crate::memory::Memory;
 
 /// So many pieces are published before the others' are read.
 const AHEAD: usize = LAG as usize - 1;
 
-// Else a member could come round to a slot that another has yet to read, while that waits for this one.
+// Else a rank could come round to a slot that another has yet to read, while that waits for this one.
 const _: () = assert!(SLOTS > LAG && MIN_CHUNKS > LAG && HEAD_SLOTS > LAG);
 
 impl<M: Memory> Group<M> {
-    /// How long the pieces are in which `len` bytes go through the slots: the same for all members. As long as they may be:
+    /// How long the pieces are in which `len` bytes go through the slots: the same for all ranks. As long as they may be:
     /// who copies in and who copies out of neighbouring lines at the same time hold each other up.
     pub(super) fn piece(&self, len: usize) -> usize {
         len.clamp(1, self.chunk())
     }
 
-    /// How long the pieces are in which `len` bytes for each other member go through the slots.
+    /// How long the pieces are in which `len` bytes for each other rank go through the slots.
     pub(super) fn share(&self, len: usize) -> usize {
         let most = self.chunk() / (self.size() - 1).max(1);
         let most = if most > 64 { most & !63 } else { most };
         self.piece(len).min(most).max(1)
     }
 
-    /// As [`Group::in_pieces`], for members who all publish and all read: some pieces are published ahead of what is read,
+    /// As [`Group::in_pieces`], for ranks who all publish and all read: some pieces are published ahead of what is read,
     /// since who copies in while another copies out of neighbouring memory makes both slower.
     fn exchange<P: Pause>(
         &mut self,
         len: usize,
         piece: usize,
         pause: &mut P,
-        mut say: impl FnMut(&mut Self, u64, usize, usize, &mut P) -> Result<(), Broken>,
-        mut hear: impl FnMut(&mut Self, u64, usize, usize, &mut P) -> Result<(), Broken>,
-    ) -> Result<(), Broken> {
+        mut publish: impl FnMut(&mut Self, u64, usize, usize, &mut P) -> Result<(), CollError>,
+        mut receive: impl FnMut(&mut Self, u64, usize, usize, &mut P) -> Result<(), CollError>,
+    ) -> Result<(), CollError> {
         let mut said = 0;
         self.in_pieces(len, piece, |group, step, at, now| {
             while said < len && said <= at + AHEAD * piece {
                 let now = piece.min(len - said);
-                say(group, step + ((said - at) / piece) as u64, said, now, pause)?;
+                publish(group, step + ((said - at) / piece) as u64, said, now, pause)?;
                 said += now;
             }
-            hear(group, step, at, now, pause)
+            receive(group, step, at, now, pause)
         })
     }
 
-    /// Whether each member's share of a slot has room for anything at all.
+    /// Whether each rank's share of a slot has room for anything at all.
     pub fn has_shares(&self) -> bool {
         self.chunk() >= self.size()
     }
 
-    /// Collects the members' bytes at all of them: `len` bytes of ours at `data`, and each member's where `part` says. Ours
+    /// Collects the ranks' bytes at all of them: `len` bytes of ours at `data`, and each rank's where `part` says. Ours
     /// stay where they are if that is null, and are cut to our part where that is shorter.
     ///
     /// # Errors
     ///
-    /// A member that is gone or out of step.
+    /// A rank that is gone or out of step.
     ///
     /// # Safety
     ///
@@ -67,19 +69,18 @@ impl<M: Memory> Group<M> {
         len: usize,
         part: impl Fn(usize) -> Part,
         pause: &mut impl Pause,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), CollError> {
         let (size, me) = (self.size(), self.me);
-        let longest =
-            (0..size).map(|member| if member == me { len } else { part(member).1 }).max().unwrap_or(0);
+        let longest = (0..size).map(|rank| if rank == me { len } else { part(rank).1 }).max().unwrap_or(0);
         if is_short(longest) {
             // SAFETY: the caller keeps the contract.
             return unsafe { self.all_gather_short(data, len, part, pause) };
         }
         let piece = self.piece(longest);
         let (own, own_len) = part(me);
-        // What a member has of a piece of the longest.
+        // What a rank has of a piece of the longest.
         let cut = |len: usize, at: usize, now: usize| len.saturating_sub(at).min(now);
-        let lent = self.lendable(data, len);
+        let exposed = self.exposable(data, len);
         // Copies so many bytes of ours from `at` on to our part, as far as both reach.
         let keep = |at: usize, now: usize| {
             let kept = cut(len.min(own_len), at, now);
@@ -92,43 +93,45 @@ impl<M: Memory> Group<M> {
             longest,
             piece,
             pause,
-            |group, step, at, now, pause| match (lent, cut(len, at, now)) {
+            |group, step, at, now, pause| match (exposed, cut(len, at, now)) {
                 (_, 0) => Ok(()),
                 (Some(offset), _) if at == 0 => {
-                    group.lend(step, offset, len, Readers::All, pause)?;
+                    group.expose(step, offset, len, Readers::All, pause)?;
                     // At once, since it was written last and others are about to take it out of our cache.
                     keep(0, len);
                     Ok(())
                 }
                 (Some(_), _) => Ok(()),
                 // SAFETY: at + now <= len.
-                (None, now) => unsafe { group.say(step, data.add(at), now, Readers::All, pause) },
+                (None, now) => unsafe { group.publish_copy(step, data.add(at), now, Readers::All, pause) },
             },
             |group, step, at, longest, pause| {
-                if lent.is_none() {
+                if exposed.is_none() {
                     keep(at, longest);
                 }
-                group.settle(step, pause);
-                // Each begins with its neighbour, so that not all read from the same member at once.
-                for member in (me + 1..size).chain(0..me) {
-                    let (to, len) = part(member);
+                group.back_off(step, pause);
+                // Each begins with its neighbour, so that not all read from the same rank at once.
+                for rank in (me + 1..size).chain(0..me) {
+                    let (to, len) = part(rank);
                     let now = cut(len, at, longest);
                     if now > 0 {
                         // SAFETY: as above.
-                        unsafe { group.hear_piece(member, Piece { step, at, now, len }, to.add(at), pause)? };
+                        unsafe {
+                            group.receive_piece(rank, Piece { step, at, now, len }, to.add(at), pause)?
+                        };
                     }
                 }
                 Ok(())
             },
         )?;
-        if lent.is_some() { self.get_back(Readers::All, pause) } else { Ok(()) }
+        if exposed.is_some() { self.await_release(Readers::All, pause) } else { Ok(()) }
     }
 
-    /// Collects the members' bytes at `root`, `len` of each: ours from `data`, and the others' where `part` says.
+    /// Collects the ranks' bytes at `root`, `len` of each: ours from `data`, and the others' where `part` says.
     ///
     /// # Errors
     ///
-    /// A member that is gone or out of step.
+    /// A rank that is gone or out of step.
     ///
     /// # Safety
     ///
@@ -141,66 +144,66 @@ impl<M: Memory> Group<M> {
         len: usize,
         part: impl Fn(usize) -> *mut u8,
         pause: &mut impl Pause,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), CollError> {
         let (size, me, piece) = (self.size(), self.me, self.piece(len));
         if root != me
-            && let Some(offset) = self.lendable(data, len)
+            && let Some(offset) = self.exposable(data, len)
         {
-            return self.lend_all(offset, len, len.div_ceil(piece), Readers::One(root), pause);
+            return self.expose_all(offset, len, len.div_ceil(piece), Readers::One(root), pause);
         }
         self.in_pieces(len, piece, |group, step, at, now| {
             if root != me {
                 // SAFETY: at + now <= len.
-                return unsafe { group.say(step, data.add(at), now, Readers::One(root), pause) };
+                return unsafe { group.publish_copy(step, data.add(at), now, Readers::One(root), pause) };
             }
-            for member in (0..size).filter(|member| *member != me) {
+            for rank in (0..size).filter(|rank| *rank != me) {
                 let piece = Piece { step, at, now, len };
                 // SAFETY: as above.
-                unsafe { group.hear_piece(member, piece, part(member).add(at), pause)? };
+                unsafe { group.receive_piece(rank, piece, part(rank).add(at), pause)? };
             }
             Ok(())
         })
     }
 
-    /// Gives part `r` of our `data` to each member `r`, and collects theirs for us in `out`, in the members' order. All
+    /// Gives part `r` of our `data` to each rank `r`, and collects theirs for us in `out`, in the ranks' order. All
     /// parts have `len` bytes. Our own part stays where it is.
     ///
     /// # Errors
     ///
-    /// A member that is gone or out of step.
+    /// A rank that is gone or out of step.
     ///
     /// # Safety
     ///
-    /// `data` is valid for reads, `out` for writes of as many parts as there are members, and they do not overlap.
+    /// `data` is valid for reads, `out` for writes of as many parts as there are ranks, and they do not overlap.
     pub unsafe fn all_to_all(
         &mut self,
         data: *const u8,
         out: *mut u8,
         len: usize,
         pause: &mut impl Pause,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), CollError> {
         let (size, me) = (self.size(), self.me);
-        let lent = self.lendable(data, len * size);
+        let exposed = self.exposable(data, len * size);
         self.exchange(
             len,
             self.share(len),
             pause,
-            |group, step, at, now, pause| match lent {
-                Some(offset) if at == 0 => group.lend(step, offset, len * size, Readers::All, pause),
+            |group, step, at, now, pause| match exposed {
+                Some(offset) if at == 0 => group.expose(step, offset, len * size, Readers::All, pause),
                 Some(_) => Ok(()),
                 // SAFETY: at + now <= len.
-                None => unsafe { group.deal(step, data.add(at), len, now, pause) },
+                None => unsafe { group.publish_pieces(step, data.add(at), len, now, pause) },
             },
             |group, step, at, now, pause| {
-                group.settle(step, pause);
-                for member in (me + 1..size).chain(0..me) {
+                group.back_off(step, pause);
+                for rank in (me + 1..size).chain(0..me) {
                     let piece = Piece { step, at, now, len };
                     // SAFETY: as above.
-                    unsafe { group.take(member, piece, out.add(member * len + at), pause)? };
+                    unsafe { group.receive_share(rank, piece, out.add(rank * len + at), pause)? };
                 }
                 Ok(())
             },
         )?;
-        if lent.is_some() { self.get_back(Readers::All, pause) } else { Ok(()) }
+        if exposed.is_some() { self.await_release(Readers::All, pause) } else { Ok(()) }
     }
 }

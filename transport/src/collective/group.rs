@@ -1,24 +1,26 @@
-//! A group: its members' blocks, and the steps that they go through together.
+//! A group: its ranks' blocks, and the steps that they go through together.
 
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
+use super::error::CollError;
 use super::layout::{
-    BLOCK, DONE, HEAD_SLOTS, LAG, LENT, MAX_BODY, MAX_HEAD, SLOTS, TAG, body, chunks_len, head, head_payload,
-    is_chunk, is_count, is_short, stamp, stamped,
+    BLOCK, DONE, EXPOSED, HEAD_SLOTS, LAG, MAX_BODY, MAX_HEAD, SLOTS, TAG, body, chunks_len, head,
+    head_payload, is_chunk, is_count, is_short, stamp, stamped,
 };
+use super::pause::Pause;
 use crate::memory::Memory;
 use crate::region::Section;
 use crate::region::slot::{live, lives, says};
 
-/// Where a member's block lies.
+/// Where a rank's block lies.
 #[derive(Debug, Clone, Copy)]
-pub struct Member {
+pub struct Rank {
     /// Its section.
     pub section: Section,
     /// Offset of its block in the region, [`BLOCK`] bytes.
     pub block: u64,
-    /// What the block's first word says as long as the member is in the group; not zero.
+    /// What the block's first word says as long as the rank is in the group; not zero.
     pub tag: u64,
     /// Offset of its endpoint's slot in the region.
     pub slot: u64,
@@ -26,92 +28,16 @@ pub struct Member {
     pub incarnation: u64,
 }
 
-/// What a member does while it waits.
-pub trait Pause {
-    /// Called again and again while `member` has not yet published or finished what is waited for.
-    ///
-    /// # Errors
-    ///
-    /// What ends the waiting, usually [`Broken::Lost`].
-    fn pause(&mut self, member: usize) -> Result<(), Broken>;
-
-    /// Called once after something was published, when others are likely to be publishing too: lets a moment pass, some
-    /// tens of nanoseconds. Who looks at a line that is just being written takes it away from its writer.
-    fn settle(&self) {}
-
-    /// Called once when memory of this many bytes was lent, and there is nothing to do until others have read it.
-    fn lent(&self, _len: usize) {}
-
-    /// How often to look before each pause, where `usual` is what the group was made with.
-    fn spins(&self, usual: u32) -> u32 {
-        usual
-    }
-}
-
-/// Why an operation did not come to its end. The group is of no use any more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Broken {
-    /// A member is gone.
-    #[error("member {0} is gone")]
-    Lost(usize),
-    /// A member is at another step than it can be.
-    #[error("member {member} is at step {found} where {expected} was expected")]
-    Step {
-        /// Which member.
-        member: usize,
-        /// The step that was waited for.
-        expected: u64,
-        /// What its stamp says.
-        found: u64,
-    },
-    /// A member takes part in the operation with another length.
-    #[error("member {member} takes part with {found} bytes, not with {expected}")]
-    Length {
-        /// Which member.
-        member: usize,
-        /// Bytes that were expected.
-        expected: usize,
-        /// What its stamp says.
-        found: usize,
-    },
-    /// A member has lent memory that is not its own.
-    #[error(
-        "member {member} lends {len} bytes at {offset}, which are not in its section, or begin at no multiple of 16"
-    )]
-    Outside {
-        /// Which member.
-        member: usize,
-        /// Where they begin in the region.
-        offset: u64,
-        /// How many they are.
-        len: usize,
-    },
-    /// A member was told something else of the others' memory than we were.
-    #[error("member {0} was told something else of the members' memory than this process")]
-    Told(usize),
-    /// A member whose operation failed before, and who takes part in no more.
-    #[error("an operation of member {member} failed before this one")]
-    GaveUp {
-        /// Which member.
-        member: usize,
-        /// What it gave to [`Group::give_up`].
-        why: u16,
-    },
-    /// There is no memory for what the caller does with operands.
-    #[error("there is no memory for the operands")]
-    NoMemory,
-}
-
 /// Who reads what was published in a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Readers {
     /// Nobody.
     Nobody,
-    /// All members, who are content with a later stamp in its place.
+    /// All ranks, who are content with a later stamp in its place.
     Lenient,
-    /// One member.
+    /// One rank.
     One(usize),
-    /// All members.
+    /// All ranks.
     All,
 }
 
@@ -122,26 +48,26 @@ const AHEAD: u64 = 2;
 /// From this on, the word that says which step is the first that is not finished with says that no more will be, and why.
 const GAVE_UP: u64 = u64::MAX - u16::MAX as u64;
 
-/// Pauses between two looks whether the member that is waited for lives and has not given up: its word is not to be taken
+/// Pauses between two looks whether the rank that is waited for lives and has not given up: its word is not to be taken
 /// away often.
 const PATIENCE: u32 = 64;
 
 /// Bytes of the smallest page.
 const PAGE: usize = 4096;
 
-/// The members' blocks as one member sees them.
+/// The ranks' blocks as one rank sees them.
 #[derive(Debug)]
 pub struct Group<M> {
     pub(super) memory: M,
     pub(super) me: usize,
-    pub(super) members: Vec<Member>,
+    pub(super) ranks: Vec<Rank>,
     /// Offset of our block.
     pub(super) block: u64,
-    /// Offsets of all members' blocks.
+    /// Offsets of all ranks' blocks.
     blocks: Vec<u64>,
-    /// Offsets of all members' slots, and what these say as long as the members live.
+    /// Offsets of all ranks' slots, and what these say as long as the ranks live.
     lives: Vec<(u64, u64)>,
-    /// Offsets of the members' chunks; empty where there are none.
+    /// Offsets of the ranks' chunks; empty where there are none.
     chunks: Vec<u64>,
     chunk: usize,
     /// The next step.
@@ -152,21 +78,21 @@ pub struct Group<M> {
     bodies: [(u64, Readers); SLOTS as usize],
     /// The same of the chunks.
     long: Vec<(u64, Readers)>,
-    /// The first step that each member may not have finished with, as far as known.
+    /// The first step that each rank may not have finished with, as far as known.
     done: Vec<u64>,
     /// The step of our last short payload.
     pub(super) said: u64,
-    /// All other members have finished with the steps before this one, as far as known.
+    /// All other ranks have finished with the steps before this one, as far as known.
     all_done: u64,
-    /// Where the members' operands of an operation lie, as far as they are lent.
-    pub(super) lent: Vec<Option<u64>>,
-    /// See [`Group::lend_to_root`].
-    pub(super) lends_to_root: usize,
+    /// Where the ranks' operands of an operation lie, as far as they are lent.
+    pub(super) exposed: Vec<Option<u64>>,
+    /// See [`Group::expose_to_root`].
+    pub(super) exposes_to_root: usize,
     spins: u32,
 }
 
 impl<M: Memory> Group<M> {
-    /// Empties the block at offset `block` of our own section, which is to be a member's with this tag. To be called
+    /// Empties the block at offset `block` of our own section, which is to be a rank's with this tag. To be called
     /// before anyone else learns of it.
     pub fn prepare(memory: &M, block: u64, tag: u64) {
         for step in 0..HEAD_SLOTS {
@@ -176,43 +102,42 @@ impl<M: Memory> Group<M> {
         memory.store(block + TAG, tag, Ordering::Release);
     }
 
-    /// The group of these members, of which we are number `me`; None where a member's block lies outside of its section
-    /// or is not aligned. A member looks for others' steps `spins` times before it pauses.
-    pub fn new(memory: M, me: usize, members: Vec<Member>, spins: u32) -> Option<Self> {
-        let is_sound = |member: &Member| {
-            member.block.is_multiple_of(64) && member.section.contains(member.block, BLOCK as u64)
-        };
-        if me >= members.len() || !members.iter().all(is_sound) {
+    /// The group of these ranks, of which we are number `me`; None where a rank's block lies outside of its section
+    /// or is not aligned. A rank looks for others' steps `spins` times before it pauses.
+    pub fn new(memory: M, me: usize, ranks: Vec<Rank>, spins: u32) -> Option<Self> {
+        let is_sound =
+            |rank: &Rank| rank.block.is_multiple_of(64) && rank.section.contains(rank.block, BLOCK as u64);
+        if me >= ranks.len() || !ranks.iter().all(is_sound) {
             return None;
         }
         Some(Self {
             memory,
             me,
-            done: members.iter().map(|_| 0).collect(),
+            done: ranks.iter().map(|_| 0).collect(),
             said: 0,
             all_done: 0,
-            lent: members.iter().map(|_| None).collect(),
-            block: members[me].block,
-            blocks: members.iter().map(|member| member.block).collect(),
-            lives: members.iter().map(|member| (member.slot, live(member.incarnation))).collect(),
-            members,
+            exposed: ranks.iter().map(|_| None).collect(),
+            block: ranks[me].block,
+            blocks: ranks.iter().map(|rank| rank.block).collect(),
+            lives: ranks.iter().map(|rank| (rank.slot, live(rank.incarnation))).collect(),
+            ranks,
             chunks: Vec::new(),
             chunk: 0,
             step: 1,
             published: [(0, Readers::Nobody); HEAD_SLOTS as usize],
             bodies: [(0, Readers::Nobody); SLOTS as usize],
             long: Vec::new(),
-            lends_to_root: usize::MAX,
+            exposes_to_root: usize::MAX,
             spins: spins.max(1),
         })
     }
 
-    /// How many members there are.
+    /// How many ranks there are.
     pub fn size(&self) -> usize {
-        self.members.len()
+        self.ranks.len()
     }
 
-    /// Which member we are.
+    /// Which rank we are.
     pub fn me(&self) -> usize {
         self.me
     }
@@ -222,13 +147,13 @@ impl<M: Memory> Group<M> {
         &self.memory
     }
 
-    /// What was said of a member.
+    /// What was said of a rank.
     ///
     /// # Panics
     ///
-    /// Where there is no such member.
-    pub fn member(&self, number: usize) -> Member {
-        self.members[number]
+    /// Where there is no such rank.
+    pub fn rank(&self, number: usize) -> Rank {
+        self.ranks[number]
     }
 
     /// Longest payload of one step.
@@ -241,40 +166,40 @@ impl<M: Memory> Group<M> {
         MAX_BODY as usize
     }
 
-    /// Whether the members have chunks for long payloads.
+    /// Whether the ranks have chunks for long payloads.
     pub fn has_chunks(&self) -> bool {
         !self.chunks.is_empty()
     }
 
-    /// Tells all members where our chunks lie, [`chunks_len`] bytes for `count` chunks of `chunk` bytes each; 0 where we have
-    /// none. All members call this at the same step, with the same `chunk`, and use as many as all have. Returns whether
-    /// there are chunks now: either all members have them, or nobody uses them, as where [`is_chunk`] is not true of `chunk`
+    /// Tells all ranks where our chunks lie, [`chunks_len`] bytes for `count` chunks of `chunk` bytes each; 0 where we have
+    /// none. All ranks call this at the same step, with the same `chunk`, and use as many as all have. Returns whether
+    /// there are chunks now: either all ranks have them, or nobody uses them, as where [`is_chunk`] is not true of `chunk`
     /// or a count is none.
     ///
     /// # Errors
     ///
-    /// A member that is gone or out of step.
+    /// A rank that is gone or out of step.
     pub fn add_chunks(
         &mut self,
         mine: u64,
         chunk: usize,
         count: u64,
         pause: &mut impl Pause,
-    ) -> Result<bool, Broken> {
+    ) -> Result<bool, CollError> {
         const WORDS: usize = size_of::<[u64; 2]>();
-        let mut all: Vec<[u64; 2]> = self.members.iter().map(|_| [mine, count]).collect();
+        let mut all: Vec<[u64; 2]> = self.ranks.iter().map(|_| [mine, count]).collect();
         let mine = all[self.me];
         let parts: Vec<_> =
             all.iter_mut().map(|words| (core::ptr::from_mut(words).cast::<u8>(), WORDS)).collect();
         // SAFETY: each part is an array of its own, and so is `mine`.
-        unsafe { self.all_gather(core::ptr::from_ref(&mine).cast(), WORDS, |member| parts[member], pause)? };
+        unsafe { self.all_gather(core::ptr::from_ref(&mine).cast(), WORDS, |rank| parts[rank], pause)? };
         let told: Vec<u64> = core::iter::once(chunk as u64).chain(all.iter().flatten().copied()).collect();
         self.compare(&told, pause)?;
         let count = all.iter().map(|[_, count]| *count).min().unwrap_or(0);
-        let is_sound = |(member, [offset, _]): (&Member, &[u64; 2])| {
-            offset.is_multiple_of(64) && member.section.contains(*offset, chunks_len(chunk, count) as u64)
+        let is_sound = |(rank, [offset, _]): (&Rank, &[u64; 2])| {
+            offset.is_multiple_of(64) && rank.section.contains(*offset, chunks_len(chunk, count) as u64)
         };
-        if is_chunk(chunk) && is_count(count) && self.members.iter().zip(&all).all(is_sound) {
+        if is_chunk(chunk) && is_count(count) && self.ranks.iter().zip(&all).all(is_sound) {
             self.chunks = all.iter().map(|[offset, _]| *offset).collect();
             self.chunk = chunk;
             self.long = (0..count).map(|_| (0, Readers::Nobody)).collect();
@@ -282,22 +207,22 @@ impl<M: Memory> Group<M> {
         Ok(self.has_chunks())
     }
 
-    /// Sees to it that all members were told the same: one that tells each of them something else could have two others
+    /// Sees to it that all ranks were told the same: one that tells each of them something else could have two others
     /// read one another's chunks at the wrong places.
-    fn compare(&mut self, words: &[u64], pause: &mut impl Pause) -> Result<(), Broken> {
+    fn compare(&mut self, words: &[u64], pause: &mut impl Pause) -> Result<(), CollError> {
         let (len, mine) = (size_of_val(words), words.as_ptr().cast());
         let mut all: Vec<u64> = words.repeat(self.size());
         let parts: Vec<_> =
             all.chunks_mut(words.len()).map(|told| (told.as_mut_ptr().cast::<u8>(), len)).collect();
         // SAFETY: each part is an array of its own, and so is `words`.
-        unsafe { self.all_gather(mine, len, |member| parts[member], pause)? };
+        unsafe { self.all_gather(mine, len, |rank| parts[rank], pause)? };
         match all.chunks(words.len()).position(|told| told != words) {
-            Some(member) => Err(Broken::Told(member)),
+            Some(rank) => Err(CollError::Disagreement(rank)),
             None => Ok(()),
         }
     }
 
-    /// Reads a word of each page of all members' chunks, so that later nobody waits until its process has it mapped.
+    /// Reads a word of each page of all ranks' chunks, so that later nobody waits until its process has it mapped.
     pub fn touch_chunks(&self) {
         let len = chunks_len(self.chunk, self.long.len() as u64) as u64;
         for at in self.chunks.iter().flat_map(|start| (*start..start + len).step_by(PAGE)) {
@@ -307,8 +232,8 @@ impl<M: Memory> Group<M> {
 
     /// Only operands of up to so many bytes are lent to the root of a reduction. They should fit its second level cache together
     /// with its own and the result: else the root takes as long with them as with slots, and the lender waits for all of that.
-    pub fn lend_to_root(&mut self, most: usize) {
-        self.lends_to_root = most;
+    pub fn expose_to_root(&mut self, most: usize) {
+        self.exposes_to_root = most;
     }
 
     /// Which chunk belongs to a step.
@@ -318,44 +243,53 @@ impl<M: Memory> Group<M> {
         step as usize & (self.long.len() - 1)
     }
 
-    /// Where a member puts the payload of a step.
+    /// Where a rank puts the payload of a step.
     #[inline]
-    pub(super) fn place(&self, member: usize, step: u64, len: usize) -> u64 {
-        let block = self.blocks[member];
+    pub(super) fn place(&self, rank: usize, step: u64, len: usize) -> u64 {
+        let block = self.blocks[rank];
         if len as u64 <= MAX_HEAD {
             block + head_payload(step)
         } else if len as u64 <= MAX_BODY {
             block + body(step)
         } else {
-            self.chunks[member] + (self.turn(step) * self.chunk) as u64
+            self.chunks[rank] + (self.turn(step) * self.chunk) as u64
         }
     }
 
     /// Where the payload of a step lies in this process.
     #[inline]
-    pub(super) fn address(&self, member: usize, step: u64, len: usize) -> *mut u8 {
-        self.memory.address(self.place(member, step, len), len as u64)
+    pub(super) fn address(&self, rank: usize, step: u64, len: usize) -> *mut u8 {
+        self.memory.address(self.place(rank, step, len), len as u64)
     }
 
     /// Waits until what our slots for this step and a payload of `len` bytes held before has been read. Then they may be
     /// written.
     #[inline(always)]
-    pub(super) fn vacate(&mut self, step: u64, len: usize, pause: &mut impl Pause) -> Result<(), Broken> {
+    pub(super) fn await_slot(
+        &mut self,
+        step: u64,
+        len: usize,
+        pause: &mut impl Pause,
+    ) -> Result<(), CollError> {
         // Their last use lies at least so many steps behind: there are no fewer chunks than bodies.
         let round = if len as u64 <= MAX_HEAD { HEAD_SLOTS } else { SLOTS };
-        if step.saturating_sub(self.all_done) < round { Ok(()) } else { self.await_slots(step, len, pause) }
+        if step.saturating_sub(self.all_done) < round {
+            Ok(())
+        } else {
+            self.await_slot_readers(step, len, pause)
+        }
     }
 
-    /// The rest of [`Group::vacate`], where it is not yet known that all others have finished.
+    /// The rest of [`Group::await_slot`], where it is not yet known that all others have finished.
     #[inline(never)]
-    fn await_slots(&mut self, step: u64, len: usize, pause: &mut impl Pause) -> Result<(), Broken> {
+    fn await_slot_readers(&mut self, step: u64, len: usize, pause: &mut impl Pause) -> Result<(), CollError> {
         self.await_readers(self.published[(step % HEAD_SLOTS) as usize], pause)?;
         if len as u64 > MAX_BODY {
             self.await_readers(self.long[self.turn(step)], pause)?;
         } else if len as u64 > MAX_HEAD {
             self.await_readers(self.bodies[(step % SLOTS) as usize], pause)?;
         }
-        let others = self.done.iter().enumerate().filter(|(member, _)| *member != self.me);
+        let others = self.done.iter().enumerate().filter(|(rank, _)| *rank != self.me);
         self.all_done = others.map(|(_, done)| *done).min().unwrap_or(step);
         Ok(())
     }
@@ -365,8 +299,8 @@ impl<M: Memory> Group<M> {
         &mut self,
         (step, readers): (u64, Readers),
         pause: &mut impl Pause,
-    ) -> Result<(), Broken> {
-        let (size, me) = (self.members.len(), self.me);
+    ) -> Result<(), CollError> {
+        let (size, me) = (self.ranks.len(), self.me);
         match readers {
             Readers::Nobody | Readers::Lenient => {}
             Readers::One(reader) => self.finished(reader, step, pause)?,
@@ -382,26 +316,26 @@ impl<M: Memory> Group<M> {
         Ok(())
     }
 
-    /// Waits until a member has finished with a step.
+    /// Waits until a rank has finished with a step.
     #[inline]
-    fn finished(&mut self, member: usize, step: u64, pause: &mut impl Pause) -> Result<(), Broken> {
-        if self.done[member] <= step {
-            self.done[member] = self.at_least(member, DONE, step + 1, pause)?;
+    fn finished(&mut self, rank: usize, step: u64, pause: &mut impl Pause) -> Result<(), CollError> {
+        if self.done[rank] <= step {
+            self.done[rank] = self.at_least(rank, DONE, step + 1, pause)?;
         }
         Ok(())
     }
 
-    /// Waits until a word of a member's block has this value or a greater one, and returns it.
+    /// Waits until a word of a rank's block has this value or a greater one, and returns it.
     #[inline(always)]
-    fn at_least(&self, member: usize, word: u64, value: u64, pause: &mut impl Pause) -> Result<u64, Broken> {
-        let at = self.blocks[member] + word;
+    fn at_least(&self, rank: usize, word: u64, value: u64, pause: &mut impl Pause) -> Result<u64, CollError> {
+        let at = self.blocks[rank] + word;
         let found = self.memory.load(at, Ordering::Acquire);
-        if found >= value { Ok(found) } else { self.wait(member, at, value, pause) }
+        if found >= value { Ok(found) } else { self.wait(rank, at, value, pause) }
     }
 
     /// The rest of [`Group::at_least`], where the word is not there yet.
     #[inline(never)]
-    fn wait(&self, member: usize, at: u64, value: u64, pause: &mut impl Pause) -> Result<u64, Broken> {
+    fn wait(&self, rank: usize, at: u64, value: u64, pause: &mut impl Pause) -> Result<u64, CollError> {
         let spins = pause.spins(self.spins).max(1);
         // The caller has looked once.
         let mut looks = spins - 1;
@@ -413,43 +347,43 @@ impl<M: Memory> Group<M> {
                     return Ok(found);
                 }
             }
-            if at == self.blocks[member] + DONE && self.has_left(member) {
+            if at == self.blocks[rank] + DONE && self.has_left(rank) {
                 return Ok(value);
             }
             pauses = pauses.wrapping_add(1);
             if pauses.is_multiple_of(PATIENCE) {
-                let done = self.memory.load(self.blocks[member] + DONE, Ordering::Acquire);
-                self.confirm(member)?;
+                let done = self.memory.load(self.blocks[rank] + DONE, Ordering::Acquire);
+                self.confirm(rank)?;
                 if done >= GAVE_UP {
                     // What it published before is seen now.
                     let found = self.memory.load(at, Ordering::Acquire);
-                    let gave_up = Broken::GaveUp { member, why: (u64::MAX - done) as u16 };
+                    let gave_up = CollError::Aborted { rank, why: (u64::MAX - done) as u16 };
                     return if found >= value { Ok(found) } else { Err(gave_up) };
                 }
             }
-            pause.pause(member)?;
+            pause.pause(rank)?;
             looks = spins;
         }
     }
 
-    /// Whether a member has left the group, having finished: then its block may be another's by now. To be asked after its
+    /// Whether a rank has left the group, having finished: then its block may be another's by now. To be asked after its
     /// words were read.
-    fn has_left(&self, member: usize) -> bool {
-        let Member { block, tag, .. } = self.members[member];
+    fn has_left(&self, rank: usize) -> bool {
+        let Rank { block, tag, .. } = self.ranks[rank];
         self.memory.load(block + TAG, Ordering::Acquire) != tag
     }
 
-    /// To be asked when bytes of a member were read, and before anything is done for which they must be its own: when its life
+    /// To be asked when bytes of a rank were read, and before anything is done for which they must be its own: when its life
     /// has ended, they may be what others have made of its memory. Who leaves the group alive waits for its readers.
     #[inline(always)]
-    pub(super) fn confirm(&self, member: usize) -> Result<(), Broken> {
-        let (slot, word) = self.lives[member];
-        if says(&self.memory, slot, word) { Ok(()) } else { Err(Broken::Lost(member)) }
+    pub(super) fn confirm(&self, rank: usize) -> Result<(), CollError> {
+        let (slot, word) = self.lives[rank];
+        if says(&self.memory, slot, word) { Ok(()) } else { Err(CollError::PeerLost(rank)) }
     }
 
-    /// [`Group::confirm`] for all other members.
+    /// [`Group::confirm`] for all other ranks.
     #[inline(always)]
-    pub(super) fn confirm_all(&self) -> Result<(), Broken> {
+    pub(super) fn confirm_all(&self) -> Result<(), CollError> {
         if self.lives.len() == 2 {
             return self.confirm(1 - self.me);
         }
@@ -461,14 +395,14 @@ impl<M: Memory> Group<M> {
 
     /// Who is lost.
     #[cold]
-    fn lost(&self) -> Broken {
-        (0..self.size()).find_map(|member| self.confirm(member).err()).unwrap_or(Broken::Lost(self.me))
+    fn lost(&self) -> CollError {
+        (0..self.size()).find_map(|rank| self.confirm(rank).err()).unwrap_or(CollError::PeerLost(self.me))
     }
 
-    /// What to make of words of a member that are not as they should be: they need not be its own.
+    /// What to make of words of a rank that are not as they should be: they need not be its own.
     #[cold]
-    pub(super) fn fault(&self, broken: Broken, member: usize) -> Broken {
-        self.confirm(member).err().unwrap_or(broken)
+    pub(super) fn fault(&self, broken: CollError, rank: usize) -> CollError {
+        self.confirm(rank).err().unwrap_or(broken)
     }
 
     /// Says that our payload of a step is there.
@@ -480,12 +414,12 @@ impl<M: Memory> Group<M> {
         } else if len as u64 > MAX_HEAD {
             self.bodies[(step % SLOTS) as usize] = (step, readers);
         }
-        self.raise(step, len, readers);
+        self.store_stamp(step, len, readers);
     }
 
     /// Writes the stamp of a step.
     #[inline(always)]
-    pub(super) fn raise(&mut self, step: u64, len: usize, readers: Readers) {
+    pub(super) fn store_stamp(&mut self, step: u64, len: usize, readers: Readers) {
         self.published[(step % HEAD_SLOTS) as usize] = (step, readers);
         let at = self.block + head(step);
         self.memory.store(at, stamp(step, len), Ordering::Release);
@@ -501,37 +435,37 @@ impl<M: Memory> Group<M> {
     /// To be called after something was published at a step, and before others are looked for who publish theirs at the same
     /// time.
     #[inline]
-    pub(super) fn settle(&self, step: u64, pause: &impl Pause) {
+    pub(super) fn back_off(&self, step: u64, pause: &impl Pause) {
         self.memory.prefetch_write(self.block + head(step + AHEAD), 1);
-        pause.settle();
+        pause.back_off();
     }
 
-    /// Waits for a member's payload of a step.
+    /// Waits for a rank's payload of a step.
     #[inline(always)]
     pub(super) fn expect(
         &mut self,
-        member: usize,
+        rank: usize,
         step: u64,
         len: usize,
         pause: &mut impl Pause,
-    ) -> Result<(), Broken> {
-        let found = self.reached(member, step, pause)?;
+    ) -> Result<(), CollError> {
+        let found = self.reached(rank, step, pause)?;
         if found != stamp(step, len) {
-            return Err(self.surprise(member, step, len, found));
+            return Err(self.mismatch(rank, step, len, found));
         }
         Ok(())
     }
 
-    /// Waits until a member has published a step or a later one, and returns its stamp.
+    /// Waits until a rank has published a step or a later one, and returns its stamp.
     #[inline(always)]
     pub(super) fn reached(
         &mut self,
-        member: usize,
+        rank: usize,
         step: u64,
         pause: &mut impl Pause,
-    ) -> Result<u64, Broken> {
-        let found = self.at_least(member, head(step), stamp(step, 0), pause)?;
-        let known = &mut self.done[member];
+    ) -> Result<u64, CollError> {
+        let found = self.at_least(rank, head(step), stamp(step, 0), pause)?;
+        let known = &mut self.done[rank];
         *known = (*known).max(step.saturating_sub(LAG));
         if self.blocks.len() == 2 {
             // There are no others.
@@ -541,16 +475,16 @@ impl<M: Memory> Group<M> {
     }
 
     #[cold]
-    pub(super) fn surprise(&self, member: usize, step: u64, len: usize, found: u64) -> Broken {
+    pub(super) fn mismatch(&self, rank: usize, step: u64, len: usize, found: u64) -> CollError {
         let (found_step, mut found) = stamped(found);
-        if found_step == step && found == LENT {
-            found = self.told(member, step).1;
+        if found_step == step && found == EXPOSED {
+            found = self.exposed_at(rank, step).1;
         }
         let broken = match found_step == step {
-            true => Broken::Length { member, expected: len, found },
-            false => Broken::Step { member, expected: step, found: found_step },
+            true => CollError::LengthMismatch { rank, expected: len, found },
+            false => CollError::OutOfStep { rank, expected: step, found: found_step },
         };
-        self.fault(broken, member)
+        self.fault(broken, rank)
     }
 
     /// Says that we have finished with all steps before this one.
@@ -572,8 +506,8 @@ impl<M: Memory> Group<M> {
         &mut self,
         len: usize,
         piece: usize,
-        mut work: impl FnMut(&mut Self, u64, usize, usize) -> Result<(), Broken>,
-    ) -> Result<(), Broken> {
+        mut work: impl FnMut(&mut Self, u64, usize, usize) -> Result<(), CollError>,
+    ) -> Result<(), CollError> {
         let mut at = 0;
         while at < len {
             let (step, now) = (self.step, piece.min(len - at));
@@ -590,19 +524,19 @@ impl<M: Memory> Group<M> {
     ///
     /// `from` is valid for reads of `len` bytes.
     #[inline]
-    pub(super) unsafe fn say(
+    pub(super) unsafe fn publish_copy(
         &mut self,
         step: u64,
         from: *const u8,
         len: usize,
         readers: Readers,
         pause: &mut impl Pause,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), CollError> {
         if is_short(len) {
             // SAFETY: the caller vouches for it.
-            return unsafe { self.say_short(step, from, len, readers, pause) };
+            return unsafe { self.publish_short(step, from, len, readers, pause) };
         }
-        self.vacate(step, len, pause)?;
+        self.await_slot(step, len, pause)?;
         // SAFETY: as above.
         unsafe { self.memory.copy_in(self.place(self.me, step, len), from, len) };
         self.publish(step, len, readers);
@@ -611,13 +545,13 @@ impl<M: Memory> Group<M> {
 
     /// Leaves the group for ever, after an operation has failed: says that we read nothing any more, so that nobody waits
     /// for that, and `why`, a number of the caller's. Our block and chunks must stay as they are.
-    pub fn give_up(mut self, why: u16) {
+    pub fn abort(mut self, why: u16) {
         self.finish(u64::MAX - u64::from(why));
     }
 
-    /// Leaves the group. Our block and chunks must stay as they are until [`Farewell::is_over`].
-    pub fn leave(self) -> Farewell {
-        let (me, members) = (self.me, self.members);
+    /// Leaves the group. Our block and chunks must stay as they are until [`PendingRelease::is_released`].
+    pub fn leave(self) -> PendingRelease {
+        let (me, ranks) = (self.me, self.ranks);
         let waits = |reader: usize| {
             let last = self.published.iter().filter(|(_, readers)| match readers {
                 Readers::Nobody => false,
@@ -625,23 +559,23 @@ impl<M: Memory> Group<M> {
                 Readers::All | Readers::Lenient => reader != me,
             });
             let last = last.map(|(step, _)| *step).max()?;
-            (self.done[reader] <= last).then_some((members[reader], last))
+            (self.done[reader] <= last).then_some((ranks[reader], last))
         };
-        let readers = (0..members.len()).filter_map(waits).collect();
-        Farewell { block: members[me].block, readers }
+        let readers = (0..ranks.len()).filter_map(waits).collect();
+        PendingRelease { block: ranks[me].block, readers }
     }
 }
 
-/// What a member that has left its group still owes: readers of what it published last may not have read it yet.
+/// What a rank that has left its group still owes: readers of what it published last may not have read it yet.
 #[derive(Debug)]
-pub struct Farewell {
+pub struct PendingRelease {
     block: u64,
-    readers: Vec<(Member, u64)>,
+    readers: Vec<(Rank, u64)>,
 }
 
-impl Farewell {
+impl PendingRelease {
     /// Whether all readers have finished. Then the block's memory may be used for something else, and peers see that it is.
-    pub fn is_over(&mut self, memory: &impl Memory) -> bool {
+    pub fn is_released(&mut self, memory: &impl Memory) -> bool {
         self.readers.retain(|(reader, last)| {
             let done = memory.load(reader.block + DONE, Ordering::Acquire);
             // Asked after the word was read: if it is not the reader's any more, the reader has left, having finished, or is dead.
@@ -649,11 +583,11 @@ impl Farewell {
                 && lives(memory, reader.slot, reader.incarnation);
             is_there && done <= *last
         });
-        let is_over = self.readers.is_empty();
-        if is_over {
+        let is_released = self.readers.is_empty();
+        if is_released {
             memory.store(self.block + TAG, 0, Ordering::Release);
             memory.fence(Ordering::Release);
         }
-        is_over
+        is_released
     }
 }

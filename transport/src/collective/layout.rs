@@ -1,4 +1,4 @@
-//! Where the parts of a member's block lie.
+//! Where the parts of a rank's block lie.
 
 use vmshm_abi::{LINE, LINE_PAIR};
 
@@ -42,7 +42,7 @@ pub const fn is_short(len: usize) -> bool {
     len as u64 <= MAX_BODY
 }
 
-/// Where a member's bytes go, and how many they are.
+/// Where a rank's bytes go, and how many they are.
 pub type Part = (*mut u8, usize);
 
 /// Bytes of a block, without its chunks.
@@ -59,11 +59,11 @@ pub const fn is_chunk(bytes: usize) -> bool {
     bytes >= MIN_CHUNK && bytes <= MAX_CHUNK && bytes.is_multiple_of(4096)
 }
 
-/// A member has at least so many chunks, and at most [`MAX_CHUNKS`]. More than [`LAG`] steps can be published before one
+/// A rank has at least so many chunks, and at most [`MAX_CHUNKS`]. More than [`LAG`] steps can be published before one
 /// comes round again.
 pub const MIN_CHUNKS: u64 = 8;
 
-// `Group::vacate` counts on it.
+// `Group::await_slot` counts on it.
 const _: () = assert!(MIN_CHUNKS >= SLOTS && HEAD_SLOTS >= SLOTS);
 
 /// See [`MIN_CHUNKS`].
@@ -109,9 +109,9 @@ const LEN_BITS: u32 = 21;
 const MAX_LEN: usize = (1 << LEN_BITS) - 1;
 
 /// What the stamp of an operand that is lent has for a length: none that is published in a slot.
-pub const LENT: usize = MAX_LEN;
+pub const EXPOSED: usize = MAX_LEN;
 
-const _: () = assert!(MAX_CHUNK < LENT);
+const _: () = assert!(MAX_CHUNK < EXPOSED);
 
 /// The stamp of a step with `len` bytes of payload.
 pub const fn stamp(step: u64, len: usize) -> u64 {

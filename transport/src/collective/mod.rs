@@ -1,7 +1,7 @@
 //! Collective operations of a group of processes over single-writer blocks.
 //!
-//! Each member of a [`Group`] has one block of its own section, which it alone writes and all others read. What a
-//! member has to say is *published*: the payload is written to a slot of its block, then the slot's stamp says which
+//! Each rank of a [`Group`] has one block of its own section, which it alone writes and all others read. What a
+//! rank has to say is *published*: the payload is written to a slot of its block, then the slot's stamp says which
 //! step of the group's history it belongs to. Whoever needs it waits for that stamp, and reads.
 //!
 //! ```text
@@ -11,28 +11,32 @@
 //!         └─────┴──────┴──────────────────────┴─────────────────────┘   └──────────────────┘
 //! ```
 //!
-//! All members go through the same *steps*, since they call the same operations in the same order. A step uses one slot,
+//! All ranks go through the same *steps*, since they call the same operations in the same order. A step uses one slot,
 //! and a slot is used again only when its readers are known to have finished: a later stamp of theirs says so, or else
 //! their `done` word. So no operation waits for more than the data that it needs, and none ends with a barrier.
 //!
-//! A long operand that lies in its member's own section anyway is *lent* instead: the others read it where it is.
+//! A long operand that lies in its rank's own section anyway is *exposed* instead: the others read it where it is.
 //!
-//! Where members do not know one another's lengths, what is too long for a slot is left to the caller ([`Late`]).
+//! Where ranks do not know one another's lengths, what is too long for a slot is left to the caller ([`Late`]).
 //!
 //! Nothing here knows of MPI: payloads are bytes, and what joins two of them is the caller's ([`Combine`]). Waiting is the
 //! caller's too ([`Pause`]).
 
 mod barrier;
 mod bcast_scatter;
+mod error;
 mod exchange;
 mod group;
 mod layout;
+mod pause;
 mod reduce;
 mod short;
 mod vector;
 mod zero_copy;
 
-pub use group::{Broken, Farewell, Group, Member, Pause};
+pub use error::CollError;
+pub use group::{Group, PendingRelease, Rank};
 pub use layout::{BLOCK, MAX_CHUNK, MAX_CHUNKS, MIN_CHUNK, MIN_CHUNKS, Part, SLOTS, chunks_len, is_chunk};
+pub use pause::Pause;
 pub use reduce::Combine;
 pub use vector::{Given, Late};

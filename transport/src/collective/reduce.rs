@@ -1,13 +1,15 @@
-//! Joining what all members have.
+//! Joining what all ranks have.
 
-use super::group::{Broken, Group, Pause, Readers};
+use super::error::CollError;
+use super::group::{Group, Readers};
 use super::layout::is_short;
+use super::pause::Pause;
 use super::zero_copy::{ALIGNMENT, Piece};
 use crate::memory::Memory;
 
 /// What joins two operands of the same length.
 ///
-/// Operands may lie in the members' blocks: who must not see them change under its hands copies them first.
+/// Operands may lie in the ranks' blocks: who must not see them change under its hands copies them first.
 pub trait Combine {
     /// Bytes of one element, which is never cut.
     fn element(&self) -> usize;
@@ -33,7 +35,7 @@ pub trait Combine {
     unsafe fn join_to(&mut self, left: *const u8, right: *const u8, out: *mut u8, len: usize);
 }
 
-/// Up to so many bytes of others' operands, each member joins everything by itself, which costs the fewest steps.
+/// Up to so many bytes of others' operands, each rank joins everything by itself, which costs the fewest steps.
 const JOIN_ALL: usize = 64 << 10;
 
 impl<M: Memory> Group<M> {
@@ -42,27 +44,27 @@ impl<M: Memory> Group<M> {
         element <= self.chunk() / 2
     }
 
-    /// Waits for all other members' pieces.
+    /// Waits for all other ranks' pieces.
     #[inline]
-    fn expect_all(&mut self, piece: Piece, pause: &mut impl Pause) -> Result<(), Broken> {
+    fn expect_all(&mut self, piece: Piece, pause: &mut impl Pause) -> Result<(), CollError> {
         let me = self.me;
-        for member in (0..self.size()).filter(|member| *member != me) {
-            self.expect_piece(member, piece, piece.now, pause)?;
-            if let Some(offset) = self.lent[member]
+        for rank in (0..self.size()).filter(|rank| *rank != me) {
+            self.expect_piece(rank, piece, piece.now, pause)?;
+            if let Some(offset) = self.exposed[rank]
                 && !offset.is_multiple_of(ALIGNMENT)
             {
-                return Err(self.fault(Broken::Outside { member, offset, len: piece.len }, member));
+                return Err(self.fault(CollError::OutsideSection { rank, offset, len: piece.len }, rank));
             }
         }
         Ok(())
     }
 
-    /// Where bytes of another member's piece lie in this process, from `within` on.
+    /// Where bytes of another rank's piece lie in this process, from `within` on.
     #[inline]
-    fn operand(&self, member: usize, piece: Piece, within: usize, len: usize) -> *const u8 {
-        let begin = match self.lent[member] {
+    fn operand(&self, rank: usize, piece: Piece, within: usize, len: usize) -> *const u8 {
+        let begin = match self.exposed[rank] {
             Some(offset) => offset + piece.at as u64,
-            None => self.place(member, piece.step, piece.now),
+            None => self.place(rank, piece.step, piece.now),
         };
         self.memory.address(begin + within as u64, len as u64)
     }
@@ -78,28 +80,28 @@ impl<M: Memory> Group<M> {
         (len / element).max(1) * element
     }
 
-    /// Joins `len` bytes of the members' operands to `out`, in the members' order. `others` says where they lie, but for `mine`.
+    /// Joins `len` bytes of the ranks' operands to `out`, in the ranks' order. `others` says where they lie, but for `mine`.
     ///
     /// # Errors
     ///
-    /// A member that is gone: what was joined need not have been its own.
+    /// A rank that is gone: what was joined need not have been its own.
     ///
     /// # Safety
     ///
     /// All operands are valid for reads of `len` bytes, and `out` for writes. It overlaps none of them, or is `mine` where
     /// [`Group::keeps`] allows that.
     #[inline]
-    pub(super) unsafe fn join_members(
+    pub(super) unsafe fn join_ranks(
         &self,
         others: impl Fn(usize) -> *const u8,
         mine: *const u8,
         out: *mut u8,
         len: usize,
         combine: &mut impl Combine,
-    ) -> Result<(), Broken> {
-        let operand = |member: usize| match member == self.me {
+    ) -> Result<(), CollError> {
+        let operand = |rank: usize| match rank == self.me {
             true => mine,
-            false => others(member),
+            false => others(rank),
         };
         let last = self.size() - 1;
         // SAFETY: operands have `len` bytes each, and `out` is none of them, but for the last which is there already.
@@ -113,18 +115,18 @@ impl<M: Memory> Group<M> {
                 combine.join_to(operand(last - 1), operand(last), out, len);
                 last - 1
             };
-            for member in (0..rest).rev() {
-                combine.join(operand(member), out, len);
+            for rank in (0..rest).rev() {
+                combine.join(operand(rank), out, len);
             }
         }
         self.confirm_all()
     }
 
-    /// Joins all members' `data` in their order, element by element, to `root`'s `out`. There `out` may be `data`.
+    /// Joins all ranks' `data` in their order, element by element, to `root`'s `out`. There `out` may be `data`.
     ///
     /// # Errors
     ///
-    /// A member that is gone or out of step.
+    /// A rank that is gone or out of step.
     ///
     /// # Safety
     ///
@@ -138,7 +140,7 @@ impl<M: Memory> Group<M> {
         len: usize,
         combine: &mut impl Combine,
         pause: &mut impl Pause,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), CollError> {
         if is_short(len) {
             // SAFETY: the caller keeps the contract.
             return unsafe { self.reduce_short(root, data, out, len, combine, pause) };
@@ -146,44 +148,38 @@ impl<M: Memory> Group<M> {
         let me = self.me;
         let piece = Self::whole(self.piece(len), combine.element());
         if root != me
-            && len <= self.lends_to_root
-            && let Some(offset) = self.lendable(data, len)
+            && len <= self.exposes_to_root
+            && let Some(offset) = self.exposable(data, len)
         {
-            return self.lend_all(offset, len, len.div_ceil(piece), Readers::One(root), pause);
+            return self.expose_all(offset, len, len.div_ceil(piece), Readers::One(root), pause);
         }
         if root == me && !combine.get_ready(piece) {
-            return Err(Broken::NoMemory);
+            return Err(CollError::NoMemory);
         }
         self.in_pieces(len, piece, |group, step, at, now| {
             // SAFETY: at + now <= len.
             unsafe {
                 let mut mine = data.add(at);
                 if root != me {
-                    return group.say(step, mine, now, Readers::One(root), pause);
+                    return group.publish_copy(step, mine, now, Readers::One(root), pause);
                 }
                 if group.keeps(data, out) {
-                    group.vacate(step, now, pause)?;
+                    group.await_slot(step, now, pause)?;
                     group.memory.copy_in(group.place(me, step, now), mine, now);
                     mine = group.address(me, step, now);
                 }
                 let piece = Piece { step, at, now, len };
                 group.expect_all(piece, pause)?;
-                group.join_members(
-                    |member| group.operand(member, piece, 0, now),
-                    mine,
-                    out.add(at),
-                    now,
-                    combine,
-                )
+                group.join_ranks(|rank| group.operand(rank, piece, 0, now), mine, out.add(at), now, combine)
             }
         })
     }
 
-    /// Joins all members' `data` in their order, element by element, to everyone's `out`, which may be `data`.
+    /// Joins all ranks' `data` in their order, element by element, to everyone's `out`, which may be `data`.
     ///
     /// # Errors
     ///
-    /// A member that is gone or out of step.
+    /// A rank that is gone or out of step.
     ///
     /// # Safety
     ///
@@ -196,7 +192,7 @@ impl<M: Memory> Group<M> {
         len: usize,
         combine: &mut impl Combine,
         pause: &mut impl Pause,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), CollError> {
         if is_short(len) {
             // SAFETY: the caller keeps the contract.
             return unsafe { self.all_reduce_short(data, out, len, combine, pause) };
@@ -206,26 +202,26 @@ impl<M: Memory> Group<M> {
             return unsafe { self.all_reduce_by_shares(data, out, len, combine, pause) };
         }
         if !combine.get_ready(len) {
-            return Err(Broken::NoMemory);
+            return Err(CollError::NoMemory);
         }
         let (me, step) = (self.me, self.step);
         let in_place = core::ptr::eq(data, out);
         // What others still read must not be overwritten.
-        let lent = if in_place { None } else { self.lendable(data, len) };
+        let exposed = if in_place { None } else { self.exposable(data, len) };
         // SAFETY: the caller vouches for `len` bytes.
         unsafe {
-            match lent {
-                Some(offset) => self.lend(step, offset, len, Readers::All, pause)?,
-                None => self.say(step, data, len, Readers::All, pause)?,
+            match exposed {
+                Some(offset) => self.expose(step, offset, len, Readers::All, pause)?,
+                None => self.publish_copy(step, data, len, Readers::All, pause)?,
             }
-            self.settle(step, pause);
+            self.back_off(step, pause);
             let piece = Piece { step, at: 0, now: len, len };
             self.expect_all(piece, pause)?;
             let mine = if self.keeps(data, out) { self.address(me, step, len) } else { data };
-            self.join_members(|member| self.operand(member, piece, 0, len), mine, out, len, combine)?;
+            self.join_ranks(|rank| self.operand(rank, piece, 0, len), mine, out, len, combine)?;
         }
         self.end(step + 1);
-        if lent.is_some() { self.get_back(Readers::All, pause) } else { Ok(()) }
+        if exposed.is_some() { self.await_release(Readers::All, pause) } else { Ok(()) }
     }
 
     /// [`Group::all_reduce`] of long payloads. In each round, all publish a piece, then each joins its share of it and
@@ -233,7 +229,7 @@ impl<M: Memory> Group<M> {
     /// still being joined, so that nobody waits long.
     ///
     /// Operands and results may be lent. An operand in whose place the results come is no exception: what is overwritten with a
-    /// member's share has been joined by that member, and nobody else reads it.
+    /// rank's share has been joined by that rank, and nobody else reads it.
     ///
     /// # Safety
     ///
@@ -245,15 +241,15 @@ impl<M: Memory> Group<M> {
         len: usize,
         combine: &mut impl Combine,
         pause: &mut impl Pause,
-    ) -> Result<(), Broken> {
-        let (element, members) = (combine.element(), self.size());
+    ) -> Result<(), CollError> {
+        let (element, ranks) = (combine.element(), self.size());
         let piece = Self::whole(self.piece(len), element);
         let (first, count) = (self.step, len.div_ceil(piece));
-        let (lent, lent_out) = (self.lendable(data, len), self.lendable(out, len));
+        let (exposed, exposed_out) = (self.exposable(data, len), self.exposable(out, len));
         if !combine.get_ready(piece) {
-            return Err(Broken::NoMemory);
+            return Err(CollError::NoMemory);
         }
-        let rounds = Rounds { first, data, out, len, piece, element, members, lent, lent_out };
+        let rounds = Rounds { first, data, out, len, piece, element, ranks, exposed, exposed_out };
         // SAFETY: the rounds lie in `len` bytes, and each is read before its result is written.
         unsafe {
             self.publish_inputs(&rounds, 0, pause)?;
@@ -272,7 +268,7 @@ impl<M: Memory> Group<M> {
         }
         self.end(rounds.output(count - 1) + 1);
         // Operands have been read by who has published its last share.
-        if lent_out.is_some() { self.get_back(Readers::All, pause) } else { Ok(()) }
+        if exposed_out.is_some() { self.await_release(Readers::All, pause) } else { Ok(()) }
     }
 
     /// # Safety
@@ -283,11 +279,11 @@ impl<M: Memory> Group<M> {
         rounds: &Rounds,
         round: usize,
         pause: &mut impl Pause,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), CollError> {
         let Piece { step, at, now, len } = rounds.piece(round);
         let keeps = self.keeps(rounds.data, rounds.out);
-        if rounds.lent.is_none() || keeps {
-            self.vacate(step, now, pause)?;
+        if rounds.exposed.is_none() || keeps {
+            self.await_slot(step, now, pause)?;
         }
         let place = self.place(self.me, step, now);
         let (mine, mine_len) = rounds.share(round, self.me);
@@ -299,14 +295,14 @@ impl<M: Memory> Group<M> {
                 // Our own share is joined from there, since its result takes its place.
                 self.memory.copy_in(place + mine as u64, from.add(mine), mine_len);
             }
-            if rounds.lent.is_none() {
+            if rounds.exposed.is_none() {
                 self.memory.copy_in(place, from, mine);
                 self.memory.copy_in(place + end as u64, from.add(end), now - end);
             }
         }
-        match rounds.lent {
+        match rounds.exposed {
             None => self.publish(step, now, Readers::All),
-            Some(offset) if round == 0 => self.lend(step, offset, len, Readers::All, pause)?,
+            Some(offset) if round == 0 => self.expose(step, offset, len, Readers::All, pause)?,
             Some(_) => {}
         }
         Ok(())
@@ -321,7 +317,7 @@ impl<M: Memory> Group<M> {
         round: usize,
         combine: &mut impl Combine,
         pause: &mut impl Pause,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), CollError> {
         let me = self.me;
         let piece = rounds.piece(round);
         self.expect_all(piece, pause)?;
@@ -335,13 +331,13 @@ impl<M: Memory> Group<M> {
             };
             let to = rounds.out.add(piece.at + share);
             if len > 0 {
-                self.join_members(|member| self.operand(member, piece, share, len), mine, to, len, combine)?;
+                self.join_ranks(|rank| self.operand(rank, piece, share, len), mine, to, len, combine)?;
             }
-            match rounds.lent_out {
+            match rounds.exposed_out {
                 Some(offset) if !is_short(len) => {
-                    self.lend(step, offset + (piece.at + share) as u64, len, Readers::All, pause)
+                    self.expose(step, offset + (piece.at + share) as u64, len, Readers::All, pause)
                 }
-                _ => self.say(step, to, len, Readers::All, pause),
+                _ => self.publish_copy(step, to, len, Readers::All, pause),
             }
         }
     }
@@ -354,19 +350,19 @@ impl<M: Memory> Group<M> {
         rounds: &Rounds,
         round: usize,
         pause: &mut impl Pause,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), CollError> {
         let (size, me) = (self.size(), self.me);
         let at = rounds.piece(round).at;
-        for member in (me + 1..size).chain(0..me) {
-            let (share, len) = rounds.share(round, member);
+        for rank in (me + 1..size).chain(0..me) {
+            let (share, len) = rounds.share(round, rank);
             // SAFETY: the share lies in the round.
-            unsafe { self.hear_any(member, rounds.output(round), rounds.out.add(at + share), len, pause)? };
+            unsafe { self.receive_any(rank, rounds.output(round), rounds.out.add(at + share), len, pause)? };
         }
         Ok(())
     }
 }
 
-/// How a long payload is cut: in rounds, and each round in shares, one a member.
+/// How a long payload is cut: in rounds, and each round in shares, one a rank.
 struct Rounds {
     /// The first step.
     first: u64,
@@ -375,11 +371,11 @@ struct Rounds {
     len: usize,
     piece: usize,
     element: usize,
-    members: usize,
+    ranks: usize,
     /// Where our data lies, if we lend it.
-    lent: Option<u64>,
+    exposed: Option<u64>,
     /// Where our result lies, if we lend that.
-    lent_out: Option<u64>,
+    exposed_out: Option<u64>,
 }
 
 impl Rounds {
@@ -399,14 +395,14 @@ impl Rounds {
         Piece { step: self.input(round), at, now: self.piece.min(self.len - at), len: self.len }
     }
 
-    /// Where a member's share begins in its round, and its length.
-    fn share(&self, round: usize, member: usize) -> (usize, usize) {
+    /// Where a rank's share begins in its round, and its length.
+    fn share(&self, round: usize, rank: usize) -> (usize, usize) {
         let len = self.piece(round).now;
-        let elements = (len / self.element).div_ceil(self.members);
+        let elements = (len / self.element).div_ceil(self.ranks);
         // Whole lines, where elements allow it.
         let line = if 64 % self.element == 0 { 64 / self.element } else { 1 };
         let share = elements.next_multiple_of(line) * self.element;
-        let begin = (share * member).min(len);
+        let begin = (share * rank).min(len);
         (begin, share.min(len - begin))
     }
 }

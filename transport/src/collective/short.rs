@@ -1,8 +1,10 @@
 //! Operations whose payloads go through one slot: one step each, and nothing that long payloads need. The line that goes
 //! from one processor to another takes longer than all of this, but not by much.
 
-use super::group::{Broken, Group, Pause, Readers};
+use super::error::CollError;
+use super::group::{Group, Readers};
 use super::layout::{HEAD_PAYLOAD, LAG, MAX_HEAD, Part, body, head};
+use super::pause::Pause;
 use super::reduce::Combine;
 use crate::memory::Memory;
 use crate::memory::copy;
@@ -19,15 +21,15 @@ impl<M: Memory> Group<M> {
     ///
     /// `from` is valid for reads of `len` bytes, which are short.
     #[inline(always)]
-    pub(super) unsafe fn say_short(
+    pub(super) unsafe fn publish_short(
         &mut self,
         step: u64,
         from: *const u8,
         len: usize,
         readers: Readers,
         pause: &mut impl Pause,
-    ) -> Result<(), Broken> {
-        self.vacate(step, len, pause)?;
+    ) -> Result<(), CollError> {
+        self.await_slot(step, len, pause)?;
         if len as u64 <= MAX_HEAD {
             // SAFETY: the caller vouches for `from`.
             unsafe { self.memory.copy_in(self.block + head(step) + HEAD_PAYLOAD, from, len) };
@@ -51,30 +53,30 @@ impl<M: Memory> Group<M> {
         Ok(())
     }
 
-    /// Waits for a member's payload of a step, and copies it.
+    /// Waits for a rank's payload of a step, and copies it.
     ///
     /// # Safety
     ///
     /// `to` is valid for writes of `len` bytes, which are short.
     #[inline(always)]
-    pub(super) unsafe fn hear_short(
+    pub(super) unsafe fn receive_short(
         &mut self,
-        member: usize,
+        rank: usize,
         step: u64,
         to: *mut u8,
         len: usize,
         pause: &mut impl Pause,
-    ) -> Result<(), Broken> {
-        self.expect(member, step, len, pause)?;
+    ) -> Result<(), CollError> {
+        self.expect(rank, step, len, pause)?;
         // SAFETY: the caller vouches for `to`, and the slot has room for `len` bytes.
         unsafe {
             if len as u64 > MAX_HEAD && len <= SMALL {
-                copy::words(self.address(member, step, len), to, len);
+                copy::words(self.address(rank, step, len), to, len);
             } else {
-                self.memory.copy_out(self.place(member, step, len), to, len);
+                self.memory.copy_out(self.place(rank, step, len), to, len);
             }
         }
-        self.confirm(member)
+        self.confirm(rank)
     }
 
     /// [`Group::broadcast`] of a short payload.
@@ -89,27 +91,27 @@ impl<M: Memory> Group<M> {
         data: *mut u8,
         len: usize,
         pause: &mut impl Pause,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), CollError> {
         let step = self.step;
         // SAFETY: the caller vouches for `data`.
         unsafe {
             if root == self.me {
-                self.say_short(step, data, len, Readers::All, pause)?;
+                self.publish_short(step, data, len, Readers::All, pause)?;
             } else {
-                self.hear_short(root, step, data, len, pause)?;
+                self.receive_short(root, step, data, len, pause)?;
             }
         }
         self.end(step + 1);
         Ok(())
     }
 
-    /// Joins all members' short operands of a step to `out`.
+    /// Joins all ranks' short operands of a step to `out`.
     ///
     /// # Safety
     ///
     /// As [`Group::all_reduce`]; the same as `data` is only where [`Group::keeps`] allows it.
     #[inline(always)]
-    unsafe fn join_short(
+    unsafe fn reduce_ranks_short(
         &mut self,
         step: u64,
         mine: *const u8,
@@ -117,17 +119,17 @@ impl<M: Memory> Group<M> {
         len: usize,
         combine: &mut impl Combine,
         pause: &mut impl Pause,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), CollError> {
         if !combine.get_ready(len) {
-            return Err(Broken::NoMemory);
+            return Err(CollError::NoMemory);
         }
-        for member in 0..self.size() {
-            if member != self.me {
-                self.expect(member, step, len, pause)?;
+        for rank in 0..self.size() {
+            if rank != self.me {
+                self.expect(rank, step, len, pause)?;
             }
         }
         // SAFETY: the caller vouches for `mine` and `out`.
-        unsafe { self.join_members(|member| self.address(member, step, len), mine, out, len, combine) }
+        unsafe { self.join_ranks(|rank| self.address(rank, step, len), mine, out, len, combine) }
     }
 
     /// [`Group::reduce`] of short operands.
@@ -144,20 +146,20 @@ impl<M: Memory> Group<M> {
         len: usize,
         combine: &mut impl Combine,
         pause: &mut impl Pause,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), CollError> {
         let (me, step) = (self.me, self.step);
         // SAFETY: the caller vouches for `data` and `out`.
         unsafe {
             if root != me {
-                self.say_short(step, data, len, Readers::One(root), pause)?;
+                self.publish_short(step, data, len, Readers::One(root), pause)?;
             } else {
                 let mut mine = data;
                 if self.keeps(data, out) {
-                    self.vacate(step, len, pause)?;
+                    self.await_slot(step, len, pause)?;
                     self.memory.copy_in(self.place(me, step, len), data, len);
                     mine = self.address(me, step, len);
                 }
-                self.join_short(step, mine, out, len, combine, pause)?;
+                self.reduce_ranks_short(step, mine, out, len, combine, pause)?;
             }
         }
         self.end(step + 1);
@@ -177,14 +179,14 @@ impl<M: Memory> Group<M> {
         len: usize,
         combine: &mut impl Combine,
         pause: &mut impl Pause,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), CollError> {
         let (me, step) = (self.me, self.step);
         // SAFETY: the caller vouches for `data` and `out`.
         unsafe {
-            self.say_short(step, data, len, Readers::All, pause)?;
-            self.settle(step, pause);
+            self.publish_short(step, data, len, Readers::All, pause)?;
+            self.back_off(step, pause);
             let mine = if self.keeps(data, out) { self.address(me, step, len) } else { data };
-            self.join_short(step, mine, out, len, combine, pause)?;
+            self.reduce_ranks_short(step, mine, out, len, combine, pause)?;
         }
         self.end(step + 1);
         Ok(())
@@ -202,24 +204,24 @@ impl<M: Memory> Group<M> {
         len: usize,
         part: impl Fn(usize) -> Part,
         pause: &mut impl Pause,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), CollError> {
         let (me, step) = (self.me, self.step);
         if len > 0 {
             // SAFETY: the caller vouches for `data`.
-            unsafe { self.say_short(step, data, len, Readers::All, pause)? };
+            unsafe { self.publish_short(step, data, len, Readers::All, pause)? };
         }
         let (own, room) = part(me);
         if !own.is_null() {
             // SAFETY: the caller vouches for both.
             unsafe { data.copy_to(own, len.min(room)) };
         }
-        self.settle(step, pause);
-        // Each begins with its neighbour, so that not all read from the same member at once.
-        for member in (me + 1..self.size()).chain(0..me) {
-            let (to, len) = part(member);
+        self.back_off(step, pause);
+        // Each begins with its neighbour, so that not all read from the same rank at once.
+        for rank in (me + 1..self.size()).chain(0..me) {
+            let (to, len) = part(rank);
             if len > 0 {
                 // SAFETY: the caller vouches for the part.
-                unsafe { self.hear_short(member, step, to, len, pause)? };
+                unsafe { self.receive_short(rank, step, to, len, pause)? };
             }
         }
         self.end(step + 1);

@@ -3,26 +3,28 @@
 //! So nobody knows how many pieces the longest part has, and an operation takes one step, whatever the lengths are. A part
 //! lies in its giver's slot, or is lent; one for which there is no room there the caller sends as a message ([`Late`]).
 //!
-//! Where a member gives to several others, its slot begins with a *table*: for each other member two words, where its part
+//! Where a rank gives to several others, its slot begins with a *table*: for each other rank two words, where its part
 //! lies in the region and how long it is. Where it gives to one only, the stamp says the same.
 
 use core::mem;
 
-use super::group::{Broken, Group, Pause, Readers};
-use super::layout::{LENT, MAX_BODY, Part, is_short, stamp, stamped};
+use super::error::CollError;
+use super::group::{Group, Readers};
+use super::layout::{EXPOSED, MAX_BODY, Part, is_short, stamp, stamped};
+use super::pause::Pause;
 use crate::memory::Memory;
 
 /// Where bytes to be given lie, and how many they are.
 pub type Given = (*const u8, usize);
 
-/// Brings parts to other members, or from them, that are too long for a slot. An operation waits for none of this.
+/// Brings parts to other ranks, or from them, that are too long for a slot. An operation waits for none of this.
 pub trait Late {
-    /// Begins to send the part that we give to a member.
-    fn send(&mut self, member: usize);
+    /// Begins to send the part that we give to a rank.
+    fn send(&mut self, rank: usize);
 
-    /// Begins to receive the part that a member gives us, which says that it has `told` bytes: these may be more or fewer than
+    /// Begins to receive the part that a rank gives us, which says that it has `told` bytes: these may be more or fewer than
     /// ours.
-    fn receive(&mut self, member: usize, told: usize);
+    fn receive(&mut self, rank: usize, told: usize);
 }
 
 /// What is said of the place of a part that comes as a message. Nobody could lend what lies there: the region's header.
@@ -38,52 +40,52 @@ fn behind(at: usize, len: usize, room: usize) -> Option<usize> {
 }
 
 impl<M: Memory> Group<M> {
-    /// Whether there is room for the tables of [`Group::exchange_unequal`], and for parts beside them.
+    /// Whether there is room for the tables of [`Group::exchange_vector`], and for parts beside them.
     pub fn has_tables(&self) -> bool {
         self.size() * ENTRY <= MAX_BODY as usize / 2
     }
 
-    /// Gives each other member what `given` says, and takes from it what `taken` says. What a member gives itself is not
-    /// looked at. If all know that all parts go to `only` one member, they say so.
+    /// Gives each other rank what `given` says, and takes from it what `taken` says. What a rank gives itself is not
+    /// looked at. If all know that all parts go to `only` one rank, they say so.
     ///
     /// # Errors
     ///
-    /// A member that is gone or out of step, or gives a part of another length. Of the latter, [`Broken::Length`], we are told when
+    /// A rank that is gone or out of step, or gives a part of another length. Of the latter, [`CollError::LengthMismatch`], we are told when
     /// all else is done: the group can be used on.
     ///
     /// # Safety
     ///
     /// What is given is valid for reads, what is taken for writes, and they do not overlap.
-    pub unsafe fn exchange_unequal(
+    pub unsafe fn exchange_vector(
         &mut self,
         only: Option<usize>,
         given: impl Fn(usize) -> Given,
         taken: impl Fn(usize) -> Part,
         late: &mut impl Late,
         pause: &mut impl Pause,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), CollError> {
         let (size, me, step) = (self.size(), self.me, self.step);
         let others = || (me + 1..size).chain(0..me);
-        // The one other member who takes anything from its giver, if there can be but one.
+        // The one other rank who takes anything from its giver, if there can be but one.
         let single = |giver: usize| only.or((size == 2).then(|| 1 - giver));
         // SAFETY: the caller vouches for the parts.
         unsafe {
-            let lent = match single(me) {
+            let exposed = match single(me) {
                 Some(reader) if reader == me => None,
                 Some(reader) => self.give_one(step, reader, given(reader), late, pause)?,
                 None => self.give_all(step, others(), given, late, pause)?,
             };
             let mut takes = false;
             let mut result = Ok(());
-            let mut settled = only.is_some() || !self.has_published(step);
+            let mut backed_off = only.is_some() || !self.has_published(step);
             for giver in others() {
                 let (to, len) = taken(giver);
                 if len == 0 {
                     continue;
                 }
                 takes = true;
-                if !mem::replace(&mut settled, true) {
-                    self.settle(step, pause);
+                if !mem::replace(&mut backed_off, true) {
+                    self.back_off(step, pause);
                 }
                 let took = match single(giver) {
                     Some(_) => self.take_one(step, giver, (to, len), late, pause),
@@ -91,21 +93,21 @@ impl<M: Memory> Group<M> {
                 };
                 match took {
                     // The others' parts are as they should be, and their messages are waited for.
-                    Err(Broken::Length { .. }) => result = result.and(took),
+                    Err(CollError::LengthMismatch { .. }) => result = result.and(took),
                     took => took?,
                 }
             }
             self.end(step + 1);
-            let Some((readers, len)) = lent else { return result };
+            let Some((readers, len)) = exposed else { return result };
             if !takes {
-                pause.lent(len);
+                pause.exposed(len);
             }
-            self.get_back(readers, pause)?;
+            self.await_release(readers, pause)?;
             result
         }
     }
 
-    /// Gives a part to the only member that gets one. Returns who it is lent to, and its length.
+    /// Gives a part to the only rank that gets one. Returns who it is lent to, and its length.
     ///
     /// # Safety
     ///
@@ -118,26 +120,26 @@ impl<M: Memory> Group<M> {
         (from, len): Given,
         late: &mut impl Late,
         pause: &mut impl Pause,
-    ) -> Result<Option<(Readers, usize)>, Broken> {
+    ) -> Result<Option<(Readers, usize)>, CollError> {
         let readers = Readers::One(reader);
         if len == 0 {
             return Ok(None);
         }
-        if let Some(offset) = self.lendable(from, len) {
-            self.lend(step, offset, len, readers, pause)?;
+        if let Some(offset) = self.exposable(from, len) {
+            self.expose(step, offset, len, readers, pause)?;
             return Ok(Some((readers, len)));
         }
         if len <= self.chunk() {
             // SAFETY: the caller vouches for the part.
-            unsafe { self.say(step, from, len, readers, pause)? };
+            unsafe { self.publish_copy(step, from, len, readers, pause)? };
         } else {
-            self.lend(step, LATE, len, readers, pause)?;
+            self.expose(step, LATE, len, readers, pause)?;
             late.send(reader);
         }
         Ok(None)
     }
 
-    /// Takes a part from a member that gives to one only.
+    /// Takes a part from a rank that gives to one only.
     ///
     /// # Safety
     ///
@@ -150,11 +152,11 @@ impl<M: Memory> Group<M> {
         (to, len): Part,
         late: &mut impl Late,
         pause: &mut impl Pause,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), CollError> {
         if is_short(len) {
             // SAFETY: the caller vouches for the part.
-            let heard = unsafe { self.hear_short(giver, step, to, len, pause) };
-            if !matches!(heard, Err(Broken::Length { .. })) {
+            let heard = unsafe { self.receive_short(giver, step, to, len, pause) };
+            if !matches!(heard, Err(CollError::LengthMismatch { .. })) {
                 return heard;
             }
         }
@@ -164,15 +166,15 @@ impl<M: Memory> Group<M> {
             unsafe { self.memory.copy_out(self.place(giver, step, len), to, len) };
             return self.confirm(giver);
         }
-        if found != stamp(step, LENT) {
-            return Err(self.surprise(giver, step, len, found));
+        if found != stamp(step, EXPOSED) {
+            return Err(self.mismatch(giver, step, len, found));
         }
-        let told = self.told(giver, step);
+        let told = self.exposed_at(giver, step);
         // SAFETY: as above.
         unsafe { self.take_told(giver, told, (to, len), late) }
     }
 
-    /// Publishes what we give to several members, behind a table. Returns to whom something is lent, and how much.
+    /// Publishes what we give to several ranks, behind a table. Returns to whom something is exposed, and how much.
     ///
     /// # Safety
     ///
@@ -184,28 +186,28 @@ impl<M: Memory> Group<M> {
         given: impl Fn(usize) -> Given,
         late: &mut impl Late,
         pause: &mut impl Pause,
-    ) -> Result<Option<(Readers, usize)>, Broken> {
+    ) -> Result<Option<(Readers, usize)>, CollError> {
         let (table, room) = (self.size() * ENTRY, self.chunk());
         let mut end = table;
         let mut gives = false;
-        for member in others.clone() {
-            let (from, len) = given(member);
+        for rank in others.clone() {
+            let (from, len) = given(rank);
             gives |= len > 0;
-            if self.lendable(from, len).is_none() {
+            if self.exposable(from, len).is_none() {
                 end = behind(end, len, room).unwrap_or(end);
             }
         }
         if !gives {
             return Ok(None);
         }
-        self.vacate(step, end, pause)?;
+        self.await_slot(step, end, pause)?;
         let slot = self.place(self.me, step, end);
         let mut free = table;
-        let mut lent = 0;
-        for member in others {
-            let (from, len) = given(member);
-            let place = if let Some(offset) = self.lendable(from, len) {
-                lent += len;
+        let mut exposed = 0;
+        for rank in others {
+            let (from, len) = given(rank);
+            let place = if let Some(offset) = self.exposable(from, len) {
+                exposed += len;
                 offset
             } else if let Some(next) = behind(free, len, room) {
                 let place = slot + free as u64;
@@ -214,16 +216,16 @@ impl<M: Memory> Group<M> {
                 unsafe { self.memory.copy_in(place, from, len) };
                 place
             } else {
-                late.send(member);
+                late.send(rank);
                 LATE
             };
-            self.memory.store_words(slot + (member * ENTRY) as u64, [place, len as u64]);
+            self.memory.store_words(slot + (rank * ENTRY) as u64, [place, len as u64]);
         }
         self.publish(step, end, Readers::All);
-        Ok((lent > 0).then_some((Readers::All, lent)))
+        Ok((exposed > 0).then_some((Readers::All, exposed)))
     }
 
-    /// Takes our part from a member that gives to several.
+    /// Takes our part from a rank that gives to several.
     ///
     /// # Safety
     ///
@@ -235,11 +237,11 @@ impl<M: Memory> Group<M> {
         (to, len): Part,
         late: &mut impl Late,
         pause: &mut impl Pause,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), CollError> {
         let found = self.reached(giver, step, pause)?;
         let (found_step, said) = stamped(found);
         if found_step != step || said < self.size() * ENTRY || said > self.chunk() {
-            return Err(self.surprise(giver, step, len, found));
+            return Err(self.mismatch(giver, step, len, found));
         }
         let entry = self.place(giver, step, said) + (self.me * ENTRY) as u64;
         let [offset, told] = self.memory.load_words(entry);
@@ -259,17 +261,17 @@ impl<M: Memory> Group<M> {
         (offset, told): (u64, usize),
         (to, len): Part,
         late: &mut impl Late,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), CollError> {
         if offset == LATE {
             self.confirm(giver)?;
             // Of another length, too: the giver waits until it is received.
             late.receive(giver, told);
             return match told == len {
                 true => Ok(()),
-                false => Err(Broken::Length { member: giver, expected: len, found: told }),
+                false => Err(CollError::LengthMismatch { rank: giver, expected: len, found: told }),
             };
         }
-        let place = self.check_lent(giver, (offset, told), len)?;
+        let place = self.check_exposed(giver, (offset, told), len)?;
         // SAFETY: the caller vouches for the part.
         unsafe { self.memory.copy_out(place, to, len) };
         self.confirm(giver)

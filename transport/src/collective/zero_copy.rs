@@ -1,18 +1,20 @@
 //! Operands that are read where they lie.
 //!
-//! A member whose operand lies in its own section copies nothing to its slots. With the stamp of the operation's first step it
-//! says where the whole operand is, and publishes no more of it. The others read it there, and the member returns when they
-//! say that they have finished with the operation. Each member decides by itself, and anew for each operand: all others
+//! A rank whose operand lies in its own section copies nothing to its slots. With the stamp of the operation's first step it
+//! says where the whole operand is, and publishes no more of it. The others read it there, and the rank returns when they
+//! say that they have finished with the operation. Each rank decides by itself, and anew for each operand: all others
 //! take what comes.
 
-use super::group::{Broken, Group, Pause, Readers};
-use super::layout::{LENT, head_payload, is_short, stamp};
+use super::error::CollError;
+use super::group::{Group, Readers};
+use super::layout::{EXPOSED, head_payload, is_short, stamp};
+use super::pause::Pause;
 use crate::memory::Memory;
 
 /// An operand that is lent begins at a multiple of so many bytes, as what lies in slots does: operations may count on it.
 pub(super) const ALIGNMENT: u64 = 16;
 
-/// A piece of a member's operand.
+/// A piece of a rank's operand.
 #[derive(Clone, Copy)]
 pub(super) struct Piece {
     /// The step at which it is published, if it is.
@@ -27,136 +29,140 @@ pub(super) struct Piece {
 
 impl<M: Memory> Group<M> {
     /// Where our operand lies, if the others can read it there, and it is long enough.
-    pub(super) fn lendable(&self, data: *const u8, len: usize) -> Option<u64> {
+    pub(super) fn exposable(&self, data: *const u8, len: usize) -> Option<u64> {
         if is_short(len) {
             return None;
         }
         let offset = self.memory.offset_of(data, len as u64)?;
         // In an open region there is memory that we may write, and that is another's.
-        let is_ours = self.members[self.me].section.contains(offset, len as u64);
+        let is_ours = self.ranks[self.me].section.contains(offset, len as u64);
         (is_ours && offset.is_multiple_of(ALIGNMENT)).then_some(offset)
     }
 
     /// Says at a step where our operand lies.
-    pub(super) fn lend(
+    pub(super) fn expose(
         &mut self,
         step: u64,
         offset: u64,
         len: usize,
         readers: Readers,
         pause: &mut impl Pause,
-    ) -> Result<(), Broken> {
-        self.vacate(step, 0, pause)?;
+    ) -> Result<(), CollError> {
+        self.await_slot(step, 0, pause)?;
         self.memory.store_words(self.block + head_payload(step), [offset, len as u64]);
-        self.raise(step, LENT, readers);
+        self.store_stamp(step, EXPOSED, readers);
         Ok(())
     }
 
     /// Waits until the readers have finished with the operation, which has ended here.
-    pub(super) fn get_back(&mut self, readers: Readers, pause: &mut impl Pause) -> Result<(), Broken> {
+    pub(super) fn await_release(
+        &mut self,
+        readers: Readers,
+        pause: &mut impl Pause,
+    ) -> Result<(), CollError> {
         self.await_readers((self.step - 1, readers), pause)
     }
 
     /// Lends an operand that would be published in pieces of this length, in an operation in which nothing else is done.
-    pub(super) fn lend_all(
+    pub(super) fn expose_all(
         &mut self,
         offset: u64,
         len: usize,
         pieces: usize,
         readers: Readers,
         pause: &mut impl Pause,
-    ) -> Result<(), Broken> {
-        self.lend(self.step, offset, len, readers, pause)?;
+    ) -> Result<(), CollError> {
+        self.expose(self.step, offset, len, readers, pause)?;
         self.end(self.step + pieces as u64);
-        pause.lent(len);
-        self.get_back(readers, pause)
+        pause.exposed(len);
+        self.await_release(readers, pause)
     }
 
-    /// What a member says of the operand that it lends: where it begins, and its length.
-    pub(super) fn told(&self, member: usize, step: u64) -> (u64, usize) {
-        let [offset, len] = self.memory.load_words(self.members[member].block + head_payload(step));
+    /// What a rank says of the operand that it lends: where it begins, and its length.
+    pub(super) fn exposed_at(&self, rank: usize, step: u64) -> (u64, usize) {
+        let [offset, len] = self.memory.load_words(self.ranks[rank].block + head_payload(step));
         (offset, usize::try_from(len).unwrap_or(usize::MAX))
     }
 
-    /// Waits for what a member says at a step: where its `len` bytes lie if it lends them, or None if `slot` bytes are in its slot.
+    /// Waits for what a rank says at a step: where its `len` bytes lie if it lends them, or None if `slot` bytes are in its slot.
     #[inline]
     fn expect_any(
         &mut self,
-        member: usize,
+        rank: usize,
         step: u64,
         slot: usize,
         len: usize,
         pause: &mut impl Pause,
-    ) -> Result<Option<u64>, Broken> {
-        let found = self.reached(member, step, pause)?;
+    ) -> Result<Option<u64>, CollError> {
+        let found = self.reached(rank, step, pause)?;
         if found == stamp(step, slot) {
             Ok(None)
-        } else if found == stamp(step, LENT) {
-            // Copied once: the member may change it at any time.
-            let told = self.told(member, step);
-            self.check_lent(member, told, len).map(Some)
+        } else if found == stamp(step, EXPOSED) {
+            // Copied once: the rank may change it at any time.
+            let told = self.exposed_at(rank, step);
+            self.check_exposed(rank, told, len).map(Some)
         } else {
-            Err(self.surprise(member, step, slot, found))
+            Err(self.mismatch(rank, step, slot, found))
         }
     }
 
-    /// Waits for a piece of a member's operand, which if it is published has `slot` bytes, and returns where it begins if it is
+    /// Waits for a piece of a rank's operand, which if it is published has `slot` bytes, and returns where it begins if it is
     /// lent. The first piece of an operand must be asked for first.
     #[inline]
     pub(super) fn expect_piece(
         &mut self,
-        member: usize,
+        rank: usize,
         piece: Piece,
         slot: usize,
         pause: &mut impl Pause,
-    ) -> Result<Option<u64>, Broken> {
+    ) -> Result<Option<u64>, CollError> {
         if piece.at == 0 {
-            self.lent[member] = self.expect_any(member, piece.step, slot, piece.len, pause)?;
-        } else if self.lent[member].is_none() {
-            self.expect(member, piece.step, slot, pause)?;
+            self.exposed[rank] = self.expect_any(rank, piece.step, slot, piece.len, pause)?;
+        } else if self.exposed[rank].is_none() {
+            self.expect(rank, piece.step, slot, pause)?;
         }
-        Ok(self.lent[member].map(|offset| offset + piece.at as u64))
+        Ok(self.exposed[rank].map(|offset| offset + piece.at as u64))
     }
 
-    /// Where an operand of so many bytes lies, of which a member says that it begins at an offset and has a length.
-    pub(super) fn check_lent(
+    /// Where an operand of so many bytes lies, of which a rank says that it begins at an offset and has a length.
+    pub(super) fn check_exposed(
         &self,
-        member: usize,
+        rank: usize,
         (offset, len): (u64, usize),
         expected: usize,
-    ) -> Result<u64, Broken> {
+    ) -> Result<u64, CollError> {
         if len != expected {
-            return Err(self.fault(Broken::Length { member, expected, found: len }, member));
+            return Err(self.fault(CollError::LengthMismatch { rank, expected, found: len }, rank));
         }
-        if !self.members[member].section.contains(offset, len as u64) {
-            return Err(self.fault(Broken::Outside { member, offset, len }, member));
+        if !self.ranks[rank].section.contains(offset, len as u64) {
+            return Err(self.fault(CollError::OutsideSection { rank, offset, len }, rank));
         }
         Ok(offset)
     }
 
-    /// Waits for a piece of a member's operand, and copies it.
+    /// Waits for a piece of a rank's operand, and copies it.
     ///
     /// # Safety
     ///
     /// `to` is valid for writes of the piece's bytes.
     #[inline]
-    pub(super) unsafe fn hear_piece(
+    pub(super) unsafe fn receive_piece(
         &mut self,
-        member: usize,
+        rank: usize,
         piece: Piece,
         to: *mut u8,
         pause: &mut impl Pause,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), CollError> {
         let Piece { step, now, len, .. } = piece;
         if is_short(len) {
             // SAFETY: the caller vouches for `to`.
-            return unsafe { self.hear_short(member, step, to, now, pause) };
+            return unsafe { self.receive_short(rank, step, to, now, pause) };
         }
-        let lent = self.expect_piece(member, piece, now, pause)?;
-        let place = lent.unwrap_or_else(|| self.place(member, step, now));
+        let exposed = self.expect_piece(rank, piece, now, pause)?;
+        let place = exposed.unwrap_or_else(|| self.place(rank, step, now));
         // SAFETY: as above.
         unsafe { self.memory.copy_out(place, to, now) };
-        self.confirm(member)
+        self.confirm(rank)
     }
 
     /// Waits for an operand that is said at one step, and copies it.
@@ -165,22 +171,22 @@ impl<M: Memory> Group<M> {
     ///
     /// `to` is valid for writes of `len` bytes.
     #[inline]
-    pub(super) unsafe fn hear_any(
+    pub(super) unsafe fn receive_any(
         &mut self,
-        member: usize,
+        rank: usize,
         step: u64,
         to: *mut u8,
         len: usize,
         pause: &mut impl Pause,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), CollError> {
         if is_short(len) {
             // SAFETY: the caller vouches for `to`.
-            return unsafe { self.hear_short(member, step, to, len, pause) };
+            return unsafe { self.receive_short(rank, step, to, len, pause) };
         }
-        let lent = self.expect_any(member, step, len, len, pause)?;
-        let place = lent.unwrap_or_else(|| self.place(member, step, len));
+        let exposed = self.expect_any(rank, step, len, len, pause)?;
+        let place = exposed.unwrap_or_else(|| self.place(rank, step, len));
         // SAFETY: as above.
         unsafe { self.memory.copy_out(place, to, len) };
-        self.confirm(member)
+        self.confirm(rank)
     }
 }

@@ -15,7 +15,7 @@ use crate::region::chunks::{Purpose, claim_for, free_run, word};
 pub enum Holder {
     /// It is free.
     Nobody,
-    /// The endpoint's, also by other ways than [`Runs`].
+    /// The endpoint's, also by other ways than [`ChunkAllocator`].
     Endpoint,
     /// Another process's of the section.
     Other,
@@ -26,7 +26,7 @@ pub enum Holder {
 /// It is given back with all else that the endpoint holds, when that leaves or dies. Unlike the endpoint it needs no
 /// turn: it may be used by any thread at any time, also from within the endpoint's methods.
 #[derive(Debug)]
-pub struct Runs<M: Memory> {
+pub struct ChunkAllocator<M: Memory> {
     memory: M,
     section: Section,
     owner: u64,
@@ -34,7 +34,7 @@ pub struct Runs<M: Memory> {
     hint: u64,
 }
 
-impl<M: Memory + Clone> Runs<M> {
+impl<M: Memory + Clone> ChunkAllocator<M> {
     /// Takes memory in an endpoint's name.
     pub fn of(endpoint: &Endpoint<M>) -> Self {
         let section = *endpoint.section();
@@ -46,7 +46,7 @@ impl<M: Memory + Clone> Runs<M> {
     }
 }
 
-impl<M: Memory> Runs<M> {
+impl<M: Memory> ChunkAllocator<M> {
     /// Bytes that memory is taken in.
     pub const GRAIN: usize = CHUNK as usize;
 
@@ -70,7 +70,7 @@ impl<M: Memory> Runs<M> {
         })
     }
 
-    /// At least `len` bytes, rounded up to [`Runs::GRAIN`], with any content; `None` when too little would be left for
+    /// At least `len` bytes, rounded up to [`ChunkAllocator::GRAIN`], with any content; `None` when too little would be left for
     /// messages.
     pub fn take(&mut self, len: usize) -> Option<*mut u8> {
         let chunks = (len as u64).max(1).div_ceil(CHUNK);
@@ -82,7 +82,7 @@ impl<M: Memory> Runs<M> {
         )
     }
 
-    /// Gives back what [`Runs::take`] gave for `len` bytes.
+    /// Gives back what [`ChunkAllocator::take`] gave for `len` bytes.
     pub fn give_back(&mut self, address: *mut u8, len: usize) {
         let start = self.section.entry.offset + self.section.layout.heap;
         let Some(first) = self.memory.offset_of(address, len as u64).and_then(|at| at.checked_sub(start))

@@ -16,13 +16,13 @@ use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 
 use vmshm_abi::region::VERSION;
-use vmshm_abi::ring::{CONNECTION_LEN, Connection, SLOT};
+use vmshm_abi::ring::{CONNECTION_LEN, ConnectionHeader, SLOT};
 use vmshm_abi::section::{EndpointSlot, MAY_SLEEP, RINGS, STATE_LIVE, SlotState, chunk_owner};
 use vmshm_abi::{EndpointId, EndpointName};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::channel::activity::Activity;
-use crate::channel::connection::{Link, close};
+use crate::channel::connection::{Connection, close};
 use crate::channel::ring::Producer;
 use crate::error::{AttachError, ConnectError, PeerError};
 use crate::memory::Memory;
@@ -31,9 +31,9 @@ use crate::region::chunks::Purpose;
 use crate::region::slot;
 use crate::region::{Region, Section};
 
-pub use chunk_allocator::{Holder, Runs};
+pub use chunk_allocator::{ChunkAllocator, Holder};
 pub use event::{Event, Fragment, Inbox, Peer};
-pub use verdict::Watch;
+pub use verdict::Verdicts;
 
 /// Bytes of a connection, with its ring.
 const CONNECTION: u64 = 4096;
@@ -55,11 +55,11 @@ pub struct Endpoint<M: Memory> {
     arena: Arena,
     /// Offset of our directory.
     directory: u64,
-    links: Vec<Link>,
-    /// Index of the link to each endpoint of the region, or `NO_LINK`.
+    connections: Vec<Connection>,
+    /// Index of the connection to each endpoint of the region, or `NO_CONNECTION`.
     by_id: Vec<u32>,
-    hot: Vec<u32>,
-    next_hot: usize,
+    polled: Vec<u32>,
+    next_polled: usize,
     /// The last poll found a message.
     found: bool,
     /// So did the one before it.
@@ -67,18 +67,18 @@ pub struct Endpoint<M: Memory> {
     turn: u32,
     /// Links that are not hot and may have something for us.
     queue: VecDeque<u32>,
-    /// Links that were cooled lately and are to be looked at once more, each with the turn in which it was.
-    cooled: VecDeque<(u32, u32)>,
+    /// Links that were stopped lately and are to be looked at once more, each with the turn in which it was.
+    stopped: VecDeque<(u32, u32)>,
     sweep: usize,
     activity: Vec<Activity>,
     next_activity: usize,
     /// Strangers that wait for memory to be answered with.
-    unmet: VecDeque<EndpointId>,
+    unanswered: VecDeque<EndpointId>,
     /// Links with fragments under way.
-    sending: Vec<u32>,
-    next_sending: usize,
+    in_flight_to: Vec<u32>,
+    next_in_flight_to: usize,
     /// Fragments under way, to all of them.
-    flying: usize,
+    total_in_flight: usize,
     /// Links with something consumed and not acknowledged.
     dirty: Vec<u32>,
     /// Events that could not be returned at once.
@@ -86,14 +86,14 @@ pub struct Endpoint<M: Memory> {
     may_sleep: bool,
     /// How often we have been about to sleep.
     sleeps: u64,
-    watch: Arc<Watch>,
+    verdicts: Arc<Verdicts>,
 }
 
 /// Lives of peers that an endpoint meets at most, shared out among the sections: a member whose processes pretend to be
 /// reborn for ever ends here, and hurts nobody else.
 const MAX_LIVES: usize = 1 << 16;
 
-const NO_LINK: u32 = u32::MAX;
+const NO_CONNECTION: u32 = u32::MAX;
 
 const DIRECTORY: u64 = offset_of!(EndpointSlot, directory) as u64;
 const PID: u64 = offset_of!(EndpointSlot, pid) as u64;
@@ -175,27 +175,27 @@ impl<M: Memory> Endpoint<M> {
             incarnation,
             arena,
             directory,
-            links: Vec::new(),
-            by_id: vec![NO_LINK; total as usize],
-            hot: Vec::new(),
-            next_hot: 0,
+            connections: Vec::new(),
+            by_id: vec![NO_CONNECTION; total as usize],
+            polled: Vec::new(),
+            next_polled: 0,
             found: false,
             streams: false,
             turn: 0,
             queue: VecDeque::new(),
-            cooled: VecDeque::new(),
+            stopped: VecDeque::new(),
             sweep: 0,
             activity,
             next_activity: 0,
-            unmet: VecDeque::new(),
-            sending: Vec::new(),
-            next_sending: 0,
-            flying: 0,
+            unanswered: VecDeque::new(),
+            in_flight_to: Vec::new(),
+            next_in_flight_to: 0,
+            total_in_flight: 0,
             dirty: Vec::new(),
             backlog: VecDeque::new(),
             may_sleep: process.may_sleep,
             sleeps: 0,
-            watch: Arc::new(Watch::new(total)),
+            verdicts: Arc::new(Verdicts::new(total)),
             region,
         })
     }
@@ -226,8 +226,8 @@ impl<M: Memory> Endpoint<M> {
     }
 
     /// The watch that is kept over the peers' lives.
-    pub fn watch(&self) -> &Arc<Watch> {
-        &self.watch
+    pub fn verdicts(&self) -> &Arc<Verdicts> {
+        &self.verdicts
     }
 
     /// Meets a peer; meeting it again is free.
@@ -247,10 +247,10 @@ impl<M: Memory> Endpoint<M> {
             return Err(ConnectError::Ourselves);
         }
         let Some((section, slot)) = self.region.place(id) else { return Err(ConnectError::OtherRegion) };
-        if let Some(link) = self.links.get(self.by_id[name.id as usize] as usize)
-            && link.incarnation == name.incarnation
+        if let Some(connection) = self.connections.get(self.by_id[name.id as usize] as usize)
+            && connection.incarnation == name.incarnation
         {
-            return match link.failed {
+            return match connection.failed {
                 None => Ok(Peer(self.by_id[name.id as usize])),
                 Some(_) => Err(ConnectError::Gone),
             };
@@ -259,41 +259,45 @@ impl<M: Memory> Endpoint<M> {
         if slot::state(&self.memory, section, slot) != live {
             return Err(ConnectError::Gone);
         }
-        self.add_link(id, name.incarnation)
+        self.add_connection(id, name.incarnation)
     }
 
-    fn add_link(&mut self, id: EndpointId, incarnation: u64) -> Result<Peer, ConnectError> {
+    fn add_connection(&mut self, id: EndpointId, incarnation: u64) -> Result<Peer, ConnectError> {
         let Some((&section, slot)) = self.region.place(id) else { return Err(ConnectError::OtherRegion) };
         let at = section.slot(slot);
         let member = section.member(&self.memory);
         let doorbell = self.memory.load(at + DOORBELL, Ordering::Relaxed);
         let endpoints = self.region.header().endpoints;
-        let of_section = self.links.iter().filter(|link| link.id.0 / endpoints == section.number).count();
+        let of_section = self
+            .connections
+            .iter()
+            .filter(|connection| connection.id.0 / endpoints == section.number)
+            .count();
         if of_section >= (MAX_LIVES / self.region.sections().len()).max(4 * endpoints as usize) {
             return Err(ConnectError::Full);
         }
         let earlier = self.by_id[id.0 as usize];
-        let connection = if earlier == NO_LINK {
+        let block = if earlier == NO_CONNECTION {
             let purpose = Purpose::Connection;
             let block = self.arena.allocate(&self.memory, &self.section, CONNECTION, purpose);
             block.ok_or(ConnectError::Full)?
         } else {
             self.fail(earlier, self.ending(earlier));
-            self.links[earlier as usize].connection
+            self.connections[earlier as usize].block
         };
-        self.memory.zero(connection, CONNECTION);
-        let mut header = Connection::new_zeroed();
+        self.memory.zero(block, CONNECTION);
+        let mut header = ConnectionHeader::new_zeroed();
         header.peer = id.0;
         header.peer_incarnation = incarnation;
         header.incarnation = self.incarnation;
         header.slots = RING_SLOTS;
         // The block may have been a connection with an earlier life of the peer: who sees the new words sees them alone.
         self.memory.fence(Ordering::Release);
-        self.memory.write(connection, header.as_bytes());
+        self.memory.write(block, header.as_bytes());
         // Release: who finds the connection in the directory finds it made.
         let word = self.directory + u64::from(id.0) * 8;
-        self.memory.store(word, connection - self.section.entry.offset, Ordering::Release);
-        let link = Link {
+        self.memory.store(word, block - self.section.entry.offset, Ordering::Release);
+        let connection = Connection {
             id,
             incarnation,
             section,
@@ -303,81 +307,81 @@ impl<M: Memory> Endpoint<M> {
             may_sleep: doorbell & MAY_SLEEP != 0,
             rings: doorbell & RINGS != 0,
             rung: 0,
-            starved: None,
-            connection,
-            producer: Producer::new(connection + CONNECTION_LEN, RING_SLOTS),
-            theirs: None,
+            blocked_on_credit: None,
+            block,
+            producer: Producer::new(block + CONNECTION_LEN, RING_SLOTS),
+            peer_side: None,
             in_flight: VecDeque::new(),
             held: false,
-            hot: false,
-            heard: 0,
+            polled: false,
+            last_activity: 0,
             queued: false,
             dirty: false,
             failed: None,
             forgotten: false,
         };
-        let index = match self.links.get_mut(earlier as usize) {
-            Some(earlier_link) if earlier_link.forgotten => {
-                *earlier_link = link;
+        let index = match self.connections.get_mut(earlier as usize) {
+            Some(earlier_connection) if earlier_connection.forgotten => {
+                *earlier_connection = connection;
                 earlier
             }
             _ => {
-                self.links.push(link);
-                self.links.len() as u32 - 1
+                self.connections.push(connection);
+                self.connections.len() as u32 - 1
             }
         };
         self.by_id[id.0 as usize] = index;
-        self.watch.begin(id, incarnation, member);
+        self.verdicts.begin(id, incarnation, member);
         Ok(Peer(index))
     }
 
     /// Says that the caller has no use any more for a peer of which [`Event::Gone`] has told: the next process in its place
     /// may get its number. Without this, each life that an endpoint has met keeps a number of its own.
     pub fn forget(&mut self, peer: Peer) {
-        let link = &mut self.links[peer.index()];
-        link.forgotten = link.failed.is_some();
+        let connection = &mut self.connections[peer.index()];
+        connection.forgotten = connection.failed.is_some();
     }
 
     fn ending(&self, index: u32) -> PeerError {
-        self.links[index as usize].ending(&self.memory)
+        self.connections[index as usize].ending(&self.memory)
     }
 
     /// Ends the dealings with a peer: what is under way to it comes back as [`Event::Unsent`], then [`Event::Gone`].
     fn fail(&mut self, index: u32, why: PeerError) {
-        let link = &mut self.links[index as usize];
-        if link.failed.is_some() {
+        let connection = &mut self.connections[index as usize];
+        if connection.failed.is_some() {
             return;
         }
         // What lies in a departed peer's memory is not its word any more.
         let why = match why {
-            PeerError::Protocol(_) if !link.lives(&self.memory) => link.ending(&self.memory),
+            PeerError::Protocol(_) if !connection.lives(&self.memory) => connection.ending(&self.memory),
             _ if self.memory.is_lost() => PeerError::DeviceLost,
             why => why,
         };
-        close(&self.memory, link.connection);
+        close(&self.memory, connection.block);
         // It may sleep until we answer.
-        link.wake(&self.memory, false);
+        connection.wake(&self.memory, false);
         if matches!(why, PeerError::Left | PeerError::Died) {
             // It may have acknowledged something before it went.
-            let _ = link.catch_up(&self.memory, &self.region, self.id, self.incarnation);
+            let _ = connection.catch_up(&self.memory, &self.region, self.id, self.incarnation);
         }
-        link.failed = Some(why);
+        connection.failed = Some(why);
         let peer = Peer(index);
-        let acknowledged = link.producer.acknowledged();
-        self.flying -= link.in_flight.len();
-        let landed = link.in_flight.drain(..).map(|(end, token)| match end <= acknowledged {
+        let acknowledged = connection.producer.acknowledged();
+        self.total_in_flight -= connection.in_flight.len();
+        let landed = connection.in_flight.drain(..).map(|(end, token)| match end <= acknowledged {
             true => Event::Sent { peer, token },
             false => Event::Unsent { peer, token },
         });
         self.backlog.extend(landed);
         self.backlog.push_back(Event::Gone { peer, why });
-        self.watch.end(link.id);
-        if link.hot {
-            link.hot = false;
-            self.hot.retain(|hot| *hot != index);
-            self.next_hot = 0;
+        self.verdicts.end(connection.id);
+        if connection.polled {
+            connection.polled = false;
+            self.polled.retain(|polled| *polled != index);
+            self.next_polled = 0;
         }
-        self.sending.retain(|sending| *sending != index);
+        self.in_flight_to.retain(|sending| *sending != index);
     }
 
     /// Leaves, but keeps its memory: see [`crate::attach::Attached::withdraw`].

@@ -45,7 +45,7 @@ impl<M: Memory> Endpoint<M> {
     ///
     /// A peer that is gone: the bytes may be another's.
     pub fn confirm(&mut self, peer: Peer) -> Result<(), PeerError> {
-        if self.links[peer.index()].lives(&self.memory) {
+        if self.connections[peer.index()].lives(&self.memory) {
             return Ok(());
         }
         let why = self.ending(peer.0);
@@ -121,8 +121,8 @@ impl<M: Memory> Endpoint<M> {
         if !self.region.is_open() {
             return Err(Fault { what: "write to a region that is not open", value: offset }.into());
         }
-        let link = &self.links[peer.index()];
-        if link.failed.is_none() && !link.lives(&self.memory) {
+        let connection = &self.connections[peer.index()];
+        if connection.failed.is_none() && !connection.lives(&self.memory) {
             return Err(self.ending(peer.0));
         }
         self.check_remote(peer, offset, len)
@@ -134,11 +134,11 @@ impl<M: Memory> Endpoint<M> {
     ///
     /// A range outside the peer's section, a peer that is known to be gone.
     pub fn check_remote(&self, peer: Peer, offset: u64, len: u64) -> Result<(), PeerError> {
-        let link = &self.links[peer.index()];
-        if let Some(why) = link.failed {
+        let connection = &self.connections[peer.index()];
+        if let Some(why) = connection.failed {
             return Err(why);
         }
-        match self.region.place(link.id) {
+        match self.region.place(connection.id) {
             Some((section, _)) if section.contains(offset, len) => Ok(()),
             _ => Err(Fault { what: "remote range", value: offset }.into()),
         }

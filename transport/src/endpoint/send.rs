@@ -33,13 +33,13 @@ impl<M: Memory> Endpoint<M> {
     /// not, a long one is better sent as a fragment: the sender can run further ahead.
     #[inline]
     pub fn is_spacious(&self, peer: Peer, len: usize) -> bool {
-        let link = &self.links[peer.index()];
-        link.in_flight.is_empty() && link.producer.is_spacious(len)
+        let connection = &self.connections[peer.index()];
+        connection.in_flight.is_empty() && connection.producer.is_spacious(len)
     }
 
     /// Fragments under way to a peer.
     pub fn in_flight(&self, peer: Peer) -> usize {
-        self.links[peer.index()].in_flight.len()
+        self.connections[peer.index()].in_flight.len()
     }
 
     /// A piece of our section of at least `len` bytes for a message, or `None` when the section is full.
@@ -64,9 +64,9 @@ impl<M: Memory> Endpoint<M> {
 
     /// As [`Endpoint::fragment_for`] something that outlives messages, but `None` also where others may soon need the memory
     /// more.
-    pub fn spare_fragment(&mut self, len: usize) -> Option<Fragment> {
+    pub fn try_fragment(&mut self, len: usize) -> Option<Fragment> {
         let large = Purpose::Large;
-        let offset = self.arena.allocate_spare(&self.memory, &self.section, len as u64, large)?;
+        let offset = self.arena.try_allocate(&self.memory, &self.section, len as u64, large)?;
         Some(self.new_fragment(offset, len, false))
     }
 
@@ -77,7 +77,7 @@ impl<M: Memory> Endpoint<M> {
 
     /// The memory that we have now for messages of each length stays ours for them: nothing that outlives messages gets any of
     /// it, nor do other processes, nor messages of other lengths.
-    pub fn hold_fragments(&mut self) {
+    pub fn reserve_fragments(&mut self) {
         self.arena.hold();
     }
 
@@ -108,14 +108,14 @@ impl<M: Memory> Endpoint<M> {
         let descriptor = Descriptor { offset: fragment.offset, len: len as u64, cookie: 0 };
         self.push_descriptor(peer, KIND_FRAGMENT, tag, &descriptor)?;
         // In a stream this would keep us from writing the next one.
-        if self.flying == 0 && len <= SMALL {
+        if self.total_in_flight == 0 && len <= SMALL {
             self.memory.demote(fragment.offset, len as u64);
         }
-        let link = &mut self.links[peer.index()];
-        link.in_flight.push_back((link.producer.position(), token));
-        self.flying += 1;
-        if link.in_flight.len() == 1 {
-            self.sending.push(peer.0);
+        let connection = &mut self.connections[peer.index()];
+        connection.in_flight.push_back((connection.producer.position(), token));
+        self.total_in_flight += 1;
+        if connection.in_flight.len() == 1 {
+            self.in_flight_to.push(peer.0);
         }
         Ok(())
     }
@@ -152,18 +152,18 @@ impl<M: Memory> Endpoint<M> {
 
     #[inline(always)]
     fn push(&mut self, peer: Peer, kind: u8, tag: u8, parts: &[&[u8]], len: usize) -> Result<(), SendError> {
-        let mut link = &mut self.links[peer.index()];
-        if link.failed.is_some() || !link.producer.has_room(len) {
+        let mut connection = &mut self.connections[peer.index()];
+        if connection.failed.is_some() || !connection.producer.has_room(len) {
             self.make_room(peer, len)?;
-            link = &mut self.links[peer.index()];
+            connection = &mut self.connections[peer.index()];
         }
-        link.producer.push(&self.memory, kind, tag, parts);
-        let is_polled = link.is_polled(&self.memory);
+        connection.producer.push(&self.memory, kind, tag, parts);
+        let is_polled = connection.is_polled(&self.memory);
         if !is_polled {
-            bump(&self.memory, &self.section, self.slot, link.id);
+            bump(&self.memory, &self.section, self.slot, connection.id);
         }
-        link.wake(&self.memory, false);
-        if !is_polled && link.theirs.is_none() {
+        connection.wake(&self.memory, false);
+        if !is_polled && connection.peer_side.is_none() {
             // Only its side of the connection will say whether it polls.
             self.enqueue(peer.0);
         }
@@ -173,21 +173,21 @@ impl<M: Memory> Endpoint<M> {
     /// Looks whether there is room for a message of `len` bytes by now.
     #[inline(never)]
     fn make_room(&mut self, peer: Peer, len: usize) -> Result<(), SendError> {
-        let link = &mut self.links[peer.index()];
-        if link.failed.is_some() {
+        let connection = &mut self.connections[peer.index()];
+        if connection.failed.is_some() {
             return Err(SendError::Gone);
         }
-        let learned = link.catch_up(&self.memory, &self.region, self.id, self.incarnation);
+        let learned = connection.catch_up(&self.memory, &self.region, self.id, self.incarnation);
         if let Err(fault) = learned {
             return Err(self.fail_send(peer, fault.into()));
         }
-        let link = &mut self.links[peer.index()];
-        if link.producer.has_room(len) {
+        let connection = &mut self.connections[peer.index()];
+        if connection.producer.has_room(len) {
             return Ok(());
         }
         // A dead peer's ring stays full for ever; the slot's state says so before any watcher does.
-        if link.lives(&self.memory) {
-            link.starved = Some(len);
+        if connection.lives(&self.memory) {
+            connection.blocked_on_credit = Some(len);
             return Err(SendError::Full);
         }
         Err(self.fail_send(peer, self.ending(peer.0)))
@@ -201,16 +201,20 @@ impl<M: Memory> Endpoint<M> {
     /// Whether living peers have all that was sent to them, short messages at least in their inboxes. An endpoint should only be closed then.
     pub fn is_drained(&mut self) -> bool {
         self.flush();
-        for index in 0..self.links.len() as u32 {
-            let link = &mut self.links[index as usize];
-            if link.failed.is_some() || link.producer.acknowledged() == link.producer.position() {
+        for index in 0..self.connections.len() as u32 {
+            let connection = &mut self.connections[index as usize];
+            if connection.failed.is_some()
+                || connection.producer.acknowledged() == connection.producer.position()
+            {
                 continue;
             }
-            let learned = link.catch_up(&self.memory, &self.region, self.id, self.incarnation);
+            let learned = connection.catch_up(&self.memory, &self.region, self.id, self.incarnation);
             match learned {
                 Err(fault) => self.fail(index, fault.into()),
-                Ok(()) if !link.lives(&self.memory) => self.fail(index, self.ending(index)),
-                Ok(()) if link.producer.acknowledged() < link.producer.position() => return false,
+                Ok(()) if !connection.lives(&self.memory) => self.fail(index, self.ending(index)),
+                Ok(()) if connection.producer.acknowledged() < connection.producer.position() => {
+                    return false;
+                }
                 Ok(()) => {}
             }
         }

@@ -21,10 +21,10 @@ impl<M: Memory> Endpoint<M> {
         // Peers may be waiting for what we have not acknowledged yet.
         self.flush();
         self.sleeps += 1;
-        let credit = self
-            .links
-            .iter()
-            .any(|link| link.failed.is_none() && (link.starved.is_some() || !link.in_flight.is_empty()));
+        let credit = self.connections.iter().any(|connection| {
+            connection.failed.is_none()
+                && (connection.blocked_on_credit.is_some() || !connection.in_flight.is_empty())
+        });
         doorbell::announce(&self.memory, self.section.slot(self.slot), self.sleeps, credit);
         let is_idle = !self.has_anything();
         if !is_idle {
@@ -44,41 +44,41 @@ impl<M: Memory> Endpoint<M> {
             self.poll_activity();
         }
         if !self.backlog.is_empty()
-            || self.watch.would_have_news()
+            || self.verdicts.would_have_news()
             || self.memory.is_lost()
-            || !self.unmet.is_empty()
+            || !self.unanswered.is_empty()
         {
             return true;
         }
-        (0..self.links.len() as u32).any(|index| self.link_has_anything(index))
+        (0..self.connections.len() as u32).any(|index| self.connection_has_anything(index))
     }
 
-    fn link_has_anything(&mut self, index: u32) -> bool {
-        let link = &mut self.links[index as usize];
-        if link.failed.is_some() {
+    fn connection_has_anything(&mut self, index: u32) -> bool {
+        let connection = &mut self.connections[index as usize];
+        if connection.failed.is_some() {
             return false;
         }
-        let learned = link.catch_up(&self.memory, &self.region, self.id, self.incarnation);
+        let learned = connection.catch_up(&self.memory, &self.region, self.id, self.incarnation);
         if let Err(fault) = learned {
             self.fail(index, fault.into());
             return true;
         }
-        if !link.lives(&self.memory) {
-            let why = link.ending(&self.memory);
+        if !connection.lives(&self.memory) {
+            let why = connection.ending(&self.memory);
             self.fail(index, why);
             return true;
         }
-        let acknowledged = link.producer.acknowledged();
-        let has_landed = link.in_flight.front().is_some_and(|(end, _)| *end <= acknowledged);
-        if link.starved.is_some_and(|len| link.producer.has_room(len)) {
-            link.starved = None;
+        let acknowledged = connection.producer.acknowledged();
+        let has_landed = connection.in_flight.front().is_some_and(|(end, _)| *end <= acknowledged);
+        if connection.blocked_on_credit.is_some_and(|len| connection.producer.has_room(len)) {
+            connection.blocked_on_credit = None;
             return true;
         }
-        let has_message = link
-            .theirs
+        let has_message = connection
+            .peer_side
             .as_ref()
-            .is_some_and(|theirs| !matches!(theirs.consumer.peek(&self.memory), Ok(None)));
-        let must_ring = !link.rings;
+            .is_some_and(|peer_side| !matches!(peer_side.consumer.peek(&self.memory), Ok(None)));
+        let must_ring = !connection.rings;
         if has_message {
             // One of the next polls finds it.
             self.enqueue(index);

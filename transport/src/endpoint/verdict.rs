@@ -9,7 +9,7 @@ use crate::error::PeerError;
 
 /// Shared by an endpoint, which says whom it knows, and a watcher (a thread, a device), which says who has died.
 #[derive(Debug)]
-pub struct Watch {
+pub struct Verdicts {
     lives: Box<[AtomicU64]>,
     /// Which VM each belongs to, see [`crate::Section::member`].
     members: Box<[AtomicU64]>,
@@ -36,7 +36,7 @@ const DIED: u64 = 2;
 const SILENT: u64 = 3;
 const DEVICE_LOST: u64 = 4;
 
-impl Watch {
+impl Verdicts {
     /// A watch over a region with room for `endpoints` endpoints, nobody known yet.
     pub fn new(endpoints: u32) -> Self {
         Self {

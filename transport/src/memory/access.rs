@@ -28,7 +28,7 @@ pub trait Memory: CacheHints + Device {
 
     /// As [`Memory::load`], of a word that a peer writes: our own memory need not be looked at first.
     #[inline(always)]
-    fn load_theirs(&self, offset: u64, order: Ordering) -> u64 {
+    fn load_peer(&self, offset: u64, order: Ordering) -> u64 {
         self.load(offset, order)
     }
 
@@ -87,7 +87,7 @@ pub trait Memory: CacheHints + Device {
     where
         Self: Sized,
     {
-        core::array::from_fn(|n| self.load_theirs(offset + n as u64 * 8, Ordering::Relaxed))
+        core::array::from_fn(|n| self.load_peer(offset + n as u64 * 8, Ordering::Relaxed))
     }
 
     /// Copies a few words into the region.
@@ -122,8 +122,8 @@ macro_rules! forward {
                 (**self).load(offset, order)
             }
             #[inline(always)]
-            fn load_theirs(&self, offset: u64, order: Ordering) -> u64 {
-                (**self).load_theirs(offset, order)
+            fn load_peer(&self, offset: u64, order: Ordering) -> u64 {
+                (**self).load_peer(offset, order)
             }
             #[inline(always)]
             fn store(&self, offset: u64, value: u64, order: Ordering) {

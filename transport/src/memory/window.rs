@@ -158,7 +158,7 @@ impl<D: Device> Memory for Window<D> {
     }
 
     #[inline(always)]
-    fn load_theirs(&self, offset: u64, order: Ordering) -> u64 {
+    fn load_peer(&self, offset: u64, order: Ordering) -> u64 {
         let [word] = self.words_of_all(offset);
         word.load(order)
     }

@@ -106,13 +106,13 @@ impl Arena {
         len: u64,
         purpose: Purpose,
     ) -> Option<u64> {
-        let block = self.allocate_spare(memory, section, len, purpose);
-        if block.is_some() { block } else { self.allocate_scarce(memory, section, len, purpose) }
+        let block = self.try_allocate(memory, section, len, purpose);
+        if block.is_some() { block } else { self.allocate_by_reclaim(memory, section, len, purpose) }
     }
 
     /// The rest of [`Arena::allocate`], where there is nothing free.
     #[cold]
-    fn allocate_scarce(
+    fn allocate_by_reclaim(
         &mut self,
         memory: &impl Memory,
         section: &Section,
@@ -123,7 +123,7 @@ impl Arena {
         let needs_one = purpose == Purpose::Message && size <= CHUNK;
         match self.give_back(memory, section, needs_one) {
             Some(spare) => class(&mut self.messages, size).cut(section, spare, 1),
-            None => self.allocate_spare(memory, section, len, purpose),
+            None => self.try_allocate(memory, section, len, purpose),
         }
     }
 
@@ -135,7 +135,7 @@ impl Arena {
 
     /// As [`Arena::allocate`], but `None` also where free chunks of other classes would have to be given back first.
     #[inline]
-    pub fn allocate_spare(
+    pub fn try_allocate(
         &mut self,
         memory: &impl Memory,
         section: &Section,

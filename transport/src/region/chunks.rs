@@ -9,7 +9,7 @@ use super::table::Section;
 use crate::memory::Memory;
 
 /// Part of a section, its last chunks, that stays for messages and what they cannot do without.
-const HEADROOM: u64 = 16;
+const RESERVE: u64 = 16;
 
 /// What memory is for, and so how much of a section it may be taken from. These are places, not numbers: the processes of a
 /// section take at the same time, and none knows how many the others are about to.
@@ -31,8 +31,8 @@ impl Purpose {
         let chunks = section.layout.chunks;
         match self {
             Self::Message | Self::Connection => chunks,
-            Self::Small => chunks - chunks.div_ceil(2 * HEADROOM),
-            Self::Large => chunks - chunks.div_ceil(HEADROOM),
+            Self::Small => chunks - chunks.div_ceil(2 * RESERVE),
+            Self::Large => chunks - chunks.div_ceil(RESERVE),
         }
     }
 }
@@ -90,7 +90,7 @@ fn claim_between(
             (first..first + count).take_while(|chunk| take(memory, section, owner, *chunk)).count() as u64;
         if taken == count {
             // A reader of the chunk's former life who sees bytes of the new one must also see that the former has
-            // ended (see `Link::lives`): this pairs with the reader's acquire fence.
+            // ended (see `Connection::lives`): this pairs with the reader's acquire fence.
             memory.fence(Ordering::Release);
             return Some(first);
         }

@@ -44,7 +44,7 @@ pub fn live(incarnation: u64) -> u64 {
 #[inline(always)]
 pub fn says(memory: &impl Memory, slot: u64, word: u64) -> bool {
     memory.fence(Ordering::Acquire);
-    memory.load_theirs(slot, Ordering::Acquire) == word
+    memory.load_peer(slot, Ordering::Acquire) == word
 }
 
 /// Why the life `incarnation` of a slot has ended, or is about to be taken for ended. `member` is what
@@ -64,7 +64,7 @@ pub fn ending(
     // Only the process itself or its section's member writes this; what another VM made of the slot says nothing, though
     // its incarnations may be the same numbers. Asked after the slot was read: a VM writes only after the table names it.
     let is_told = now.incarnation == incarnation && now.state != STATE_LIVE;
-    if section.has_next_member(memory, member) || !is_told && section.has_changed_hands(memory, member) {
+    if section.has_next_owner(memory, member) || !is_told && section.has_lost_owner(memory, member) {
         return PeerError::Died;
     }
     match died {

@@ -53,13 +53,13 @@ impl Section {
     /// A VM that comes back to a restarted server has a new `vm_id` but is the same member.
     pub fn member(&self, memory: &impl Memory) -> u64 {
         match self.word(memory, offset_of!(SectionEntry, state)) as u32 == SECTION_JOINED {
-            true => self.last_member(memory),
+            true => self.last_owner(memory),
             false => 0,
         }
     }
 
     /// The number of the VM that has the section or had it last.
-    fn last_member(&self, memory: &impl Memory) -> u64 {
+    fn last_owner(&self, memory: &impl Memory) -> u64 {
         self.word(memory, offset_of!(SectionEntry, generation)) << 1 | 1
     }
 
@@ -70,14 +70,14 @@ impl Section {
     }
 
     /// Whether `member`, as [`Section::member`] said earlier, was a VM and has ended since.
-    pub fn has_changed_hands(&self, memory: &impl Memory, member: u64) -> bool {
+    pub fn has_lost_owner(&self, memory: &impl Memory, member: u64) -> bool {
         member != 0 && self.member(memory) != member
     }
 
     /// Whether `member`, as [`Section::member`] said earlier, was a VM and the section has been given to another since, who
     /// may have written it.
-    pub fn has_next_member(&self, memory: &impl Memory, member: u64) -> bool {
-        member != 0 && self.last_member(memory) != member
+    pub fn has_next_owner(&self, memory: &impl Memory, member: u64) -> bool {
+        member != 0 && self.last_owner(memory) != member
     }
 }
 
@@ -128,7 +128,7 @@ impl Region {
         &self.sections
     }
 
-    /// Number of endpoints that the region can hold.
+    /// Number of endpoints that the region can lease.
     pub fn endpoints(&self) -> u32 {
         self.header.sections * self.header.endpoints
     }

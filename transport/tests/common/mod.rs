@@ -112,8 +112,8 @@ impl Memory for View {
         self.0.2.fetch_add(1, Ordering::Relaxed);
         (**self).load(offset, order)
     }
-    fn load_theirs(&self, offset: u64, order: std::sync::atomic::Ordering) -> u64 {
-        (**self).load_theirs(offset, order)
+    fn load_peer(&self, offset: u64, order: std::sync::atomic::Ordering) -> u64 {
+        (**self).load_peer(offset, order)
     }
     fn store(&self, offset: u64, value: u64, order: std::sync::atomic::Ordering) {
         (**self).store(offset, value, order);

@@ -158,9 +158,9 @@ impl Side {
             let memory = self.endpoint.memory();
             if self.begins {
                 memory.store(ours, turn, Ordering::Release);
-                while memory.load_theirs(theirs, Ordering::Acquire) != turn {}
+                while memory.load_peer(theirs, Ordering::Acquire) != turn {}
             } else {
-                while memory.load_theirs(theirs, Ordering::Acquire) != turn {}
+                while memory.load_peer(theirs, Ordering::Acquire) != turn {}
                 memory.store(ours, turn, Ordering::Release);
             }
             if sampled && self.begins {

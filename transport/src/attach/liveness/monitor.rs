@@ -1,16 +1,16 @@
-//! The keeper: one thread a process that shows the process's life to others and watches over theirs.
+//! The monitor: one thread a process that shows the process's life to others and watches over peer_side.
 //!
-//! *Who lives.* Within one kernel, locks tell ([`Life`]), or the guest driver, which marks the dead. Of another VM the host's
+//! *Who lives.* Within one kernel, locks tell ([`ProcessLock`]), or the guest driver, which marks the dead. Of another VM the host's
 //! table says when it ends, if it has a server; a VM that just stops is told by its heartbeats alone.
 //!
-//! *Who looks.* What is found out is of use to a process that polls. So the keeper of such a process looks at all whom it
-//! knows, every [`INTERVAL`]; when the process has not polled for so long, the keeper rests, and the next poll wakes it
-//! ([`Watch`]). While a whole section rests somebody must still count up the heartbeats, by which other VMs see it live, and
+//! *Who looks.* What is found out is of use to a process that polls. So the monitor of such a process looks at all whom it
+//! knows, every [`INTERVAL`]; when the process has not polled for so long, the monitor rests, and the next poll wakes it
+//! ([`Verdicts`]). While a whole section rests somebody must still count up the heartbeats, by which other VMs see it live, and
 //! mark the dead. That is done by the process in the first slot, once a second ([`REST`]), and because that may be stopped, or
 //! die, by the second with four times the pause, and so on: together they wake up less often than three times in two seconds,
 //! however many there are.
 //!
-//! *What is done.* For the processes of its own section the keeper also acts: it marks the dead, takes back what they held,
+//! *What is done.* For the processes of its own section the monitor also acts: it marks the dead, takes back what they held,
 //! and counts up the heartbeats of the living, so that a process that is stopped in a debugger stays alive as long as any
 //! other of its machine runs. Who counts up a heartbeat has made sure just then that the process lives. So a heartbeat that
 //! has moved since the last look saves the look at the lock: each is looked at by one, not by all.
@@ -30,11 +30,11 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use vmshm_abi::EndpointId;
 use vmshm_abi::section::{EndpointSlot, STATE_FREE, STATE_GONE, STATE_LIVE};
 
-use super::super::lease::Hold;
+use super::super::lease::SlotLease;
 use super::super::sleeper::Sleeper;
-use super::process_lock::{Life, Place};
+use super::process_lock::{Place, ProcessLock};
 use crate::endpoint::Endpoint;
-use crate::endpoint::Watch;
+use crate::endpoint::Verdicts;
 use crate::error::PeerError;
 use crate::memory::Mapping;
 use crate::memory::Memory;
@@ -64,7 +64,7 @@ pub enum Kernel {
     Driver,
 }
 
-/// What a keeper needs to know beside its endpoint.
+/// What a monitor needs to know beside its endpoint.
 #[derive(Debug)]
 pub struct Charge {
     /// This kernel's boot id.
@@ -79,7 +79,7 @@ pub struct Charge {
 
 /// The running thread; dropping it stops it, and then the process counts as dead: its endpoint has left before.
 #[derive(Debug)]
-pub struct Keeper {
+pub struct Monitor {
     stop: Arc<AtomicBool>,
     begin: Option<Sender<Round>>,
     thread: Option<JoinHandle<()>>,
@@ -93,17 +93,17 @@ struct Round {
     region: Region,
     section: Section,
     slot: u32,
-    watch: Arc<Watch>,
+    watch: Arc<Verdicts>,
     charge: Charge,
     /// None with the driver, which knows who lives.
-    life: Option<Life>,
+    life: Option<ProcessLock>,
     /// The heartbeat of each endpoint, and for how long we have been watching it stand: in this look, and in the last.
     heartbeats: Heartbeats,
     last_heartbeats: Heartbeats,
     last_run: Instant,
 }
 
-impl Keeper {
+impl Monitor {
     /// Starts the thread for slot `slot`, which this process has taken, before its endpoint can be met. Where locks tell who
     /// lives, on the file at `path`, the process is seen to live from now on.
     ///
@@ -117,7 +117,7 @@ impl Keeper {
         let (begin, rounds) = channel::<Round>();
         let (tell, told) = channel();
         let keep = move || {
-            let life = place.map(|place| Life::begin(&place, &section, slot)).transpose();
+            let life = place.map(|place| ProcessLock::begin(&place, &section, slot)).transpose();
             let (life, result) = match life {
                 Ok(life) => (life, Ok(())),
                 Err(error) => (None, Err(error)),
@@ -142,11 +142,11 @@ impl Keeper {
             signals.remove(fault);
         }
         let before = signals.thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
-        let thread = thread::Builder::new().name("vmshm-keeper".into()).spawn(keep);
+        let thread = thread::Builder::new().name("vmshm-monitor".into()).spawn(keep);
         before.thread_set_mask()?;
-        let keeper = Self { stop, begin: Some(begin), thread: Some(thread?) };
+        let monitor = Self { stop, begin: Some(begin), thread: Some(thread?) };
         told.recv().map_err(|_| io::Error::other("the thread that watches over peers has ended"))??;
-        Ok(keeper)
+        Ok(monitor)
     }
 
     /// Begins to watch over the peers of the endpoint in the slot.
@@ -157,7 +157,7 @@ impl Keeper {
     }
 }
 
-impl Drop for Keeper {
+impl Drop for Monitor {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
         drop(self.begin.take());
@@ -175,7 +175,7 @@ impl Round {
             region: endpoint.region().clone(),
             section: *endpoint.section(),
             slot: endpoint.slot(),
-            watch: Arc::clone(endpoint.watch()),
+            watch: Arc::clone(endpoint.verdicts()),
             charge,
             life: None,
             heartbeats: Heartbeats::new(),
@@ -235,7 +235,7 @@ impl Round {
                 let id = self.region.endpoint(section.number, slot);
                 if self.has_stood(id, state.incarnation, Duration::ZERO).is_none() {
                     // Another has just looked.
-                } else if self.life.as_ref().is_none_or(|life| life.is_lived(&section, slot)) {
+                } else if self.life.as_ref().is_none_or(|life| life.is_alive(&section, slot)) {
                     let beat = Endpoint::beat(&mapping, &section, slot);
                     self.heartbeats.insert((id, state.incarnation), (beat, Duration::ZERO));
                 } else {
@@ -251,14 +251,14 @@ impl Round {
     /// forked child may outlive it.
     fn reap(&self, slot: u32) {
         let Some(life) = &self.life else { return };
-        if !matches!(Hold::Locks.take(life.file(), &self.section, slot), Ok(true)) {
+        if !matches!(SlotLease::Locks.take(life.file(), &self.section, slot), Ok(true)) {
             return;
         }
         let state = slot::state(&self.mapping, &self.section, slot);
         if state.state != STATE_FREE {
             slot::reap(&self.mapping, &self.section, slot, state, true);
         }
-        let _ = Hold::Locks.release(life.file(), &self.section, slot);
+        let _ = SlotLease::Locks.release(life.file(), &self.section, slot);
     }
 
     /// How long the heartbeat of an endpoint has stood, after another `step` of watching; none if it has moved.
@@ -282,7 +282,7 @@ impl Round {
         let state = slot::state(&self.mapping, &section, slot);
         if state.incarnation != incarnation
             || state.state != STATE_LIVE
-            || section.has_changed_hands(&self.mapping, member)
+            || section.has_lost_owner(&self.mapping, member)
         {
             return Some(slot::ending(&self.mapping, &section, slot, incarnation, member));
         }
@@ -297,7 +297,7 @@ impl Round {
         {
             // It may have left in good order just now.
             let is_dead =
-                !life.is_lived(&section, slot) && slot::state(&self.mapping, &section, slot) == state;
+                !life.is_alive(&section, slot) && slot::state(&self.mapping, &section, slot) == state;
             return is_dead.then_some(PeerError::Died);
         }
         (stood > self.charge.patience).then_some(PeerError::Silent)
@@ -426,16 +426,16 @@ mod tests {
         let a = endpoint(&file, 0, BOOT);
         let blocked = SigSet::from(Signal::SIGBUS);
         blocked.thread_block().unwrap();
-        let keeper = Keeper::start(a.memory(), *a.section(), a.slot(), None);
+        let monitor = Monitor::start(a.memory(), *a.section(), a.slot(), None);
         blocked.thread_unblock().unwrap();
-        let mut keeper = keeper.unwrap();
-        keeper.watch(&a, charge());
+        let mut monitor = monitor.unwrap();
+        monitor.watch(&a, charge());
         file.set_len(0).unwrap();
-        // Only the keeper touches the memory; with the signal blocked, that would end this program.
+        // Only the monitor touches the memory; with the signal blocked, that would end this program.
         while !a.memory().is_lost() {
             std::thread::sleep(Duration::from_millis(10));
         }
-        drop(keeper);
+        drop(monitor);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Showing that a process lives, by a lock that ends with the process and with nothing else.
 //!
-//! The lock on an endpoint's slot ([`Hold`](crate::attach::lease::Hold)) belongs to an open file, which forked children have too: it
+//! The lock on an endpoint's slot ([`SlotLease`](crate::attach::lease::SlotLease)) belongs to an open file, which forked children have too: it
 //! says that memory of the section may still be in use, not that the process lives. That is said by the lock on the byte
 //! behind it, of a file that no child ever gets: a thread of the process opens it in a table of open files of its own.
 
@@ -36,9 +36,9 @@ impl Place {
 
 /// The region's file, open for the thread that opened it.
 #[derive(Debug)]
-pub struct Life(File);
+pub struct ProcessLock(File);
 
-impl Life {
+impl ProcessLock {
     /// Shows that the process of slot `slot` lives, until the value is dropped or the calling thread ends: one of our own
     /// that uses no open file from now on. Where the system refuses it a table of its own, forked children keep the lock.
     ///
@@ -66,7 +66,7 @@ impl Life {
     }
 
     /// Whether the process of another slot lives. Where the lock can't be asked, the answer is unknown, and that is not death.
-    pub fn is_lived(&self, section: &Section, slot: u32) -> bool {
+    pub fn is_alive(&self, section: &Section, slot: u32) -> bool {
         lock::is_held_by_another(&self.0, byte(section, slot)).unwrap_or(true)
     }
 
