@@ -244,3 +244,85 @@ unsafe fn set(fd: &VmFd, slot: u32, start: u64, address: u64, len: u64, writable
     unsafe { fd.set_user_memory_region(region) }
         .map_err(Error::kvm(format!("give the guest {len:#x} bytes of memory at {start:#x}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use uuid::Uuid;
+    use vmshm_host::{CreateOptions, PageSize, RegionName, Registry};
+
+    use super::*;
+    use crate::host::Host;
+    use crate::memory::RamOptions;
+    use crate::place::Placement;
+
+    /// What devices reach: start, length, and whether they may write.
+    #[derive(Debug, Default, Clone)]
+    struct Recorder(Arc<Mutex<Vec<(u64, u64, bool)>>>);
+
+    impl Reach for Recorder {
+        unsafe fn map(
+            &self,
+            start: u64,
+            _: NonNull<libc::c_void>,
+            len: u64,
+            writable: bool,
+        ) -> Result<(), Error> {
+            if start >= 1 << 40 {
+                return Err(Error::Invalid { what: "address", value: String::new(), why: String::new() });
+            }
+            self.0.lock().push((start, len, writable));
+            Ok(())
+        }
+        fn unmap(&self, start: u64, len: u64) {
+            let mut reached = self.0.lock();
+            let at = reached.iter().position(|(s, l, _)| (*s, *l) == (start, len));
+            reached.remove(at.expect("what is taken away was given"));
+        }
+    }
+
+    #[test]
+    fn devices_reach_what_the_guest_does_and_write_its_own_section_only() {
+        let Ok(host) = Host::open() else {
+            eprintln!("skipped: no /dev/kvm");
+            return;
+        };
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let registry = Registry::at(dir.path());
+        let name = RegionName::new("vmvfio-dma").unwrap();
+        registry.create(&name, &CreateOptions::new(4 << 20)).unwrap();
+        let region = registry.open(name.as_str()).unwrap();
+        let own = region.entry(1).unwrap();
+        let shared = Shared::take(region, 1, Uuid::from_u128(1)).unwrap();
+        let ram =
+            RamOptions { len: 2 << 20, pages: PageSize::Base, nodes: &[], placement: Placement::Prefer };
+        let ram = Ram::new(&ram, |_, _| ()).unwrap();
+        let mut space = Space::new(host.kvm.create_vm().unwrap(), ram).unwrap();
+        let bar = space.add(shared).unwrap();
+        let len = 4 << 20;
+        space.place(bar, Some(1 << 35)).unwrap();
+        let recorder = Recorder::default();
+        space.allow_dma(Box::new(recorder.clone())).unwrap();
+        let at = |start: u64| {
+            let rest = own.offset + own.len;
+            let mut parts = vec![(0, 2 << 20, true), (start, own.offset, false)];
+            parts.push((start + own.offset, own.len, true));
+            if rest < len {
+                parts.push((start + rest, len - rest, false));
+            }
+            parts
+        };
+        assert_eq!(*recorder.0.lock(), at(1 << 35));
+        // Kernels hide and show BARs at boot.
+        space.place(bar, None).unwrap();
+        space.place(bar, Some(1 << 35)).unwrap();
+        assert_eq!(*recorder.0.lock(), at(1 << 35));
+        space.place(bar, Some(1 << 36)).unwrap();
+        assert_eq!(*recorder.0.lock(), at(1 << 36));
+        assert!(space.place(bar, Some(1 << 40)).is_err(), "the IOMMU refuses");
+        assert_eq!(*recorder.0.lock(), at(0)[..1]);
+        space.place(bar, Some(1 << 35)).unwrap();
+        assert_eq!(*recorder.0.lock(), at(1 << 35));
+    }
+}
