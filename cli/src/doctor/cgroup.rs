@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use vmshm_host::format_bytes;
 
-use super::Check;
+use super::check::Check;
 
 /// The narrowest limit on a resource, of this process's group and those above it.
 #[derive(Debug, PartialEq, Eq)]
@@ -130,7 +130,7 @@ fn limit(root: &Path, dir: &Path, max: &str, current: &str) -> Option<Limit> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Verdict;
+    use super::super::check::Verdict;
     use super::*;
 
     const GIB: u64 = 1 << 30;

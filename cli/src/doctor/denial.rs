@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::Check;
+use super::check::Check;
 
 /// Denials of region files below `dirs` and of the server's sockets below `run`, as far as this user may read the logs.
 pub fn checks(dirs: &[PathBuf], run: &Path) -> Vec<Check> {

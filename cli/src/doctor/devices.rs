@@ -2,7 +2,7 @@
 
 use vmshm_transport::attach::{AttachError, Source, find, pci_devices};
 
-use super::Check;
+use super::check::Check;
 
 /// How to choose.
 const CURE: &str = "choose: export VMSHM_DEVICE=DEVICE, or mpirun --mca btl_vmshm_device DEVICE";
@@ -55,7 +55,7 @@ fn name(source: &Source) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Verdict;
+    use super::super::check::Verdict;
     use super::*;
 
     #[test]

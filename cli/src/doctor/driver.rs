@@ -12,7 +12,7 @@ use vmshm_host::format_bytes;
 use vmshm_transport::Region;
 use vmshm_transport::attach::{Source, driver_info, driver_nodes, read_region};
 
-use super::Check;
+use super::check::Check;
 
 /// The first kernel that the driver can be built for.
 const FIRST_KERNEL: (u32, u32) = (7, 2);
@@ -173,7 +173,7 @@ fn describe(node: &str, info: &DeviceInfo, region: &Region) -> Vec<Check> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Verdict;
+    use super::super::check::Verdict;
     use super::*;
 
     #[test]

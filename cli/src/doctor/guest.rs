@@ -10,8 +10,9 @@ use vmshm_host::format_bytes;
 use vmshm_transport::Region;
 use vmshm_transport::attach::{AttachError, Source, read_region, section_of_machine};
 
+use super::check::Check;
 use super::driver::Driver;
-use super::{Check, devices, memory_type};
+use super::{devices, memory_type};
 
 /// All checks of a VM with these ivshmem devices.
 pub fn checks(found: &[PathBuf]) -> Vec<Check> {

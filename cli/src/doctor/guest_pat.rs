@@ -7,7 +7,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::Check;
+use super::check::Check;
 
 /// What a VM's guest needs when its word counts.
 const CURE: &str =

@@ -13,7 +13,8 @@ use vmshm_host::{Registry, State, available_memory, format_bytes, inspect, nodes
 
 use vmshm_vmm::vfio;
 
-use super::{Check, cgroup, denial, guest_pat, numa_balancing, passthrough, remove_ipc};
+use super::check::Check;
+use super::{cgroup, denial, guest_pat, numa_balancing, passthrough, remove_ipc};
 
 /// All checks of a host.
 pub fn checks() -> Vec<Check> {

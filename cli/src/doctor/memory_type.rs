@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::Check;
+use super::check::Check;
 
 /// A finding for the memory at `start`, `len` bytes, of the device at this PCI address, which the guest driver has or has not.
 /// Only root can read the list, and only where debugfs is mounted.

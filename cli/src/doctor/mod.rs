@@ -1,6 +1,7 @@
 //! `vmshm doctor`: what is there, what is missing, and how to mend it.
 
 mod cgroup;
+mod check;
 mod denial;
 mod devices;
 mod driver;
@@ -9,6 +10,7 @@ mod guest_pat;
 mod host;
 mod memory_type;
 mod numa_balancing;
+mod ompi_info;
 mod openmpi;
 mod passthrough;
 mod pml;
@@ -19,6 +21,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use vmshm_host::Region;
+
+use check::Verdict;
 
 /// Options of `vmshm doctor`.
 #[derive(Debug, clap::Args)]
@@ -36,36 +40,6 @@ pub struct Args {
     /// Where vmshm is installed. Default: where this program lies
     #[arg(long, value_name = "DIR")]
     prefix: Option<PathBuf>,
-}
-
-/// How a check ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    Ok,
-    Warning,
-    Missing,
-}
-
-/// The result of one check.
-#[derive(Debug)]
-pub struct Check {
-    verdict: Verdict,
-    what: String,
-    cure: Option<String>,
-}
-
-impl Check {
-    fn ok(what: impl Into<String>) -> Self {
-        Self { verdict: Verdict::Ok, what: what.into(), cure: None }
-    }
-
-    fn warning(what: impl Into<String>, cure: impl Into<String>) -> Self {
-        Self { verdict: Verdict::Warning, what: what.into(), cure: Some(cure.into()) }
-    }
-
-    fn missing(what: impl Into<String>, cure: impl Into<String>) -> Self {
-        Self { verdict: Verdict::Missing, what: what.into(), cure: Some(cure.into()) }
-    }
 }
 
 /// What would keep an MPI job from what `vmshm env` has just set up, each in a line with its cure: for processes that find

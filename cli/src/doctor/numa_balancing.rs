@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::Check;
+use super::check::Check;
 
 /// A finding on a machine with several NUMA nodes whose kernel balances between them.
 pub fn check(nodes: usize) -> Option<Check> {

@@ -1,9 +1,10 @@
 //! What MPI programs need, on hosts and in VMs.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
 
-use super::{Check, pml};
+use super::check::Check;
+use super::ompi_info::ompi_info;
+use super::pml;
 use crate::installed::{PLUGIN, component_path, own_prefix, plugin_dir};
 
 /// All checks of Open MPI.
@@ -61,18 +62,6 @@ pub fn checks(prefix: Option<&Path>) -> Vec<Check> {
         ));
     }
     checks
-}
-
-/// Standard output and error of `ompi_info`.
-pub(super) fn ompi_info(arguments: &[&str], component_path: Option<&str>) -> Option<(String, String)> {
-    let mut command = Command::new("ompi_info");
-    command.args(arguments).stdin(Stdio::null());
-    if let Some(path) = component_path {
-        command.env("OMPI_MCA_mca_base_component_path", path);
-    }
-    let output = command.output().ok()?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Some((text(&output.stdout), text(&output.stderr)))
 }
 
 fn first_line(text: &str) -> Option<String> {

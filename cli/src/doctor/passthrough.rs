@@ -6,7 +6,7 @@ use std::path::Path;
 use vmshm_host::format_bytes;
 use vmshm_vmm::vfio;
 
-use super::Check;
+use super::check::Check;
 
 /// Findings for `vmshm vm run --device`, for a user who may lock so many bytes of memory, or any number.
 pub fn checks(root: &Path, memlock: Option<u64>) -> Vec<Check> {

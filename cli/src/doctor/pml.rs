@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use super::Check;
-use super::openmpi::ompi_info;
+use super::check::Check;
+use super::ompi_info::ompi_info;
 
 /// The parameters as `ompi_info --parsable` prints them, and the network adapters of a machine.
 #[derive(Debug)]
@@ -137,7 +137,7 @@ fn is_like(name: &str, pattern: &str) -> bool {
 mod tests {
     use std::os::unix::fs::symlink;
 
-    use super::super::Verdict;
+    use super::super::check::Verdict;
     use super::*;
 
     /// What `ompi_info` of Debian 12 prints, but for the lists.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{Uid, User};
 
-use super::Check;
+use super::check::Check;
 
 /// Where systemd reads logind's settings; what comes later counts.
 const FILES: [&str; 3] =
