@@ -1,5 +1,5 @@
 //! Passes messages to and fro, each asked for only when it is certainly there: then no instruction of a call is spent on
-//! waiting, and callgrind can count what a message costs. ANALYSIS.md says how. No time is measured.
+//! waiting, and callgrind can count what a message costs. docs/analysis.md says how. No time is measured.
 
 use std::hint::spin_loop;
 use std::process::ExitCode;

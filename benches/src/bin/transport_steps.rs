@@ -1,5 +1,5 @@
 //! The transport's calls, a thousand times each, in one process and without MPI: for callgrind, which counts their instructions.
-//! ANALYSIS.md says how. No time is measured, and nothing is waited for, so that the counts repeat exactly.
+//! docs/analysis.md says how. No time is measured, and nothing is waited for, so that the counts repeat exactly.
 
 use std::hint::black_box;
 
