@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use vmshm_benches::ground::{Ground, Node};
+use vmshm_benches::fixture::{Fixture, Node};
 use vmshm_transport::{Event, Fragment, MAX_INLINE, Memory, SendError};
 
 const PING: u8 = 1;
@@ -50,8 +50,8 @@ fn wait_for(node: &mut Node, tag: u8) {
 
 /// Two nodes in two sections that have met.
 fn pair() -> (Node, Node) {
-    let mut ground = Ground::new(2, 4);
-    let (mut a, mut b) = (ground.node(0), ground.node(1));
+    let mut fixture = Fixture::new(2, 4);
+    let (mut a, mut b) = (fixture.node(0), fixture.node(1));
     a.meet(&b);
     b.meet(&a);
     (a, b)

@@ -12,7 +12,7 @@ use nix::unistd::{ForkResult, fork};
 use vmshm_transport::abi::LINE_PAIR;
 use vmshm_transport::{Mapping, Memory};
 
-use crate::ground::{Ground, Node};
+use crate::fixture::{Fixture, Node};
 
 /// Messages, bytes.
 const SIZES: [usize; 4] = [64 << 10, 256 << 10, 1 << 20, 4 << 20];
@@ -161,8 +161,8 @@ impl Side {
 /// # Panics
 /// Without memory or another process, or where there are other threads: a child has none of them.
 pub fn measure(rounds: u32, begin: impl Fn(usize)) -> Vec<Vec<(String, f64)>> {
-    let mut ground = Ground::new(2, 4);
-    let (mut one, mut other) = (ground.node(0), ground.node(1));
+    let mut fixture = Fixture::new(2, 4);
+    let (mut one, mut other) = (fixture.node(0), fixture.node(1));
     let lanes: Vec<[Lane; 2]> = CUTS
         .iter()
         .map(|cut| [Lane::new(&mut one, &mut other, *cut), Lane::new(&mut other, &mut one, *cut)])

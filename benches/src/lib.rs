@@ -6,6 +6,6 @@
 //! and `--alloc-mem` are additions: OSU's programs never change their buffers, which flatters caches, and
 //! take them from the heap.
 
+pub mod fixture;
 pub mod floor;
-pub mod ground;
 pub mod osu;

@@ -3,7 +3,7 @@
 
 use std::hint::black_box;
 
-use vmshm_benches::ground::{Ground, Node};
+use vmshm_benches::fixture::{Fixture, Node};
 use vmshm_transport::{Event, Fragment};
 
 const TURNS: usize = 1000;
@@ -76,8 +76,8 @@ fn get_64_kib(node: &mut Node, offset: u64, to: &mut [u8]) {
 }
 
 fn main() {
-    let mut ground = Ground::new(2, 4);
-    let (mut one, mut other) = (ground.node(0), ground.node(1));
+    let mut fixture = Fixture::new(2, 4);
+    let (mut one, mut other) = (fixture.node(0), fixture.node(1));
     one.meet(&other);
     other.meet(&one);
     let bytes = vec![7; 4096];

@@ -15,8 +15,8 @@ use clap::Parser;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
+use vmshm_benches::fixture::{Fixture, Node};
 use vmshm_benches::floor;
-use vmshm_benches::ground::{Ground, Node};
 use vmshm_transport::abi::section::CHUNK;
 use vmshm_transport::attach::{self, open_endpoint};
 use vmshm_transport::{Event, Fragment, Memory, Peer};
@@ -78,13 +78,16 @@ struct Party {
 impl Party {
     /// With so many silent peers, in the section of the other node or each in its own.
     fn new(silent: u32, apart: bool, core: usize) -> Party {
-        let mut ground =
-            if apart { Ground::new(2 + silent, 4) } else { Ground::new(2, (silent + 2).next_power_of_two()) };
-        let (mut one, mut other) = (ground.node(0), ground.node(1));
+        let mut fixture = if apart {
+            Fixture::new(2 + silent, 4)
+        } else {
+            Fixture::new(2, (silent + 2).next_power_of_two())
+        };
+        let (mut one, mut other) = (fixture.node(0), fixture.node(1));
         one.meet(&other);
         other.meet(&one);
         for index in 0..silent {
-            let mut node = ground.node(if apart { 2 + index } else { 1 });
+            let mut node = fixture.node(if apart { 2 + index } else { 1 });
             for known in [&mut one, &mut other] {
                 let to = known.endpoint.connect(&node.endpoint.name()).expect("it is there");
                 node.meet(known);
@@ -172,8 +175,8 @@ struct Lines {
 
 impl Lines {
     fn new() -> Lines {
-        let mut ground = Ground::new(2, 4);
-        let mut nodes = [ground.node(0), ground.node(1)];
+        let mut fixture = Fixture::new(2, 4);
+        let mut nodes = [fixture.node(0), fixture.node(1)];
         let lines = nodes.each_mut().map(|node| node.endpoint.fragment(128).expect("room in the section"));
         Lines { nodes, lines }
     }
@@ -217,8 +220,8 @@ const SECTIONS: u32 = 4;
 
 /// Seconds in which so many processes attach, each as an MPI process does, from the moment at which all may begin.
 fn attach(count: u32) -> f64 {
-    let ground = Ground::new(SECTIONS, count.div_ceil(SECTIONS));
-    let file = ground.region().file().as_raw_fd();
+    let fixture = Fixture::new(SECTIONS, count.div_ceil(SECTIONS));
+    let file = fixture.region().file().as_raw_fd();
     let device = format!("/proc/{}/fd/{file}", std::process::id());
     let [(mut start, begin), (mut ready, done), (mut end, leave)] =
         [(); 3].map(|()| std::io::pipe().expect("a pipe"));
@@ -267,8 +270,8 @@ struct Meeting {
 
 impl Meeting {
     fn measure(count: u32) -> Meeting {
-        let mut ground = Ground::new(SECTIONS, count.div_ceil(SECTIONS));
-        let mut nodes: Vec<Node> = (0..count).map(|index| ground.node(index % SECTIONS)).collect();
+        let mut fixture = Fixture::new(SECTIONS, count.div_ceil(SECTIONS));
+        let mut nodes: Vec<Node> = (0..count).map(|index| fixture.node(index % SECTIONS)).collect();
         let names: Vec<_> = nodes.iter().map(|node| node.endpoint.name()).collect();
         // The heap is cut into chunks: what one meeting costs shows between the meetings that take a new one.
         let mut grown: Vec<(usize, u64)> = Vec::new();

@@ -105,7 +105,7 @@ struct Results {
 }
 
 /// Where jobs run.
-struct Ground<'a> {
+struct Setup<'a> {
     closed: HostMpi,
     open: HostMpi,
     programs: PathBuf,
@@ -127,7 +127,7 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
         bail!("this machine has one core; a comparison needs two, one for each process");
     }
     let regions = [Region::create(&stage, REGION, 2, false)?, Region::create_open(&stage, REGION, 2)?];
-    let ground = Ground {
+    let setup = Setup {
         closed: HostMpi::new(regions[0].environment()?)?,
         open: HostMpi::new(regions[1].environment()?)?,
         programs: stage.join("bin"),
@@ -138,7 +138,7 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     let file = out.join("bench.json");
     let mut results = if options.keep { read(&file)? } else { Results::default() };
     let osc = if options.programs.is_empty() || case::ONE_SIDED_PROGRAMS.iter().any(|p| options.wants(p)) {
-        Some(ground.choose_osc()?)
+        Some(setup.choose_osc()?)
     } else {
         None
     };
@@ -151,15 +151,15 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
             println!("{} is not measured: only vmshm's own programs know these options", case.name);
             continue;
         }
-        ground.drop_missing(&mut case, &mut missing)?;
-        let measured = ground.measure(&case, options)?;
+        setup.drop_missing(&mut case, &mut missing)?;
+        let measured = setup.measure(&case, options)?;
         results.cases.retain(|earlier| earlier.case != measured.case);
         results.cases.push(measured);
         // After each, so that an interrupted run has not been for nothing.
         fs::write(&file, serde_json::to_string_pretty(&results)?)?;
     }
     if options.wants(RAW) {
-        results.raw = Some(Raw::measure(&ground.programs.join(RAW), options.rounds(), &out)?);
+        results.raw = Some(Raw::measure(&setup.programs.join(RAW), options.rounds(), &out)?);
         fs::write(&file, serde_json::to_string_pretty(&results)?)?;
     }
     let mut report = Report::default();
@@ -207,7 +207,7 @@ fn read(file: &Path) -> Result<Results> {
     })
 }
 
-impl Ground<'_> {
+impl Setup<'_> {
     /// Runs a program once over a way; what it printed, or the end of that if it failed.
     fn try_job(&self, case: &Case, way: Way, arguments: &[String]) -> Result<Result<String, String>> {
         let what = format!("{} over {}", case.name, way.name);

@@ -17,25 +17,25 @@ use crate::mpi::hpcc;
 const LIMIT: Duration = Duration::from_secs(150);
 
 /// What the guests are made of, or why there can be none.
-pub type Ground = Result<(PathBuf, Image, Accel), String>;
+pub type Prepared = Result<(PathBuf, Image, Accel), String>;
 
 /// Guests that are booted by the first step which needs them, and then serve the others.
 #[derive(Debug)]
 struct Shared<'a> {
-    ground: &'a Ground,
+    prepared: &'a Prepared,
     size: usize,
     lab: Option<Result<Lab, String>>,
 }
 
 impl<'a> Shared<'a> {
-    fn new(ground: &'a Ground, size: usize) -> Self {
-        Self { ground, size, lab: None }
+    fn new(prepared: &'a Prepared, size: usize) -> Self {
+        Self { prepared, size, lab: None }
     }
 
     fn lab(&mut self, logs: &Path) -> Result<&mut Lab> {
-        let lab = self
-            .lab
-            .get_or_insert_with(|| start(self.ground, self.size, logs).map_err(|error| format!("{error:#}")));
+        let lab = self.lab.get_or_insert_with(|| {
+            start(self.prepared, self.size, logs).map_err(|error| format!("{error:#}"))
+        });
         lab.as_mut().map_err(|why| anyhow::anyhow!("there are no guests: {why}"))
     }
 
@@ -44,14 +44,14 @@ impl<'a> Shared<'a> {
     }
 }
 
-fn start(ground: &Ground, guests: usize, logs: &Path) -> Result<Lab> {
-    let (stage, image, accel) = ground.as_ref().map_err(|why| anyhow::anyhow!("{why}"))?;
+fn start(prepared: &Prepared, guests: usize, logs: &Path) -> Result<Lab> {
+    let (stage, image, accel) = prepared.as_ref().map_err(|why| anyhow::anyhow!("{why}"))?;
     Lab::start(&Plan { image, payload: stage, accel: *accel, guests, log_dir: logs })
 }
 
 /// Runs all of them, in two labs: one of two guests and one of three. Returns how many boots were repeated.
-pub fn steps(ground: &Ground, tally: &mut Tally) -> Result<usize> {
-    let mut two = Shared::new(ground, 2);
+pub fn steps(prepared: &Prepared, tally: &mut Tally) -> Result<usize> {
+    let mut two = Shared::new(prepared, 2);
     if tally.for_release("guests-2-check") {
         tally.step("guests-2-check", |logs| check(two.lab(logs)?, 2, logs))?;
     }
@@ -67,7 +67,7 @@ pub fn steps(ground: &Ground, tally: &mut Tally) -> Result<usize> {
     let mut repeated = two.repeated_boots();
     // Their memory and processors are for the next lab.
     drop(two);
-    let mut three = Shared::new(ground, 3);
+    let mut three = Shared::new(prepared, 3);
     tally.step("guests-3-check", |logs| check(three.lab(logs)?, 3, logs))?;
     repeated += three.repeated_boots();
     Ok(repeated)

@@ -36,7 +36,7 @@ pub fn run(workspace: &Workspace, wish: Wish, choice: &Choice) -> Result<bool> {
     cleanup::check()?;
     host::steps(workspace, &stage, &mut tally)?;
 
-    let ground = if choice.has("guests") {
+    let prepared = if choice.has("guests") {
         stage.and_then(|stage| {
             let prepare = || {
                 let image = image::ensure(workspace, &logs)?;
@@ -49,17 +49,17 @@ pub fn run(workspace: &Workspace, wish: Wish, choice: &Choice) -> Result<bool> {
         Err("no step needed them".into())
     };
     cleanup::check()?;
-    let mut repeated = guests::steps(&ground, &mut tally)?;
+    let mut repeated = guests::steps(&prepared, &mut tally)?;
 
-    let ground = if choice.has("guests-driver") {
-        ground.and_then(|(stage, image, accel)| {
+    let prepared = if choice.has("guests-driver") {
+        prepared.and_then(|(stage, image, accel)| {
             driver::prepare(workspace, &stage, &image, accel, &logs).map_err(|error| format!("{error:#}"))
         })
     } else {
         Err("no step needed them".into())
     };
     cleanup::check()?;
-    repeated += driver::steps(&ground, &mut tally)?;
+    repeated += driver::steps(&prepared, &mut tally)?;
     if repeated > 0 {
         println!("Boots that failed and were tried once more: {repeated}.");
     }

@@ -7,22 +7,22 @@ use vmshm_transport::{Endpoint, Inbox, Mapping, Peer, SendError};
 
 /// A region in memory, with one mapping for each section that is used.
 #[derive(Debug)]
-pub struct Ground {
+pub struct Fixture {
     region: Region,
     mappings: Vec<Option<Arc<Mapping>>>,
 }
 
-impl Ground {
+impl Fixture {
     /// A region with so many sections, each with room for so many endpoints.
     ///
     /// # Panics
     /// Without memory for it.
-    pub fn new(sections: u32, endpoints: u32) -> Ground {
+    pub fn new(sections: u32, endpoints: u32) -> Fixture {
         let mut options = CreateOptions::new(2 << 30);
         (options.sections, options.endpoints, options.sparse) = (sections, Some(endpoints), true);
         let name = RegionName::new("bench").expect("a good name");
         let region = create_memfd(&name, &options).expect("a region in memory");
-        Ground { region, mappings: vec![None; sections as usize] }
+        Fixture { region, mappings: vec![None; sections as usize] }
     }
 
     /// The region.
