@@ -12,7 +12,7 @@ use crate::{
     sys::{self, attributes, Page},
 };
 
-attributes! { 8:
+attributes! { Device, 8:
     c"region_id" => region_id,
     c"size" => size,
     c"sections" => sections,

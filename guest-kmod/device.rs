@@ -17,18 +17,12 @@ use kernel::{
 
 use crate::{
     abi::{driver::NO_SECTION, region::RegionHeader},
-    doorbell::Listener,
-    file::OpenFile,
+    bars::Bars,
+    doorbell::{self, Doorbells},
     section::{Identity, Section},
-    sys::{Frames, IrqLock, Memory, MiscDevice, Registers, ShareLock},
+    sys::{Frames, Interrupts, ShareLock},
+    waiter::Waiter,
 };
-
-/// The BARs of the device, as the kernel sees them.
-pub(crate) struct Bars {
-    pub(crate) memory: Memory,
-    /// Only on a device with doorbells.
-    pub(crate) registers: Option<Registers>,
-}
 
 /// The facts that do not change.
 pub(crate) struct Facts {
@@ -45,8 +39,6 @@ pub(crate) struct Device {
     name: CString,
     pdev: ARef<pci::Device>,
     facts: Facts,
-    /// Number of doorbells; set once, before anyone can open the device.
-    vectors: Atomic<u32>,
     /// For those who must not wait for the state; set while it is locked.
     gone: Atomic<bool>,
     /// The number of our section, or `NO_SECTION`; as above.
@@ -61,9 +53,7 @@ pub(crate) struct Device {
     #[pin]
     pub(crate) bars: Revocable<Bars>,
     #[pin]
-    pub(crate) listeners: IrqLock<KVVec<Listener>>,
-    #[pin]
-    pub(crate) misc: MiscDevice,
+    doorbells: Doorbells,
 }
 
 /// Most files that can be open at a time: one for each endpoint, as many to look around, and some.
@@ -81,7 +71,7 @@ pub(crate) struct State {
 
 /// An open file, and what it holds.
 struct Entry {
-    file: Arc<OpenFile>,
+    file: Arc<Waiter>,
     claim: Option<Claim>,
 }
 
@@ -102,21 +92,19 @@ impl Device {
         bars: Bars,
     ) -> Result<Arc<Self>> {
         let section = Section::find(&bars.memory, &facts.header, facts.identity);
-        let files = KVVec::with_capacity(max_files(&facts.header), GFP_KERNEL)?;
-        let listeners = KVVec::with_capacity(max_files(&facts.header), GFP_KERNEL)?;
+        let max_files = max_files(&facts.header);
+        let files = KVVec::with_capacity(max_files, GFP_KERNEL)?;
         Arc::pin_init(
             try_pin_init!(Self {
                 name,
                 pdev: pdev.into(),
                 facts,
-                vectors: Atomic::new(0),
                 gone: Atomic::new(false),
                 ours: Atomic::new(number(&section)),
                 state <- new_mutex!(State { section, files }, "vmshm"),
                 filling <- ShareLock::new(true, c"vmshm_filling", kernel::static_lock_class!()),
                 bars <- Revocable::new(Ok::<_, Error>(bars)),
-                listeners <- IrqLock::new(listeners, c"vmshm_listeners", kernel::static_lock_class!()),
-                misc <- MiscDevice::new(),
+                doorbells <- Doorbells::new(max_files),
             }),
             GFP_KERNEL,
         )
@@ -144,12 +132,12 @@ impl Device {
 
     /// Number of doorbells; 0 if it has none.
     pub(crate) fn vectors(&self) -> u32 {
-        self.vectors.load(Relaxed)
+        self.doorbells.vectors()
     }
 
     /// Says how many doorbells it has, when all of them have a handler.
     pub(crate) fn set_vectors(&self, vectors: u32) {
-        self.vectors.store(vectors, Relaxed);
+        self.doorbells.set_vectors(vectors);
     }
 
     /// Whether the device is gone: then only closing is left.
@@ -196,7 +184,7 @@ impl Device {
     }
 
     /// Has `file` hold slot `slot` for the calling process. Errors as for `CLAIM`.
-    pub(crate) fn claim(&self, file: &OpenFile, slot: u32) -> Result {
+    pub(crate) fn claim(&self, file: &Waiter, slot: u32) -> Result {
         let mut state = self.state();
         if self.is_gone() {
             return Err(ENODEV);
@@ -228,7 +216,7 @@ impl Device {
 
     /// Takes the slot from `file`, as it asks, and leaves it as it is: it may turn out to be somebody
     /// else's, who maps the region without this driver. Errors as for `UNCLAIM`.
-    pub(crate) fn unclaim(&self, file: &OpenFile) -> Result {
+    pub(crate) fn unclaim(&self, file: &Waiter) -> Result {
         let mut state = self.state();
         if self.is_gone() {
             return Err(ENODEV);
@@ -242,7 +230,7 @@ impl Device {
     }
 
     /// Ends what `file` holds, if it holds it for the calling process.
-    pub(crate) fn process_closes(&self, file: &OpenFile) {
+    pub(crate) fn process_closes(&self, file: &Waiter) {
         let mut state = self.state();
         let process = current_process();
         let Some(entry) = state.entry(file) else {
@@ -260,7 +248,7 @@ impl Device {
     }
 
     /// Makes `file` one of the device's.
-    pub(crate) fn add(&self, file: &Arc<OpenFile>) -> Result {
+    pub(crate) fn add(&self, file: &Arc<Waiter>) -> Result {
         let mut state = self.state();
         if self.is_gone() {
             return Err(ENODEV);
@@ -272,33 +260,23 @@ impl Device {
         if state.files.push_within_capacity(entry).is_err() {
             return Err(ENFILE);
         }
-        let listener = Listener {
-            file: file.clone(),
-            eventfd: None,
-        };
         // Never refused: a listener goes when its file does.
-        let added = self.listeners.lock().push_within_capacity(listener);
-        if added.is_err() {
+        self.doorbells.add(file).inspect_err(|_| {
             let _ = state.files.pop();
-            return Err(ENFILE);
-        }
-        Ok(())
+        })
     }
 
     /// Forgets `file`, and ends what it holds.
-    pub(crate) fn remove(&self, file: &OpenFile) {
+    pub(crate) fn remove(&self, file: &Waiter) {
         let mut state = self.state();
-        let entry = take(&mut state.files, |entry| entry.file.is(file));
+        let index = state.files.iter().position(|entry| entry.file.is(file));
+        let entry = index.and_then(|index| state.files.remove(index).ok());
         let died = match entry.as_ref().and_then(|entry| entry.claim) {
             Some(claim) => self.end_life(&state, claim),
             None => false,
         };
         drop(state);
-        // Dropped when the lock is free again: to give up an eventfd takes others.
-        let listener = take(&mut self.listeners.lock(), |listener| {
-            listener.file.is(file)
-        });
-        drop(listener);
+        self.doorbells.remove(file);
         if died {
             self.tell_all();
         }
@@ -314,6 +292,55 @@ impl Device {
             .bars
             .try_access_with(|bars| section.end_life(&bars.memory, claim.slot));
         matches!(ended, Some(Ok(true)))
+    }
+
+    /// Rings an endpoint. Errors as for `RING`.
+    pub(crate) fn ring(&self, section: u32, slot: u32) -> Result {
+        if self.is_gone() {
+            return Err(ENODEV);
+        }
+        let vector = self.doorbells.vector(slot).ok_or(ENXIO)?;
+        let header = self.header();
+        if section >= header.sections || slot >= header.endpoints {
+            return Err(EINVAL);
+        }
+        if self.ours() == Some(section) {
+            self.doorbells.signal(vector, |theirs| theirs == slot);
+            return Ok(());
+        }
+        let rung = self
+            .bars
+            .try_access_with(|bars| doorbell::ring(bars, header, section, vector));
+        rung.ok_or(ENODEV)?
+    }
+
+    /// Has all endpoints of all machines look at the region: an endpoint of ours has died.
+    fn tell_all(&self) {
+        let vectors = self.vectors();
+        if vectors == 0 {
+            return;
+        }
+        self.doorbells.signal_all();
+        let ours = self.ours();
+        for number in (0..self.header().sections).filter(|&number| Some(number) != ours) {
+            // One at a time, since nobody can sleep meanwhile.
+            let _ = self
+                .bars
+                .try_access_with(|bars| doorbell::ring_all(bars, self.header(), number, vectors));
+        }
+    }
+
+    /// Has an eventfd signalled by the interrupts of a vector, or none. Errors as for `EVENTFD`.
+    pub(crate) fn set_eventfd(&self, file: &Waiter, fd: i32, vector: u32) -> Result {
+        if self.is_gone() {
+            return Err(ENODEV);
+        }
+        self.doorbells.set_eventfd(file, fd, vector)?;
+        // The device may have been lost meanwhile: then nobody would ever signal it.
+        if self.is_gone() {
+            return Err(ENODEV);
+        }
+        Ok(())
     }
 
     /// Takes the device from all who use it. When this returns, no process accesses its memory any
@@ -347,7 +374,7 @@ impl Device {
         if died {
             self.tell_all();
         }
-        self.hang_up();
+        self.doorbells.hang_up();
         if files != 0 {
             dev_warn!(
                 self.pdev,
@@ -355,6 +382,13 @@ impl Device {
                 self.name()
             );
         }
+    }
+}
+
+impl Interrupts for Device {
+    fn interrupt(&self, vector: u32) {
+        let is_meant = |slot| self.doorbells.vector(slot) == Some(vector);
+        self.doorbells.signal(vector, is_meant);
     }
 }
 
@@ -373,15 +407,9 @@ impl State {
             .map(|section| section.offset..section.offset + section.len)
     }
 
-    fn entry(&mut self, file: &OpenFile) -> Option<&mut Entry> {
+    fn entry(&mut self, file: &Waiter) -> Option<&mut Entry> {
         self.files.iter_mut().find(|entry| entry.file.is(file))
     }
-}
-
-/// Takes the first element that `is_it` out of a vector.
-fn take<T>(vector: &mut KVVec<T>, is_it: impl FnMut(&T) -> bool) -> Option<T> {
-    let index = vector.iter().position(is_it)?;
-    vector.remove(index).ok()
 }
 
 /// As in `DeviceInfo`.

@@ -6,17 +6,23 @@
 //! the same in all machines of a region. So an interrupt may be meant for one of several slots, and
 //! a process may be woken in vain.
 
-use kernel::{prelude::*, sync::Arc};
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::{Atomic, Relaxed},
+        Arc,
+    },
+};
 
 use crate::{
     abi::{
         ivshmem::REG_DOORBELL,
-        region::{SectionEntry, SECTION_JOINED},
+        region::{RegionHeader, SectionEntry, SECTION_JOINED},
     },
-    device::{Bars, Device},
-    file::OpenFile,
+    bars::Bars,
     section,
-    sys::EventFd,
+    sys::{EventFd, IrqLock},
+    waiter::Waiter,
 };
 
 /// Largest number that the device's doorbell register takes for a machine.
@@ -27,114 +33,75 @@ fn not_connected() -> Error {
     Error::from_errno(-(kernel::bindings::ENOTCONN as i32))
 }
 
-/// An open file, to be told when it rings.
-pub(crate) struct Listener {
-    pub(crate) file: Arc<OpenFile>,
-    /// An eventfd, and the vector whose interrupts it counts.
-    pub(crate) eventfd: Option<(EventFd, u32)>,
+/// The doorbells of a device, and the open files that listen to them.
+#[pin_data]
+pub(crate) struct Doorbells {
+    /// Number of doorbells; set once, before anyone can open the device.
+    vectors: Atomic<u32>,
+    /// Has room for all that can be, and never grows.
+    #[pin]
+    listeners: IrqLock<KVVec<Listener>>,
 }
 
-impl Device {
-    /// An interrupt has come. Called by its handler.
-    pub(crate) fn rung(&self, vector: u32) {
-        self.signal(vector, |slot| self.vector(slot) == Some(vector));
+/// An open file, to be told when it rings.
+struct Listener {
+    file: Arc<Waiter>,
+    /// An eventfd, and the vector whose interrupts it counts.
+    eventfd: Option<(EventFd, u32)>,
+}
+
+impl Doorbells {
+    /// None so far, and room for `files` that listen.
+    pub(crate) fn new(files: usize) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            vectors: Atomic::new(0),
+            listeners <- IrqLock::new(
+                KVVec::with_capacity(files, GFP_KERNEL)?,
+                c"vmshm_listeners",
+                kernel::static_lock_class!()
+            ),
+        })
     }
 
-    /// The doorbell of a slot; none on a device without doorbells.
-    fn vector(&self, slot: u32) -> Option<u32> {
+    /// Number of doorbells; 0 if there are none.
+    pub(crate) fn vectors(&self) -> u32 {
+        self.vectors.load(Relaxed)
+    }
+
+    /// Says how many doorbells there are, when all of them have a handler.
+    pub(crate) fn set_vectors(&self, vectors: u32) {
+        self.vectors.store(vectors, Relaxed);
+    }
+
+    /// The doorbell of a slot; `None` on a device without doorbells.
+    pub(crate) fn vector(&self, slot: u32) -> Option<u32> {
         slot.checked_rem(self.vectors())
     }
 
-    /// Tells who listens to `vector`, or holds a slot that `is_meant`, that it has rung.
-    fn signal(&self, vector: u32, is_meant: impl Fn(u32) -> bool) {
-        for listener in &*self.listeners.lock() {
-            if listener.file.slot().is_none_or(&is_meant) {
-                listener.file.signal();
-            }
-            if let Some((eventfd, _)) = listener
-                .eventfd
-                .as_ref()
-                .filter(|(_, theirs)| *theirs == vector)
-            {
-                eventfd.signal();
-            }
-        }
+    /// Has `file` listen. `ENFILE` where there is no room.
+    pub(crate) fn add(&self, file: &Arc<Waiter>) -> Result {
+        let listener = Listener {
+            file: file.clone(),
+            eventfd: None,
+        };
+        let added = self.listeners.lock().push_within_capacity(listener);
+        added.map_err(|_| ENFILE)
     }
 
-    /// Tells all who listen that something has changed.
-    fn signal_all(&self) {
-        for listener in &*self.listeners.lock() {
-            listener.file.signal();
-            if let Some((eventfd, _)) = &listener.eventfd {
-                eventfd.signal();
-            }
-        }
+    /// Forgets `file`.
+    pub(crate) fn remove(&self, file: &Waiter) {
+        let listener = {
+            let mut listeners = self.listeners.lock();
+            let index = listeners.iter().position(|one| one.file.is(file));
+            index.and_then(|index| listeners.remove(index).ok())
+        };
+        // Dropped when the lock is free again: to give up an eventfd takes others.
+        drop(listener);
     }
 
-    /// Tells all who wait that the device is gone.
-    pub(crate) fn hang_up(&self) {
-        for listener in &*self.listeners.lock() {
-            listener.file.hang_up();
-            if let Some((eventfd, _)) = &listener.eventfd {
-                eventfd.signal();
-            }
-        }
-    }
-
-    /// Has all endpoints of all machines look at the region: an endpoint of ours has died.
-    pub(crate) fn tell_all(&self) {
-        let vectors = self.vectors();
-        if vectors == 0 {
-            return;
-        }
-        self.signal_all();
-        let ours = self.ours();
-        for number in (0..self.header().sections).filter(|&number| Some(number) != ours) {
-            // One at a time, since nobody can sleep meanwhile.
-            let _ = self.bars.try_access_with(|bars| {
-                let machine = self.machine(bars, number)?;
-                for vector in 0..vectors {
-                    // Whoever can't be told looks by itself, if later.
-                    let _ = ring_machine(bars, machine, vector);
-                }
-                Some(())
-            });
-        }
-    }
-
-    /// Rings an endpoint. Errors as for `RING`.
-    pub(crate) fn ring(&self, section: u32, slot: u32) -> Result {
-        if self.is_gone() {
-            return Err(ENODEV);
-        }
-        let vector = self.vector(slot).ok_or(ENXIO)?;
-        if section >= self.header().sections || slot >= self.header().endpoints {
-            return Err(EINVAL);
-        }
-        if self.ours() == Some(section) {
-            self.signal(vector, |theirs| theirs == slot);
-            return Ok(());
-        }
-        let rung = self.bars.try_access_with(|bars| {
-            let machine = self.machine(bars, section).ok_or_else(not_connected)?;
-            ring_machine(bars, machine, vector)
-        });
-        rung.ok_or(ENODEV)?
-    }
-
-    /// By which number the doorbell register knows the machine that has a section, if it is there.
-    fn machine(&self, bars: &Bars, number: u32) -> Option<u32> {
-        let SectionEntry { state, vm_id, .. } =
-            section::entry(&bars.memory, self.header(), number)?;
-        let machine = vm_id.checked_sub(1)?;
-        (state == SECTION_JOINED && machine <= MAX_ID).then_some(machine)
-    }
-
-    /// Has an eventfd signalled by the interrupts of a vector, or none. Errors as for `EVENTFD`.
-    pub(crate) fn set_eventfd(&self, file: &OpenFile, fd: i32, vector: u32) -> Result {
-        if self.is_gone() {
-            return Err(ENODEV);
-        }
+    /// Has an eventfd signalled by the interrupts of a vector, or none if `fd` is -1. Errors as for
+    /// `EVENTFD`.
+    pub(crate) fn set_eventfd(&self, file: &Waiter, fd: i32, vector: u32) -> Result {
         if self.vectors() == 0 {
             return Err(ENXIO);
         }
@@ -155,12 +122,68 @@ impl Device {
         }
         // What was there before is given up here, when the lock is free again.
         drop(eventfd);
-        // The device may have been lost meanwhile: then nobody would ever signal it.
-        if self.is_gone() {
-            return Err(ENODEV);
-        }
         Ok(())
     }
+
+    /// Tells who listens to `vector`, or holds a slot that `is_meant`, that it has rung.
+    pub(crate) fn signal(&self, vector: u32, is_meant: impl Fn(u32) -> bool) {
+        for listener in &*self.listeners.lock() {
+            if listener.file.slot().is_none_or(&is_meant) {
+                listener.file.signal();
+            }
+            if let Some((eventfd, _)) = listener
+                .eventfd
+                .as_ref()
+                .filter(|(_, theirs)| *theirs == vector)
+            {
+                eventfd.signal();
+            }
+        }
+    }
+
+    /// Tells all who listen that something has changed.
+    pub(crate) fn signal_all(&self) {
+        for listener in &*self.listeners.lock() {
+            listener.file.signal();
+            if let Some((eventfd, _)) = &listener.eventfd {
+                eventfd.signal();
+            }
+        }
+    }
+
+    /// Tells all who wait that the device is gone.
+    pub(crate) fn hang_up(&self) {
+        for listener in &*self.listeners.lock() {
+            listener.file.hang_up();
+            if let Some((eventfd, _)) = &listener.eventfd {
+                eventfd.signal();
+            }
+        }
+    }
+}
+
+/// Rings one doorbell of the machine that has a section. `ENOTCONN` if none has it.
+pub(crate) fn ring(bars: &Bars, header: &RegionHeader, section: u32, vector: u32) -> Result {
+    let machine = machine(bars, header, section).ok_or_else(not_connected)?;
+    ring_machine(bars, machine, vector)
+}
+
+/// Rings the first `vectors` doorbells, all there are, of the machine that has a section.
+pub(crate) fn ring_all(bars: &Bars, header: &RegionHeader, section: u32, vectors: u32) {
+    let Some(machine) = machine(bars, header, section) else {
+        return;
+    };
+    for vector in 0..vectors {
+        // Whoever can't be told looks by itself, if later.
+        let _ = ring_machine(bars, machine, vector);
+    }
+}
+
+/// By which number the doorbell register knows the machine that has a section, if it is there.
+fn machine(bars: &Bars, header: &RegionHeader, number: u32) -> Option<u32> {
+    let SectionEntry { state, vm_id, .. } = section::entry(&bars.memory, header, number)?;
+    let machine = vm_id.checked_sub(1)?;
+    (state == SECTION_JOINED && machine <= MAX_ID).then_some(machine)
 }
 
 fn ring_machine(bars: &Bars, machine: u32, vector: u32) -> Result {

@@ -5,16 +5,15 @@
 use kernel::prelude::*;
 
 use crate::{
-    file::OpenFile,
-    sys::{Fault, NewVma, Outcome},
+    device::Device,
+    sys::{Fault, FillsPages, NewVma, Outcome},
 };
 
 /// Makes a mapping of the region, or refuses it.
 ///
 /// `ENODEV` if the device is gone, `EINVAL` for a private mapping and for what lies outside of the
 /// region, `EACCES` for what must not be written or executed.
-pub(crate) fn map(file: &OpenFile, vma: NewVma<'_>) -> Result {
-    let device = file.device();
+pub(crate) fn map<F: FillsPages>(device: &Device, vma: NewVma<'_, F>) -> Result {
     if device.is_gone() {
         return Err(ENODEV);
     }
@@ -41,7 +40,7 @@ pub(crate) fn map(file: &OpenFile, vma: NewVma<'_>) -> Result {
 ///
 /// Once the device is gone, nothing is filled in any more. The device's locks come after the
 /// process's lock of its mappings: whoever holds one must not touch the memory of a process.
-pub(crate) fn fault(file: &OpenFile, fault: &Fault) -> Outcome {
-    let filled = file.device().fill(|frames| fault.insert(frames));
+pub(crate) fn fault(device: &Device, fault: &Fault) -> Outcome {
+    let filled = device.fill(|frames| fault.insert(frames));
     filled.unwrap_or(Outcome::SIGBUS)
 }

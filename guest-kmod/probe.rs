@@ -14,7 +14,10 @@ use crate::{
         ivshmem::{DEVICE, MEMORY_BAR, REGISTERS_BAR, REG_DOORBELL, REG_IV_POSITION, VENDOR},
         region::{HeaderError, RegionHeader},
     },
-    device::{Bars, Device, Facts},
+    attributes::GROUPS,
+    bars::Bars,
+    device::{Device, Facts},
+    file::OpenFile,
     section::Identity,
     sys::{self, Enabled, Frames, Irq, Memory, Number, Region, Registers, Registration, Vectors},
 };
@@ -56,8 +59,8 @@ impl pci::Driver for Driver {
 /// What is left when [`Bound::drop`] has run is given back in the order of the fields.
 pub(crate) struct Bound {
     device: Arc<Device>,
-    registration: Option<Registration>,
-    irqs: KVec<Irq>,
+    registration: Option<Registration<Device>>,
+    irqs: KVec<Irq<Device>>,
     vectors: Option<Vectors>,
     _enabled: Enabled,
     _registers_bar: Option<Region>,
@@ -141,7 +144,13 @@ impl Bound {
             Some(Err(_)) => no_doorbells(pdev),
             None => (),
         }
-        self.registration = Some(Registration::new(device.clone(), pdev)?);
+        self.registration = Some(Registration::new(
+            device.name(),
+            device.clone(),
+            pdev,
+            sys::operations::<OpenFile>(),
+            &GROUPS,
+        )?);
         self.greet(pdev);
         Ok(())
     }
@@ -220,10 +229,11 @@ fn doorbells(
 }
 
 /// A handler for each of the vectors.
-fn handlers(vectors: &Vectors, device: &Arc<Device>) -> Result<KVec<Irq>> {
+fn handlers(vectors: &Vectors, device: &Arc<Device>) -> Result<KVec<Irq<Device>>> {
     let mut irqs = KVec::new();
     for vector in 0..vectors.count() {
-        irqs.push(Irq::request(vectors, vector, device.clone())?, GFP_KERNEL)?;
+        let irq = Irq::request(vectors, vector, device.name(), device.clone())?;
+        irqs.push(irq, GFP_KERNEL)?;
     }
     Ok(irqs)
 }

@@ -14,7 +14,9 @@
 //! | `abi.rs` | the words shared with the host and the library |
 //! | `probe.rs` | a PCI device comes and goes |
 //! | `device.rs` | what all open files of one device share |
-//! | `file.rs` | one open file, its ioctls, and the endpoint slot that it holds |
+//! | `file.rs` | one open file, and its ioctls |
+//! | `waiter.rs` | an open file as its device knows it: its endpoint slot, and what it waits for |
+//! | `bars.rs` | the device's memory and registers |
 //! | `mmap.rs` | mappings, and the faults that fill them |
 //! | `doorbell.rs` | who listens to which interrupt, and ringing others |
 //! | `section.rs` | which section is ours, and the lives in it |
@@ -27,6 +29,7 @@ use kernel::{driver, pci, prelude::*};
 #[allow(dead_code, missing_docs, unexpected_cfgs, unreachable_pub)]
 mod abi;
 mod attributes;
+mod bars;
 mod device;
 mod doorbell;
 mod file;
@@ -34,6 +37,7 @@ mod mmap;
 mod probe;
 mod section;
 mod sys;
+mod waiter;
 
 #[pin_data]
 struct Vmshm {
@@ -48,14 +52,6 @@ impl kernel::InPlaceModule for Vmshm {
             driver <- driver::Registration::new(<Self as kernel::ModuleMetadata>::NAME, module),
         })
     }
-}
-
-/// This module, for the kernel to hold it while a file is open.
-const fn this_module() -> *mut kernel::bindings::module {
-    #[cfg(not(linux_7_3))]
-    return THIS_MODULE.as_ptr();
-    #[cfg(linux_7_3)]
-    return kernel::module::this_module::<Vmshm>().as_ptr();
 }
 
 module! {

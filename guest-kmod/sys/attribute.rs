@@ -6,7 +6,6 @@ use core::{cell::UnsafeCell, fmt, ptr};
 use kernel::{bindings, page::PAGE_SIZE, prelude::*};
 
 use super::misc;
-use crate::device::Device;
 
 /// The page that an attribute is shown on. What does not fit is left out.
 pub(crate) struct Page {
@@ -32,23 +31,23 @@ impl fmt::Write for Page {
 ///
 /// # Safety
 ///
-/// `dev` is the device that `misc_register` made of a [`Registration`], which is kept from going
-/// away, and `buffer` a page, as sysfs gives them to a `show` function.
-pub(crate) unsafe fn show(
+/// `dev` is the device that `misc_register` made of a [`misc::Registration`] of a `D`, which is kept
+/// from going away, and `buffer` a page, as sysfs gives them to a `show` function.
+pub(crate) unsafe fn show<D>(
     dev: *mut bindings::device,
     buffer: *mut c_char,
-    write: fn(&Device, &mut Page) -> fmt::Result,
+    write: fn(&D, &mut Page) -> fmt::Result,
 ) -> isize {
     // SAFETY: `misc_register` gives its device the misc device as driver data.
     let misc = unsafe { bindings::dev_get_drvdata(dev) };
     // SAFETY: Removal of the attributes, in `misc_deregister`, waits until nobody shows them.
-    let device = unsafe { misc::device(misc.cast()) };
+    let device = unsafe { misc::device::<D>(misc.cast()) };
     let mut page = Page {
         buffer: buffer.cast(),
         used: 0,
     };
     // It fails only where the page is full.
-    let _ = write(&device, &mut page);
+    let _ = write(device, &mut page);
     page.used as isize
 }
 
@@ -110,9 +109,10 @@ pub(crate) const fn group(attributes: *mut *mut bindings::attribute) -> bindings
     group
 }
 
-/// Defines `GROUPS`, the attributes of the device: names, and the functions that write them.
+/// Defines `GROUPS`, the attributes of a device: its type, and names with the functions that write
+/// them.
 macro_rules! attributes {
-    ($count:literal: $($name:literal => $write:ident,)*) => {
+    ($device:ty, $count:literal: $($name:literal => $write:ident,)*) => {
         static ATTRIBUTES: [$crate::sys::Attribute; $count] = [$({
             /// # Safety
             ///
@@ -123,7 +123,7 @@ macro_rules! attributes {
                 buffer: *mut c_char,
             ) -> isize {
                 // SAFETY: Sysfs calls this for a device that has the attribute, with a page.
-                unsafe { $crate::sys::show(dev, buffer, $write) }
+                unsafe { $crate::sys::show::<$device>(dev, buffer, $write) }
             }
             $crate::sys::Attribute::new($name, show)
         }),*];
@@ -142,8 +142,9 @@ macro_rules! attributes {
             $crate::sys::Table::new([$crate::sys::group(POINTERS.as_ptr())]);
 
         /// What the misc device is registered with.
-        pub(crate) static GROUPS: $crate::sys::Table<[*const kernel::bindings::attribute_group; 2]> =
-            $crate::sys::Table::new([GROUP.as_ptr(), core::ptr::null()]);
+        pub(crate) static GROUPS: $crate::sys::Groups<$device> =
+            // SAFETY: The group is a static, and `show` above takes the device for this type.
+            unsafe { $crate::sys::Groups::new(GROUP.as_ptr()) };
     };
 }
 pub(crate) use attributes;

@@ -1,128 +1,111 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The file operations, from C to [`OpenFile`].
-//!
-//! An open file's `private_data` is that of an `Arc<OpenFile>`, put there by `open` and taken away
-//! by `release`. Between these the kernel calls all others.
+//! The file operations, from C to a type of ours.
 
-use core::ptr;
+use core::marker::PhantomData;
 use kernel::{
     bindings,
     error::from_result,
     prelude::*,
     sync::Arc,
-    uaccess::{UserPtr, UserSlice},
+    uaccess::{UserPtr, UserSlice, UserSliceWriter},
 };
 
-use super::{misc, vma::NewVma};
-use crate::{file::OpenFile, mmap, this_module};
+use super::{
+    inode::Inode,
+    misc::{self, Operations},
+    private_data::{opened, put, take},
+    vma::{FillsPages, NewVma},
+    wait::PollTable,
+};
 
-/// A `file_operations` for a static.
-pub(super) struct Operations(bindings::file_operations);
+/// An open file of a misc device. Each operation is called by the kernel's of the same name.
+pub(crate) trait File: FillsPages + Send {
+    /// What the misc device stands for.
+    type Device: Send + Sync + 'static;
 
-// SAFETY: It is never written.
-unsafe impl Sync for Operations {}
+    /// A process opens the device, through `inode`.
+    fn open(device: Arc<Self::Device>, inode: Inode) -> Result<Arc<Self>>;
 
-impl Operations {
-    pub(super) const fn get(&self) -> &bindings::file_operations {
-        &self.0
-    }
+    /// The last descriptor and the last mapping are gone.
+    fn release(this: Arc<Self>);
+
+    /// A process has closed a descriptor, or has ended.
+    fn flush(&self);
+
+    /// Gives bytes, and says how many.
+    fn read(&self, to: &mut UserSliceWriter) -> Result<usize>;
+
+    /// What can be had without waiting.
+    fn poll(&self, table: &PollTable) -> u32;
+
+    /// A command, and where its argument is.
+    fn ioctl(&self, command: u32, argument: UserPtr) -> Result;
+
+    /// Makes a mapping, or refuses it.
+    fn mmap(&self, vma: NewVma<'_, Self>) -> Result;
 }
 
-pub(super) static OPERATIONS: Operations = Operations(bindings::file_operations {
-    // Without an owner the module could be unloaded under an open file.
-    owner: this_module(),
-    open: Some(open),
-    release: Some(release),
-    flush: Some(flush),
-    read: Some(read),
-    llseek: Some(bindings::noop_llseek),
-    poll: Some(poll),
-    unlocked_ioctl: Some(ioctl),
-    compat_ioctl: bindings::compat_ptr_ioctl,
-    mmap: Some(mmap),
-    // Picks addresses that large pages fit, where the process leaves the choice to the kernel.
-    #[cfg(CONFIG_TRANSPARENT_HUGEPAGE)]
-    get_unmapped_area: Some(bindings::thp_get_unmapped_area),
-    ..pin_init::zeroed()
-});
-
-/// A reference to the inode through which a file was opened; all mappings of the file belong to it.
-///
-/// # Invariants
-///
-/// The pointer is valid, and one of its references is ours.
-#[derive(PartialEq, Eq)]
-pub(crate) struct Inode(*mut bindings::inode);
-
-// SAFETY: Inodes are reference counted and belong to no thread.
-unsafe impl Send for Inode {}
-// SAFETY: As above; mappings have locks of their own.
-unsafe impl Sync for Inode {}
-
-impl Inode {
-    /// Takes all pages out of all mappings of all files that were opened through the inode, in
-    /// whatever process. The next access to them faults. May sleep.
-    pub(crate) fn unmap(&self) {
-        // SAFETY: By the type's invariants. A length of 0 means up to the end.
-        unsafe { bindings::unmap_mapping_range((*self.0).i_mapping, 0, 0, 1) };
-    }
+/// The operations of a misc device whose open files are `F`s.
+pub(crate) const fn operations<F: File>() -> &'static Operations<F::Device> {
+    &Table::<F>::OPERATIONS
 }
 
-impl Drop for Inode {
-    fn drop(&mut self) {
-        // SAFETY: By the type's invariants; the reference is given up here.
-        unsafe { bindings::iput(self.0) };
-    }
+struct Table<F>(PhantomData<F>);
+
+impl<F: File> Table<F> {
+    // INVARIANT: `open` takes an `F::Device` from the misc device; no other operation sees it.
+    const OPERATIONS: Operations<F::Device> = Operations {
+        raw: bindings::file_operations {
+            // Without an owner the module could be unloaded under an open file.
+            owner: this_module(),
+            open: Some(open::<F>),
+            release: Some(release::<F>),
+            flush: Some(flush::<F>),
+            read: Some(read::<F>),
+            llseek: Some(bindings::noop_llseek),
+            poll: Some(poll::<F>),
+            unlocked_ioctl: Some(ioctl::<F>),
+            compat_ioctl: bindings::compat_ptr_ioctl,
+            mmap: Some(mmap::<F>),
+            // Picks addresses that large pages fit, where the process leaves the choice to the
+            // kernel.
+            #[cfg(CONFIG_TRANSPARENT_HUGEPAGE)]
+            get_unmapped_area: Some(bindings::thp_get_unmapped_area),
+            ..pin_init::zeroed()
+        },
+        device: PhantomData,
+    };
 }
 
-/// What `poll` was called with.
-///
-/// # Invariants
-///
-/// Both pointers are valid, or that of the table null, while this lives.
-pub(crate) struct PollTable {
-    file: *mut bindings::file,
-    table: *mut bindings::poll_table,
-}
-
-impl PollTable {
-    pub(super) fn file(&self) -> *mut bindings::file {
-        self.file
+/// This module, as the kernel's build names it in each module. What `module!` defines can only be
+/// named by those who know the whole driver.
+const fn this_module() -> *mut bindings::module {
+    extern "C" {
+        // Of another type; nothing but its address is taken.
+        static __this_module: u8;
     }
-
-    pub(super) fn table(&self) -> *mut bindings::poll_table {
-        self.table
-    }
-}
-
-/// The open file.
-///
-/// # Safety
-///
-/// `open` has succeeded for the file, and `release` is not called as long as `'a`.
-pub(super) unsafe fn opened<'a>(file: *mut bindings::file) -> &'a OpenFile {
-    // SAFETY: By this function's contract, `private_data` is that of an `Arc<OpenFile>`, which
-    // lives.
-    unsafe { &*(*file).private_data.cast::<OpenFile>() }
+    (&raw const __this_module).cast_mut().cast()
 }
 
 /// # Safety
 ///
 /// Only called by the kernel, for a new file.
-unsafe extern "C" fn open(inode: *mut bindings::inode, file: *mut bindings::file) -> c_int {
+unsafe extern "C" fn open<F: File>(
+    inode: *mut bindings::inode,
+    file: *mut bindings::file,
+) -> c_int {
     from_result(|| {
         // SAFETY: `misc_open` has put the misc device there, and keeps it from going away
         // meanwhile.
-        let device = unsafe { misc::device((*file).private_data.cast()) };
+        let device = unsafe { misc::device::<F::Device>((*file).private_data.cast()) };
         // SAFETY: Valid by this function's contract.
-        unsafe { bindings::ihold(inode) };
-        // INVARIANT: The reference was taken just now.
-        let opened = OpenFile::open(device.into(), Inode(inode))?;
+        let held = unsafe { Inode::hold(inode) };
+        let opened = F::open(device.clone(), held)?;
         // SAFETY: Both are valid by this function's contract. It never fails.
         unsafe { bindings::stream_open(inode, file) };
-        // SAFETY: Nobody else looks at a file that is being opened.
-        unsafe { (*file).private_data = Arc::into_raw(opened).cast_mut().cast() };
+        // SAFETY: The file is being opened.
+        unsafe { put(file, opened) };
         Ok(0)
     })
 }
@@ -130,33 +113,38 @@ unsafe extern "C" fn open(inode: *mut bindings::inode, file: *mut bindings::file
 /// # Safety
 ///
 /// Only called by the kernel, once for each file that `open` succeeded for, after all else.
-unsafe extern "C" fn release(_inode: *mut bindings::inode, file: *mut bindings::file) -> c_int {
+unsafe extern "C" fn release<F: File>(
+    _inode: *mut bindings::inode,
+    file: *mut bindings::file,
+) -> c_int {
     // SAFETY: `open` has put it there, and nobody looks at it any more.
-    let opened = unsafe { Arc::from_raw((*file).private_data.cast::<OpenFile>()) };
-    OpenFile::release(opened);
+    F::release(unsafe { take(file) });
     0
 }
 
 /// # Safety
 ///
 /// Only called by the kernel, for an open file.
-unsafe extern "C" fn flush(file: *mut bindings::file, _id: bindings::fl_owner_t) -> c_int {
+unsafe extern "C" fn flush<F: File>(
+    file: *mut bindings::file,
+    _id: bindings::fl_owner_t,
+) -> c_int {
     // SAFETY: By this function's contract.
-    unsafe { opened(file) }.flush();
+    unsafe { opened::<F>(file) }.flush();
     0
 }
 
 /// # Safety
 ///
 /// Only called by the kernel, for an open file.
-unsafe extern "C" fn read(
+unsafe extern "C" fn read<F: File>(
     file: *mut bindings::file,
     buffer: *mut c_char,
     len: usize,
     _position: *mut bindings::loff_t,
 ) -> isize {
     // SAFETY: By this function's contract.
-    let opened = unsafe { opened(file) };
+    let opened = unsafe { opened::<F>(file) };
     let mut to = UserSlice::new(UserPtr::from_ptr(buffer.cast()), len).writer();
     match opened.read(&mut to) {
         Ok(bytes) => bytes as isize,
@@ -167,26 +155,25 @@ unsafe extern "C" fn read(
 /// # Safety
 ///
 /// Only called by the kernel, for an open file.
-unsafe extern "C" fn poll(
+unsafe extern "C" fn poll<F: File>(
     file: *mut bindings::file,
     table: *mut bindings::poll_table_struct,
 ) -> bindings::__poll_t {
-    // INVARIANT: Valid or null by this function's contract.
-    let table = PollTable { file, table };
     // SAFETY: By this function's contract.
-    unsafe { opened(file) }.poll(&table)
+    let (opened, table) = unsafe { (opened::<F>(file), PollTable::from_raw(file, table)) };
+    opened.poll(&table)
 }
 
 /// # Safety
 ///
 /// Only called by the kernel, for an open file.
-unsafe extern "C" fn ioctl(
+unsafe extern "C" fn ioctl<F: File>(
     file: *mut bindings::file,
     command: c_uint,
     argument: c_ulong,
 ) -> c_long {
     // SAFETY: By this function's contract.
-    let opened = unsafe { opened(file) };
+    let opened = unsafe { opened::<F>(file) };
     match opened.ioctl(command, UserPtr::from_addr(argument)) {
         Ok(()) => 0,
         Err(error) => error.to_errno() as c_long,
@@ -196,21 +183,14 @@ unsafe extern "C" fn ioctl(
 /// # Safety
 ///
 /// Only called by the kernel, for an open file and a mapping that is being made of it.
-unsafe extern "C" fn mmap(file: *mut bindings::file, vma: *mut bindings::vm_area_struct) -> c_int {
+unsafe extern "C" fn mmap<F: File>(
+    file: *mut bindings::file,
+    vma: *mut bindings::vm_area_struct,
+) -> c_int {
     from_result(|| {
         // SAFETY: By this function's contract.
-        let (opened, vma) = unsafe { (opened(file), NewVma::from_raw(vma)) };
-        mmap::map(opened, vma)?;
+        let (opened, vma) = unsafe { (opened::<F>(file), NewVma::from_raw(vma)) };
+        opened.mmap(vma)?;
         Ok(0)
     })
-}
-
-/// The open file that a mapping was made of.
-///
-/// # Safety
-///
-/// The mapping was made by `mmap` above, and lives as long as `'a`.
-pub(super) unsafe fn of_mapping<'a>(vma: *mut bindings::vm_area_struct) -> &'a OpenFile {
-    // SAFETY: A mapping holds its file, so `release` is not called before the mapping is gone.
-    unsafe { opened(ptr::read(&raw const (*vma).vm_file)) }
 }

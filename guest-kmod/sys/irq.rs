@@ -3,10 +3,9 @@
 //! Message-signalled interrupts.
 
 use core::ptr;
-use kernel::{bindings, pci, prelude::*, sync::aref::ARef, sync::Arc};
+use kernel::{bindings, pci, prelude::*, str::CString, sync::aref::ARef, sync::Arc};
 
 use super::pci::raw;
-use crate::device::Device;
 
 /// The interrupt vectors of a device.
 pub(crate) struct Vectors {
@@ -54,39 +53,55 @@ const HANDLED: bindings::irqreturn_t = bindings::irqreturn_IRQ_HANDLED;
 #[cfg(linux_7_3)]
 const HANDLED: bindings::irqreturn_t = bindings::irqreturn::IRQ_HANDLED;
 
-/// What a handler is given.
-struct Cookie {
-    device: Arc<Device>,
-    vector: u32,
+/// A device that interrupts.
+pub(crate) trait Interrupts: Send + Sync + 'static {
+    /// An interrupt has come. Called by its handler, which must not sleep.
+    fn interrupt(&self, vector: u32);
 }
 
-/// A handler of one vector, which calls [`Device::rung`]. When this is dropped, the handler has run
-/// for the last time.
+/// What a handler is given.
+struct Cookie<D> {
+    device: Arc<D>,
+    vector: u32,
+    /// As `/proc/interrupts` shows it.
+    name: CString,
+}
+
+/// A handler of one vector, which calls [`Interrupts::interrupt`]. When this is dropped, the handler
+/// has run for the last time.
 ///
 /// To be dropped before its [`Vectors`].
-pub(crate) struct Irq {
+pub(crate) struct Irq<D> {
     irq: c_uint,
-    cookie: KBox<Cookie>,
+    cookie: KBox<Cookie<D>>,
 }
 
-impl Irq {
+impl<D: Interrupts> Irq<D> {
     /// Has `device` told of each interrupt of a vector.
-    pub(crate) fn request(vectors: &Vectors, vector: u32, device: Arc<Device>) -> Result<Self> {
+    pub(crate) fn request(
+        vectors: &Vectors,
+        vector: u32,
+        name: &CStr,
+        device: Arc<D>,
+    ) -> Result<Self> {
         // SAFETY: The device is valid; a vector that it does not have gives an error.
         let irq = unsafe { bindings::pci_irq_vector(raw(&vectors.pdev), vector) };
         kernel::error::to_result(irq)?;
         let irq = irq as c_uint;
-        let name = device.name().as_char_ptr();
-        let cookie = KBox::new(Cookie { device, vector }, GFP_KERNEL)?;
-        // SAFETY: The cookie is in a box of its own, which is freed after `free_irq`. The name lies
-        // in the device, which the cookie holds.
+        let cookie = Cookie {
+            device,
+            vector,
+            name: CString::try_from(name)?,
+        };
+        let cookie = KBox::new(cookie, GFP_KERNEL)?;
+        // SAFETY: The cookie is in a box of its own, with the name, and freed after `free_irq`.
         let error = unsafe {
             bindings::request_threaded_irq(
                 irq,
-                Some(handle),
+                Some(handle::<D>),
                 None,
                 0,
-                name,
+                cookie.name.as_char_ptr(),
                 ptr::from_ref(&*cookie).cast_mut().cast(),
             )
         };
@@ -95,7 +110,7 @@ impl Irq {
     }
 }
 
-impl Drop for Irq {
+impl<D> Drop for Irq<D> {
     fn drop(&mut self) {
         // SAFETY: Requested by `request` with this very cookie. Waits for a handler that runs.
         unsafe { bindings::free_irq(self.irq, ptr::from_ref(&*self.cookie).cast_mut().cast()) };
@@ -105,9 +120,12 @@ impl Drop for Irq {
 /// # Safety
 ///
 /// Only called by the kernel, with the cookie given to `request_threaded_irq`.
-unsafe extern "C" fn handle(_irq: c_int, cookie: *mut c_void) -> bindings::irqreturn_t {
+unsafe extern "C" fn handle<D: Interrupts>(
+    _irq: c_int,
+    cookie: *mut c_void,
+) -> bindings::irqreturn_t {
     // SAFETY: The cookie lives until `free_irq` has returned; it is only ever read.
-    let cookie = unsafe { &*cookie.cast::<Cookie>() };
-    cookie.device.rung(cookie.vector);
+    let cookie = unsafe { &*cookie.cast::<Cookie<D>>() };
+    cookie.device.interrupt(cookie.vector);
     HANDLED
 }

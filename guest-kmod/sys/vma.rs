@@ -10,8 +10,7 @@ use kernel::{
     prelude::*,
 };
 
-use super::{files::of_mapping, Memory};
-use crate::mmap;
+use super::{memory::Memory, private_data::of_mapping};
 
 /// The page frames of a device's memory.
 ///
@@ -40,20 +39,23 @@ impl Frames {
 /// # Invariants
 ///
 /// The pointer is valid for `'a`, and nobody else knows the mapping yet.
-pub(crate) struct NewVma<'a> {
+pub(crate) struct NewVma<'a, F: ?Sized> {
     vma: *mut bindings::vm_area_struct,
     lifetime: PhantomData<&'a VmaNew>,
+    file: PhantomData<fn(&F)>,
 }
 
-impl<'a> NewVma<'a> {
+impl<F: FillsPages> NewVma<'_, F> {
     /// # Safety
     ///
-    /// `vma` was given to the operation `mmap` of [`super::files`], which lasts as long as `'a`.
+    /// `vma` was given to the operation `mmap` of [`super::files`], which lasts as long as this
+    /// lives, for a file that is an `F`.
     pub(super) unsafe fn from_raw(vma: *mut bindings::vm_area_struct) -> Self {
         // INVARIANT: By this function's contract.
         Self {
             vma,
             lifetime: PhantomData,
+            file: PhantomData,
         }
     }
 
@@ -92,7 +94,7 @@ impl<'a> NewVma<'a> {
         self.vma().executable()
     }
 
-    /// Makes it a mapping of page frames, which faults fill in by [`mmap::fault`]. Never to be
+    /// Makes it a mapping of page frames, which `F` fills in. Never to be
     /// executable, and never to be made writable later unless `may_write`.
     ///
     /// `EINVAL` if it is not shared.
@@ -114,23 +116,27 @@ impl<'a> NewVma<'a> {
         // to be, and has no pages. The operations are static.
         unsafe {
             (*self.vma).__bindgen_anon_2.vm_flags |= flags::PFNMAP;
-            (*self.vma).vm_ops = &OPERATIONS.0;
+            (*self.vma).vm_ops = &Table::<F>::OPERATIONS;
         }
         Ok(())
     }
 }
 
-/// A `vm_operations_struct` for a static.
-struct Operations(bindings::vm_operations_struct);
+/// An open file whose mappings get their pages when they are touched.
+pub(crate) trait FillsPages: Sized + Sync + 'static {
+    /// Fills in a page.
+    fn fault(&self, fault: &Fault) -> Outcome;
+}
 
-// SAFETY: It is never written.
-unsafe impl Sync for Operations {}
+struct Table<F>(PhantomData<F>);
 
-static OPERATIONS: Operations = Operations(bindings::vm_operations_struct {
-    fault: Some(fault),
-    huge_fault: Some(huge_fault),
-    ..pin_init::zeroed()
-});
+impl<F: FillsPages> Table<F> {
+    const OPERATIONS: bindings::vm_operations_struct = bindings::vm_operations_struct {
+        fault: Some(fault::<F>),
+        huge_fault: Some(huge_fault::<F>),
+        ..pin_init::zeroed()
+    };
+}
 
 /// How a fault ends.
 #[derive(Clone, Copy)]
@@ -240,24 +246,26 @@ impl Fault {
 
 /// # Safety
 ///
-/// Only called by the kernel, for a mapping that has [`OPERATIONS`].
-unsafe extern "C" fn huge_fault(
+/// Only called by the kernel, for a mapping that has the operations of [`Table`] for `F`.
+unsafe extern "C" fn huge_fault<F: FillsPages>(
     vmf: *mut bindings::vm_fault,
     order: c_uint,
 ) -> bindings::vm_fault_t {
     if order > Fault::LARGE {
         return Outcome::FALLBACK.0;
     }
-    // SAFETY: Such a mapping was made by `NewVma::finish`, hence by the operation `mmap`.
-    let file = unsafe { of_mapping((*vmf).__bindgen_anon_1.vma) };
+    // SAFETY: Such a mapping was made by `NewVma::finish`, hence of a file that is an `F`.
+    let file = unsafe { of_mapping::<F>((*vmf).__bindgen_anon_1.vma) };
     // INVARIANT: As above.
-    mmap::fault(file, &Fault { vmf, order }).0
+    file.fault(&Fault { vmf, order }).0
 }
 
 /// # Safety
 ///
 /// As for [`huge_fault`].
-unsafe extern "C" fn fault(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
+unsafe extern "C" fn fault<F: FillsPages>(
+    vmf: *mut bindings::vm_fault,
+) -> bindings::vm_fault_t {
     // SAFETY: By this function's contract.
-    unsafe { huge_fault(vmf, 0) }
+    unsafe { huge_fault::<F>(vmf, 0) }
 }

@@ -4,12 +4,33 @@
 
 use kernel::{bindings, prelude::*, sync::LockClassKey, types::Opaque};
 
-use super::PollTable;
+/// What `poll` was called with.
+///
+/// # Invariants
+///
+/// Both pointers are valid, or that of the table null, while this lives.
+pub(crate) struct PollTable {
+    file: *mut bindings::file,
+    table: *mut bindings::poll_table,
+}
+
+impl PollTable {
+    /// # Safety
+    ///
+    /// Both are those of a call of `poll` that lasts as long as this lives.
+    pub(super) unsafe fn from_raw(
+        file: *mut bindings::file,
+        table: *mut bindings::poll_table,
+    ) -> Self {
+        // INVARIANT: By this function's contract.
+        Self { file, table }
+    }
+}
 
 /// Those who wait in `poll`, `select` or `epoll` for one open file.
 ///
-/// It is part of what belongs to an open file and is freed in `release`: all of them have let go of
-/// it by then, since they hold the file (`epoll` is told of its end before).
+/// It belongs to an open file, and is not freed before `release`: all of them have let go of it by
+/// then, since they hold the file (`epoll` is told of its end before).
 #[pin_data]
 pub(crate) struct WaitQueue {
     #[pin]
@@ -37,7 +58,7 @@ impl WaitQueue {
     pub(crate) fn register(&self, table: &PollTable) {
         // SAFETY: File and table are valid by the invariants of `PollTable`. The queue outlives the
         // file, see above.
-        unsafe { bindings::poll_wait(table.file(), self.head.get(), table.table()) };
+        unsafe { bindings::poll_wait(table.file, self.head.get(), table.table) };
     }
 
     /// Wakes all, saying that `events` have come. To be called after what they wait for was
