@@ -6,11 +6,29 @@ use std::sync::atomic::Ordering;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use parking_lot::Mutex;
 
+use crate::bus::Bus;
 use crate::control::{Control, End};
-use crate::vm::Parts;
+use crate::space::Space;
 
 /// Why KVM gave up: an instruction that it cannot emulate.
 const EMULATION: u32 = kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
+
+/// What the threads of a VM's vCPUs use.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) space: Arc<Space>,
+    pub(crate) memory_bus: Bus,
+    pub(crate) port_bus: Bus,
+}
+
+impl Parts {
+    /// A store that KVM did not carry out: to a read-only part of a shared BAR, or to a device.
+    fn store(&self, address: u64, data: &[u8]) {
+        if !self.space.drop_store(address) {
+            self.memory_bus.write(address, data);
+        }
+    }
+}
 
 /// Runs a vCPU until the VM ends.
 pub(crate) fn run(vcpu: &Mutex<VcpuFd>, number: usize, vm: &Parts, control: &Arc<Control>) {

@@ -24,28 +24,12 @@ use crate::layout;
 use crate::memory::Ram;
 use crate::shared::Shared;
 use crate::space::Space;
+use crate::thread;
 use crate::topology::Topology;
-use crate::{thread, vcpu};
+use crate::vcpu::{self, Parts};
 
 /// A kick can fall between a vCPU's look at the state and its entry into the guest, so it is repeated.
 const KICK_AGAIN: Duration = Duration::from_millis(2);
-
-/// What the threads of a VM use.
-#[derive(Debug)]
-pub(crate) struct Parts {
-    space: Arc<Space>,
-    pub(crate) memory_bus: Bus,
-    pub(crate) port_bus: Bus,
-}
-
-impl Parts {
-    /// A store that KVM did not carry out: to a read-only part of a shared BAR, or to a device.
-    pub(crate) fn store(&self, address: u64, data: &[u8]) {
-        if !self.space.drop_store(address) {
-            self.memory_bus.write(address, data);
-        }
-    }
-}
 
 /// A VM that does not run yet.
 ///
