@@ -5,19 +5,19 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::accel::{self, Accel, Wish};
-use crate::guest_mpi;
-use crate::host_mpi::{HostMpi, Layer};
-use crate::image;
+use crate::base::progress;
+use crate::base::workspace::Workspace;
+use crate::debian::packages;
+use crate::figures::plot::{self, Panel, Series};
+use crate::figures::table::{self, Table};
+use crate::install::stage;
+use crate::lab::accel::{self, Accel, Wish};
+use crate::lab::image;
+use crate::lab::region::Region;
 use crate::lab::{Lab, PAYLOAD, Plan};
-use crate::osu::{self, Points};
-use crate::packages;
-use crate::plot::{self, Panel, Series};
-use crate::progress;
-use crate::region::Region;
-use crate::stage;
-use crate::table::{self, Table};
-use crate::workspace::Workspace;
+use crate::mpi::guest_mpi;
+use crate::mpi::host_mpi::{HostMpi, Layer};
+use crate::mpi::osu::{self, Points};
 
 const HOST_REGION: &str = "256M";
 const SIZES: [u64; 10] = [0, 8, 64, 512, 4096, 16384, 65536, 131_072, 262_144, 1_048_576];
@@ -110,7 +110,7 @@ fn host(stage: &Path, out: &Path, columns: &mut Vec<Column>, failures: &mut Vec<
 
 /// A failed job leaves a gap in the table and is told at the end; only an interrupt ends the demo at once.
 fn kept(result: Result<Points>, failures: &mut Vec<String>) -> Result<Points> {
-    crate::cleanup::check()?;
+    crate::base::cleanup::check()?;
     Ok(result.unwrap_or_else(|error| {
         failures.push(format!("{error:#}"));
         Points::new()

@@ -19,16 +19,17 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+use base::cleanup;
 use base::workspace::Workspace;
-use base::{cleanup, process, progress, workspace};
-use debian::{cache, packages};
-use figures::{plot, table};
-use install::{build_tree, stage};
+use debian::packages;
+use install::build_tree;
 use kernel::kmod;
-use lab::accel::{self, Wish};
-use lab::{image, region};
-use mpi::{guest_mpi, host_mpi, osu};
+use lab::accel::Wish;
+use lab::image;
 use test::Choice;
+// For vmm_lab.
+use base::{process, workspace};
+use debian::cache;
 
 /// Builds, shows, tests and measures vmshm.
 #[derive(Debug, Parser)]
