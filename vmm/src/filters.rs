@@ -102,6 +102,14 @@ const VFIO_IOMMU_UNMAP_DMA: u32 = 0x3b72;
 const IOMMU_IOAS_MAP: u32 = 0x3b85;
 const IOMMU_IOAS_UNMAP: u32 = 0x3b86;
 
+/// A guest sets queues up that the kernel sees to.
+const VHOST_SET_VRING_NUM: u32 = 0x4008_af10;
+const VHOST_SET_VRING_ADDR: u32 = 0x4028_af11;
+const VHOST_SET_VRING_BASE: u32 = 0x4008_af12;
+const VHOST_SET_VRING_KICK: u32 = 0x4008_af20;
+const VHOST_SET_VRING_CALL: u32 = 0x4008_af21;
+const VHOST_NET_SET_BACKEND: u32 = 0x4008_af30;
+
 const VCPU: &[Call] = &[
     Request(
         libc::SYS_ioctl,
@@ -120,6 +128,12 @@ const VCPU: &[Call] = &[
             VFIO_IOMMU_UNMAP_DMA,
             IOMMU_IOAS_MAP,
             IOMMU_IOAS_UNMAP,
+            VHOST_SET_VRING_NUM,
+            VHOST_SET_VRING_ADDR,
+            VHOST_SET_VRING_BASE,
+            VHOST_SET_VRING_KICK,
+            VHOST_SET_VRING_CALL,
+            VHOST_NET_SET_BACKEND,
         ],
     ),
     // Registers of passed-through devices.
@@ -128,7 +142,7 @@ const VCPU: &[Call] = &[
 ];
 
 const DEVICE: &[Call] = &[
-    // A console's next client.
+    // The next client of a console, or the next peer of a network's stream.
     Any(libc::SYS_accept4),
     Any(libc::SYS_pread64),
     Any(libc::SYS_pwrite64),

@@ -225,6 +225,13 @@ pub fn queues(data: &[u8]) {
     let name = |end: &str| dir.join(format!("{end}-{:?}", std::thread::current().id()));
     let (near, far) = (name("near"), name("far"));
     match kind % 4 {
+        _ if *kind >= 240 => {
+            let net = Net::listen(&near, [2; 6]).expect("a socket");
+            let peer = UnixStream::connect(&near).expect("a network");
+            // What a peer sends is anything as well.
+            send(&peer, data, &[]);
+            queue(net, data);
+        }
         _ if *kind >= 224 => {
             let console = Hvc::listen(&near).expect("a socket");
             let typist = UnixStream::connect(&near).expect("a console");

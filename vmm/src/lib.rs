@@ -43,11 +43,13 @@ mod shared;
 pub mod smbios;
 mod socket_name;
 mod space;
+mod stream;
 mod sysfs;
 pub mod thread;
 mod topology;
 mod vcpu;
 pub mod vfio;
+mod vhost;
 mod virtio;
 mod vm;
 

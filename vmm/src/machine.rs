@@ -240,9 +240,10 @@ impl Machine {
             root.add(device).expect("the number of devices was checked");
         }
         let mut workers = Vec::new();
-        let mut add = |(device, worker): (Arc<Virtio>, Worker)| {
+        // The queues of some devices are the kernel's.
+        let mut add = |(device, worker): (Arc<Virtio>, Option<Worker>)| {
             root.add(device).expect("the number of devices was checked");
-            workers.push(worker);
+            workers.extend(worker);
         };
         let mut index = mapped.len() as u64;
         let mut next = || {
@@ -251,16 +252,17 @@ impl Machine {
             [registers, registers + REGISTERS_ROOM]
         };
         let (space, lines) = (vm.space(), &interrupts);
+        let with_thread = |(device, worker)| (device, Some(worker));
         for disk in plan.disks {
-            add(Virtio::start(disk, next(), space, Arc::clone(lines))?);
+            add(with_thread(Virtio::start(disk, next(), space, Arc::clone(lines))?));
         }
         for net in plan.nets {
-            add(Virtio::start(net, next(), space, Arc::clone(lines))?);
+            add(net.start(next(), space, Arc::clone(lines))?);
         }
         if let Some(console) = plan.console {
-            add(Virtio::start(console, next(), space, Arc::clone(lines))?);
+            add(with_thread(Virtio::start(console, next(), space, Arc::clone(lines))?));
         }
-        add(Virtio::start(Random::open()?, next(), space, Arc::clone(lines))?);
+        add(with_thread(Virtio::start(Random::open()?, next(), space, Arc::clone(lines))?));
         let end = mapped.iter().map(|(start, len)| start + len).max();
         let (first, room) = layout::bars_64(host.address_bits());
         let high = end.unwrap_or(first);

@@ -1,6 +1,7 @@
-//! A virtio network card whose frames go through a unix datagram socket or a tap device.
+//! A virtio network card whose frames go through a unix socket or a tap device.
 //!
-//! A datagram is a frame, as with QEMU's `-netdev dgram`: two VMs are joined by a pair of sockets, without privileges.
+//! On datagram sockets a datagram is a frame, as with QEMU's `-netdev dgram`: two VMs are joined by a pair of sockets, without
+//! privileges. A stream socket is as with QEMU's `-netdev stream`.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -8,14 +9,19 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 
 use crate::error::Error;
+use crate::interrupts::Interrupts;
 use crate::socket_name::SocketName;
-use crate::virtio::{Backend, Done};
+use crate::space::Space;
+use crate::stream::Stream;
+use crate::vhost::Vhost;
+use crate::virtio::{Backend, Done, Virtio, Worker};
 
 /// Queue of frames to the guest, and from it.
 const RECEIVE: usize = 0;
@@ -41,6 +47,7 @@ enum Link {
         to: PathBuf,
         _name: SocketName,
     },
+    Stream(Stream),
     Tap(File),
 }
 
@@ -56,6 +63,31 @@ impl Net {
         socket.set_nonblocking(true).map_err(Error::io(doing()))?;
         let link = Link::Socket { socket, to: to.to_owned(), _name };
         Ok(Self { link, mac })
+    }
+
+    /// A card on a stream socket of this name, which is made anew: one peer after the other connects to it.
+    ///
+    /// # Errors
+    /// The socket cannot be made.
+    pub fn listen(path: &Path, mac: [u8; 6]) -> Result<Self, Error> {
+        let stream = Stream::listen(path);
+        let stream = stream.map_err(Error::io(format!("make the network socket {}", path.display())))?;
+        Ok(Self { link: Link::Stream(stream), mac })
+    }
+
+    /// A card that is connected to a stream socket of this name.
+    ///
+    /// # Errors
+    /// Nobody listens there.
+    pub fn connect(path: &Path, mac: [u8; 6]) -> Result<Self, Error> {
+        let doing = || {
+            let path = path.display();
+            format!(
+                "connect to the network socket {path} (start first what listens there, as with stream:{path},server)"
+            )
+        };
+        let stream = Stream::connect(path).map_err(Error::io(doing()))?;
+        Ok(Self { link: Link::Stream(stream), mac })
     }
 
     /// A card on an existing tap device of this name.
@@ -83,18 +115,39 @@ impl Net {
         Ok(Self { link: Link::Tap(file), mac })
     }
 
-    fn receive(&self, frame: &mut [u8]) -> io::Result<usize> {
-        match &self.link {
+    /// The device, and its thread where the kernel does not see to its queues.
+    pub(crate) fn start(
+        self,
+        bars: [u64; 2],
+        space: &Arc<Space>,
+        interrupts: Arc<dyn Interrupts>,
+    ) -> Result<(Arc<Virtio>, Option<Worker>), Error> {
+        if let Link::Tap(tap) = &self.link {
+            match Vhost::open(tap, space) {
+                Ok(vhost) => {
+                    tracing::info!("vhost-net, in the kernel, moves a network card's frames");
+                    return Ok((Virtio::in_kernel(&self, vhost, bars, interrupts)?, None));
+                }
+                Err(why) => tracing::info!(why, "a thread moves a network card's frames, without vhost-net"),
+            }
+        }
+        Virtio::start(self, bars, space, interrupts).map(|(device, worker)| (device, Some(worker)))
+    }
+
+    fn receive(&mut self, frame: &mut [u8]) -> io::Result<usize> {
+        match &mut self.link {
             Link::Socket { socket, .. } => socket.recv(frame),
+            Link::Stream(stream) => stream.receive(frame),
             Link::Tap(file) => (&*file).read(frame),
         }
     }
 
     /// Sends a frame, or loses it, as networks may.
-    fn send(&self, frame: &[u8]) {
-        let sent = match &self.link {
-            Link::Socket { socket, to, .. } => socket.send_to(frame, to),
-            Link::Tap(file) => (&*file).write(frame),
+    fn send(&mut self, frame: &[u8]) {
+        let sent = match &mut self.link {
+            Link::Socket { socket, to, .. } => socket.send_to(frame, to).map(drop),
+            Link::Stream(stream) => stream.send(frame),
+            Link::Tap(file) => (&*file).write(frame).map(drop),
         };
         if let Err(error) = sent {
             tracing::trace!(%error, "a frame is lost");
@@ -102,7 +155,7 @@ impl Net {
     }
 
     /// Frames from outside into the guest's buffers.
-    fn fill(&self, queue: &mut Queue, memory: &GuestMemoryMmap) -> Done {
+    fn fill(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap) -> Done {
         let mut done = Done::default();
         let mut frame = [0; HEADER + FRAME];
         // One buffer per frame.
@@ -133,7 +186,7 @@ impl Net {
     }
 
     /// Frames of the guest to outside.
-    fn drain(&self, queue: &mut Queue, memory: &GuestMemoryMmap) -> Done {
+    fn drain(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap) -> Done {
         let mut done = Done::default();
         while let Some(chain) = queue.pop_descriptor_chain(memory) {
             let head = chain.head_index();
@@ -179,10 +232,11 @@ impl Backend for Net {
     }
 
     fn source(&self) -> Option<BorrowedFd<'_>> {
-        Some(match &self.link {
-            Link::Socket { socket, .. } => socket.as_fd(),
-            Link::Tap(file) => file.as_fd(),
-        })
+        match &self.link {
+            Link::Socket { socket, .. } => Some(socket.as_fd()),
+            Link::Stream(stream) => stream.source(),
+            Link::Tap(file) => Some(file.as_fd()),
+        }
     }
 
     fn process(&mut self, index: usize, queue: &mut Queue, memory: &GuestMemoryMmap) -> Done {
@@ -198,9 +252,9 @@ mod tests {
     fn frames_go_from_socket_to_socket_and_are_lost_where_nobody_is() {
         let dir = tempfile::tempdir().unwrap();
         let (a, b) = (dir.path().join("a"), dir.path().join("b"));
-        let left = Net::socket(&a, &b, [2; 6]).unwrap();
+        let mut left = Net::socket(&a, &b, [2; 6]).unwrap();
         left.send(b"lost");
-        let right = Net::socket(&b, &a, [4; 6]).unwrap();
+        let mut right = Net::socket(&b, &a, [4; 6]).unwrap();
         left.send(b"frame");
         let mut frame = [0; 16];
         assert_eq!(right.receive(&mut frame).unwrap(), 5);
@@ -214,6 +268,64 @@ mod tests {
         std::fs::write(&b, "mine").unwrap();
         assert!(Net::socket(&b, &a, [4; 6]).unwrap_err().to_string().contains("network socket"));
         assert_eq!(std::fs::read(&b).unwrap(), b"mine");
+    }
+
+    /// A QEMU whose hub joins a stream and a pair of datagram sockets, both of which it has us talk to.
+    fn hub(dir: &Path, server: &str) -> Option<std::process::Child> {
+        let at = |name: &str| dir.join(name).display().to_string();
+        let mut command = std::process::Command::new("qemu-system-x86_64");
+        command.args(["-M", "none", "-nodefaults", "-display", "none", "-netdev"]);
+        command
+            .arg(format!("stream,id=s,server={server},addr.type=unix,addr.path={}", at("stream")))
+            .arg("-netdev");
+        let (local, remote) = (at("qemu"), at("us"));
+        command.arg(format!(
+            "dgram,id=d,local.type=unix,local.path={local},remote.type=unix,remote.path={remote}"
+        ));
+        for (port, netdev) in ["s", "d"].iter().enumerate() {
+            command.args(["-netdev", &format!("hubport,id=h{port},hubid=0,netdev={netdev}")]);
+        }
+        command.spawn().inspect_err(|error| eprintln!("skipped: no qemu-system-x86_64: {error}")).ok()
+    }
+
+    #[test]
+    fn qemu_understands_our_stream_and_we_understand_its_own() {
+        for server in ["off", "on"] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("stream");
+            // QEMU connects when it starts.
+            let listening = (server == "off").then(|| Net::listen(&path, [2; 6]).unwrap());
+            let Some(mut qemu) = hub(dir.path(), server) else { return };
+            let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
+            let mut until = |what: &str, done: &mut dyn FnMut() -> bool| {
+                while !done() {
+                    assert!(qemu.try_wait().unwrap().is_none(), "QEMU ended");
+                    assert!(std::time::Instant::now() < end, "{what}");
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
+            };
+            let mut stream = listening;
+            until("the stream", &mut || {
+                stream = stream.take().or_else(|| Net::connect(&path, [2; 6]).ok());
+                stream.is_some()
+            });
+            let mut stream = stream.unwrap();
+            let mut dgram = Net::socket(&dir.path().join("us"), &dir.path().join("qemu"), [4; 6]).unwrap();
+            let mut frame = [0; FRAME];
+            for len in [60, 61, 1514] {
+                let sent: Vec<_> = (0..len).map(|i| i as u8).collect();
+                until("a frame by the stream", &mut || {
+                    stream.send(&sent);
+                    dgram.receive(&mut frame).is_ok_and(|got| frame[..got] == sent)
+                });
+                until("a frame to the stream", &mut || {
+                    dgram.send(&sent);
+                    stream.receive(&mut frame).is_ok_and(|got| frame[..got] == sent)
+                });
+            }
+            qemu.kill().unwrap();
+            qemu.wait().unwrap();
+        }
     }
 
     #[test]

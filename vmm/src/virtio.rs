@@ -17,6 +17,7 @@ use crate::msix::{self, Msix};
 use crate::pci::{BarKind, Config, Function, Identity};
 use crate::space::Space;
 use crate::thread;
+use crate::vhost::Vhost;
 
 /// The most entries of a queue.
 const QUEUE_SIZE: u16 = 256;
@@ -212,6 +213,34 @@ pub(crate) struct Virtio {
     device_config: Vec<u8>,
     /// One per queue: the guest has put something into it.
     kicks: Vec<EventFd>,
+    /// What sees to the queues where no thread of this process does.
+    kernel: Option<Kernel>,
+}
+
+/// A device's queues in the kernel.
+struct Kernel {
+    vhost: Vhost,
+    /// One per vector: raises its interrupt.
+    calls: Vec<EventFd>,
+}
+
+impl Kernel {
+    fn start(&self, slots: &[Slot], kicks: &[EventFd]) {
+        for (index, (slot, kick)) in
+            slots.iter().zip(kicks).enumerate().filter(|(_, (slot, _))| slot.queue.ready())
+        {
+            let call = self.calls.get(usize::from(slot.vector));
+            if let Err(why) = self.vhost.start(index, &slot.queue, kick, call) {
+                tracing::warn!(index, why, "a queue of a network card stands still");
+            }
+            // What the driver put there before it was ready.
+            let _ = kick.write(1);
+        }
+    }
+
+    fn stop(&self, queues: usize) {
+        (0..queues).for_each(|index| self.vhost.stop(index));
+    }
 }
 
 /// The thread of a device; ends when dropped.
@@ -247,6 +276,27 @@ impl Virtio {
         let thread = thread::spawn(thread::Kind::Device, B::NAME, work)
             .map_err(Error::io(format!("start the thread of {}", B::NAME)))?;
         Ok((Arc::new(device), Worker { stop, thread: Some(thread) }))
+    }
+
+    /// A device whose queues the kernel sees to.
+    pub(crate) fn in_kernel<B: Backend>(
+        backend: &B,
+        vhost: Vhost,
+        bars: [u64; 2],
+        interrupts: Arc<dyn Interrupts>,
+    ) -> Result<Arc<Self>, Error> {
+        let mut device = Self::new(backend, bars, interrupts);
+        let doing = || format!("make the events of {}", B::NAME);
+        let new = || EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).map_err(Error::io(doing()));
+        device.kicks = (0..B::QUEUES).map(|_| new()).collect::<Result<_, _>>()?;
+        let mut calls = Vec::new();
+        for _ in 0..vectors(B::QUEUES) {
+            let call = new()?;
+            device.msix.lock().add_event(call.try_clone().map_err(Error::io(doing()))?);
+            calls.push(call);
+        }
+        device.kernel = Some(Kernel { vhost, calls });
+        Ok(Arc::new(device))
     }
 
     /// A device, what sees to its queues, and the event that stops that.
@@ -314,6 +364,7 @@ impl Virtio {
             state: Arc::new(Mutex::new(State::new(VERSION_1 | backend.features(), B::QUEUES))),
             device_config,
             kicks: Vec::new(),
+            kernel: None,
         }
     }
 }
@@ -330,8 +381,12 @@ impl Function for Virtio {
 
     fn power_on(&self) {
         self.config.lock().reset();
+        let mut state = self.state.lock();
+        if let Some(kernel) = &self.kernel {
+            kernel.stop(state.slots.len());
+        }
+        state.reset();
         self.msix.lock().reset();
-        self.state.lock().reset();
     }
 
     fn read(&self, bar: usize, offset: u64, data: &mut [u8]) {
@@ -363,9 +418,13 @@ impl Function for Virtio {
                 let mut state = self.state.lock();
                 let before = state.status & STATUS_DRIVER_OK;
                 state.write(offset, data);
-                // What the driver put into queues before it was ready waits there.
-                if before == 0 && state.status & STATUS_DRIVER_OK != 0 {
-                    self.kicks.iter().for_each(|kick| drop(kick.write(1)));
+                match (before, state.status & STATUS_DRIVER_OK, &self.kernel) {
+                    (0, 0, _) => {}
+                    (0, _, Some(kernel)) => kernel.start(&state.slots, &self.kicks),
+                    // What the driver put into queues before it was ready waits there.
+                    (0, _, None) => self.kicks.iter().for_each(|kick| drop(kick.write(1))),
+                    (_, 0, Some(kernel)) => kernel.stop(state.slots.len()),
+                    _ => {}
                 }
             }
             NOTIFY.. => {

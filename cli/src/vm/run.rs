@@ -82,8 +82,9 @@ pub struct Args {
     /// A disk with a raw image. The guest writes to a private copy, which is gone with the VM; with `,ro` not at all
     #[arg(long = "disk", value_name = "FILE[,ro]")]
     disks: Vec<String>,
-    /// A network card: `dgram:LOCAL,REMOTE` for two unix datagram sockets, as QEMU's `-netdev dgram` has them, or
-    /// `tap:NAME` for a tap device that exists
+    /// A network card: `dgram:LOCAL,REMOTE` for two unix datagram sockets, as QEMU's `-netdev dgram` has them;
+    /// `stream:FILE,server` and `stream:FILE` for the two ends of a unix stream socket, as of `-netdev stream`; `tap:NAME`
+    /// for a tap device that exists, by way of vhost-net where the host has it
     #[arg(long = "net", value_parser = link, value_name = "LINK")]
     nets: Vec<Link>,
     /// A PCI device that the VM gets for itself, below a root port of its own: vfio:0000:3b:00.2. It must belong to
@@ -158,6 +159,8 @@ fn wanted(text: &str) -> Result<Wanted, String> {
 #[derive(Debug, Clone)]
 enum Link {
     Socket(PathBuf, PathBuf),
+    Listen(PathBuf),
+    Connect(PathBuf),
     Tap(String),
 }
 
@@ -168,7 +171,11 @@ fn link(text: &str) -> Result<Link, String> {
             Some((local, remote)) => Ok(Link::Socket(local.into(), remote.into())),
             None => Err("give two paths: dgram:LOCAL,REMOTE".into()),
         },
-        _ => Err("give dgram:LOCAL,REMOTE or tap:NAME".into()),
+        Some(("stream", path)) => Ok(match path.strip_suffix(",server") {
+            Some(path) => Link::Listen(path.into()),
+            None => Link::Connect(path.into()),
+        }),
+        _ => Err("give dgram:LOCAL,REMOTE, stream:FILE,server, stream:FILE or tap:NAME".into()),
     }
 }
 
@@ -181,6 +188,8 @@ impl Link {
     fn open(&self, mac: [u8; 6]) -> Result<Net, Error> {
         match self {
             Self::Socket(local, remote) => Net::socket(local, remote, mac),
+            Self::Listen(path) => Net::listen(path, mac),
+            Self::Connect(path) => Net::connect(path, mac),
             Self::Tap(name) => Net::tap(name, mac),
         }
     }
