@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::host::Host;
 use crate::memory::Ram;
 use crate::numa::Numa;
+use crate::port::RootBus;
 use crate::vm::Vm;
 use crate::{acpi, cpuid, layout, segment, smbios};
 
@@ -93,7 +94,13 @@ impl Opened {
 ///
 /// # Errors
 /// A file that cannot be read or is no 64-bit bzImage, RAM too small for it, or KVM refuses.
-pub(crate) fn load(host: &Host, vm: &Vm, linux: &Linux<'_>, uuid: Uuid) -> Result<Image, Error> {
+pub(crate) fn load(
+    host: &Host,
+    vm: &Vm,
+    linux: &Linux<'_>,
+    uuid: Uuid,
+    roots: &[RootBus],
+) -> Result<Image, Error> {
     let processors = vm.topology();
     let vcpus = processors.len();
     if processors.ids().iter().any(|&id| id > acpi::LAST_ID) {
@@ -114,7 +121,7 @@ pub(crate) fn load(host: &Host, vm: &Vm, linux: &Linux<'_>, uuid: Uuid) -> Resul
         initrd: linux.initrd.map(|path| Opened::new("the initial file system", path)).transpose()?,
         command_line: linux.command_line.to_owned(),
         uuid,
-        tables: acpi::tables(&acpi::Platform { processors, numa: numa.as_ref(), bars_64 }),
+        tables: acpi::tables(&acpi::Platform { processors, numa: numa.as_ref(), bars_64, roots }),
     };
     let kernel = image.fill(vm.ram())?;
     let extras = cpuid::Extras {

@@ -117,6 +117,21 @@ pub fn stack(lens: &[u64], start: u64, room: u64) -> Option<Vec<u64>> {
     Some(places)
 }
 
+/// What is left of a range without others that lie in it: address and length of each part.
+pub(crate) fn without(range: (u64, u64), taken: impl Iterator<Item = (u64, u64)>) -> Vec<(u64, u64)> {
+    let mut taken: Vec<_> = taken.filter(|(_, len)| *len > 0).collect();
+    taken.sort_unstable();
+    let (mut next, end) = (range.0, range.0 + range.1);
+    let mut left = Vec::new();
+    for (start, len) in taken.into_iter().chain([(end, 0)]) {
+        if next < start {
+            left.push((next, start - next));
+        }
+        next = start + len;
+    }
+    left
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -158,6 +173,13 @@ mod tests {
         assert_eq!(places, [0xcfd0_0000, 0xc040_0000, 0xd000_0000, 0xcfe0_0000]);
         assert_eq!(stack(&[1 << 28, 1 << 28], 0xc040_0000, 0x1fc0_0000), None);
         assert_eq!(stack(&[2], 0, 1), None);
+    }
+
+    #[test]
+    fn what_is_left_of_a_range_has_no_byte_of_what_is_taken() {
+        assert_eq!(without((8, 8), [].into_iter()), [(8, 8)]);
+        assert_eq!(without((8, 8), [(12, 2), (0, 0), (8, 1)].into_iter()), [(9, 3), (14, 2)]);
+        assert_eq!(without((8, 8), [(12, 4), (8, 4)].into_iter()), []);
     }
 
     #[test]

@@ -177,14 +177,6 @@ impl Machine {
             + plan.nets.len()
             + plan.devices.len()
             + usize::from(plan.console.is_some());
-        let buses = usize::from(layout::BUSES) - 1;
-        if plan.devices.len() > buses {
-            return Err(Error::Invalid {
-                what: "the number of devices passed through",
-                value: plan.devices.len().to_string(),
-                why: format!("is more than there are buses: give at most {buses}"),
-            });
-        }
         if devices > MOST {
             return Err(Error::Invalid {
                 what: "the number of regions, disks, network cards, consoles and devices",
@@ -268,10 +260,10 @@ impl Machine {
         let high = end.unwrap_or(first);
         let room =
             [(layout::BARS_32 + REGISTERS, layout::BARS_32_LEN - REGISTERS), (high, first + room - high)];
-        let ports = vfio::open(&found, space, lines, room, devices - found.len())?;
+        let (ports, roots) = vfio::open(&found, plan.ram.nodes, space, lines, room, devices - found.len())?;
         let passed = !ports.is_empty();
-        for port in ports {
-            root.add(port).expect("the number of devices was checked");
+        for (bus, port) in ports {
+            root.add_to(bus, port).expect("the number of devices was checked");
         }
         let root = Arc::new(root);
         let bus = vm.memory_bus();
@@ -287,7 +279,7 @@ impl Machine {
             Arc::new(Window(Arc::clone(&root), layout::BARS_32)),
         )?;
         let contents = match plan.guest {
-            Guest::Linux(linux) => Contents::Linux(boot::load(host, &vm, &linux, plan.uuid)?),
+            Guest::Linux(linux) => Contents::Linux(boot::load(host, &vm, &linux, plan.uuid, &roots)?),
             Guest::Program { code, arguments } => {
                 mapped.extend(DEVICES);
                 bare::load(host, &vm, code, &mapped, |_| arguments)?;

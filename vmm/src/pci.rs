@@ -231,9 +231,9 @@ pub trait Function: Send + Sync {
     }
 }
 
-/// The root bus: functions by device number, and what lies behind bridges among them.
+/// Root buses: functions by bus and device number, and what lies behind bridges among them.
 #[derive(Default)]
-pub struct Root(Vec<Arc<dyn Function>>);
+pub struct Root(Vec<(u8, Arc<dyn Function>)>);
 
 impl std::fmt::Debug for Root {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -241,7 +241,7 @@ impl std::fmt::Debug for Root {
     }
 }
 
-/// Most functions on the bus, each a device of its own.
+/// Most functions on a bus, each a device of its own.
 pub const MOST: usize = 32;
 
 impl Root {
@@ -250,25 +250,28 @@ impl Root {
         // The bridge that QEMU's q35 has: kernels know it, and expect nothing of it.
         let identity =
             Identity { id: (0x8086, 0x29c0), subsystem: (0x1af4, 0x1100), class: 0x0600, revision: 0 };
-        Self(vec![Arc::new(Bridge(Mutex::new(Config::new(&identity))))])
+        Self(vec![(0, Arc::new(Bridge(Mutex::new(Config::new(&identity)))))])
     }
 
-    /// Adds a function as the next device; `None` where the bus is full, else the device's number.
+    /// Adds a function as the next device of bus 0; `None` where the bus is full, else the device's number.
     pub fn add(&mut self, function: Arc<dyn Function>) -> Option<usize> {
-        if self.0.len() == MOST {
-            return None;
-        }
-        self.0.push(function);
-        Some(self.0.len() - 1)
+        self.add_to(0, function)
+    }
+
+    /// As [`Self::add`], to a root bus of any number.
+    pub fn add_to(&mut self, bus: u8, function: Arc<dyn Function>) -> Option<usize> {
+        let device = self.0.iter().filter(|(of, _)| *of == bus).count();
+        (device < MOST).then(|| self.0.push((bus, function)))?;
+        Some(device)
     }
 
     /// Resets all functions.
     pub fn power_on(&self) {
-        self.0.iter().for_each(|function| function.power_on());
+        self.0.iter().for_each(|(_, function)| function.power_on());
     }
 
     fn below(&self) -> impl Iterator<Item = (u8, &Arc<dyn Function>)> {
-        self.0.iter().filter_map(|function| function.below())
+        self.0.iter().filter_map(|(_, function)| function.below())
     }
 
     /// The function and the offset in its configuration space that an offset in the ECAM window means.
@@ -278,13 +281,13 @@ impl Root {
         if function != 0 || len > 8 || register + len > CONFIG_LEN {
             return None;
         }
-        let found = match (bus, device) {
-            (0, _) => self.0.get(device as usize),
+        let mut on_root = self.0.iter().filter(|(of, _)| u64::from(*of) == bus).peekable();
+        let found = if on_root.peek().is_some() {
+            on_root.nth(device as usize).map(|(_, function)| function)
+        } else {
             // Behind a link there is one device.
-            (_, 0) => {
-                self.below().find(|(secondary, _)| u64::from(*secondary) == bus).map(|(_, found)| found)
-            }
-            _ => None,
+            let below = |(of, _): &(u8, _)| u64::from(*of) == bus && device == 0;
+            self.below().find(below).map(|(_, function)| function)
         };
         Some((found?, register))
     }
@@ -292,7 +295,8 @@ impl Root {
     fn find(&self, address: u64, len: usize) -> Option<(&Arc<dyn Function>, usize, u64)> {
         // The windows of bridges are not looked at: they are for kernels to keep, and a guest that does not keep them
         // reaches no other device than its own.
-        self.0.iter().chain(self.below().map(|(_, function)| function)).find_map(|function| {
+        let roots = self.0.iter().map(|(_, function)| function);
+        roots.chain(self.below().map(|(_, function)| function)).find_map(|function| {
             let (bar, offset) = function.config().lock().find(address, len)?;
             Some((function, bar, offset))
         })

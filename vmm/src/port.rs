@@ -38,6 +38,19 @@ pub type Window = (u64, u64);
 /// Where BARs below ports may lie: below and above 4 GiB.
 pub type Room = [Window; 2];
 
+/// A root bus besides bus 0, for ports whose devices are near a virtual node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RootBus {
+    /// The virtual node.
+    pub node: usize,
+    /// Its number, which is that of its first bus.
+    pub first: u8,
+    /// The last bus behind it.
+    pub last: u8,
+    /// Where windows of its ports lie; of no length where there are none.
+    pub room: Room,
+}
+
 /// A root port with the function below it.
 pub struct Port {
     config: Mutex<Config>,

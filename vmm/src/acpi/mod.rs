@@ -15,6 +15,7 @@ use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 
 use crate::numa::Numa;
+use crate::port::RootBus;
 use crate::topology::Topology;
 use crate::{layout, power};
 
@@ -37,6 +38,8 @@ pub(crate) struct Platform<'a> {
     pub(crate) numa: Option<&'a Numa>,
     /// 64-bit BARs: first address and length.
     pub(crate) bars_64: (u64, u64),
+    /// Root buses besides bus 0.
+    pub(crate) roots: &'a [RootBus],
 }
 
 struct Bytes(Vec<u8>);
@@ -118,10 +121,13 @@ mod tests {
 
     use super::*;
 
+    const ROOTS: [RootBus; 1] =
+        [RootBus { node: 1, first: 3, last: 5, room: [(0xd000_0000, 0x1000_0000), (3 << 44, 1 << 40)] }];
+
     fn all(vcpus: usize) -> Vec<(u64, Vec<u8>)> {
         let numa = Numa { vcpus: (0..vcpus).map(|number| number % 2).collect(), ..numa::tests::numa() };
         let processors = &Topology::flat(vcpus);
-        tables(&Platform { processors, numa: Some(&numa), bars_64: (1 << 45, 1 << 44) })
+        tables(&Platform { processors, numa: Some(&numa), bars_64: (1 << 45, 1 << 44), roots: &ROOTS })
     }
 
     fn name(table: &[u8]) -> &str {

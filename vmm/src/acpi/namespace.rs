@@ -7,13 +7,13 @@ use acpi_tables::aml::{
 };
 use acpi_tables::sdt::Sdt;
 
-use super::{OEM, OEM_TABLE, Platform};
+use super::{OEM, OEM_TABLE, Platform, bytes};
 use crate::{layout, pci, power, serial};
 
 /// Where the interrupt lines of devices below root ports end: all four of a port at one pin of the I/O APIC.
 fn lines() -> PackageBuilder {
     let mut routes = PackageBuilder::new();
-    for device in 1..pci::MOST as u32 {
+    for device in 0..pci::MOST as u32 {
         for line in 0..4u8 {
             let pin = layout::line(device);
             routes.add_element(&Package::new(vec![&(device << 16 | 0xffff), &line, &ZERO, &pin]));
@@ -73,37 +73,50 @@ pub(super) fn dsdt(platform: &Platform<'_>) -> Sdt {
     )
     .to_aml_bytes(&mut dsdt);
 
-    let buses = Range::<u16>::new_bus_number(0, u16::from(layout::BUSES) - 1);
-    let low = (layout::BARS_32, layout::BARS_32_LEN);
     let ports = IO::new(pci::PORTS as u16, pci::PORTS as u16, 1, 8);
-    let bars_32 = Range::<u32>::new_memory(
-        AddressSpaceCacheable::NotCacheable,
-        true,
-        low.0 as u32,
-        (low.0 + low.1 - 1) as u32,
-        None,
-    );
-    let high = platform.bars_64;
-    let bars_64 = Range::<u64>::new_memory(
-        AddressSpaceCacheable::PreFetchable,
-        true,
-        high.0,
-        high.0 + high.1 - 1,
-        None,
-    );
-    Device::new(
-        Path::new("_SB_.PCI0"),
-        vec![
-            &name("_HID", &EISAName::new("PNP0A08")),
-            &name("_CID", &EISAName::new("PNP0A03")),
-            &name("_UID", &ZERO),
-            &name("_SEG", &ZERO),
-            &name("_BBN", &ZERO),
-            &name("_CCA", &ONE),
-            &name("_PRT", &lines()),
-            &name("_CRS", &ResourceTemplate::new(vec![&buses, &ports, &bars_32, &bars_64])),
-        ],
-    )
-    .to_aml_bytes(&mut dsdt);
+    // What the other root buses have is theirs alone.
+    let last = platform.roots.iter().map(|root| root.first).min().unwrap_or(layout::BUSES) - 1;
+    let rooms = [(layout::BARS_32, layout::BARS_32_LEN), platform.bars_64];
+    let taken = |wide: usize| platform.roots.iter().map(move |root| root.room[wide]);
+    let rooms = [0, 1].map(|wide| layout::without(rooms[wide], taken(wide)));
+    dsdt.append_slice(&root_bus("_SB_.PCI0", (0, last), &rooms, &[&ports], &[]));
+    for (number, root) in (1..).zip(platform.roots) {
+        let rooms = root.room.map(|room| layout::without(room, [].into_iter()));
+        let node = Name::new(Path::new("_PXM"), &(root.node as u32));
+        let path = format!("_SB_.PCI{number:X}");
+        dsdt.append_slice(&root_bus(&path, (root.first, root.last), &rooms, &[], &[&node]));
+    }
     dsdt
+}
+
+/// A root bus: its buses, its addresses below and above 4 GiB, what else it has, and what else is said of it.
+fn root_bus(
+    path: &str,
+    (first, last): (u8, u8),
+    rooms: &[Vec<(u64, u64)>; 2],
+    more: &[&dyn Aml],
+    words: &[&dyn Aml],
+) -> Vec<u8> {
+    let name = |name, value: &dyn Aml| Name::new(Path::new(name), value);
+    let buses = Range::<u16>::new_bus_number(first.into(), last.into());
+    let (plain, cached) = (AddressSpaceCacheable::NotCacheable, AddressSpaceCacheable::PreFetchable);
+    let low = rooms[0].iter().map(|(start, len)| {
+        Range::<u32>::new_memory(plain, true, *start as u32, (start + len - 1) as u32, None)
+    });
+    let high = rooms[1]
+        .iter()
+        .map(|(start, len)| Range::<u64>::new_memory(cached, true, *start, start + len - 1, None));
+    let (low, high): (Vec<_>, Vec<_>) = (low.collect(), high.collect());
+    let mut resources: Vec<&dyn Aml> = vec![&buses];
+    resources.extend(more);
+    resources.extend(low.iter().map(|range| range as &dyn Aml));
+    resources.extend(high.iter().map(|range| range as &dyn Aml));
+    let resources = ResourceTemplate::new(resources);
+    let (hid, cid) = (name("_HID", &EISAName::new("PNP0A08")), name("_CID", &EISAName::new("PNP0A03")));
+    let (uid, number) = (name("_UID", &first), name("_BBN", &first));
+    let (segment, coherent) = (name("_SEG", &ZERO), name("_CCA", &ONE));
+    let (lines, resources) = (name("_PRT", &lines()), name("_CRS", &resources));
+    let mut content: Vec<&dyn Aml> = vec![&hid, &cid, &uid, &segment, &number, &coherent, &lines, &resources];
+    content.extend(words);
+    bytes(&Device::new(Path::new(path), content))
 }

@@ -7,6 +7,8 @@
 mod device;
 mod dma;
 pub(crate) mod function;
+mod plan;
+mod shape;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,11 +19,12 @@ use crate::error::Error;
 pub use crate::host_device::{Address, Found, Refusal, bound, look, memlock};
 use crate::interrupts::Interrupts;
 use crate::layout;
-use crate::pci::Function;
-use crate::port::{Port, Room, WINDOW_UNIT, Window};
+use crate::port::{Port, Room, RootBus};
 use crate::space::Space;
 use device::Device;
-use function::{Bar, Passed, Shape};
+use function::{Passed, PlaceBar};
+use plan::plan;
+use shape::Shape;
 
 use dma::Dma;
 
@@ -40,20 +43,24 @@ pub(crate) fn check(addresses: &[Address], memory: u64) -> Result<Vec<Found>, Re
     Ok(found)
 }
 
-/// Opens devices, lets them reach all memory of the guest, and puts each below a root port. The port of the first has
-/// number `device` on the root bus.
+/// What comes of opening devices: ports with their root bus, in order, and root buses besides bus 0.
+pub(crate) type Opened = (Vec<(u8, Arc<Port>)>, Vec<RootBus>);
+
+/// Opens devices, lets them reach all memory of the guest, and puts each below a root port. The first port on bus 0 is
+/// device number `device` there; `nodes` are those of the host that are the guest's, if it has several.
 ///
 /// # Errors
 /// The kernel refuses, or the BARs find no room.
 pub(crate) fn open(
     found: &[Found],
+    nodes: &[u32],
     space: &Arc<Space>,
     interrupts: &Arc<dyn Interrupts>,
     room: Room,
     device: usize,
-) -> Result<Vec<Arc<Port>>, Error> {
+) -> Result<Opened, Error> {
     if found.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Opened::default());
     }
     let dma = Dma::new(found, space.vfio()?)?;
     let opened = found.iter().map(|found| {
@@ -64,29 +71,13 @@ pub(crate) fn open(
     let opened = opened.collect::<Result<Vec<_>, Refusal>>()?;
     space.allow_dma(Box::new(dma))?;
 
-    // Windows whose length is a power of two, so that each BAR in them is aligned.
-    let window = |wide: bool| {
-        move |shape: &Shape| {
-            let bytes: u64 = shape.bars.iter().filter(|bar| bar.wide == wide).map(Bar::room).sum();
-            if bytes == 0 { 0 } else { bytes.next_power_of_two().max(WINDOW_UNIT) }
-        }
-    };
-    let shapes = || opened.iter().map(|(_, shape)| shape);
-    let low = place(shapes().map(window(false)).collect(), room[0], "32-bit BARs")?;
-    let high = place(shapes().map(window(true)).collect(), room[1], "64-bit BARs")?;
+    let node = |found: &Found| nodes.iter().position(|&node| nodes.len() > 1 && Some(node) == found.node);
+    let functions = found.iter().zip(&opened).map(|(found, (_, shape))| (node(found), shape.bars.clone()));
+    let (places, roots) = plan(&functions.collect::<Vec<_>>(), room, device)?;
     let mut ports = Vec::new();
-    for (i, (((physical, shape), found), (low, high))) in
-        opened.into_iter().zip(found).zip(low.into_iter().zip(high)).enumerate()
-    {
-        let mut places = Vec::new();
-        for (wide, window) in [(false, low), (true, high)] {
-            let bars: Vec<_> = shape.bars.iter().filter(|bar| bar.wide == wide).collect();
-            let starts =
-                place(bars.iter().map(|bar| bar.room()).collect(), window.unwrap_or((0, 0)), "BARs")?;
-            places.extend(bars.iter().zip(starts).filter_map(|(bar, start)| Some((bar.index, start?.0))));
-        }
+    for (((physical, shape), found), place) in opened.into_iter().zip(found).zip(places) {
         let mut memory = Vec::new();
-        for &(bar, address) in &places {
+        for &(bar, address) in &place.bars {
             let parts = physical.memory(bar, &shape.trapped(bar), space)?;
             let told = Mutex::new(false);
             let name = found.address.clone();
@@ -97,24 +88,17 @@ pub(crate) fn open(
                     tracing::warn!(device = %name, %error, "the guest moved BAR {bar} to where it cannot be");
                 }
             };
-            memory.push((bar, address, Box::new(place) as function::PlaceBar));
+            memory.push((bar, address, Box::new(place) as PlaceBar));
         }
-        let pin = layout::line((device + i) as u32);
+        let pin = layout::line(place.port.1 as u32);
         let passed = Passed::new(Box::new(physical), &shape, memory, room, Arc::clone(interrupts), pin)?;
         tracing::info!(
             device = %found.address, id = found.id, node = found.node, "passed through below a root port"
         );
-        ports.push(Arc::new(Port::new(1 + i as u8, low, high, Arc::new(passed) as Arc<dyn Function>)));
+        let [low, high] = place.windows;
+        ports.push((place.port.0, Arc::new(Port::new(place.bus, low, high, Arc::new(passed)))));
     }
-    Ok(ports)
-}
-
-/// Gives each length that is not 0 its place.
-fn place(lens: Vec<u64>, room: Window, what: &'static str) -> Result<Vec<Option<Window>>, Error> {
-    let starts = layout::stack(&lens, room.0, room.1).ok_or_else(|| Error::Invalid {
-        what,
-        value: format!("of {:#x} bytes", lens.iter().sum::<u64>()),
-        why: format!("do not fit into {:#x} bytes of addresses: pass fewer devices through", room.1),
-    })?;
-    Ok(lens.into_iter().zip(starts).map(|(len, start)| (len > 0).then_some((start, len))).collect())
+    // As they are numbered on their buses.
+    ports.sort_by_key(|(bus, _)| *bus);
+    Ok((ports, roots))
 }

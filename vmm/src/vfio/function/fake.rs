@@ -2,7 +2,9 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::super::shape::{BAR0, EXPRESS, HEADER_TYPE, MANY_FUNCTIONS, MSI, MSIX, PIN};
 use super::*;
+use crate::pci::{CAPABILITIES, CONFIG_LEN, STATUS};
 use crate::port::Port;
 use crate::recorder::Recorder;
 
