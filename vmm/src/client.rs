@@ -18,6 +18,9 @@ use crate::error::Error;
 use crate::ivshmem::Ivshmem;
 use crate::thread;
 
+/// Most descriptors that the kernel lets anybody send at once. With less room, those that fit would be ours, and none known.
+const MOST_DESCRIPTORS: usize = 253;
+
 /// What the server gave.
 pub(crate) struct Given {
     pub(crate) region: Region,
@@ -70,7 +73,7 @@ impl Connection {
         let mut fd = None;
         let mut len = 0;
         while len < word.len() {
-            let mut space = cmsg_space!(i32);
+            let mut space = cmsg_space!([i32; MOST_DESCRIPTORS]);
             let mut rest = [IoSliceMut::new(&mut word[len..])];
             let flags = MsgFlags::MSG_CMSG_CLOEXEC;
             let received = match recvmsg::<()>(self.0.as_raw_fd(), &mut rest, Some(&mut space), flags) {
@@ -152,5 +155,27 @@ impl Drop for Client {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::socket::{ControlMessage, sendmsg};
+
+    use super::*;
+
+    #[test]
+    fn descriptors_that_nobody_expects_are_closed() {
+        let (near, far) = UnixStream::pair().unwrap();
+        let (watched, sent) = UnixStream::pair().unwrap();
+        let many = vec![sent.as_raw_fd(); MOST_DESCRIPTORS];
+        let bytes = PROTOCOL_VERSION.to_le_bytes();
+        let rights = [ControlMessage::ScmRights(&many)];
+        sendmsg::<()>(far.as_raw_fd(), &[std::io::IoSlice::new(&bytes)], &rights, MsgFlags::empty(), None)
+            .unwrap();
+        drop(sent);
+        assert!(greet(near, Path::new("server")).is_err());
+        watched.set_nonblocking(true).unwrap();
+        assert_eq!(std::io::Read::read(&mut &watched, &mut [0]).unwrap(), 0, "all copies are closed");
     }
 }

@@ -19,12 +19,14 @@ pub enum Kind {
     Signals,
     /// Tells `vmshm vm stats` what is counted.
     Monitor,
+    /// Waits for the VM's end, resets it, and gives back what it had. The process's first thread.
+    Main,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Vcpu, Self::Device, Self::Client, Self::Console, Self::Signals, Self::Monitor];
+    pub const ALL: [Self; 7] =
+        [Self::Vcpu, Self::Device, Self::Client, Self::Console, Self::Signals, Self::Monitor, Self::Main];
 }
 
 /// A system call, and what of its arguments is looked at.
@@ -89,12 +91,28 @@ const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
 const KVM_IRQFD: u32 = 0x4020_ae76;
 const KVM_IOEVENTFD: u32 = 0x4040_ae79;
 
+const KVM_SET_IRQCHIP: u32 = 0x8208_ae63;
+const KVM_SET_REGS: u32 = 0x4090_ae82;
+const KVM_SET_SREGS: u32 = 0x4138_ae84;
+const KVM_SET_LAPIC: u32 = 0x4400_ae8f;
+const KVM_SET_XSAVE: u32 = 0x5000_aea5;
+const KVM_SET_XCRS: u32 = 0x4188_aea7;
+const KVM_GET_MSRS: u32 = 0xc008_ae88;
+const KVM_SET_MSRS: u32 = 0x4008_ae89;
+const KVM_SET_VCPU_EVENTS: u32 = 0x4040_aea0;
+const KVM_SET_MP_STATE: u32 = 0x4004_ae99;
+const KVM_SET_DEBUGREGS: u32 = 0x4080_aea2;
+const KVM_SET_DEVICE_ATTR: u32 = 0x4018_aee1;
+
 const TCGETS: u32 = libc::TCGETS as u32;
 const TCSETS: u32 = libc::TCSETS as u32;
 const TCSETSW: u32 = libc::TCSETSW as u32;
 const TIOCGWINSZ: u32 = libc::TIOCGWINSZ as u32;
 
 /// Of passed-through devices: interrupts, reset, and what memory they reach.
+const VFIO_GROUP_UNSET_CONTAINER: u32 = 0x3b69;
+const VFIO_DEVICE_DETACH_IOMMUFD_PT: u32 = 0x3b78;
+const IOMMU_DESTROY: u32 = 0x3b80;
 const VFIO_DEVICE_SET_IRQS: u32 = 0x3b6e;
 const VFIO_DEVICE_RESET: u32 = 0x3b6f;
 const VFIO_IOMMU_MAP_DMA: u32 = 0x3b71;
@@ -169,6 +187,65 @@ const SIGNALS: &[Call] = &[Any(libc::SYS_rt_sigtimedwait), Request(libc::SYS_ioc
 const MONITOR: &[Call] =
     &[Any(libc::SYS_accept4), Any(libc::SYS_getsockopt), Any(libc::SYS_pread64), Any(libc::SYS_sendto)];
 
+const MAIN: &[Call] = &[
+    // A reset: vCPUs and interrupt controllers, interrupts, memory; the kernel's file is open.
+    Request(
+        libc::SYS_ioctl,
+        1,
+        &[
+            KVM_RUN,
+            KVM_SET_USER_MEMORY_REGION,
+            KVM_SET_GSI_ROUTING,
+            KVM_IRQFD,
+            KVM_IOEVENTFD,
+            KVM_SET_IRQCHIP,
+            KVM_SET_REGS,
+            KVM_SET_SREGS,
+            KVM_SET_LAPIC,
+            KVM_SET_XSAVE,
+            KVM_SET_XCRS,
+            KVM_GET_MSRS,
+            KVM_SET_MSRS,
+            KVM_SET_VCPU_EVENTS,
+            KVM_SET_MP_STATE,
+            KVM_SET_DEBUGREGS,
+            VFIO_DEVICE_SET_IRQS,
+            VFIO_DEVICE_RESET,
+            VFIO_IOMMU_MAP_DMA,
+            VFIO_IOMMU_UNMAP_DMA,
+            IOMMU_IOAS_MAP,
+            IOMMU_IOAS_UNMAP,
+        ],
+    ),
+    Any(libc::SYS_lseek),
+    Any(libc::SYS_fstat),
+    Any(libc::SYS_statx),
+    // The end: devices and sections go back, the terminal becomes what it was.
+    Request(
+        libc::SYS_ioctl,
+        1,
+        &[
+            VFIO_GROUP_UNSET_CONTAINER,
+            VFIO_DEVICE_DETACH_IOMMUFD_PT,
+            IOMMU_DESTROY,
+            KVM_SET_DEVICE_ATTR,
+            TCGETS,
+            TCSETS,
+            TCSETSW,
+        ],
+    ),
+    Request(
+        libc::SYS_fcntl,
+        1,
+        &[libc::F_OFD_SETLK as u32, libc::F_OFD_SETLKW as u32, libc::F_OFD_GETLK as u32],
+    ),
+    Any(libc::SYS_pread64),
+    Any(libc::SYS_pwrite64),
+    Any(libc::SYS_shutdown),
+    // The sockets of network cards, as far as Landlock lets it.
+    Any(libc::SYS_unlink),
+];
+
 /// What a kind of thread may call.
 pub(crate) fn calls(kind: Kind) -> impl Iterator<Item = Call> {
     let own = match kind {
@@ -178,6 +255,7 @@ pub(crate) fn calls(kind: Kind) -> impl Iterator<Item = Call> {
         Kind::Console => CONSOLE,
         Kind::Signals => SIGNALS,
         Kind::Monitor => MONITOR,
+        Kind::Main => MAIN,
     };
     RUNTIME.iter().chain(own).copied()
 }

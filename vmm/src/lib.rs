@@ -37,6 +37,7 @@ pub mod power;
 mod random;
 #[cfg(any(test, feature = "fuzz"))]
 mod recorder;
+mod rights;
 mod segment;
 pub mod serial;
 mod shared;

@@ -27,7 +27,7 @@ use crate::shared::Shared;
 use crate::topology::Topology;
 use crate::virtio::{Virtio, Worker};
 use crate::vm::{Running, Vm};
-use crate::{bare, layout, place, power, vfio};
+use crate::{bare, layout, place, power, rights, vfio};
 
 /// Room for the registers of a device, and as much again for its MSI-X table, which has at most 64 KiB.
 const REGISTERS_ROOM: u64 = 0x1_0000;
@@ -189,6 +189,9 @@ impl Machine {
         let lens: Vec<_> = taken.iter().map(|taken| taken.shared.len()).collect();
         let places = layout::place_64(&lens, host.address_bits(), plan.ram.len)?;
         let found = vfio::check(&plan.devices, plan.ram.len + lens.iter().sum::<u64>())?;
+        if !found.is_empty() {
+            rights::lock_memory();
+        }
         for device in &found {
             let nodes = plan.ram.nodes;
             if let Some(own) = device.node

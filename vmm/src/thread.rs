@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::{Builder, JoinHandle};
@@ -18,6 +19,8 @@ use seccompiler::{
 use crate::error::Error;
 pub use crate::filters::Kind;
 use crate::filters::{self, Call};
+use crate::rights;
+pub use crate::rights::User;
 
 /// What becomes of a system call that a thread's filter does not name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -93,12 +96,27 @@ pub fn spawn_after<T: Send + 'static>(
     prepare: impl FnOnce() + Send + 'static,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {
-    let filters = filters(kind);
     Builder::new().name(name.into()).spawn(move || {
         prepare();
-        filters.iter().for_each(install);
+        confine(kind, &[]);
         work()
     })
+}
+
+/// Confines the calling thread, which may remove files from these directories, but open none. Threads that it starts
+/// afterwards are confined likewise.
+///
+/// Ends the process where that cannot be: a thread never goes on with more than it needs.
+pub fn confine(kind: Kind, directories: &[PathBuf]) {
+    if let Err(error) = rights::give_up(directories) {
+        die(&format!("a thread's rights cannot be taken away ({error})"));
+    }
+    filters(kind).iter().for_each(install);
+}
+
+fn die(why: &str) -> ! {
+    eprintln!("vmshm: {why}");
+    std::process::exit(1);
 }
 
 /// The filters of a kind of thread, as the kernel takes them; none where they are off.
@@ -160,9 +178,7 @@ fn install(filter: &BpfProgram) {
             .expect("SIGSYS can be handled");
     });
     if let Err(error) = seccompiler::apply_filter(filter) {
-        // Never go on without one.
-        eprintln!("vmshm: a thread cannot be confined ({error}); --seccomp off does without");
-        std::process::exit(1);
+        die(&format!("a thread's system calls cannot be filtered ({error}); --seccomp off does without"));
     }
 }
 

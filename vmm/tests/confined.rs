@@ -83,3 +83,28 @@ fn filters_that_log_or_are_off_stop_nothing() {
         }
     }
 }
+
+#[test]
+fn without_filters_threads_still_open_no_file_and_have_no_capability() {
+    let name = "without_filters_threads_still_open_no_file_and_have_no_capability";
+    let ends = in_a_process(name, Seccomp::Off, || {
+        let opened = std::fs::File::open("/dev/null");
+        // A kernel without Landlock says so in the log.
+        // SAFETY: plain integers: asks for the version.
+        if unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, 0, 0, 1) } > 0 {
+            assert_eq!(opened.unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
+        }
+        // SAFETY: plain integers. Whoever has CAP_SYS_NICE may.
+        let nicer = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -1) };
+        assert_eq!(
+            (nicer, std::io::Error::last_os_error().kind()),
+            (-1, std::io::ErrorKind::PermissionDenied)
+        );
+        // Threads of one process can still be signalled, as vCPUs are.
+        // SAFETY: signal 0 does nothing.
+        assert_eq!(unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), libc::getpid(), 0) }, 0);
+    });
+    for (kind, code, text) in ends {
+        assert_eq!(code, Some(7), "{kind:?}: {text}");
+    }
+}

@@ -1,6 +1,7 @@
 //! `vmshm vm run`.
 
 use std::io::{IsTerminal, Write};
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -105,6 +106,9 @@ pub struct Args {
     /// End where the guest resets itself, rather than starting it again
     #[arg(long)]
     no_reboot: bool,
+    /// With root's rights: run as this user once all is set up. Without, root keeps its files, but no capability
+    #[arg(long, value_name = "USER[:GROUP]")]
+    user: Option<String>,
     /// Print where memory and threads would go, and do nothing
     #[arg(long)]
     dry_run: bool,
@@ -245,6 +249,10 @@ impl Args {
 
         let host = Host::open()?;
         self.seccomp.choose()?;
+        let user = self.user.as_deref().map(thread::User::find).transpose()?;
+        if let Some(user) = user.clone() {
+            user.choose()?;
+        }
         // Blocked before any thread exists, so that the signal wakes nobody but the one that waits for it.
         let mut signals = SigSet::empty();
         [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().for_each(|signal| signals.add(signal));
@@ -273,6 +281,12 @@ impl Args {
             console: self.console.as_deref().map(Hvc::listen).transpose()?,
             cpus,
         };
+        if let Some((uid, gid)) = user.as_ref().map(thread::User::ids) {
+            // The VM at the other end may be that user's as well.
+            for socket in self.sockets() {
+                chown(socket, Some(uid), Some(gid)).context("cannot give a socket to the user")?;
+            }
+        }
         let asked = monitor::listen().context("cannot listen to `vmshm vm stats`")?;
         let machine = Machine::start(&host, plan, Box::new(std::io::stdout()), progress)?;
         let raw = Raw::new();
@@ -280,6 +294,8 @@ impl Args {
         stop::upon(signals, &machine).context("cannot wait for signals")?;
         let names = self.regions.iter().map(|wanted| format!("{}:{}", wanted.name, wanted.section));
         monitor::serve(asked, &machine, names.collect()).context("cannot answer `vmshm vm stats`")?;
+        let parents: Vec<_> = self.sockets().filter_map(|socket| Some(socket.parent()?.join("."))).collect();
+        thread::confine(thread::Kind::Main, &parents);
         let end = loop {
             match machine.running.wait(Duration::MAX) {
                 Some(End::Reset) if !self.no_reboot => {
@@ -294,6 +310,15 @@ impl Args {
         drop(machine);
         tracing::info!(exits = stats.exits, dropped_stores = stats.dropped, "{end}");
         Ok(if matches!(end, End::Failed(_)) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    }
+
+    /// Sockets with names, which go with the VM.
+    fn sockets(&self) -> impl Iterator<Item = &Path> {
+        let nets = self.nets.iter().filter_map(|link| match link {
+            Link::Socket(local, _) => Some(local.as_path()),
+            Link::Tap(_) => None,
+        });
+        nets.chain(self.console.as_deref())
     }
 
     fn open(&self) -> anyhow::Result<Vec<(Region, u32)>> {
