@@ -315,8 +315,8 @@ impl Args {
     /// Sockets with names, which go with the VM.
     fn sockets(&self) -> impl Iterator<Item = &Path> {
         let nets = self.nets.iter().filter_map(|link| match link {
-            Link::Socket(local, _) => Some(local.as_path()),
-            Link::Tap(_) => None,
+            Link::Socket(local, _) | Link::Listen(local) => Some(local.as_path()),
+            Link::Connect(_) | Link::Tap(_) => None,
         });
         nets.chain(self.console.as_deref())
     }
