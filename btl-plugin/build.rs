@@ -7,7 +7,7 @@ use std::process::{Command, exit};
 /// The header that tells devel headers from those that a user of MPI needs.
 const MARK: &str = "opal/mca/btl/btl.h";
 
-/// The series of Open MPI that `src/ompi.rs` and `src/shim.c` know.
+/// The series of Open MPI that `src/ompi/mod.rs` and `src/ompi/shim.c` know.
 const SERIES: (u32, u32) = (4, 1);
 
 /// Types that the plugin only passes on by pointer: their insides are none of its business.
@@ -42,9 +42,9 @@ fn main() {
     }
     for file in [
         "build.rs",
-        "src/room.c",
-        "src/shim.c",
-        "src/shim.h",
+        "src/ompi/room.c",
+        "src/ompi/shim.c",
+        "src/ompi/shim.h",
         "src/coll/coll.c",
         "src/coll/coll.h",
         "src/osc/osc.c",
@@ -101,9 +101,10 @@ impl OpenMpi {
                 .raw_line(format!("#[repr(C)] pub struct {name} {{ _private: [u8; 0] }}"));
         }
         bindings
-            .header("src/shim.h")
+            .header("src/ompi/shim.h")
             .header("src/coll/coll.h")
             .header("src/osc/osc.h")
+            .clang_arg("-Isrc/ompi")
             .clang_args(includes.iter().map(|dir| format!("-I{}", dir.display())))
             .allowlist_type("mca_btl_base_(component|module|descriptor|segment)_t")
             .allowlist_type("mca_mpool_base_(component|module)_t")
@@ -138,8 +139,9 @@ impl OpenMpi {
             .map_err(|error| format!("cannot write the bindings: {error}"))?;
 
         let mut shim = cc::Build::new();
-        shim.files(["src/room.c", "src/shim.c", "src/coll/coll.c", "src/osc/osc.c"])
+        shim.files(["src/ompi/room.c", "src/ompi/shim.c", "src/coll/coll.c", "src/osc/osc.c"])
             .includes(&includes)
+            .include("src/ompi")
             .include("src/coll/missing")
             .warnings(true)
             .flag_if_supported("-Wno-unused-parameter");

@@ -1,46 +1,90 @@
-//! The Open MPI byte transfer layer (BTL) `vmshm`: MPI messages between virtual machines over one shared region.
+//! The Open MPI components `vmshm`: MPI messages between virtual machines over one shared region.
 //!
-//! This crate holds no transport logic, only the translation between Open MPI's C interface and
-//! [`vmshm_transport`]:
+//! This crate is the translation between Open MPI's C interfaces and [`vmshm_messaging`], [`vmshm_section_heap`] and
+//! [`vmshm_transport`]. Each folder uses only those before it:
 //!
-//! - [`ompi`]: all that depends on Open MPI's version, with `shim.c` for what its headers have as macros only.
-//! - `component`: what Open MPI calls once: parameters, init, progress.
-//! - `module`: what it calls for each peer and message.
-//! - `fabric`: the endpoint, its peers and what waits for them, behind one lock.
-//! - `lock`: that lock.
-//! - `descriptor`: a message on its way from Open MPI to the transport.
-//! - `idle`: when to stop looking for messages.
-//! - `heard`: messages that come by other transports.
-//! - `sleep`: sleeping on the doorbell.
-//! - `stage`: long messages from memory that peers cannot read.
-//! - `lead`: their beginnings, which come without being asked for.
-//! - `rdma`: operations on a peer's registered memory.
-//! - `atomic`: atomic ones.
-//! - `mpool`: memory of the section for `MPI_Alloc_mem`.
-//! - `heap`: memory of the section for the program's own large allocations.
+//! - `ompi`: all that depends on Open MPI's version: bindings, conversions, help texts; with `shim.c` for what its headers have
+//!   as macros only.
+//! - `process`: what this process has, once it is attached: the engine behind its lock, the parameters of all components.
+//! - `mpool`: memory of the section for `MPI_Alloc_mem`; `heap`: for the program's own large allocations.
 //! - `coll`: collective operations.
 //! - `osc`: one-sided communication, on windows in sections.
-//! - `help`: how a problem is told to the user.
+//! - `btl`: the byte transfer layer, a verb of its interface a file.
 //!
 //! No panic leaves this crate: every function that C calls is `extern "C"`, which aborts the process instead of
 //! unwinding into Open MPI.
 
-mod atomic;
+mod btl;
 mod coll;
-mod component;
-mod descriptor;
-mod fabric;
 mod heap;
-mod heard;
-mod help;
-mod idle;
-mod lead;
-mod lock;
-mod module;
 mod mpool;
-mod nearest;
 pub mod ompi;
 mod osc;
-mod rdma;
-mod sleep;
-mod stage;
+mod process;
+
+use ompi::{
+    Global, component, mca_base_component_data_t, mca_base_component_t, mca_btl_base_component_t,
+    mca_coll_base_component_2_0_0_t, mca_coll_base_component_t, mca_mpool_base_component_t, name,
+    ompi_osc_base_component_2_0_0_t, ompi_osc_base_component_t,
+};
+
+/// The symbol that Open MPI looks for in `mca_btl_vmshm.so`.
+#[unsafe(no_mangle)]
+#[allow(non_upper_case_globals)]
+pub static mca_btl_vmshm_component: Global<mca_btl_base_component_t> =
+    Global::new(mca_btl_base_component_t {
+        btl_version: mca_base_component_t {
+            mca_open_component: Some(btl::open),
+            mca_close_component: Some(btl::close),
+            mca_register_component_params: Some(btl::register),
+            ..component("btl", [3, 1, 0])
+        },
+        btl_data: mca_base_component_data_t { param_field: 0, reserved: [0; 32] },
+        btl_init: Some(btl::init),
+        btl_progress: Some(btl::progress),
+    });
+
+/// The symbol that Open MPI looks for in `mca_mpool_vmshm.so`, which is the same file.
+#[unsafe(no_mangle)]
+#[allow(non_upper_case_globals)]
+pub static mca_mpool_vmshm_component: Global<mca_mpool_base_component_t> =
+    Global::new(mca_mpool_base_component_t {
+        mpool_version: mca_base_component_t {
+            mca_register_component_params: Some(mpool::register),
+            ..component("mpool", [3, 0, 0])
+        },
+        mpool_data: mca_base_component_data_t { param_field: 0, reserved: [0; 32] },
+        mpool_query: Some(mpool::query),
+    });
+
+/// The symbol that Open MPI looks for in `mca_coll_vmshm.so`, which is the same file too.
+#[unsafe(no_mangle)]
+#[allow(non_upper_case_globals)]
+pub static mca_coll_vmshm_component: Global<mca_coll_base_component_t> =
+    Global::new(mca_coll_base_component_2_0_0_t {
+        collm_version: mca_base_component_t {
+            mca_project_name: name("ompi"),
+            mca_register_component_params: Some(coll::register),
+            ..component("coll", [2, 0, 0])
+        },
+        collm_data: mca_base_component_data_t { param_field: 0, reserved: [0; 32] },
+        collm_init_query: Some(coll::init_query),
+        collm_comm_query: Some(coll::comm_query),
+    });
+
+/// The symbol that Open MPI looks for in `mca_osc_vmshm.so`, which is the same file too.
+#[unsafe(no_mangle)]
+#[allow(non_upper_case_globals)]
+pub static mca_osc_vmshm_component: Global<ompi_osc_base_component_t> =
+    Global::new(ompi_osc_base_component_2_0_0_t {
+        osc_version: mca_base_component_t {
+            mca_project_name: name("ompi"),
+            mca_register_component_params: Some(osc::register),
+            ..component("osc", [3, 0, 0])
+        },
+        osc_data: mca_base_component_data_t { param_field: 0, reserved: [0; 32] },
+        osc_init: Some(osc::init),
+        osc_query: Some(osc::query),
+        osc_select: Some(osc::select),
+        osc_finalize: Some(osc::finalize),
+    });

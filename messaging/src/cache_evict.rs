@@ -19,8 +19,8 @@ pub struct Evictor {
 impl Evictor {
     /// Evicts what has at least `from` bytes. The memory is taken now, not in the midst of a message.
     pub fn new(from: usize) -> Self {
-        // `leave` is two thirds of the cache. Written, so that it has pages of its own.
-        Self { from, filling: vec![1; 2 * Tuning::of_this_machine().leave / size_of::<u64>()] }
+        // `evict_size` is two thirds of the cache. Written, so that it has pages of its own.
+        Self { from, filling: vec![1; 2 * Tuning::of_this_machine().evict_size / size_of::<u64>()] }
     }
 
     /// Evicts the nearest cache if at least `from` of the `len` bytes just written may lie in it. To be called when the process

@@ -11,12 +11,12 @@ use vmshm_transport::{ConnectError, Event, Fragment, Inbox, Peer, PeerError};
 use crate::cache_evict::Evictor;
 use crate::idle::{Idle, IdleAction, work};
 use crate::in_flight::InFlight;
-use crate::memory::{MIN_FRAGMENT, MemoryWait};
+use crate::memory_wait::{MIN_FRAGMENT, MemoryWait};
 use crate::params::Params;
 use crate::peer::{Outgoing, PeerState, Waiting};
-use crate::poll::Upcall;
 use crate::rendezvous::{Chunks, PartialGet, RESERVED, Sources};
 use crate::sleep::{Sleeping, Waker};
+use crate::upcall::Upcall;
 
 /// An endpoint with all that plugins need above it. `S` completes a send, `G` completes a get.
 ///
@@ -105,9 +105,9 @@ impl<S, G> Engine<S, G> {
             len /= 2;
         }
         // What was freed stays with this endpoint from now on.
-        self.endpoint.hold_fragments();
+        self.endpoint.reserve_fragments();
         while self.chunks.reserve.len() < RESERVED
-            && let Some(chunk) = self.endpoint.spare_fragment(self.params.pipeline.chunk_size)
+            && let Some(chunk) = self.endpoint.try_fragment(self.params.pipeline.chunk_size)
         {
             self.chunks.reserve.push(chunk);
         }

@@ -5,17 +5,17 @@ use zerocopy::IntoBytes;
 use vmshm_transport::{Peer, PeerError};
 
 use crate::engine::Engine;
-use crate::poll::Piece;
 use crate::rendezvous::{Get, MAX_REQUESTS, PartialGet, REQUEST, Request};
 use crate::send::Refused;
 use crate::serve::SHORTEST_STEP;
+use crate::upcall::{Piece, Upcall};
 
 /// Looks in vain at a progress word before something else is done: some microseconds at most, in which a step is copied.
 const LOOKS: u32 = 256;
 
 impl<S, G> Engine<S, G> {
     /// Begins a get: requests what the source's prefix does not hold, and copies what of the prefix is there. Returns the
-    /// completion if that is all; else the get completes by [`Upcall::Got`](crate::Upcall::Got).
+    /// completion if that is all; else the get completes by [`Upcall::Got`].
     ///
     /// # Errors
     ///
@@ -118,7 +118,7 @@ impl<S, G> Engine<S, G> {
             // An error here is followed by an event, which takes the get back.
             let _ = self.read_prefix(&mut partial, 0);
             if partial.has_prefix() {
-                self.upcalls.push_back(crate::Upcall::Got { done: partial.get.done, result: Ok(()) });
+                self.upcalls.push_back(Upcall::Got { done: partial.get.done, result: Ok(()) });
             } else {
                 self.partial.push(partial);
             }

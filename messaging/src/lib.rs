@@ -11,18 +11,21 @@
 //! **Sending has two forms.** [`Engine::try_send`] and [`Engine::try_send_fragment`] answer [`Refused::Full`] and keep nothing.
 //! [`Engine::send`] and [`Engine::send_fragment`] queue what finds no room, in order.
 //!
+//! Each file uses only those before it:
+//!
 //! | file | subject |
 //! |---|---|
 //! | `params` | tuning, as plain values |
 //! | `idle`, `sleep` | when to stop polling; sleeping on the doorbell |
 //! | `cache_evict` | evicting written lines to where readers find them fast |
 //! | `rendezvous/` | the protocol for long messages: wire format, sources, gets, chunks, prefixes |
-//! | `in_flight`, `peer` | messages under way; one peer's state and queue |
-//! | `engine` | the engine and its peers |
-//! | `memory` | fragments, bounce buffers, waits for memory |
+//! | `in_flight`, `memory_wait` | messages under way; waits for memory |
+//! | `peer`, `upcall` | one peer's state and queue; what has happened |
+//! | `engine` | the engine, its peers and their loss |
+//! | `memory` | fragments, bounce buffers, chunks |
 //! | `send` | sending, at once or queued |
 //! | `serve`, `get` | both sides of the rendezvous |
-//! | `poll` | upcalls |
+//! | `poll` | from events to upcalls |
 
 mod cache_evict;
 mod engine;
@@ -30,6 +33,7 @@ mod get;
 mod idle;
 mod in_flight;
 mod memory;
+mod memory_wait;
 mod params;
 mod peer;
 mod poll;
@@ -39,13 +43,14 @@ mod serve;
 mod sleep;
 #[cfg(test)]
 mod tests;
+mod upcall;
 
 pub use cache_evict::Evictor;
 pub use engine::{Engine, NoMemory};
 pub use idle::IdleAction;
 pub use memory::Bounce;
 pub use params::{Params, Pipeline};
-pub use poll::{Piece, Upcall};
 pub use rendezvous::{Get, LEAST, Prefix, is_reserved};
 pub use send::{Refused, Unsent};
 pub use sleep::{Sleeping, Waker};
+pub use upcall::{Piece, Upcall};

@@ -1,24 +1,14 @@
-//! Memory of the section for messages: fragments, bounce buffers, chunks; and waits for it.
-
-use std::time::{Duration, Instant};
+//! Memory of the section for messages: fragments, bounce buffers, chunks.
 
 use vmshm_transport::{Fragment, Peer};
 
 use crate::engine::Engine;
+use crate::memory_wait::MIN_FRAGMENT;
 use crate::peer::{Memory, Outgoing};
-use crate::poll::Upcall;
-
-/// The smallest fragment that is asked for, bytes. All are powers of two, so that few sizes share the section.
-pub(crate) const MIN_FRAGMENT: usize = 2048;
+use crate::upcall::Upcall;
 
 /// Messages that may wait for room in one peer's ring before fragments for it are refused.
 const MAX_QUEUED: usize = 16;
-
-/// A wait for memory after which the user is told.
-const LONG_WAIT: Duration = Duration::from_secs(10);
-
-/// A pause between two looks for memory after which a wait is over.
-const PAUSE: Duration = Duration::from_secs(1);
 
 /// A peer with this many fragments in flight is not starved.
 const ENOUGH: usize = 2;
@@ -28,15 +18,6 @@ const SMALLEST_CHUNK: usize = 8 << 10;
 
 /// Messages that take more than this are faster in memory that is used in turn, bytes.
 const LONG: usize = 8 << 10;
-
-/// A wait for memory of the section.
-#[derive(Debug, Default)]
-pub(crate) struct MemoryWait {
-    /// Bytes of the message that found none, since when, and when it looked last.
-    open: Option<(usize, Instant, Instant)>,
-    /// The user was told, once.
-    is_told: bool,
-}
 
 /// A bounce buffer: memory of the section for one message of many.
 #[derive(Debug)]
@@ -145,57 +126,11 @@ impl<S, G> Engine<S, G> {
         }
     }
 
-    /// Notes whether a message of `len` bytes has found memory. Its sender looks again whenever it polls; a long wait becomes
-    /// an upcall, once.
+    /// Notes whether a message of `len` bytes has found memory; a long wait becomes an upcall, once.
     #[inline]
     fn note_memory(&mut self, len: usize, has_found: bool) {
-        match self.memory_wait.open {
-            None if has_found => {}
-            Some((wanted, ..)) if has_found && len >= wanted => self.memory_wait.open = None,
-            Some(_) if has_found => {}
-            open => self.lack(open, len),
+        if let Some((len, time)) = self.memory_wait.note(len, has_found) {
+            self.upcalls.push_back(Upcall::MemoryWait { len, time });
         }
-    }
-
-    #[cold]
-    fn lack(&mut self, open: Option<(usize, Instant, Instant)>, len: usize) {
-        let now = Instant::now();
-        let open = open.filter(|(.., last)| now - *last < PAUSE);
-        let (len, since) = open.map_or((len, now), |(len, since, _)| (len, since));
-        self.memory_wait.open = Some((len, since, now));
-        if !self.memory_wait.is_told && now - since >= LONG_WAIT {
-            self.memory_wait.is_told = true;
-            self.upcalls.push_back(Upcall::MemoryWait { len, time: LONG_WAIT });
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::tests::pair;
-
-    #[test]
-    fn a_long_wait_for_memory_is_told_once() {
-        let ([mut a, _], _directory) = pair();
-        let a = &mut a.engine;
-        let taken: Vec<_> = std::iter::from_fn(|| a.fragment(1 << 20)).collect();
-        assert!(a.memory_wait.open.is_some() && !a.memory_wait.is_told, "it has just begun to wait");
-        // What finds room is shorter.
-        let short = a.fragment(3000).expect("room");
-        a.free(short);
-        let (_, _, last) = a.memory_wait.open.expect("still");
-        let begin = last.checked_sub(LONG_WAIT).expect("the machine runs for longer");
-        a.memory_wait.open = Some((1 << 20, begin, last.checked_sub(PAUSE).expect("likewise")));
-        assert!(a.fragment(1 << 20).is_none() && !a.memory_wait.is_told, "nobody has looked meanwhile");
-        a.memory_wait.open = Some((1 << 20, begin, last));
-        assert!(a.fragment(1 << 20).is_none() && a.memory_wait.is_told);
-        assert!(a.fragment(1 << 20).is_none());
-        assert!(matches!(a.upcalls.pop_front(), Some(Upcall::MemoryWait { len: 0x10_0000, .. })));
-        assert!(a.upcalls.is_empty());
-        taken.into_iter().for_each(|fragment| a.free(fragment));
-        let fragment = a.fragment(1 << 20).expect("room");
-        a.free(fragment);
-        assert!(a.memory_wait.open.is_none(), "the wait is over");
     }
 }

@@ -36,7 +36,7 @@ impl Params {
             reserve: 32 << 10,
             pipeline: Pipeline::new(tuning, None, None, section),
             sends_prefix: false,
-            evict_from: tuning.leave,
+            evict_from: tuning.evict_size,
             sleep_after: None,
         }
     }
@@ -60,15 +60,15 @@ impl Pipeline {
     /// Chunks of `chunk_size` bytes, `window` at a time, where given: else as suits the machine. The chunks of one process are a
     /// small part of its section, which it shares with others.
     pub fn new(tuning: &Tuning, chunk_size: Option<usize>, window: Option<usize>, section: u64) -> Self {
-        let chunk_size = chunk_size.unwrap_or(tuning.chunk).max(1);
-        let window = window.unwrap_or(tuning.ahead / chunk_size);
+        let chunk_size = chunk_size.unwrap_or(tuning.chunk_size).max(1);
+        let window = window.unwrap_or(tuning.window / chunk_size);
         let most = usize::try_from(section / CHUNKS_PART).unwrap_or(usize::MAX) / chunk_size;
         let window = window.min(most).max(2);
         Self {
             chunk_size,
-            tail_size: chunk_size.min(tuning.piece),
+            tail_size: chunk_size.min(tuning.tail_size),
             window,
-            window_single: (tuning.turn / chunk_size).clamp(2, window),
+            window_single: (tuning.window_single / chunk_size).clamp(2, window),
         }
     }
 
@@ -86,7 +86,7 @@ mod tests {
     fn chunks_are_a_small_part_of_the_section() {
         let tuning = Tuning::of_this_machine();
         let default = Pipeline::new(tuning, None, None, 1 << 40);
-        assert_eq!((default.chunk_size, default.tail_size), (tuning.chunk, tuning.piece));
+        assert_eq!((default.chunk_size, default.tail_size), (tuning.chunk_size, tuning.tail_size));
         let small = Pipeline::new(tuning, Some(4096), Some(1000), 16 << 20);
         assert_eq!((small.chunk_size, small.window), (4096, (16 << 20) / 64 / 4096));
         assert!(small.tail_size <= 4096 && (2..=small.window).contains(&small.window_single));

@@ -5,6 +5,7 @@ use vmshm_transport::{Fragment, Peer, SendError};
 use crate::engine::Engine;
 use crate::memory::Bounce;
 use crate::peer::{Memory, Outgoing, Waiting};
+use crate::upcall::Upcall;
 
 /// Why nothing was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +57,7 @@ impl<S, G> Engine<S, G> {
         }
     }
 
-    /// Sends the first `len` bytes of a fragment at once or not at all. It completes by [`Upcall::Sent`](crate::Upcall::Sent),
+    /// Sends the first `len` bytes of a fragment at once or not at all. It completes by [`Upcall::Sent`],
     /// which returns the fragment; without a completion the engine frees it.
     ///
     /// # Errors
@@ -77,7 +78,7 @@ impl<S, G> Engine<S, G> {
     }
 
     /// Sends an inline message after all that was sent to the peer before. Returns the completion if it is complete; else it
-    /// waits, and completes by [`Upcall::Sent`](crate::Upcall::Sent).
+    /// waits, and completes by [`Upcall::Sent`].
     ///
     /// # Errors
     ///
@@ -210,11 +211,7 @@ impl<S, G> Engine<S, G> {
                         state.queue.bytes.drain(..len);
                         match (sent, done) {
                             (Ok(()), Some(done)) => {
-                                self.upcalls.push_back(crate::Upcall::Sent {
-                                    done,
-                                    fragment: None,
-                                    result: Ok(()),
-                                });
+                                self.upcalls.push_back(Upcall::Sent { done, fragment: None, result: Ok(()) });
                             }
                             (Err(_), done) => {
                                 state.is_missed = true;

@@ -104,9 +104,9 @@ impl<S, G> Engine<S, G> {
         if chunks.prefixes >= all.max(1) || of_peer >= mine.max(2) {
             return None;
         }
-        let word = chunks.words.pop().or_else(|| self.endpoint.spare_fragment(size_of::<u64>()))?;
+        let word = chunks.words.pop().or_else(|| self.endpoint.try_fragment(size_of::<u64>()))?;
         let taken = chunks.free.len() + chunks.in_flight + chunks.prefixes;
-        let new = if taken < most.max(2) { self.endpoint.spare_fragment(pipeline.chunk_size) } else { None };
+        let new = if taken < most.max(2) { self.endpoint.try_fragment(pipeline.chunk_size) } else { None };
         let Some(chunk) = new.or_else(|| chunks.free.pop_front()) else {
             chunks.words.push(word);
             return None;

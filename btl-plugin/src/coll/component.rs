@@ -1,42 +1,17 @@
 //! What Open MPI calls for the component, and for each new communicator.
 
-use std::cell::UnsafeCell;
 use std::collections::HashMap;
 use std::ffi::c_int;
 use std::ptr;
 
 use parking_lot::Mutex;
 use vmshm_transport::abi::EndpointName;
-use vmshm_transport::collective::{MAX_CHUNK, MAX_CHUNKS, MIN_CHUNK, MIN_CHUNKS};
-use vmshm_transport::tune::Tuning;
 
 use super::levels::{By, has_neighbours, is_one_region};
 use super::operations;
 use super::state::{self, State};
-use crate::component::register_variable;
-use crate::fabric::FABRIC;
-use crate::ompi::{
-    self, mca_coll_base_module_t, mca_coll_vmshm_component, ompi_communicator_t, opal_proc_t,
-    vmshm_coll_module_t,
-};
-
-/// What the user can set. Open MPI writes it while the component registers.
-struct Parameters {
-    priority: UnsafeCell<c_int>,
-    chunk: UnsafeCell<usize>,
-    turn: UnsafeCell<usize>,
-    levels: UnsafeCell<c_int>,
-}
-
-// SAFETY: written by Open MPI only while it registers the component, on one thread.
-unsafe impl Sync for Parameters {}
-
-static PARAMETERS: Parameters = Parameters {
-    priority: UnsafeCell::new(60),
-    chunk: UnsafeCell::new(0),
-    turn: UnsafeCell::new(0),
-    levels: UnsafeCell::new(0),
-};
+use crate::ompi::{self, mca_coll_base_module_t, ompi_communicator_t, opal_proc_t, vmshm_coll_module_t};
+use crate::process::{INSTANCE, params};
 
 /// Registers the parameters.
 pub unsafe extern "C" fn register() -> c_int {
@@ -44,82 +19,13 @@ pub unsafe extern "C" fn register() -> c_int {
         // The BTL says so to the user.
         return ompi::OPAL_ERR_NOT_AVAILABLE as c_int;
     }
-    // SAFETY: the statics have the types that are named.
-    unsafe {
-        let version = &raw const (*mca_coll_vmshm_component.get()).collm_version;
-        register_variable(
-            version,
-            c"priority",
-            c"Priority of collective operations through the shared region, for communicators whose processes all see it. \
-              tuned has 30. Negative: never.",
-            ompi::MCA_BASE_VAR_TYPE_INT,
-            ompi::OPAL_INFO_LVL_5,
-            PARAMETERS.priority.get().cast(),
-        );
-        register_variable(
-            version,
-            c"chunk",
-            c"Bytes of the pieces in which long payloads go through the section (8192 to 1048576). 0: what suits this machine.",
-            ompi::MCA_BASE_VAR_TYPE_SIZE_T,
-            ompi::OPAL_INFO_LVL_5,
-            PARAMETERS.chunk.get().cast(),
-        );
-        register_variable(
-            version,
-            c"turn",
-            c"Bytes that these pieces take in turn, of the section of each process, for each communicator with long payloads: \
-              what was used last lies in the cache of its reader, and is slow to get back. As much as all processes have \
-              room for. 0: what suits this machine.",
-            ompi::MCA_BASE_VAR_TYPE_SIZE_T,
-            ompi::OPAL_INFO_LVL_5,
-            PARAMETERS.turn.get().cast(),
-        );
-        register_variable(
-            version,
-            c"levels",
-            c"1: take communicators whose processes see several regions too, and do their operations within each region \
-              first. 2: within each virtual machine (section of a region) before that, which may help where many processes share \
-              one. This makes communicators at the first operation, so it must not be mixed with MPI_Comm_idup, and is not done \
-              where threads share MPI (MPI_THREAD_MULTIPLE). All processes must say the same. 0: no levels.",
-            ompi::MCA_BASE_VAR_TYPE_INT,
-            ompi::OPAL_INFO_LVL_5,
-            PARAMETERS.levels.get().cast(),
-        );
-    }
+    params::register_coll();
     ompi::OPAL_SUCCESS as c_int
-}
-
-/// Bytes of a chunk, within bounds and whole pages.
-pub fn chunk() -> usize {
-    // SAFETY: not changed after the component was registered.
-    let chunk = match unsafe { *PARAMETERS.chunk.get() } {
-        0 => Tuning::of_this_machine().coll_chunk_size,
-        given => given,
-    };
-    chunk.clamp(MIN_CHUNK, MAX_CHUNK) & !4095
-}
-
-/// About the part of a section that a process gives to the chunks of one communicator, at most: there are other
-/// communicators, other processes, and messages.
-const SECTION_PART: u64 = 128;
-
-/// How many chunks of this length a member of so many uses in turn, in a section of so many bytes: a power of two.
-pub fn chunks(chunk: usize, members: usize, section: u64) -> u64 {
-    // SAFETY: not changed after the component was registered.
-    let turn = match unsafe { *PARAMETERS.turn.get() } {
-        // Who reads from several comes back to each the later.
-        0 => Tuning::of_this_machine().coll_rotation / (members - 1).max(1),
-        given => given,
-    };
-    let most = (turn as u64).min(section / SECTION_PART) / chunk as u64;
-    // Rounded up between the bounds, which are powers of two themselves.
-    most.clamp(MIN_CHUNKS, MAX_CHUNKS).next_power_of_two()
 }
 
 /// What the members are parted by, so that each part does an operation first, if the user wants that.
 fn parted_by(names: &[EndpointName], endpoints: u32) -> Option<By> {
-    // SAFETY: not changed after the component was registered.
-    let levels = unsafe { *PARAMETERS.levels.get() };
+    let levels = params::coll_levels();
     let (by, least) = match is_one_region(names) {
         false => (By::Region, 1),
         true => (By::Section { endpoints }, 2),
@@ -160,7 +66,7 @@ pub unsafe extern "C" fn comm_query(
 ) -> *mut mca_coll_base_module_t {
     // SAFETY: Open MPI gives a valid communicator and a valid pointer, and has registered the parameters.
     unsafe {
-        *priority = *PARAMETERS.priority.get();
+        *priority = params::coll_priority();
         if *priority < 0 {
             return ptr::null_mut();
         }
@@ -179,7 +85,8 @@ pub unsafe extern "C" fn comm_query(
 /// # Safety
 /// `comm` is a communicator of Open MPI.
 unsafe fn offer(comm: *mut ompi_communicator_t) -> Option<State> {
-    let endpoints = FABRIC.lock().as_ref().map(|fabric| fabric.endpoint.region().header().endpoints)?;
+    let endpoints =
+        INSTANCE.lock().as_ref().map(|instance| instance.engine.endpoint().region().header().endpoints)?;
     // SAFETY: the caller vouches for the communicator, and the ranks are its.
     unsafe {
         let size = usize::try_from(ompi::vmshm_coll_size(comm)).ok()?;

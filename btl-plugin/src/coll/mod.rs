@@ -6,7 +6,6 @@
 //!
 //! - `component`: parameters, and which communicators we take.
 //! - `state`: what a communicator's module knows: its group, made when it is first used.
-//! - `left`: what other members may still read when it is gone.
 //! - `operations`: the functions that Open MPI calls.
 //! - `data`: buffers of any datatype as bytes.
 //! - `unequal`: those of parts of any lengths.
@@ -35,12 +34,10 @@
 mod combine;
 mod component;
 mod data;
-mod left;
 mod levels;
 mod operations;
 mod state;
 mod unequal;
 
 pub use component::{comm_query, init_query, register};
-pub use left::LeftGroups;
 pub use state::close;

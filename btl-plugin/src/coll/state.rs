@@ -8,6 +8,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use parking_lot::Mutex;
+use vmshm_messaging::Evictor;
 use vmshm_transport::abi::{EndpointId, EndpointName};
 use vmshm_transport::collective::{BLOCK, CollError, Group, MIN_CHUNKS, Pause, Rank, chunks_len, is_chunk};
 use vmshm_transport::tune::Tuning;
@@ -16,11 +17,8 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::component;
 use super::levels::{By, Levels, is_one_region};
-use crate::fabric::FABRIC;
-use crate::help;
-use crate::module;
-use crate::nearest;
-use crate::ompi::{self, ompi_communicator_t, opal_proc_t, vmshm_coll_module_t};
+use crate::ompi::{self, help, ompi_communicator_t, opal_proc_t, vmshm_coll_module_t};
+use crate::process::{INSTANCE, Instance, loss, params};
 
 /// How often a member looks for another's step before it lets Open MPI make progress: some microseconds.
 const SPINS: u32 = 1000;
@@ -114,6 +112,7 @@ enum Chunks {
 pub struct Waiting {
     yields: bool,
     settle: u32,
+    evictor: Arc<Evictor>,
 }
 
 impl Pause for Waiting {
@@ -133,7 +132,7 @@ impl Pause for Waiting {
     }
 
     fn exposed(&self, len: usize) {
-        nearest::leave(len);
+        self.evictor.evict(len);
     }
 
     fn spins(&self, usual: u32) -> u32 {
@@ -167,8 +166,8 @@ unsafe impl Send for Kept {}
 
 /// Gives back memory of groups that nobody reads any more.
 fn tidy() {
-    if let Some(fabric) = FABRIC.lock().as_mut() {
-        fabric.tidy();
+    if let Some(Instance { engine, left, .. }) = INSTANCE.lock().as_mut() {
+        left.tidy(engine.endpoint_mut());
     }
 }
 
@@ -191,9 +190,9 @@ pub unsafe extern "C" fn destruct(state: *mut c_void) {
     state.hierarchy = Hierarchy::Flat;
     if let Stage::Met(met) = state.stage {
         let Met { group, fragments, .. } = *met;
-        if let Some(fabric) = FABRIC.lock().as_mut() {
-            fabric.left.add(group.leave(), fragments);
-            fabric.tidy();
+        if let Some(Instance { engine, left, .. }) = INSTANCE.lock().as_mut() {
+            left.add(group.leave(), fragments);
+            left.tidy(engine.endpoint_mut());
         }
     }
 }
@@ -312,7 +311,7 @@ impl State {
         let prepared = self.prepare();
         let mine = match &prepared {
             Ok((fragment, tag)) => {
-                let chunk = component::chunk() as u64;
+                let chunk = params::coll_chunk() as u64;
                 Hello { block: fragment.offset(), tag: *tag, chunk, protocol: PROTOCOL }
             }
             Err(_) => Hello::new_zeroed(),
@@ -339,8 +338,8 @@ impl State {
                 lacked_room: false,
             }))),
             (met, prepared) => {
-                if let (Ok((fragment, _)), Some(fabric)) = (prepared, FABRIC.lock().as_mut()) {
-                    fabric.endpoint.free(fragment);
+                if let (Ok((fragment, _)), Some(instance)) = (prepared, INSTANCE.lock().as_mut()) {
+                    instance.engine.free(fragment);
                 }
                 let why = met.err().unwrap_or_default();
                 help::verbose(&format!("collective operations of a communicator are left to others: {why}"));
@@ -351,20 +350,21 @@ impl State {
 
     /// Meets the members' endpoints, and prepares our block.
     fn prepare(&self) -> Result<(Fragment, u64), String> {
-        let mut fabric = FABRIC.lock();
-        let fabric = fabric.as_mut().ok_or("this process has left the region")?;
-        if fabric.sleep.is_some() {
+        let mut instance = INSTANCE.lock();
+        let instance = instance.as_mut().ok_or("this process has left the region")?;
+        if instance.engine.params().sleep_after.is_some() {
             return Err("processes sleep (btl_vmshm_sleep_after)".into());
         }
         for (member, (name, proc)) in self.names.iter().zip(&self.procs).enumerate() {
             if member != self.me {
-                fabric.add(name, *proc).map_err(|error| format!("member {member}: {error}"))?;
+                instance.connect(name, *proc).map_err(|error| format!("member {member}: {error}"))?;
             }
         }
+        let endpoint = instance.engine.endpoint_mut();
         let fragment =
-            fabric.endpoint.fragment_for(BLOCK, Purpose::Small).ok_or("the section has no memory left")?;
+            endpoint.fragment_for(BLOCK, Purpose::Small).ok_or("the section has no memory left")?;
         let tag = random_tag();
-        Group::prepare(fabric.endpoint.memory(), fragment.offset(), tag);
+        Group::prepare(endpoint.memory(), fragment.offset(), tag);
         Ok((fragment, tag))
     }
 
@@ -382,9 +382,10 @@ impl State {
 
     /// The group of members that said this.
     fn group(&self, hellos: &[Hello], mine: &Fragment) -> Result<(Group<Arc<Mapping>>, Waiting), String> {
-        let fabric = FABRIC.lock();
-        let fabric = fabric.as_ref().ok_or("this process has left the region")?;
-        let (endpoint, memory) = (&fabric.endpoint, Arc::clone(fabric.endpoint.memory()));
+        let instance = INSTANCE.lock();
+        let instance = instance.as_ref().ok_or("this process has left the region")?;
+        let endpoint = instance.engine.endpoint();
+        let memory = Arc::clone(endpoint.memory());
         let mut members = Vec::new();
         for (member, (hello, name)) in hellos.iter().zip(&self.names).enumerate() {
             let place = endpoint.region().place(EndpointId(name.id));
@@ -411,7 +412,11 @@ impl State {
         let yields = unsafe { ompi::vmshm_coll_yields() };
         let shared = self.is_crowded();
         let spins = if shared { SPINS_SHARED } else { SPINS };
-        let waiting = Waiting { yields: shared && !yields, settle: *SETTLE_PAUSES };
+        let waiting = Waiting {
+            yields: shared && !yields,
+            settle: *SETTLE_PAUSES,
+            evictor: Arc::clone(instance.engine.evictor()),
+        };
         let mut group = Group::new(memory, self.me, members, spins)
             .ok_or("a member's block lies outside of its section")?;
         group.expose_to_root(Tuning::of_this_machine().coll_zero_copy_limit);
@@ -440,7 +445,7 @@ impl State {
         match member {
             None => help::verbose(&text),
             // SAFETY: Open MPI's processes live until MPI is finalized.
-            Some(member) => unsafe { module::report(self.procs.get(member).copied(), &text) },
+            Some(member) => unsafe { loss::tell(self.procs.get(member).copied(), &text) },
         }
         rc
     }
@@ -499,10 +504,11 @@ impl Met {
         tidy();
         // A small section has room for fewer.
         let section = self.group.rank(self.group.me()).section.entry.len;
-        let mut count = component::chunks(self.chunk, self.group.size(), section);
+        let mut count = params::coll_chunks(self.chunk, self.group.size(), section);
         let get = |count| {
             let len = chunks_len(self.chunk, count);
-            FABRIC.lock().as_mut().and_then(|fabric| fabric.endpoint.fragment_for(len, Purpose::Large))
+            let mut instance = INSTANCE.lock();
+            instance.as_mut()?.engine.endpoint_mut().fragment_for(len, Purpose::Large)
         };
         let mut fragment = get(count);
         while fragment.is_none() && count > MIN_CHUNKS {
@@ -521,8 +527,8 @@ impl Met {
             self.group.touch_chunks();
             return Ok(Chunks::There);
         }
-        if let (Some(fragment), Some(fabric)) = (fragment, FABRIC.lock().as_mut()) {
-            fabric.endpoint.free(fragment);
+        if let (Some(fragment), Some(instance)) = (fragment, INSTANCE.lock().as_mut()) {
+            instance.engine.free(fragment);
         }
         are_there?;
         help::verbose(

@@ -8,7 +8,7 @@ use vmshm_transport::collective::{CollError, Given, Late, Part};
 use super::data::Shape;
 use super::operations::{Not, is_in_place, with};
 use super::state::Met;
-use crate::help;
+use crate::ompi::help;
 use crate::ompi::{self, mca_coll_base_module_t, ompi_communicator_t, ompi_datatype_t, ompi_request_t};
 
 /// A part of a buffer: how many elements, and where.

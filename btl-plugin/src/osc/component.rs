@@ -1,6 +1,5 @@
 //! What Open MPI calls once, and for each new window.
 
-use std::cell::UnsafeCell;
 use std::ffi::{CStr, c_int, c_uint, c_void};
 
 use vmshm_transport::abi::EndpointName;
@@ -8,26 +7,17 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::members::Wanted;
 use super::{direct, others, served};
-use crate::component::register_variable;
-use crate::fabric::FABRIC;
-use crate::help::{self, Topic};
 use crate::mpool;
+use crate::ompi::help::{self, Topic};
 use crate::ompi::{
-    self, mca_base_component_t, mca_osc_vmshm_component, ompi_communicator_t, ompi_osc_base_component_t,
-    ompi_win_t, opal_info_t, opal_proc_t,
+    self, ompi_communicator_t, ompi_osc_base_component_t, ompi_win_t, opal_info_t, opal_proc_t,
 };
+use crate::process::{INSTANCE, params};
 
 const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
 
 /// Windows are aligned to pages.
 pub const ALIGNMENT: usize = 4096;
-
-struct Priority(UnsafeCell<c_int>);
-
-// SAFETY: written by Open MPI only while it registers the component, on one thread.
-unsafe impl Sync for Priority {}
-
-static PRIORITY: Priority = Priority(UnsafeCell::new(110));
 
 /// Registers the parameter.
 pub unsafe extern "C" fn register() -> c_int {
@@ -35,18 +25,7 @@ pub unsafe extern "C" fn register() -> c_int {
         // The BTL says so to the user.
         return ompi::OPAL_ERR_NOT_AVAILABLE;
     }
-    // SAFETY: the static has the type that is named.
-    unsafe {
-        register_variable(
-            &raw const (*mca_osc_vmshm_component.get()).osc_version,
-            c"priority",
-            c"Priority of windows in sections, for communicators whose processes all see one region. On one host, where sm \
-              has 100, only where processes may write each other's sections. Negative: never.",
-            ompi::MCA_BASE_VAR_TYPE_INT,
-            ompi::OPAL_INFO_LVL_5,
-            PRIORITY.0.get().cast(),
-        );
-    }
+    params::register_osc();
     SUCCESS
 }
 
@@ -60,7 +39,7 @@ pub unsafe extern "C" fn init(_: bool, _: bool) -> c_int {
 pub fn publish(is_threaded: bool) {
     let bytes = [u8::from(is_threaded)];
     // SAFETY: the component begins with its mca_base_component_t; the byte outlives the call, which copies it.
-    unsafe { ompi::vmshm_ompi_publish(version(), bytes.as_ptr().cast(), bytes.len()) };
+    unsafe { ompi::vmshm_ompi_publish(ompi::osc_version(), bytes.as_ptr().cast(), bytes.len()) };
 }
 
 /// Whether a process has published that one thread at a time calls MPI.
@@ -70,13 +49,9 @@ pub fn publish(is_threaded: bool) {
 unsafe fn is_serial(proc: *const opal_proc_t) -> bool {
     let mut bytes = [u8::MAX];
     // SAFETY: the caller vouches for the process; there is room for the byte.
-    let code = unsafe { ompi::vmshm_ompi_lookup(version(), proc, bytes.as_mut_ptr().cast(), bytes.len()) };
+    let code =
+        unsafe { ompi::vmshm_ompi_lookup(ompi::osc_version(), proc, bytes.as_mut_ptr().cast(), bytes.len()) };
     code == SUCCESS && bytes == [0]
-}
-
-fn version() -> *const mca_base_component_t {
-    // SAFETY: the component is a static.
-    unsafe { &raw const (*mca_osc_vmshm_component.get()).osc_version }
 }
 
 /// Called at the end.
@@ -125,7 +100,7 @@ pub unsafe extern "C" fn query(
     let flavor = flavor.cast_unsigned();
     // SAFETY: Open MPI gives a communicator, and has registered the parameter.
     unsafe {
-        let priority = *PRIORITY.0.get();
+        let priority = params::osc_priority();
         let Some(names) = members(comm) else { return -1 };
         let below = below(comm, flavor);
         if below.is_none() && flavor == ompi::MPI_WIN_FLAVOR_SHARED {
@@ -151,7 +126,7 @@ pub unsafe extern "C" fn query(
 /// # Safety
 /// `comm` is a communicator of Open MPI.
 unsafe fn members(comm: *mut ompi_communicator_t) -> Option<Vec<EndpointName>> {
-    let region = FABRIC.lock().as_ref().map(|fabric| fabric.endpoint.name().region_id)?;
+    let region = INSTANCE.lock().as_ref().map(|instance| instance.engine.endpoint().name().region_id)?;
     // SAFETY: the caller vouches for the communicator, and the ranks are its.
     unsafe {
         if ompi::vmshm_coll_is_inter(comm) {

@@ -13,8 +13,8 @@ use super::epochs::{Epochs, Groups, Locked, order, pause, rest};
 use super::members::{self, Member, Members, Wanted, checked};
 use super::numbers::Numbers;
 use super::state::State;
-use crate::fabric::FABRIC;
 use crate::ompi::{self, ompi_op_t, ompi_osc_base_module_t, ompi_win_t};
+use crate::process::INSTANCE;
 
 const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
 
@@ -51,13 +51,14 @@ const FUNCTIONS: ompi_osc_base_module_t =
 
 /// Whether all processes with these names may write each other's sections.
 pub fn is_possible(names: &[EndpointName]) -> bool {
-    FABRIC.lock().as_ref().is_some_and(|fabric| {
-        let region = fabric.endpoint.region();
+    INSTANCE.lock().as_ref().is_some_and(|instance| {
+        let endpoint = instance.engine.endpoint();
+        let region = endpoint.region();
         let section = |name: &EndpointName| {
             let (section, _) = region.place(EndpointId(name.id))?;
             Some(section.entry.offset)
         };
-        let mine = section(&fabric.endpoint.name());
+        let mine = section(&endpoint.name());
         mine.is_some() && (region.is_open() || names.iter().all(|name| section(name) == mine))
     })
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{self, AtomicU32, Ordering};
 use super::calls::of;
 use super::members::{Members, checked, code};
 use crate::ompi::{self, ompi_group_t, ompi_win_t};
-use crate::sleep;
+use crate::process::sleep;
 
 const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
 

@@ -8,9 +8,9 @@ use vmshm_transport::abi::{EndpointId, EndpointName};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::component::{ALIGNMENT, gather};
-use crate::fabric::FABRIC;
 use crate::mpool;
 use crate::ompi::{self, ompi_communicator_t, ompi_datatype_t, opal_info_t};
+use crate::process::{INSTANCE, is_wanted};
 
 const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
 
@@ -86,7 +86,7 @@ impl Memory {
 
     /// So many bytes for the user: of the section if that is wanted and there is room, or ordinary ones if they will do.
     fn for_user(len: usize, anywhere: bool) -> Option<Self> {
-        if mpool::is_wanted()
+        if is_wanted()
             && let Some(placed) = mpool::take_aligned(len, ALIGNMENT, false)
         {
             return Some(Self::Section(placed));
@@ -193,7 +193,7 @@ pub unsafe fn meet(
     };
     let start = given.or_else(|| memory.as_mut().map(Memory::start));
     let expose = |address: *mut u8, len: usize| {
-        FABRIC.lock().as_ref().and_then(|fabric| fabric.endpoint.expose(address, len as u64))
+        INSTANCE.lock().as_ref()?.engine.endpoint().expose(address, len as u64)
     };
     let offset = match held {
         Some(0) => Some(0),
@@ -248,8 +248,8 @@ fn members(
     words: usize,
     anywhere: bool,
 ) -> Option<Vec<Member>> {
-    let fabric = FABRIC.lock();
-    let endpoint = &fabric.as_ref()?.endpoint;
+    let instance = INSTANCE.lock();
+    let endpoint = instance.as_ref()?.engine.endpoint();
     let address = |rank: usize, offset: u64, len: u64| {
         let (section, _) = endpoint.region().place(EndpointId(names[rank].id))?;
         section.contains(offset, len).then(|| endpoint.address(offset, len))

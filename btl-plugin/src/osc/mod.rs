@@ -32,4 +32,4 @@ mod state;
 
 pub use component::{finalize, init, publish, query, register, select};
 pub use others::is_used;
-pub use served::{TAG, heard};
+pub use served::{TAG, accept};

@@ -3,8 +3,8 @@
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicIsize, Ordering};
 
-use crate::lock::Lock;
 use crate::ompi::{self, ompi_osc_base_module_free_fn_t, ompi_osc_base_module_t, ompi_win_t};
+use crate::process::Lock;
 
 /// How many there are.
 static COUNT: AtomicIsize = AtomicIsize::new(0);

@@ -201,7 +201,7 @@ fn prefixes_that_nobody_asks_for_starve_nobody_in_a_full_section() {
     // A progress word is there, but only one block, which is for messages.
     a.engine.unexpose(parked[0].0);
     a.engine.chunks.take_free().for_each(drop);
-    let _spare: Vec<_> = std::iter::from_fn(|| a.engine.endpoint.spare_fragment(4096)).collect();
+    let _spare: Vec<_> = std::iter::from_fn(|| a.engine.endpoint.try_fragment(4096)).collect();
     a.engine.endpoint.free(taken.swap_remove(0));
     assert!(a.expose(&source[..100]).1 == Prefix::default(), "a prefix took the last piece");
 }

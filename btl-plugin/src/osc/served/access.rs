@@ -7,9 +7,10 @@ use std::slice;
 
 use super::request::{Kind, Request};
 use super::{REPLY_LEN, Served, Side};
-use crate::ompi::{self, MODULE, ompi_op_t};
+use crate::ompi::{self, ompi_op_t};
 use crate::osc::access::{Access, Local, Remote, read};
 use crate::osc::numbers::{Number, Numbers, Runs, TOO_MANY, WRONG_TYPE, packed, unpack};
+use crate::process::MODULE;
 
 /// Most bytes of a request: others are copied by the origin while the target copies this one. Every process has some memory
 /// of its section for messages of this length.

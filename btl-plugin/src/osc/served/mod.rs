@@ -25,8 +25,9 @@ use std::ffi::c_int;
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use vmshm_messaging::Refused;
 use vmshm_transport::abi::EndpointName;
-use vmshm_transport::{Fragment, Peer, copy_from_shared, copy_to_shared};
+use vmshm_transport::{Peer, copy_from_shared, copy_to_shared};
 use zerocopy::IntoBytes;
 
 use super::calls;
@@ -34,10 +35,8 @@ use super::epochs::{Groups, Locked, pause, rest};
 use super::members::{self, Member, Members, OUT_OF_RANGE, Wanted};
 use super::numbers::Number;
 use super::others;
-use crate::component;
-use crate::fabric::{FABRIC, Fabric, Outgoing, Posted, Refused};
-use crate::lock::Lock;
 use crate::ompi::{self, ompi_communicator_t, ompi_osc_base_module_t, ompi_win_t};
+use crate::process::{INSTANCE, Lock, loss};
 use attached::Attached;
 use locks::Locks;
 use request::{Kind, Request};
@@ -55,9 +54,6 @@ const REPLY_LEN: usize = BLOCK - REPLY;
 
 /// Most bytes of a request that go through the ring itself.
 const SHORT: usize = 640;
-
-/// Longer ones lie in memory that is used in turn.
-const LONG: usize = 8 << 10;
 
 /// Words of operands for which no memory is allocated.
 const FEW: usize = 8;
@@ -235,8 +231,8 @@ pub unsafe fn make(
 /// # Safety
 /// `comm` is a communicator of Open MPI, whose processes have these names.
 unsafe fn connect(comm: *mut ompi_communicator_t, names: &[EndpointName]) -> Option<Vec<Option<Peer>>> {
-    let mut fabric = FABRIC.lock();
-    let fabric = fabric.as_mut()?;
+    let mut instance = INSTANCE.lock();
+    let instance = instance.as_mut()?;
     // SAFETY: the caller vouches for it.
     let (me, process) = unsafe {
         let me = usize::try_from(ompi::vmshm_coll_rank(comm)).ok()?;
@@ -245,7 +241,7 @@ unsafe fn connect(comm: *mut ompi_communicator_t, names: &[EndpointName]) -> Opt
     let peer = |(rank, name): (usize, &EndpointName)| match rank == me {
         true => Some(None),
         // Its loss is reported even if messages go another way.
-        false => fabric.add(name, process(rank)).ok().map(Some),
+        false => instance.connect(name, process(rank)).ok().map(Some),
     };
     names.iter().enumerate().map(peer).collect()
 }
@@ -260,7 +256,7 @@ fn forget(window: *const Served) {
 ///
 /// # Safety
 /// `len` bytes can be read at `bytes`; the peer may change them meanwhile.
-pub unsafe fn heard(peer: Peer, bytes: *const u8, len: usize) -> bool {
+pub unsafe fn accept(peer: Peer, bytes: *const u8, len: usize) -> bool {
     // SAFETY: the caller vouches for it.
     let Some((request, data, len)) = (unsafe { Request::read(bytes, len) }) else { return false };
     let found = KNOWN.lock().iter().find_map(|known| {
@@ -470,9 +466,9 @@ impl Served {
         loop {
             match send(peer, request.as_bytes(), data) {
                 Ok(()) => break,
-                Err(Refused::Busy) => pause(),
+                Err(Refused::Full) => pause(),
                 Err(Refused::Lost) => {
-                    component::report(&mut FABRIC.lock(), peer);
+                    loss::report(&mut INSTANCE.lock(), peer);
                     return Err(ompi::OPAL_ERR_UNREACH);
                 }
             }
@@ -509,38 +505,22 @@ impl Side {
 
 /// Sends a request, if there is room for it now.
 fn send(peer: Peer, request: &[u8], data: &[u8]) -> Result<(), Refused> {
-    let mut fabric = FABRIC.lock();
-    let fabric = fabric.as_mut().ok_or(Refused::Lost)?;
+    let mut instance = INSTANCE.lock();
+    let engine = &mut instance.as_mut().ok_or(Refused::Lost)?.engine;
     let len = request.len() + data.len();
     if len <= SHORT {
-        return fabric.send_now(peer.index(), TAG, &[request, data]);
+        return engine.try_send(peer.index(), TAG, &[request, data]);
     }
-    if !fabric.is_free(peer) {
-        return Err(Refused::Busy);
+    if !engine.is_free(peer) {
+        return Err(Refused::Full);
     }
-    let (memory, is_chunk) = room(fabric, peer, len).ok_or(Refused::Busy)?;
-    // SAFETY: there is room for both; there is no descriptor.
-    let posted = unsafe {
-        copy_to_shared(request.as_ptr(), memory.ptr(), request.len());
-        copy_to_shared(data.as_ptr(), memory.ptr().add(request.len()), data.len());
-        let message = if is_chunk { Outgoing::Chunk } else { Outgoing::Fragment };
-        fabric.post(peer, message(memory, TAG, len))
-    };
-    if posted == Posted::Lost { Err(Refused::Lost) } else { Ok(()) }
-}
-
-/// Memory for a message, and whether it is a chunk: a piece of many is faster in memory that is used in turn, as in `stage`.
-fn room(fabric: &mut Fabric, peer: Peer, len: usize) -> Option<(Fragment, bool)> {
-    if len > LONG {
-        match fabric.chunk(peer, fabric.cut.few) {
-            Some(chunk) if chunk.capacity() >= len => return Some((chunk, true)),
-            // The section is nearly full.
-            Some(chunk) => fabric.chunks.put(chunk),
-            None if fabric.endpoint.in_flight(peer) > 0 => return None,
-            None => {}
-        }
+    let bounce = engine.bounce(peer, len).ok_or(Refused::Full)?;
+    // SAFETY: there is room for both.
+    unsafe {
+        copy_to_shared(request.as_ptr(), bounce.ptr(), request.len());
+        copy_to_shared(data.as_ptr(), bounce.ptr().add(request.len()), data.len());
     }
-    Some((fabric.fragment(len)?, false))
+    engine.send_bounce(peer, TAG, bounce, len)
 }
 
 #[cfg(test)]

@@ -11,14 +11,12 @@
 use std::ops::Range;
 use std::ptr;
 use std::slice;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use vmshm_transport::{Holder, Memory};
 
-use super::space::Space;
-use super::tell::{self, News};
-use super::{HEAP, child};
-use crate::mpool::copy_limit;
+use crate::available::copy_limit;
+use crate::notice::{self, News};
+use crate::space::Space;
 
 /// Bytes that are copied without asking how much memory there is: a fork itself takes as much.
 const LITTLE: usize = 1 << 20;
@@ -28,23 +26,16 @@ const LITTLE: usize = 1 << 20;
 const RANGES: usize = 64;
 
 /// The least length of such a range, bytes, and what both ends are multiples of: a large page of the processor.
-const GRAIN: usize = 2 << 20;
-
-/// Forks under way. What is allocated meanwhile must not be in the section; raised only by the holder of the heap's lock.
-static FORKS: AtomicU32 = AtomicU32::new(0);
-
-/// Whether a fork is under way. Asked by the holder of the heap's lock.
-pub fn is_under_way() -> bool {
-    FORKS.load(Ordering::Relaxed) > 0
-}
+pub const GRAIN: usize = 2 << 20;
 
 /// What the thread that forks hands to its child and takes back in the parent. It lies in a mapping of its own, with the
 /// list of blocks behind it: no allocator is asked, since others' handlers may have locked theirs.
+#[derive(Debug)]
 pub struct Handover {
     /// Bytes of the mapping.
     len: usize,
     /// The thread's signal mask. Signals wait, lest a handler fork in between, or run in the child before its memory is there.
-    signals: libc::sigset_t,
+    pub signals: libc::sigset_t,
     section: Range<usize>,
     /// The parts of the section where the child needs its own memory. Others' processes, where there are some, lie between.
     spans: Ranges,
@@ -63,7 +54,7 @@ pub struct Handover {
 
 impl Handover {
     /// Lists what has to be copied. NULL where there is no memory for the list.
-    fn of<M: Memory>(space: &Space<M>, grain: usize) -> *mut Self {
+    pub fn of<M: Memory>(space: &Space<M>, grain: usize) -> *mut Self {
         let blocks = space.blocks();
         let len = size_of::<Self>() + blocks.len() * size_of::<Range<usize>>();
         let Some(memory) = map(len) else { return ptr::null_mut() };
@@ -116,7 +107,7 @@ impl Handover {
     }
 
     /// Copies what is in use, if there is memory for it.
-    fn copy(&mut self) {
+    pub fn copy(&mut self) {
         self.limit = if self.wanted > LITTLE { copy_limit() } else { LITTLE };
         if self.wanted > self.limit {
             return;
@@ -146,13 +137,31 @@ impl Handover {
         // SAFETY: what was not moved is used by nobody.
         unsafe { libc::munmap(self.copy.cast(), self.section.len()) };
         if !self.is_in_place {
-            tell::once(
+            notice::once(
                 News::Mapping,
                 format_args!(
                     "this child of a fork can't map a copy of the program's memory in the section (VMSHM_HEAP): it can read it, \
                  and is killed by SIGSEGV if it writes there. vm.max_map_count may be too low for the program."
                 ),
             );
+        }
+    }
+
+    /// In the parent: frees the mappings. Returns the signal mask, and what was wanted and allowed where there is no copy.
+    ///
+    /// # Safety
+    /// `this` came from [`Handover::of`], and nothing of it is used any more.
+    pub unsafe fn discard(this: *mut Self) -> (libc::sigset_t, Option<(usize, usize)>) {
+        // SAFETY: the caller vouches for it; both mappings are ours.
+        unsafe {
+            let made = &*this;
+            let (signals, len) = (made.signals, made.len);
+            let missing = made.copy.is_null().then_some((made.wanted, made.limit));
+            if missing.is_none() {
+                libc::munmap(made.copy.cast(), made.section.len());
+            }
+            libc::munmap(this.cast(), len);
+            (signals, missing)
         }
     }
 
@@ -168,76 +177,8 @@ impl Handover {
     }
 }
 
-/// Before a fork: NULL where there is no heap, or its lock is not to be had. Then a child can only read the section.
-pub unsafe extern "C" fn before(may_wait: bool) -> *mut libc::c_void {
-    if child::is_one() {
-        // All its memory is its own, or can only be read.
-        return ptr::null_mut();
-    }
-    let made = {
-        let held = if may_wait { HEAP.enter() } else { HEAP.try_enter() };
-        let Some(held) = held else { return ptr::null_mut() };
-        let Some(heap) = held.as_ref() else { return ptr::null_mut() };
-        let made = Handover::of(&heap.space, heap.page.max(GRAIN));
-        if !made.is_null() {
-            FORKS.fetch_add(1, Ordering::Relaxed);
-        }
-        made
-    };
-    // SAFETY: it is NULL, or new and nobody else's.
-    if let Some(made) = unsafe { made.as_mut() } {
-        made.copy();
-        block_signals(&mut made.signals);
-    }
-    made.cast()
-}
-
-/// After a fork, in the parent.
-pub unsafe extern "C" fn in_parent(handover: *mut libc::c_void) {
-    let handover = handover.cast::<Handover>();
-    // SAFETY: it is NULL or what `before` made for this fork.
-    let Some(made) = (unsafe { handover.as_ref() }) else { return };
-    FORKS.fetch_sub(1, Ordering::Relaxed);
-    let signals = made.signals;
-    let (wanted, limit, has_copy) = (made.wanted, made.limit, !made.copy.is_null());
-    // SAFETY: both mappings are ours; nothing of them is used any more.
-    unsafe {
-        if has_copy {
-            libc::munmap(made.copy.cast(), made.section.len());
-        }
-        let len = made.len;
-        libc::munmap(handover.cast(), len);
-    }
-    if !has_copy {
-        tell::once(
-            News::Fork,
-            format_args!(
-                "the program has forked, and its {} MiB of memory in the section (VMSHM_HEAP) were not copied for the child: at \
-             most {} MiB may be, a quarter of what is left to it, and its limits have to allow a mapping of the section's \
-             length. So the child can read that memory, and is killed by SIGSEGV if it writes there. Children that only run another program are well. For others, give the program more memory \
-             (machine or control group), set VMSHM_HEAP_MIN (bytes) so that less is placed, or do without VMSHM_HEAP.",
-                wanted >> 20,
-                limit >> 20
-            ),
-        );
-    }
-    unblock_signals(&signals);
-}
-
-/// After a fork, in the child.
-pub unsafe extern "C" fn in_child(handover: *mut libc::c_void) {
-    let handover = handover.cast::<Handover>();
-    // SAFETY: it is NULL or what `before` made for this fork, and this is the child, whose memory is marked if there is a heap.
-    unsafe {
-        child::settle(handover);
-        if let Some(made) = handover.as_ref() {
-            unblock_signals(&made.signals);
-        }
-    }
-}
-
 /// Blocks all signals but those that the thread's own doing raises: device memory may go away.
-fn block_signals(before: &mut libc::sigset_t) {
+pub fn block_signals(before: &mut libc::sigset_t) {
     // SAFETY: both sets are initialised before they are used.
     unsafe {
         let mut all = std::mem::zeroed();
@@ -249,7 +190,7 @@ fn block_signals(before: &mut libc::sigset_t) {
     }
 }
 
-fn unblock_signals(before: &libc::sigset_t) {
+pub fn unblock_signals(before: &libc::sigset_t) {
     // SAFETY: the set is initialised.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before, ptr::null_mut()) };
 }
@@ -276,6 +217,7 @@ fn map(len: usize) -> Option<*mut u8> {
 }
 
 /// Ranges in order, at most [`RANGES`].
+#[derive(Debug)]
 struct Ranges {
     count: usize,
     list: [Range<usize>; RANGES],

@@ -151,7 +151,7 @@ fn own_path() -> Option<PathBuf> {
 mod tests {
     use super::*;
 
-    const TEXT: &str = include_str!("../help-mpi-btl-vmshm.txt");
+    const TEXT: &str = include_str!("../../help-mpi-btl-vmshm.txt");
 
     #[test]
     fn every_topic_has_a_text_that_takes_two_strings() {

@@ -1,16 +1,18 @@
-//! Atomic operations on a peer's memory, in open regions.
+//! atomic_op, atomic_fop, atomic_cswap: words of a peer's memory, in open regions.
 
 use std::ffi::{c_int, c_void};
 use std::ptr;
 
+use vmshm_transport::attach::Attached;
 use vmshm_transport::{Peer, PeerError};
 
-use crate::fabric::Fabric;
+use super::put::at_remote;
+
 use crate::ompi::{
     self, mca_btl_base_atomic_op_t, mca_btl_base_endpoint_t, mca_btl_base_module_t,
     mca_btl_base_rdma_completion_fn_t, mca_btl_base_registration_handle_t,
 };
-use crate::rdma::{Completion, at_remote};
+use crate::process::Completion;
 
 /// What we can do, on 64-bit words; the processor's own atomics on the same memory are atomic with them.
 pub const SUPPORTED: u32 = ompi::MCA_BTL_ATOMIC_SUPPORTS_ADD
@@ -54,19 +56,19 @@ fn apply(op: mca_btl_base_atomic_op_t, found: u64, operand: u64) -> Option<u64> 
 }
 
 fn update(
-    fabric: &mut Fabric,
+    endpoint: &mut Attached,
     peer: Peer,
     offset: u64,
     op: mca_btl_base_atomic_op_t,
     operand: u64,
 ) -> Result<u64, Failed> {
     if op == ompi::MCA_BTL_ATOMIC_ADD {
-        return Ok(fabric.endpoint.fetch_add(peer, offset, operand)?);
+        return Ok(endpoint.fetch_add(peer, offset, operand)?);
     }
-    let mut current = fabric.endpoint.compare_exchange(peer, offset, 0, 0)?;
+    let mut current = endpoint.compare_exchange(peer, offset, 0, 0)?;
     for _ in 0..TRIES {
         let new = apply(op, current, operand).unwrap_or(current);
-        let found = fabric.endpoint.compare_exchange(peer, offset, current, new)?;
+        let found = endpoint.compare_exchange(peer, offset, current, new)?;
         if found == current {
             return Ok(found);
         }
@@ -84,7 +86,7 @@ unsafe fn perform(
     address: u64,
     handle: *mut mca_btl_base_registration_handle_t,
     flags: c_int,
-    work: impl FnOnce(&mut Fabric, Peer, u64) -> Result<u64, Failed>,
+    work: impl FnOnce(&mut Attached, Peer, u64) -> Result<u64, Failed>,
 ) -> c_int {
     // Words of 32 bits and floating point are not announced, and not done.
     if flags != 0 {
@@ -122,7 +124,7 @@ unsafe fn change(
     if apply(op, 0, 0).is_none() {
         return ompi::OPAL_ERR_NOT_AVAILABLE as c_int;
     }
-    let work = |fabric: &mut Fabric, peer, offset| update(fabric, peer, offset, op, operand);
+    let work = |endpoint: &mut Attached, peer, offset| update(endpoint, peer, offset, op, operand);
     // SAFETY: the caller vouches for them.
     unsafe { perform(completion, address, handle, flags, work) }
 }
@@ -184,9 +186,8 @@ pub unsafe extern "C" fn compare_and_swap(
     context: *mut c_void,
     data: *mut c_void,
 ) -> c_int {
-    let work = |fabric: &mut Fabric, peer, offset| {
-        Ok(fabric.endpoint.compare_exchange(peer, offset, compare, value)?)
-    };
+    let work =
+        |endpoint: &mut Attached, peer, offset| Ok(endpoint.compare_exchange(peer, offset, compare, value)?);
     let completion = Completion { endpoint, local, local_handle, callback, context, data };
     // SAFETY: the arguments are Open MPI's.
     unsafe { perform(completion, address, remote_handle, flags, work) }

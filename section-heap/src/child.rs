@@ -8,8 +8,8 @@ use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
-use super::fork::Handover;
-use super::tell::{self, News};
+use crate::handover::Handover;
+use crate::notice::{self, News};
 
 /// A word that the kernel sets to 0 in every child that has memory of its own, however it was made. Children that share
 /// their parent's, by vfork or as threads, find it as it was. NULL before there is a heap.
@@ -34,7 +34,7 @@ pub fn guard(section: &Range<usize>) -> io::Result<()> {
     if MARK.load(Ordering::Relaxed).is_null() {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         let rights = libc::PROT_READ | libc::PROT_WRITE;
-        let len = super::space::PAGE;
+        let len = crate::space::PAGE;
         // SAFETY: the kernel chooses an address where nothing is; the page is kept for ever.
         unsafe {
             let page = libc::mmap(ptr::null_mut(), len, rights, flags, -1, 0);
@@ -76,7 +76,7 @@ pub fn is_one() -> bool {
 ///
 /// # Safety
 ///
-/// This is a child; `handover` is NULL or what [`super::fork::before`] made for it.
+/// This is a child; `handover` is NULL or what was made before the fork for it.
 pub unsafe fn settle(handover: *mut Handover) {
     let section = section();
     // A child's child has all that is its parent's.
@@ -94,7 +94,7 @@ pub unsafe fn settle(handover: *mut Handover) {
             handover.put_in_place();
             LEFT.store(handover, Ordering::Relaxed);
         }
-        None => tell::once(
+        None => notice::once(
             News::Clone,
             format_args!(
                 "a child has no copy of the program's memory in the section (VMSHM_HEAP), since it was made by clone, or while \

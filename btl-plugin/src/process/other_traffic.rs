@@ -6,13 +6,16 @@
 
 use std::ffi::c_void;
 use std::ptr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+
+use parking_lot::RwLock;
+use vmshm_messaging::Waker;
 
 use crate::ompi::{
     self, mca_btl_active_message_callback_t, mca_btl_base_descriptor_t, mca_btl_base_module_recv_cb_fn_t,
     mca_btl_base_module_t,
 };
-use crate::sleep;
 
 const TAGS: usize = ompi::MCA_BTL_TAG_MAX as usize;
 
@@ -20,6 +23,56 @@ const TAGS: usize = ompi::MCA_BTL_TAG_MAX as usize;
 static OTHERS: [AtomicPtr<c_void>; TAGS] = [const { AtomicPtr::new(ptr::null_mut()) }; TAGS];
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// What wakes the thread that sleeps.
+static WAKER: RwLock<Option<Arc<Waker>>> = RwLock::new(None);
+
+/// What a process that may sleep knows of the messages of other transports; without it, the table is as it would be.
+#[derive(Debug)]
+pub struct OtherTraffic {
+    /// Their count, when last looked at.
+    seen: u32,
+    is_listening: bool,
+}
+
+impl OtherTraffic {
+    /// Nothing is counted yet. Each message that is will wake a thread that sleeps.
+    pub fn new(waker: Option<Arc<Waker>>) -> Self {
+        *WAKER.write() = waker;
+        Self { seen: count(), is_listening: false }
+    }
+
+    /// The count, when last looked at.
+    pub fn seen(&self) -> u32 {
+        self.seen
+    }
+
+    /// Whether messages came since this was asked the last time.
+    pub fn has_come(&mut self) -> bool {
+        let count = count();
+        std::mem::replace(&mut self.seen, count) != count
+    }
+
+    /// Counts from now on also what was registered since the process was last busy.
+    pub fn listen(&mut self) {
+        if !self.is_listening {
+            listen();
+            self.is_listening = true;
+        }
+    }
+
+    /// Notes that the process is busy.
+    pub fn is_busy(&mut self) {
+        self.is_listening = false;
+    }
+}
+
+impl Drop for OtherTraffic {
+    fn drop(&mut self) {
+        stop();
+        *WAKER.write() = None;
+    }
+}
 
 /// Changes with each message that any transport delivers, from [`listen`] on.
 pub fn count() -> u32 {
@@ -42,12 +95,12 @@ fn row(tag: usize) -> &'static AtomicPtr<c_void> {
 }
 
 fn own() -> *mut c_void {
-    let own: unsafe extern "C" fn(_, _, _, _) = hear;
+    let own: unsafe extern "C" fn(_, _, _, _) = count_one;
     own as *mut c_void
 }
 
 /// Begins to count what is registered by now, beside what was counted before.
-pub fn listen() {
+fn listen() {
     for (tag, other) in OTHERS.iter().enumerate() {
         let callback = row(tag).load(Ordering::Relaxed);
         if !callback.is_null() && callback != own() {
@@ -59,7 +112,7 @@ pub fn listen() {
 }
 
 /// Leaves the table as it would be without us.
-pub fn stop() {
+fn stop() {
     for (tag, other) in OTHERS.iter().enumerate() {
         let _ = row(tag).compare_exchange(
             own(),
@@ -70,7 +123,7 @@ pub fn stop() {
     }
 }
 
-unsafe extern "C" fn hear(
+unsafe extern "C" fn count_one(
     module: *mut mca_btl_base_module_t,
     tag: u8,
     descriptor: *mut mca_btl_base_descriptor_t,
@@ -86,7 +139,9 @@ unsafe extern "C" fn hear(
         unsafe { other(module, tag, descriptor, data) };
     }
     // It may be what a sleeping thread waits for.
-    sleep::rouse();
+    if let Some(waker) = &*WAKER.read() {
+        waker.wake();
+    }
 }
 
 #[cfg(test)]
@@ -113,7 +168,7 @@ mod tests {
     /// Delivers as any transport does: what is in the table is called.
     fn deliver() {
         let callback = row(TAG.into()).load(Ordering::Relaxed);
-        // SAFETY: the row holds `take` or `hear`.
+        // SAFETY: the row holds `take` or `count_one`.
         unsafe {
             let callback = std::mem::transmute::<*mut c_void, mca_btl_base_module_recv_cb_fn_t>(callback);
             callback.unwrap()(ptr::null_mut(), TAG, ptr::null_mut(), ptr::without_provenance_mut(5));

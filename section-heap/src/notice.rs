@@ -1,14 +1,13 @@
-//! What is told to the user where nothing can be called that allocates or locks: in a fork's handlers, and in a child.
+//! Notices to the user where nothing can be called that allocates or locks: in a fork's handlers, and in a child.
 
 use std::ffi::CString;
 use std::fmt::{self, Write};
 use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::help;
-
-/// What there is to tell.
+/// The notices.
 #[derive(Debug, Clone, Copy)]
 pub enum News {
     /// A fork's child has no copy.
@@ -24,12 +23,17 @@ static TOLD: [AtomicBool; 3] = [const { AtomicBool::new(false) }; 3];
 /// The files by whose making one process of the job on this host is the one that tells.
 static FILES: OnceLock<[Option<CString>; 3]> = OnceLock::new();
 
-/// Makes [`once`] tell once for each job and host, not for each process.
-pub fn prepare() {
+/// The name under which is told.
+static LABEL: OnceLock<&str> = OnceLock::new();
+
+/// Makes [`once`] tell once for each job and host, not for each process: `directory` is what the job's processes on this host
+/// have in common. Each line begins with `label`.
+pub fn prepare(label: &'static str, directory: Option<&Path>) {
     let file = |news: News| {
-        let file = help::job_directory()?.join(format!("vmshm-heap-{news:?}"));
+        let file = directory?.join(format!("vmshm-heap-{news:?}"));
         CString::new(file.into_os_string().into_vec()).ok()
     };
+    LABEL.get_or_init(|| label);
     FILES.get_or_init(|| [News::Fork, News::Clone, News::Mapping].map(file));
 }
 
@@ -45,7 +49,7 @@ pub fn once(news: News, text: fmt::Arguments) {
         // SAFETY: a plain question.
         let process = unsafe { libc::getpid() };
         // What does not fit is cut.
-        let _ = write!(line, "[{process}] btl vmshm: {text}");
+        let _ = write!(line, "[{process}] {}: {text}", LABEL.get().unwrap_or(&"vmshm"));
         line.bytes[line.len] = b'\n';
         // SAFETY: so many bytes are there. Where standard error is closed, nobody wants to know.
         unsafe { libc::write(libc::STDERR_FILENO, line.bytes.as_ptr().cast(), line.len + 1) };

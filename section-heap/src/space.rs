@@ -20,6 +20,7 @@ const EXTENT: usize = 4 << 20;
 const SHARED: usize = EXTENT / 8;
 
 /// The program's memory.
+#[derive(Debug)]
 pub struct Space<M: Memory> {
     runs: ChunkAllocator<Arc<M>>,
     /// Blocks by the address that the program knows.
@@ -30,6 +31,7 @@ pub struct Space<M: Memory> {
     pub counts: Counts,
 }
 
+#[derive(Debug)]
 struct Block {
     start: *mut u8,
     len: usize,
@@ -37,6 +39,7 @@ struct Block {
     is_shared: bool,
 }
 
+#[derive(Debug)]
 struct Extent {
     start: *mut u8,
     /// In pages.

@@ -1,4 +1,4 @@
-//! How much memory a process has left: the least of what the machine and each of its control groups have. Read without an
+//! Memory that a process has left: the least of what the machine and each of its control groups have. Read without an
 //! allocation, since a fork's handlers ask.
 
 use std::fs::File;
@@ -10,11 +10,17 @@ const PATH: usize = 1024;
 const TEXT: usize = 2048;
 
 /// Bytes that are left; 0 where the kernel does not say.
-pub fn left() -> usize {
-    left_under("")
+pub(crate) fn available() -> usize {
+    available_under("")
 }
 
-fn left_under(root: &str) -> usize {
+/// Bytes of programs' memory that may be copied without harm: a part of what this process has left. A section lies
+/// in the host's memory, and can be larger than all that a VM has.
+pub fn copy_limit() -> usize {
+    available() / 4
+}
+
+fn available_under(root: &str) -> usize {
     let mut text = [0; TEXT];
     let machine = Path::new(&[root, "/proc/meminfo"])
         .read(&mut text)
@@ -122,7 +128,7 @@ mod tests {
 
     #[test]
     fn the_machine_says() {
-        assert!(left() > 1 << 20);
+        assert!(available() > 1 << 20);
     }
 
     #[test]
@@ -134,28 +140,28 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         };
-        assert_eq!(left_under(root), 0);
+        assert_eq!(available_under(root), 0);
         put("proc/meminfo", "MemTotal: 4000 kB\nMemAvailable:    2000 kB\nX: 1 kB\n");
-        assert_eq!(left_under(root), 2_048_000);
+        assert_eq!(available_under(root), 2_048_000);
 
         // Version 2: the limit is the job's, above the step's.
         put("proc/self/cgroup", "0::/job/step\n");
         put("sys/fs/cgroup/job/step/memory.max", "max\n");
         put("sys/fs/cgroup/job/step/memory.current", "700000\n");
-        assert_eq!(left_under(root), 2_048_000);
+        assert_eq!(available_under(root), 2_048_000);
         put("sys/fs/cgroup/job/memory.max", "1000000\n");
         put("sys/fs/cgroup/job/memory.current", "900000\n");
-        assert_eq!(left_under(root), 100_000);
+        assert_eq!(available_under(root), 100_000);
         put("sys/fs/cgroup/job/memory.stat", "anon 5\ninactive_file 200000\ninactive_file_x 7\n");
-        assert_eq!(left_under(root), 300_000);
+        assert_eq!(available_under(root), 300_000);
         put("sys/fs/cgroup/job/memory.current", "2000000\n");
-        assert_eq!(left_under(root), 0);
+        assert_eq!(available_under(root), 0);
 
         // Version 1, in a container that sees its own group as the root.
         put("proc/self/cgroup", "4:cpu,memory:/outside/me\n3:cpuset:/\n0::/\n");
         put("sys/fs/cgroup/memory/memory.limit_in_bytes", "9000000\n");
         put("sys/fs/cgroup/memory/memory.usage_in_bytes", "8000000\n");
         put("sys/fs/cgroup/memory/memory.stat", "inactive_file 9\ntotal_inactive_file 1000\n");
-        assert_eq!(left_under(root), 1_001_000);
+        assert_eq!(available_under(root), 1_001_000);
     }
 }

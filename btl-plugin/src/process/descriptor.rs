@@ -1,4 +1,4 @@
-//! A message on its way from Open MPI to the transport.
+//! Descriptors: messages on their way from Open MPI to the engine, each the completion of its send.
 
 use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
@@ -6,7 +6,9 @@ use std::ptr;
 
 use vmshm_transport::{Fragment, MAX_INLINE, Peer};
 
-use crate::ompi::{self, mca_btl_base_descriptor_t, mca_btl_base_endpoint_t, mca_btl_base_segment_t};
+use crate::ompi::{
+    self, mca_btl_base_descriptor_t, mca_btl_base_endpoint_t, mca_btl_base_module_t, mca_btl_base_segment_t,
+};
 
 /// What Open MPI calls a descriptor, and behind it what we need to send it.
 ///
@@ -18,8 +20,6 @@ pub struct Descriptor {
     segment: mca_btl_base_segment_t,
     /// Where it goes.
     peer: Option<Peer>,
-    /// The tag that it was sent with.
-    tag: u8,
     /// The memory of a message that is too long for `inline`.
     fragment: Option<Fragment>,
     inline: [MaybeUninit<u8>; MAX_INLINE],
@@ -35,7 +35,6 @@ impl Descriptor {
             base,
             segment,
             peer: None,
-            tag: 0,
             fragment: None,
             inline: [MaybeUninit::uninit(); MAX_INLINE],
         })
@@ -111,31 +110,31 @@ impl Descriptor {
         unsafe { (*this).segment.seg_len = len as u64 }
     }
 
-    /// Notes the tag that the message is sent with.
+    /// Takes the fragment that holds the message, if it is not inline: the engine has it while it is sent.
     ///
     /// # Safety
     /// As [`Descriptor::payload`].
-    pub unsafe fn set_tag(this: *mut Self, tag: u8) {
-        // SAFETY: the caller vouches for `this`.
-        unsafe { (*this).tag = tag }
-    }
-
-    /// The tag that the message is sent with.
-    ///
-    /// # Safety
-    /// As [`Descriptor::payload`].
-    pub unsafe fn tag(this: *const Self) -> u8 {
-        // SAFETY: the caller vouches for `this`.
-        unsafe { (*this).tag }
-    }
-
-    /// The fragment that holds the message, if it is not inline.
-    ///
-    /// # Safety
-    /// As [`Descriptor::payload`]; the reference must not outlive the descriptor, nor be kept over a callback.
-    pub unsafe fn fragment<'a>(this: *const Self) -> Option<&'a Fragment> {
+    pub unsafe fn take_fragment(this: *mut Self) -> Option<Fragment> {
         // SAFETY: the caller vouches for `this`; C does not know the field.
-        unsafe { (*this).fragment.as_ref() }
+        unsafe { (*this).fragment.take() }
+    }
+
+    /// Puts back what [`Descriptor::take_fragment`] took.
+    ///
+    /// # Safety
+    /// As [`Descriptor::payload`].
+    pub unsafe fn put_fragment(this: *mut Self, fragment: Option<Fragment>) {
+        // SAFETY: as above.
+        unsafe { (*this).fragment = fragment }
+    }
+
+    /// Whether the message lies in a fragment.
+    ///
+    /// # Safety
+    /// As [`Descriptor::payload`].
+    pub unsafe fn has_fragment(this: *const Self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*this).fragment.is_some() }
     }
 
     /// Asks for a callback in any case.
@@ -152,7 +151,7 @@ impl Descriptor {
     /// # Safety
     /// As [`Descriptor::payload`]. No lock may be held: Open MPI will send more. Unless this returns true, the descriptor
     /// may be gone afterwards.
-    pub unsafe fn call_back(this: *mut Self, status: c_int) -> bool {
+    pub unsafe fn call_back(this: *mut Self, module: *mut mca_btl_base_module_t, status: c_int) -> bool {
         // SAFETY: the caller vouches for `this`. The flags are read before the callback, which may free the descriptor.
         unsafe {
             let flags = (*this).base.des_flags;
@@ -160,7 +159,7 @@ impl Descriptor {
             if flags & ompi::MCA_BTL_DES_SEND_ALWAYS_CALLBACK != 0
                 && let Some(callback) = (*this).base.des_cbfunc
             {
-                callback(ompi::MODULE.get(), endpoint, Self::to_c(this), status);
+                callback(module, endpoint, Self::to_c(this), status);
             }
             flags & ompi::MCA_BTL_DES_FLAGS_BTL_OWNERSHIP != 0
         }

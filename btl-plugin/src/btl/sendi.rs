@@ -1,0 +1,152 @@
+//! sendi: a message without a descriptor.
+
+use std::ffi::{c_int, c_void};
+use std::mem::MaybeUninit;
+use std::ptr;
+
+use vmshm_messaging::Refused;
+use vmshm_transport::MAX_INLINE;
+
+use super::prepare::{alloc, pack};
+use crate::ompi::{
+    self, mca_btl_base_descriptor_t, mca_btl_base_endpoint_t, mca_btl_base_module_t, opal_convertor_t,
+};
+use crate::process::{INSTANCE, Instance, from_endpoint, loss, params};
+
+const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
+
+/// Longest message that always goes through the ring, bytes with their header.
+const SHORT: usize = 640;
+
+/// Sends a message at once, or says that it can't.
+pub unsafe extern "C" fn sendi(
+    _: *mut mca_btl_base_module_t,
+    endpoint: *mut mca_btl_base_endpoint_t,
+    convertor: *mut opal_convertor_t,
+    header: *mut c_void,
+    header_size: usize,
+    payload_size: usize,
+    order: u8,
+    flags: u32,
+    tag: u8,
+    descriptor: *mut *mut mca_btl_base_descriptor_t,
+) -> c_int {
+    let number = from_endpoint(endpoint);
+    let len = header_size.saturating_add(payload_size);
+    // SAFETY: Open MPI gives header_size bytes, and a convertor with payload_size bytes.
+    let sent = unsafe {
+        let header = std::slice::from_raw_parts(header.cast::<u8>(), header_size);
+        if len <= params::max_inline() && fits(number, len) {
+            send_inline(number, tag, header, convertor, payload_size)
+        } else {
+            send_packed(number, tag, header, convertor, payload_size)
+        }
+    };
+    match sent {
+        Ok(()) => SUCCESS,
+        Err(Refused::Full) => {
+            if !descriptor.is_null() {
+                // SAFETY: Open MPI gives NULL or a valid pointer, and a convertor that it resets itself.
+                unsafe { *descriptor = alloc(ptr::null_mut(), endpoint, order, len, flags) };
+            }
+            ompi::OPAL_ERR_OUT_OF_RESOURCE as c_int
+        }
+        Err(Refused::Lost) => {
+            let mut guard = INSTANCE.lock();
+            if let Some(peer) = guard.as_ref().and_then(|instance| instance.engine.peer(number)) {
+                loss::report(&mut guard, peer);
+            }
+            if !descriptor.is_null() {
+                // SAFETY: as above.
+                unsafe { *descriptor = ptr::null_mut() };
+            }
+            ompi::OPAL_ERR_UNREACH as c_int
+        }
+    }
+}
+
+/// Whether a message should go through the ring itself: a short one always, a longer one while the ring is nearly empty.
+/// In a stream of them, fragments let the sender run further ahead.
+#[inline]
+fn fits(number: usize, len: usize) -> bool {
+    len <= SHORT
+        || INSTANCE.lock().as_ref().is_some_and(|Instance { engine, .. }| {
+            engine.peer(number).is_none_or(|peer| engine.endpoint().is_spacious(peer, len))
+        })
+}
+
+/// Sends a message in the ring itself, without any allocation.
+///
+/// # Safety
+/// `convertor` is Open MPI's and has `len` bytes; the header's and these are at most `MAX_INLINE`.
+#[inline]
+unsafe fn send_inline(
+    number: usize,
+    tag: u8,
+    header: &[u8],
+    convertor: *mut opal_convertor_t,
+    len: usize,
+) -> Result<(), Refused> {
+    let mut packed = MaybeUninit::<[u8; MAX_INLINE]>::uninit();
+    let payload: &[u8] = if len == 0 {
+        &[]
+    } else {
+        let mut data = ptr::null_mut();
+        // SAFETY: the caller vouches for the convertor; len is at most MAX_INLINE, and all of it is packed or sent as
+        // it lies.
+        unsafe {
+            if ompi::vmshm_ompi_contiguous(convertor, &mut data) {
+                std::slice::from_raw_parts(data.cast::<u8>(), len)
+            } else {
+                let to = packed.as_mut_ptr().cast::<u8>();
+                let mut done = len;
+                if ompi::vmshm_ompi_pack(convertor, to.cast(), &mut done) < 0 || done != len {
+                    return Err(Refused::Full);
+                }
+                std::slice::from_raw_parts(to, len)
+            }
+        }
+    };
+    let mut instance = INSTANCE.lock();
+    let engine = &mut instance.as_mut().ok_or(Refused::Lost)?.engine;
+    engine.try_send(number, tag, &[header, payload])
+}
+
+/// Sends a message in a fragment of our section.
+///
+/// # Safety
+/// `convertor` is Open MPI's and has `len` bytes.
+unsafe fn send_packed(
+    number: usize,
+    tag: u8,
+    header: &[u8],
+    convertor: *mut opal_convertor_t,
+    len: usize,
+) -> Result<(), Refused> {
+    let (peer, fragment) = {
+        let mut instance = INSTANCE.lock();
+        let engine = &mut instance.as_mut().ok_or(Refused::Lost)?.engine;
+        let peer = engine.peer(number).ok_or(Refused::Lost)?;
+        // Something waits already: let Open MPI wait as well.
+        if !engine.is_free(peer) || header.len() + len > engine.params().max_message {
+            return Err(Refused::Full);
+        }
+        (peer, engine.fragment(header.len() + len).ok_or(Refused::Full)?)
+    };
+    let to = fragment.ptr();
+    // SAFETY: the fragment has room for both.
+    let packed = unsafe {
+        ptr::copy_nonoverlapping(header.as_ptr(), to, header.len());
+        pack(convertor, to.add(header.len()), len)
+    };
+    let mut instance = INSTANCE.lock();
+    let engine = &mut instance.as_mut().ok_or(Refused::Lost)?.engine;
+    if packed != Some(len) {
+        engine.free(fragment);
+        return Err(Refused::Full);
+    }
+    engine.send_fragment(peer, tag, fragment, header.len() + len, None).map_err(|unsent| {
+        engine.free(unsent.fragment);
+        unsent.why
+    })
+}

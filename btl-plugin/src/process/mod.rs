@@ -1,0 +1,25 @@
+//! What this process has, once it is attached to a region, and what all components share.
+//!
+//! - `params`: what the user can set, of all components.
+//! - `lock`: the lock around the instance.
+//! - `descriptor`, `completion`: what completes a send, and a get.
+//! - `left_groups`: memory of groups that were left.
+//! - `other_traffic`: messages that come by other transports.
+//! - `instance`: the engine, and what hangs on it.
+//! - `sleep`: how this process waits.
+//! - `loss`: how the loss of a peer is told.
+
+mod completion;
+mod descriptor;
+mod instance;
+mod left_groups;
+mod lock;
+pub mod loss;
+mod other_traffic;
+pub mod params;
+pub mod sleep;
+
+pub use completion::Completion;
+pub use descriptor::{Descriptor, from_endpoint, to_endpoint};
+pub use instance::{Held, INSTANCE, Instance, MODULE, Posted, is_wanted, others_read};
+pub use lock::Lock;
