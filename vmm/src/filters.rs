@@ -217,6 +217,8 @@ const MAIN: &[Call] = &[
             IOMMU_IOAS_UNMAP,
         ],
     ),
+    // A device that goes back: sysfs has its group as a link.
+    Any(libc::SYS_readlink),
     Any(libc::SYS_lseek),
     Any(libc::SYS_fstat),
     Any(libc::SYS_statx),

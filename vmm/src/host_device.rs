@@ -6,6 +6,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use vmshm_host::format_bytes;
+
 /// Where a PCI function is on this host: `0000:3b:00.2`, say.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Address(String);
@@ -136,9 +138,10 @@ pub enum Refusal {
     },
     /// Memory must be locked, and may not.
     #[error(
-        "passthrough locks all memory that the device can reach, {wanted} bytes, but this user may lock {limit}: \
+        "passthrough locks all memory that the device can reach, {}, but this user may lock {}: \
          `ulimit -l unlimited` as root before this command, LimitMEMLOCK=infinity in a systemd unit, or a memlock line in \
-         /etc/security/limits.conf"
+         /etc/security/limits.conf",
+        format_bytes(*wanted), format_bytes(*limit)
     )]
     Memlock {
         /// Bytes wanted.

@@ -131,6 +131,7 @@ fn filters(kind: Kind) -> Vec<BpfProgram> {
     for call in filters::calls(kind) {
         match call {
             Call::Any(number) => {
+                refused.remove(&number);
                 rules.insert(number, Vec::new());
             }
             Call::Refused(number) => {

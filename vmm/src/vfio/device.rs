@@ -7,6 +7,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::uio::{pread, pwrite};
 use parking_lot::Mutex;
 use vfio_bindings::bindings::vfio::{
     VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX,
@@ -43,6 +44,8 @@ pub(crate) trait Physical: Send + Sync {
 }
 
 /// A function that VFIO gave to this process.
+///
+/// The crate's own ways to read and write regions say in the log what fails, which a guest could make as long as it likes.
 pub(super) struct Device(VfioDevice);
 
 impl Device {
@@ -59,6 +62,31 @@ impl Device {
         let device = VfioDevice::new(&found.path, dma.ops(), true).map_err(|error| refusal(&error, &file))?;
         device.reset();
         Ok(Self(device))
+    }
+
+    fn file(&self) -> BorrowedFd<'_> {
+        // SAFETY: the device's file is open as long as the device is.
+        unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
+    }
+
+    /// Where so many bytes of a region are in the device's file.
+    fn place(&self, region: u32, at: u64, len: usize) -> Option<libc::off_t> {
+        let inside = at.checked_add(len as u64)? <= self.0.get_region_size(region);
+        inside.then(|| (self.0.get_region_offset(region) + at) as libc::off_t)
+    }
+
+    fn load(&self, region: u32, at: u64, data: &mut [u8]) {
+        data.fill(0xff);
+        if let Some(place) = self.place(region, at, data.len()) {
+            // What the device does not answer stays all ones, as on a bus.
+            let _ = pread(self.file(), data, place);
+        }
+    }
+
+    fn store(&self, region: u32, at: u64, data: &[u8]) {
+        if let Some(place) = self.place(region, at, data.len()) {
+            let _ = pwrite(self.file(), data, place);
+        }
     }
 
     /// The parts of a BAR that can be memory of the guest: all of it that the kernel maps, but the pages of `trapped`.
@@ -87,11 +115,10 @@ impl Device {
             prot.set(ProtFlags::PROT_READ, flags & VFIO_REGION_INFO_FLAG_READ != 0);
             prot.set(ProtFlags::PROT_WRITE, flags & VFIO_REGION_INFO_FLAG_WRITE != 0);
             let at = self.0.get_region_offset(index) + offset;
-            // SAFETY: the device's file is open during the call.
-            let file = unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) };
             // SAFETY: a new mapping at an address of the kernel's choice changes no memory in use.
-            let address = unsafe { mmap(None, size, prot, MapFlags::MAP_SHARED, file, at as libc::off_t) }
-                .map_err(Error::sys(doing()))?;
+            let address =
+                unsafe { mmap(None, size, prot, MapFlags::MAP_SHARED, self.file(), at as libc::off_t) }
+                    .map_err(Error::sys(doing()))?;
             let writable = prot.contains(ProtFlags::PROT_WRITE);
             memory.parts.push(Part { offset, address, len: size, slot: space.reserve(1)?, writable });
         }
@@ -101,12 +128,11 @@ impl Device {
 
 impl Physical for Device {
     fn read_config(&self, at: usize, data: &mut [u8]) {
-        data.fill(0xff);
-        self.0.region_read(VFIO_PCI_CONFIG_REGION_INDEX, data, at as u64);
+        self.load(VFIO_PCI_CONFIG_REGION_INDEX, at as u64, data);
     }
 
     fn write_config(&self, at: usize, data: &[u8]) {
-        self.0.region_write(VFIO_PCI_CONFIG_REGION_INDEX, data, at as u64);
+        self.store(VFIO_PCI_CONFIG_REGION_INDEX, at as u64, data);
     }
 
     fn bar_len(&self, bar: usize) -> u64 {
@@ -114,12 +140,11 @@ impl Physical for Device {
     }
 
     fn read(&self, bar: usize, offset: u64, data: &mut [u8]) {
-        data.fill(0xff);
-        self.0.region_read(bar as u32, data, offset);
+        self.load(bar as u32, offset, data);
     }
 
     fn write(&self, bar: usize, offset: u64, data: &[u8]) {
-        self.0.region_write(bar as u32, data, offset);
+        self.store(bar as u32, offset, data);
     }
 
     fn msix(&self, events: Option<Vec<&EventFd>>) -> Result<(), String> {
