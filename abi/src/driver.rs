@@ -19,7 +19,7 @@ pub const NAME: &str = "vmshm";
 /// Version of this interface.
 pub const VERSION: u32 = 1;
 
-/// What [`INFO`] tells of a device.
+/// A device, as [`INFO`] describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "zerocopy", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
 #[repr(C)]
@@ -46,7 +46,7 @@ pub const WRITE_BACK: u32 = 0;
 /// Memory type: every access goes to memory, because firmware or another user of the BAR insists on it.
 pub const UNCACHED: u32 = 1;
 
-/// Whom [`RING`] is to wake.
+/// The endpoint that [`RING`] wakes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "zerocopy", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
 #[repr(C)]
@@ -57,7 +57,7 @@ pub struct Ring {
     pub slot: u32,
 }
 
-/// Which eventfd [`EVENTFD`] is to signal.
+/// The eventfd that [`EVENTFD`] has signalled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "zerocopy", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
 #[repr(C)]

@@ -10,9 +10,9 @@
 //! writer     the host            member 0     member 1          member n
 //!
 //! section  ┌────────┬────────────────┬────────────────┬────────┬─────────────────────────┐
-//!          │ header │ endpoint slots │ activity lines │ owners │ heap, in chunks         │
+//!          │ unused │ endpoint slots │ activity lines │ owners │ heap, in chunks         │
 //!          └────────┴────────────────┴────────────────┴────────┴─────────────────────────┘
-//! use        magic    one a process    one a receiver   one a    directories, connections,
+//! use                 one a process    one a receiver   one a    directories, connections,
 //!                                                       chunk    payload fragments, user memory
 //!
 //! connection, in the section of endpoint E, about its peer P
@@ -23,8 +23,8 @@
 //!                         E has consumed
 //! ```
 //!
-//! *Single writer:* every byte of a section is written only by the member that owns the section (the host
-//! lays it out once, before anyone attaches). Everyone may read all of it.
+//! *Single writer:* every byte of a section is written only by the member that owns the section (and by the host before it
+//! assigns the section to a VM). Everyone may read all of it.
 //!
 //! The guest driver compiles these very files, without the feature `zerocopy` and with its kernel's older compiler; so
 //! they name each other by `super::`, and use nothing newer than Rust 1.85.

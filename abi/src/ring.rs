@@ -1,7 +1,7 @@
 //! Connections: the ring of one endpoint towards one peer, and its acknowledgement of the peer's ring.
 //!
-//! A ring is an array of 32-byte slots. A message takes as many slots in a row as it needs, and goes on at the first
-//! slot behind the last. It begins with its *stamp*: sequence number, kind, tag and length in one 64-bit word, stored
+//! A ring is an array of 32-byte slots. A message takes as many slots in a row as it needs, and goes on at the ring's first slot
+//! behind its last. It begins with its *stamp*: sequence number, kind, tag and length in one 64-bit word, stored
 //! last, so that one cache-line transfer carries a small message whole. The payload follows the stamp without gaps.
 //! The word where the next message's stamp will be is zeroed before a message is published, so that no byte of an older
 //! payload is ever taken for a stamp.
@@ -13,8 +13,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::line::{LINE, LINE_PAIR};
 
-/// What an endpoint says of its connection with one peer, and how far it has read the peer's ring. 128 bytes,
-/// followed by the slots.
+/// Header of an endpoint's connection with one peer, and its acknowledgement of the peer's ring. 128 bytes, followed by the
+/// slots of its own ring.
 #[derive(Debug, Clone, Copy)]
 #[cfg_attr(feature = "zerocopy", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
 #[repr(C)]

@@ -1,5 +1,5 @@
-//! What lies where in a section. Only the section's member writes it; the host empties it before it gives it to another VM,
-//! all but the count of each slot's lives.
+//! The layout of a section. Its owner alone writes it, but for the host, which overwrites all but the count of each slot's lives
+//! before it assigns the section to a VM. A section that is released to processes of the host keeps what its last owner left.
 
 use core::mem::{offset_of, size_of};
 
@@ -17,7 +17,7 @@ pub const SLOTS_OFFSET: u64 = 4096;
 /// Bytes of an endpoint slot.
 pub const SLOT_LEN: u64 = 256;
 
-/// Nobody uses the slot.
+/// The slot is free.
 pub const STATE_FREE: u8 = 0;
 /// A process has taken the slot and is preparing it.
 pub const STATE_ATTACHING: u8 = 1;
@@ -26,13 +26,13 @@ pub const STATE_LIVE: u8 = 2;
 /// The endpoint's process has left or died; what it held is being taken back.
 pub const STATE_GONE: u8 = 3;
 
-/// In [`EndpointSlot::doorbell`]: the process may sleep until its doorbell is rung. Then whoever has written something that it
-/// may wait for must look at `sleeping`, behind a full fence.
+/// In [`EndpointSlot::doorbell`]: the process may sleep until its doorbell is rung. A peer that has written something for it
+/// must look at `sleeping` then, behind a full fence.
 pub const MAY_SLEEP: u64 = 1;
-/// In [`EndpointSlot::doorbell`]: the process can ring the doorbells of others, and does for those who may sleep.
+/// In [`EndpointSlot::doorbell`]: the process can ring the doorbells of others, and rings those of peers that may sleep.
 pub const RINGS: u64 = 2;
 
-/// One endpoint of a section: a process, and what its peers must know of it.
+/// Endpoint slot of a section: a process, as its peers know it.
 #[derive(Debug, Clone, Copy)]
 #[cfg_attr(feature = "zerocopy", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
 #[repr(C)]
@@ -44,7 +44,7 @@ pub struct EndpointSlot {
     pub directory: u64,
     /// Process id in its own kernel.
     pub pid: u64,
-    /// Which kernel that is (`/proc/sys/kernel/random/boot_id`): its locks tell who is alive, to whom shares it.
+    /// Boot id of that kernel (`/proc/sys/kernel/random/boot_id`), whose locks tell its own processes which of them live.
     pub boot_id: [u64; 2],
     /// The last incarnation whose process was found dead, for peers to tell death from leaving.
     pub died: u64,
@@ -103,15 +103,15 @@ impl SlotState {
 /// lowest, of word `s % 8` of its receiver's line.
 pub const ACTIVITY_WORDS: u64 = LINE / 8;
 
-/// The owner word of a chunk that belongs to life `incarnation` of endpoint slot `slot`. It names the life, so that
-/// whoever takes back what a dead process held can never take what the slot's next process holds.
+/// The owner word of a chunk that belongs to life `incarnation` of endpoint slot `slot`. It names the life, so that reaping
+/// a dead process never takes what the slot's next process holds.
 pub const fn chunk_owner(slot: u32, incarnation: u64) -> u64 {
     incarnation << 16 | (slot as u64 + 1)
 }
 
 /// Where the parts of a section begin, in bytes from its start.
 ///
-/// It follows from four numbers of the checked region header alone, so that nobody needs to trust a section for it.
+/// It follows from four numbers of the checked region header alone: no section is trusted for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SectionLayout {
     /// Endpoint slots of a section.

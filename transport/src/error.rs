@@ -1,9 +1,9 @@
-//! Why an endpoint can't do what it was asked.
+//! Errors of an endpoint and of its peers.
 
 use vmshm_abi::region::{HeaderError, VERSION};
 use vmshm_abi::ring::MAX_INLINE;
 
-/// Why an endpoint could not attach to a section.
+/// Reason why an endpoint could not attach to a section.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AttachError {
     /// The region's header is damaged, foreign or of another version.
@@ -41,7 +41,7 @@ pub enum AttachError {
     },
 }
 
-/// Why a peer could not be met.
+/// Reason why a peer could not be connected to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectError {
     /// The name belongs to another region.
@@ -61,13 +61,13 @@ pub enum ConnectError {
     Full,
 }
 
-/// Why a message was not sent.
+/// Reason why a message was not sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
     /// The ring is full: poll, then try again.
     #[error("the peer's ring is full")]
     Full,
-    /// The peer is gone; [`Event::Gone`](crate::Event::Gone) told why, or will.
+    /// The peer is gone; [`Event::Gone`](crate::Event::Gone) has told the reason, or will.
     #[error("the peer is gone")]
     Gone,
     /// The message has more than [`MAX_INLINE`] bytes.
@@ -75,7 +75,7 @@ pub enum SendError {
     TooLong(usize),
 }
 
-/// Why a peer is not listened to any more.
+/// Reason why a peer is not listened to any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PeerError {
     /// Its process has detached.
@@ -87,13 +87,13 @@ pub enum PeerError {
     /// Its VM shows no sign of life.
     #[error("its virtual machine shows no sign of life (stopped, paused or crashed)")]
     Silent,
-    /// It has given us up, which it does when it sees no sign of life from us for long.
+    /// The peer has closed the connection, as it does when it sees no sign of life from us for long.
     #[error("it has given this process up (it saw no sign of life for too long)")]
     Closed,
     /// The device that held the region is gone, or its file was made shorter.
     #[error("the shared memory is gone")]
     DeviceLost,
-    /// It wrote what the protocol does not allow.
+    /// The peer broke the protocol.
     #[error("it broke the protocol: {} {:#x}", .0.what, .0.value)]
     Protocol(Fault),
 }
@@ -104,7 +104,7 @@ impl From<Fault> for PeerError {
     }
 }
 
-/// What a peer wrote that the protocol does not allow.
+/// Breach of the protocol: a word that no honest peer writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fault {
     /// The word that is wrong.

@@ -15,7 +15,7 @@ use vmshm_abi::section::STATE_FREE;
 use super::error::AttachError;
 use super::find::find;
 use super::lease::SlotLease;
-use super::liveness::monitor::{Charge, Kernel, Monitor};
+use super::liveness::monitor::{Kernel, Monitor, MonitorOptions};
 use super::lock;
 use super::section::{choose_section, parse_uuid};
 use super::sleeper::Sleeper;
@@ -27,10 +27,10 @@ use crate::region::slot;
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// How long [`Attached`] waits at the end for peers to consume what was sent to them.
+/// Longest time that [`Attached`] waits at the end for peers to consume their messages.
 const DRAIN: Duration = Duration::from_secs(1);
 
-/// What to attach to.
+/// Options of attaching.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// A region's name or file, a device of the guest driver (`/dev/vmshm0`), or the address of a PCI device
@@ -39,7 +39,7 @@ pub struct Options {
     /// The section, on a region file: one that no virtual machine has. On a device the host decides, and any other number is
     /// refused.
     pub section: Option<u32>,
-    /// How long the heartbeat of another machine may pause before its processes are taken for dead.
+    /// Longest pause of another machine's heartbeat before its processes are taken for dead.
     pub patience: Duration,
     /// The process wants to sleep while it waits, where the device has doorbells: see [`Attached::sleeper`].
     pub sleep: bool,
@@ -52,7 +52,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// What `VMSHM_DEVICE` and `VMSHM_SECTION` say.
+    /// Options from `VMSHM_DEVICE` and `VMSHM_SECTION`.
     ///
     /// # Errors
     ///
@@ -81,7 +81,7 @@ pub struct Attached {
     pid: u32,
 }
 
-/// Attaches to the region that the options mean.
+/// Attaches to the region that the options name, or the one that is found.
 ///
 /// No thread of the program may block SIGBUS while it uses the region: see [`Mapping::of_file`].
 ///
@@ -106,7 +106,7 @@ pub fn open_endpoint(options: &Options) -> Result<Attached, AttachError> {
     let rings = mapping.has_doorbells();
     let boot_id = match boot_id() {
         Ok(id) => id,
-        // Siblings would take this process for one of an earlier boot, and give its memory away.
+        // Without it siblings would take this process for one of an earlier boot, and reap it.
         Err(error) if matches!(source, Source::Driver(_)) => {
             return Err(AttachError::BootId { path: BOOT_ID.into(), error });
         }
@@ -127,7 +127,7 @@ pub fn open_endpoint(options: &Options) -> Result<Attached, AttachError> {
             lease.release(mapping.file(), &section, slot).map_err(source.error())?;
             continue;
         }
-        // With the slot in hand, whatever else it says, its process is dead.
+        // The lease is ours, so that the slot's former process is dead, whatever the slot says.
         if state.state != STATE_FREE {
             slot::reap(&mapping, &section, slot, state, true);
         }
@@ -138,7 +138,7 @@ pub fn open_endpoint(options: &Options) -> Result<Attached, AttachError> {
         let pid = std::process::id();
         let may_sleep = options.sleep && rings;
         let process = Process { pid: pid.into(), boot_id, may_sleep, rings };
-        // Its life is to be seen before the endpoint is.
+        // The process must be seen alive before its endpoint can be found.
         let path = (lease == SlotLease::Locks).then(|| source.path());
         let mut monitor = Monitor::start(&mapping, section, slot, path).map_err(|error| {
             let attaching = slot::state(&mapping, &section, slot);
@@ -148,7 +148,7 @@ pub fn open_endpoint(options: &Options) -> Result<Attached, AttachError> {
         let endpoint = Endpoint::take(Arc::clone(&mapping), region, number, slot, incarnation, &process)?;
         let sleeper = may_sleep.then(|| Sleeper::new(mapping, number, slot));
         let patience = options.patience;
-        monitor.watch(&endpoint, Charge { boot_id, patience, kernel, sleeper: sleeper.clone() });
+        monitor.watch(&endpoint, MonitorOptions { boot_id, patience, kernel, sleeper: sleeper.clone() });
         return Ok(Attached {
             monitor: Some(monitor),
             endpoint: ManuallyDrop::new(endpoint),
@@ -163,12 +163,12 @@ pub fn open_endpoint(options: &Options) -> Result<Attached, AttachError> {
 }
 
 impl Attached {
-    /// Where the region was found.
+    /// The source of the region.
     pub fn source(&self) -> &Source {
         &self.source
     }
 
-    /// What would make the way faster, if anything: one line for the user, to be said once.
+    /// Advice that would make the way faster, if there is any: one line for the user, to be shown once.
     pub fn advice(&self) -> Option<&'static str> {
         match self.source {
             Source::Pci(_) => Some(
@@ -183,16 +183,17 @@ impl Attached {
         }
     }
 
-    /// What waits for the doorbell, if the options asked for sleep ([`Options::sleep`]) and the device has doorbells.
+    /// The sleeper, which waits for the doorbell, if the options asked for sleep ([`Options::sleep`]) and the device has
+    /// doorbells.
     ///
-    /// To sleep: call [`Endpoint::fall_asleep`]; if it says true, call [`Sleeper::wait`], for which the endpoint need not
+    /// To sleep: call [`Endpoint::fall_asleep`]; if it returns true, call [`Sleeper::wait`], for which the endpoint need not
     /// be borrowed; then call [`Endpoint::wake_up`] and go on polling.
     pub fn sleeper(&self) -> Option<Sleeper> {
         self.sleeper.clone()
     }
 
-    /// Leaves, as dropping it does, but for memory of the section: what was taken stays mapped and stays this process's
-    /// until that ends. To be dropped next; nothing may be sent any more.
+    /// Leaves, as dropping does, but keeps memory of the section: chunks stay mapped and stay this process's until it ends. To be
+    /// dropped next; nothing may be sent any more.
     pub fn withdraw(&mut self) {
         self.wait_until_drained();
         self.endpoint.withdraw();
@@ -212,7 +213,7 @@ impl Attached {
 impl Drop for Attached {
     fn drop(&mut self) {
         if self.pid != std::process::id() {
-            // In a forked child thread and slot are the parent's; who has withdrawn has no thread.
+            // In a forked child, thread and slot are the parent's; after a withdrawal there is no thread.
             std::mem::forget(self.monitor.take());
             return;
         }
@@ -220,10 +221,10 @@ impl Drop for Attached {
         let mapping = Arc::clone(self.endpoint.memory());
         let section = *self.endpoint.section();
         let slot = self.endpoint.slot();
-        // SAFETY: this is the only place that drops it, and nobody uses it afterwards.
+        // SAFETY: `drop` runs once, nothing else drops the endpoint, and below only copies of its parts are used.
         unsafe { ManuallyDrop::drop(&mut self.endpoint) };
         drop(self.monitor.take());
-        // By name: a forked child that has the file open too would keep the slot.
+        // Explicitly: a forked child that has the file open too would keep the lease.
         let _ = self.lease.release(mapping.file(), &section, slot);
         if self.lease == SlotLease::Locks {
             let _ = lock::release(mapping.file(), RegionHeader::entry_offset(section.number));
@@ -245,7 +246,7 @@ impl DerefMut for Attached {
     }
 }
 
-/// Which kernel this is: processes with the same answer can see each other's locks.
+/// The kernel's boot id: processes with the same one can see each other's locks.
 fn boot_id() -> io::Result<[u64; 2]> {
     let text = fs::read_to_string(BOOT_ID)?;
     let id = parse_uuid(text.trim()).ok_or_else(|| {
@@ -255,7 +256,7 @@ fn boot_id() -> io::Result<[u64; 2]> {
     Ok([(number >> 64) as u64, number as u64])
 }
 
-/// Where the kernel does not say which it is: a boot id unlike every other, so that nobody looks for our lock.
+/// A boot id unlike every other, for where the kernel does not tell its own: no process looks for our lock then.
 fn unlike_others() -> [u64; 2] {
     let mut bytes = [0; 8];
     let read = File::open("/dev/urandom").and_then(|file| file.read_exact_at(&mut bytes, 0));

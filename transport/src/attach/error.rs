@@ -1,4 +1,4 @@
-//! Why no region could be attached to, and what to do.
+//! Errors of attaching, with what to do.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use vmshm_abi::region::HeaderError;
 
 use crate::error::AttachError as SectionError;
 
-/// Why no region could be attached to.
+/// Reason why no region could be attached to.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
     /// Nothing to attach to.
@@ -17,7 +17,7 @@ pub enum AttachError {
          need a region (`vmshm region create`)"
     )]
     NoDevice,
-    /// What was named does not exist.
+    /// The named device or region does not exist.
     #[error(
         "vmshm device or region {0:?} does not exist: `vmshm region list` shows the regions of this host"
     )]
@@ -28,15 +28,15 @@ pub enum AttachError {
     /// The process may not open it.
     #[error("{} may not be opened by this user: {}", path.display(), cure(path))]
     Denied {
-        /// What could not be opened.
+        /// The file that could not be opened.
         path: PathBuf,
     },
     /// The header is foreign, damaged or of another version.
     #[error("{} can't be used as a vmshm region: {error}", path.display())]
     Header {
-        /// Where it lies.
+        /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The error of the header.
         error: HeaderError,
     },
     /// The machine is not in the region's table.
@@ -108,7 +108,7 @@ pub enum AttachError {
     BootId {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         error: io::Error,
     },
     /// All sections belong to VMs.
@@ -127,7 +127,7 @@ pub enum AttachError {
     Assigned {
         /// The section that was asked for.
         section: u32,
-        /// By what the host knows the VM.
+        /// The VM, as the host knows it.
         owner: String,
     },
     /// The ivshmem server has given the device no id.
@@ -159,9 +159,9 @@ pub enum AttachError {
     /// The system refused something.
     #[error("{}: {error}", path.display())]
     Io {
-        /// What it was about.
+        /// The file that it was about.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         error: io::Error,
     },
 }

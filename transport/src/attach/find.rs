@@ -1,4 +1,4 @@
-//! Where regions are looked for.
+//! The search for a region.
 
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
@@ -11,7 +11,7 @@ use vmshm_abi::region::HeaderError;
 use super::error::AttachError;
 use super::source::{Source, read_region};
 
-/// Where regions on tmpfs lie unless `VMSHM_DIR` says otherwise.
+/// Folder of regions on tmpfs, unless `VMSHM_DIR` names another.
 const REGION_DIR: &str = "/dev/shm/vmshm";
 
 /// Folder of regions inside each hugetlbfs mount.
@@ -19,7 +19,7 @@ const HUGE_DIR: &str = "vmshm";
 
 const PCI_DEVICES: &str = "/sys/bus/pci/devices";
 
-/// Finds what the options mean.
+/// Finds the source of the region that `device` names, or the only one that there is.
 ///
 /// # Errors
 ///
@@ -91,7 +91,7 @@ fn region_files(dir: &Path) -> Vec<PathBuf> {
     entries.filter(|path| path.is_file() && !hidden(path)).collect()
 }
 
-/// The sysfs folders of this machine's ivshmem devices, whatever they lease.
+/// The sysfs folders of this machine's ivshmem devices, with a region or without.
 pub fn pci_devices() -> Vec<PathBuf> {
     let number = |path: &Path, file: &str| {
         let text = fs::read_to_string(path.join(file)).ok()?;

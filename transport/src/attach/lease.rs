@@ -1,4 +1,4 @@
-//! Holding an endpoint slot: what ends with the process, in whatever way it ends.
+//! Ownership of an endpoint slot. The kernel releases it when the process exits, however it exits.
 
 use std::fs::File;
 use std::io;
@@ -9,7 +9,7 @@ use super::lock;
 use crate::memory::driver;
 use crate::region::Section;
 
-/// Who knows which process holds a slot.
+/// Lease of an endpoint slot, by what grants it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SlotLease {
     /// The kernel's locks on the region's file, one byte for each slot.
@@ -19,7 +19,7 @@ pub enum SlotLease {
 }
 
 impl SlotLease {
-    /// Takes a slot for this open file; false if a living process holds it.
+    /// Leases a slot to this open file; false if a living process has it.
     pub fn take(self, file: &File, section: &Section, slot: u32) -> io::Result<bool> {
         match self {
             Self::Locks => lock::try_exclusive(file, section.slot(slot)),
@@ -27,11 +27,11 @@ impl SlotLease {
         }
     }
 
-    /// Whether a slot that was just taken is in use all the same: it is in the state `state` (one of
-    /// [`vmshm_abi::section`]), written under the boot id `its_boot`, and this kernel's is `our_boot`.
+    /// Whether a slot that was just leased is in use all the same. It is in the state `state` (one of [`vmshm_abi::section`]),
+    /// written under the boot id `its_boot`; this kernel's is `our_boot`.
     ///
-    /// The driver does not know of processes that attached through sysfs before it was loaded. Every slot that it was asked
-    /// for it has marked gone by now, so that what this boot left unmarked is peer_side.
+    /// The driver does not know of processes that attached through sysfs before it was loaded. It has marked gone by now every
+    /// slot that it leased before, so that a slot of this boot without the mark belongs to one of those processes.
     pub fn is_owned_elsewhere(self, state: u8, its_boot: [u64; 2], our_boot: [u64; 2]) -> bool {
         self == Self::Driver && matches!(state, STATE_ATTACHING | STATE_LIVE) && its_boot == our_boot
     }

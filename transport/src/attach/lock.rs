@@ -1,7 +1,7 @@
 //! Open-file-description locks on single bytes of a region's file.
 //!
-//! The kernel drops them when the last process that holds the open file ends, in whatever way. They say which process
-//! of this kernel is alive; see `vmshm-host` for who locks which byte.
+//! The kernel drops them when the last process that has the open file exits, however it exits. They tell which processes
+//! of this kernel live; `vmshm-host` has the meaning of each byte.
 
 use std::fs::File;
 use std::io;
@@ -42,7 +42,7 @@ pub fn release(file: &File, at: u64) -> io::Result<()> {
     set(file, libc::F_UNLCK, at).map(|_| ())
 }
 
-/// Whether any other open file holds the byte, in whatever way.
+/// Whether any other open file holds the byte, alone or with others.
 pub fn is_held_by_another(file: &File, at: u64) -> io::Result<bool> {
     let mut probe = byte(libc::F_WRLCK, at)?;
     fcntl(file, FcntlArg::F_OFD_GETLK(&mut probe))?;

@@ -1,4 +1,4 @@
-//! Which section of the region is this process's.
+//! The choice of the section.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -15,7 +15,7 @@ use super::source::{Opened, Source, read_region};
 use crate::error::AttachError as SectionError;
 use crate::region::{Region, Section};
 
-/// Which section is ours: decided by the device or the host's table, never by racing, and never by the process that asks,
+/// The section of this process: decided by the device or the host's table, never by racing, and never by the process that asks,
 /// which can only choose among those that no virtual machine has. Without the guest driver the file then holds a lock that
 /// tells the host that the section is in use.
 pub(super) fn choose_section(
@@ -48,7 +48,7 @@ pub(super) fn choose_section(
     if opened.device.is_some() {
         return Ok(number);
     }
-    // Held by the host for a moment, while it gives the section to somebody.
+    // The host holds the byte for a moment, while it assigns the section.
     if !lock::try_shared(file, RegionHeader::entry_offset(number)).map_err(io_error(&path))? {
         return Err(AttachError::Taken(number));
     }
@@ -74,7 +74,7 @@ pub fn section_of_machine(device: &Path, region: &Region) -> Result<u32, AttachE
     }
 }
 
-/// Which virtual machine the host keeps a section for, if any.
+/// The virtual machine that the host keeps a section for, if any.
 fn owner(region: &Region, number: u32) -> Option<String> {
     let entry = region.sections().get(number as usize)?.entry;
     let uuid = format_uuid(entry.vm_uuid);

@@ -1,4 +1,4 @@
-//! Waiting for the doorbell, beside the endpoint.
+//! Waiting for the doorbell.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,9 +7,9 @@ use crate::memory::Device;
 use crate::memory::Mapping;
 use crate::memory::driver::{self, Woken};
 
-/// Waits for an endpoint's doorbell. It borrows nothing, so that the endpoint can be used by other threads meanwhile.
+/// Sleeper of one endpoint: waits for its doorbell. It borrows nothing, so that other threads can use the endpoint meanwhile.
 ///
-/// One thread should wait at a time: a ring wakes all who wait, but only one of them is told.
+/// One thread should wait at a time: a ring wakes all that wait, but only one of them is told.
 #[derive(Debug, Clone)]
 pub struct Sleeper {
     mapping: Arc<Mapping>,

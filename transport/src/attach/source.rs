@@ -1,4 +1,4 @@
-//! Where a region comes from, and opening it.
+//! Sources of a region, and opening them.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -13,7 +13,7 @@ use super::error::{AttachError, io_error};
 use crate::memory::{Mapping, driver};
 use crate::region::Region;
 
-/// Where a region comes from.
+/// Source of a region.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// A file on this host.
@@ -34,10 +34,10 @@ impl Source {
         }
     }
 
-    /// What it means that the system refused something with the file of [`Source::path`].
+    /// Error for what the system refused with the file of [`Source::path`].
     pub(super) fn error(&self) -> impl FnOnce(io::Error) -> AttachError + '_ {
         move |error| match self {
-            // Elsewhere it has other meanings, such as a file system that can't be mapped.
+            // ENODEV of a file has other meanings, such as a file system that can't be mapped.
             Self::Driver(path) if error.raw_os_error() == Some(libc::ENODEV) => {
                 AttachError::Lost { path: path.clone() }
             }
@@ -46,7 +46,7 @@ impl Source {
     }
 }
 
-/// Asks the guest driver what a device is.
+/// The guest driver's description of a device.
 ///
 /// # Errors
 ///
@@ -72,7 +72,7 @@ fn ask(file: &File, source: &Source) -> Result<DeviceInfo, AttachError> {
 pub(super) struct Opened {
     pub file: File,
     pub len: u64,
-    /// What the guest driver says of it, where there is one.
+    /// The guest driver's description of the device, where there is a driver.
     pub device: Option<DeviceInfo>,
 }
 
@@ -106,7 +106,7 @@ pub fn read_region(source: &Source) -> Result<Region, AttachError> {
     look(source, &open(source)?)
 }
 
-/// Reads the header and the table of an open region. What lies in its place by then may be another.
+/// Reads the header and the table of an open region, which need not be the one that lies at its path by now.
 pub(super) fn look(source: &Source, opened: &Opened) -> Result<Region, AttachError> {
     let header = |error| AttachError::Header { path: source.path(), error };
     let least = size_of::<RegionHeader>() as u64;

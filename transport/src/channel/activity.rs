@@ -1,6 +1,6 @@
 //! Activity lines: which of a section's endpoints have something new for us.
 //!
-//! A sending member has one line of 32 counters for each receiver. Its slot `s` counts up counter `s % 32` after it has
+//! A sending section has one line of 32 counters for each receiver. Its slot `s` counts up counter `s % 32` after it has
 //! published a message, unless the receiver says that it polls that ring anyway. So a receiver looks at one line for a whole
 //! section of silent peers, and touches no memory of those that have never sent to it. The counters are a hint: a receiver
 //! that misses one (it may stop polling a ring just when the sender believes it does not) still finds the message by looking
@@ -25,7 +25,7 @@ const COUNTER_BITS: u64 = u64::BITS as u64 / COUNTERS;
 /// Tells `receiver` that slot `slot` of our own `section` has published something for it.
 pub fn bump(memory: &impl Memory, section: &Section, slot: u32, receiver: EndpointId) {
     let line = section.entry.offset + section.layout.activity_line(receiver.0);
-    // Release: whoever sees the count sees the message.
+    // Release: a receiver that sees the count sees the message.
     let slot = u64::from(slot);
     let one = 1 << (slot / ACTIVITY_WORDS % COUNTERS * COUNTER_BITS);
     memory.fetch_add(line + slot % ACTIVITY_WORDS * 8, one, Ordering::Release);
@@ -51,7 +51,7 @@ impl Activity {
         Self { line, seen: None }
     }
 
-    /// The line that `section` has for `receiver`, who is not live yet: what was counted so far was for others.
+    /// The line that `section` has for `receiver`, which is not live yet: counts so far were for earlier lives.
     pub fn from_now(memory: &impl Memory, section: &Section, receiver: EndpointId) -> Self {
         let mut activity = Self::new(section, receiver);
         activity.look(memory);

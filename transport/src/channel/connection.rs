@@ -1,4 +1,4 @@
-//! What an endpoint knows of one peer.
+//! A connection: one endpoint's state towards one peer, in one life of both. docs/protocol.md has its states.
 
 use alloc::collections::VecDeque;
 
@@ -16,44 +16,44 @@ use crate::memory::Memory;
 use crate::region::slot;
 use crate::region::{Region, Section};
 
-/// The peer's connection block for us: its ring, and its acknowledgement of ours.
+/// The peer's side of a connection: its block for us, with its ring and its acknowledgement of ours.
 #[derive(Debug)]
 pub struct PeerSide {
     pub block: u64,
     pub consumer: Consumer,
 }
 
-/// One peer, in one life.
+/// Our side of a connection, and what was found of the peer's.
 #[derive(Debug)]
 pub struct Connection {
     pub id: EndpointId,
     pub incarnation: u64,
     /// The peer's section.
     pub section: Section,
-    /// The peer's slot in it, and where that lies.
+    /// The peer's slot in it, and that slot's offset in the region.
     pub slot_number: u32,
     pub slot: u64,
-    /// Which VM the section was when we met; see [`Section::member`].
-    pub member: u64,
-    /// The peer may sleep: what we write for it may have to be followed by a ring.
+    /// Owner of the peer's section when the connection was made; see [`Section::owner`].
+    pub owner: u64,
+    /// The peer may sleep: its doorbell may have to be rung after we have written for it.
     pub may_sleep: bool,
     /// The peer rings us when we sleep.
     pub rings: bool,
-    /// The announcement that we last rang the peer for.
+    /// The announced sleep that the peer was last rung for.
     pub rung: u64,
-    /// Bytes of the message that last found no room.
+    /// Bytes of the message that last found the ring full, if it waits for credit.
     pub blocked_on_credit: Option<usize>,
     /// Offset of our connection block for the peer.
     pub block: u64,
     pub producer: Producer,
     pub peer_side: Option<PeerSide>,
-    /// Fragments under way: the ring position behind each, and its sender's token.
+    /// Fragments in flight: the ring position behind each, and its sender's token.
     pub in_flight: VecDeque<(u64, u64)>,
     /// A fragment was handed out and is not consumed yet.
     pub held: bool,
     /// We poll the peer's ring in each poll.
     pub polled: bool,
-    /// How far we had read its ring when [`Connection::was_silent`] was called last.
+    /// Position in the peer's ring when [`Connection::was_silent`] was called last.
     pub last_activity: u64,
     /// The connection waits to be looked at.
     pub queued: bool,
@@ -99,7 +99,7 @@ impl Connection {
         Ok(true)
     }
 
-    /// Whether the peer still lives the life that we know, and has not given us up; see [`slot::lives`].
+    /// Liveness check: whether the peer still lives the life that we know, and has not closed; see [`slot::lives`].
     #[inline(always)]
     pub fn lives(&self, memory: &impl Memory) -> bool {
         slot::lives(memory, self.slot, self.incarnation) && !self.is_closed(memory)
@@ -110,15 +110,15 @@ impl Connection {
         self.peer_side.as_ref().is_some_and(|peer_side| is_closed(memory, peer_side.block))
     }
 
-    /// Why the peer does not live any more.
+    /// The reason why the peer does not live any more.
     pub fn ending(&self, memory: &impl Memory) -> PeerError {
         if slot::lives(memory, self.slot, self.incarnation) && self.is_closed(memory) {
             return PeerError::Closed;
         }
-        slot::ending(memory, &self.section, self.slot_number, self.incarnation, self.member)
+        slot::ending(memory, &self.section, self.slot_number, self.incarnation, self.owner)
     }
 
-    /// Called after something was written that the peer may sleep for: an acknowledgement, with `credit`, or a message.
+    /// Rings the peer's doorbell if it sleeps. Called after an acknowledgement was written for it (`credit`), or a message.
     #[inline]
     pub fn wake(&mut self, memory: &impl Memory, credit: bool) {
         if self.may_sleep {
@@ -131,7 +131,7 @@ impl Connection {
         if let Some(word) = doorbell::announced(memory, self.slot, credit)
             && word != self.rung
         {
-            // Once for each sleep: it looks at everything when it wakes.
+            // Once for each sleep: a peer looks at everything when it wakes.
             self.rung = word;
             memory.ring(self.section.number, self.slot_number);
         }
@@ -151,7 +151,7 @@ impl Connection {
         })
     }
 
-    /// Looks how far the peer has consumed our ring, once it has connected to us.
+    /// Loads the credit that the peer has given our ring, once it has connected to us.
     pub fn catch_up(
         &mut self,
         memory: &impl Memory,
@@ -162,7 +162,7 @@ impl Connection {
         self.resolve(memory, region, me, life)?;
         let Some(peer_side) = &self.peer_side else { return Ok(()) };
         let value = memory.load_peer(peer_side.block + CONSUMED, Ordering::Acquire);
-        // Asked after the number was read: a departed peer's memory may be another's by now, and so may the number.
+        // The binding is read after the number: a departed peer's memory may be another's by now, and so may the number.
         if value != self.producer.acknowledged()
             && !read_binding(memory, peer_side.block).is_for(me, life, self.incarnation)
         {
@@ -171,7 +171,7 @@ impl Connection {
         self.producer.accept(value)
     }
 
-    /// Tells the peer how far we have consumed its ring.
+    /// Acknowledges the peer's messages up to the present position.
     #[inline]
     pub fn acknowledge(&mut self, memory: &impl Memory) {
         if let Some(peer_side) = &mut self.peer_side {
@@ -181,22 +181,21 @@ impl Connection {
     }
 }
 
-/// Says in our connection block at offset `block` that we do not listen any more: called before anything that our
-/// ring speaks of is used for something else.
+/// Closes our side, whose block is at offset `block`: called before anything that our ring speaks of is used for something else.
 pub fn close(memory: &impl Memory, block: u64) {
     memory.store(block + POLLED_WORD, CLOSED, Ordering::Relaxed);
-    // Pairs with the fence in `slot::lives`: who reads bytes written from now on sees the mark.
+    // Pairs with the fence in `slot::lives`: a reader of bytes that are written from now on sees the mark.
     memory.fence(Ordering::Release);
 }
 
-/// Whether the owner of the connection block at offset `block` does not listen any more. Called after
-/// [`slot::lives`], whose fence orders it behind the reading of the owner's bytes.
+/// Whether the owner of the connection block at offset `block` has closed it. Called after [`slot::lives`], whose fence orders
+/// it behind the reading of the owner's bytes.
 #[inline]
 pub fn is_closed(memory: &impl Memory, block: u64) -> bool {
     memory.load_peer(block + POLLED_WORD, Ordering::Relaxed) == CLOSED
 }
 
-/// What a connection block says that it is: its first words, which do not change.
+/// Binding of a connection block to one life of each side: its first words, which do not change.
 pub struct Binding {
     peer_incarnation: u64,
     incarnation: u64,
@@ -211,7 +210,7 @@ impl Binding {
     }
 }
 
-/// Copies what the connection block at offset `block` says that it is.
+/// Copies the binding of the connection block at offset `block`.
 pub fn read_binding(memory: &impl Memory, block: u64) -> Binding {
     let word = |at: usize| memory.load(block + at as u64, Ordering::Relaxed);
     let peer_and_slots = word(offset_of!(ConnectionHeader, peer));
@@ -221,12 +220,12 @@ pub fn read_binding(memory: &impl Memory, block: u64) -> Binding {
         peer: peer_and_slots as u32,
         slots: (peer_and_slots >> 32) as u32,
     };
-    // Whoever sees these words sees the ring behind them emptied.
+    // Pairs with the fence of the block's maker: a reader of these words sees the ring behind them zeroed.
     memory.fence(Ordering::Acquire);
     binding
 }
 
-/// Reads in the directory of endpoint `of` where its connection with `with` lies.
+/// Offset of the connection of endpoint `of` with `with`, by the directory of the former.
 pub fn find_connection(
     memory: &impl Memory,
     region: &Region,
@@ -254,14 +253,14 @@ pub fn find_connection(
     }
 }
 
-/// Checks that what a peer's descriptor points to lies in that peer's section.
+/// Checks that a peer's descriptor points into that peer's section.
 pub fn check_descriptor(
     region: &Region,
     id: EndpointId,
     kind: u8,
     descriptor: &Descriptor,
 ) -> Result<(), Fault> {
-    // What is done with lies in our own section, and only its cookie means anything to us.
+    // A finished offer lies in our own section, and only its cookie means anything to us.
     if kind == KIND_DONE {
         return Ok(());
     }

@@ -1,8 +1,8 @@
 //! The ring of one endpoint towards one peer: a single producer, a single consumer, and no shared counter.
 //!
-//! The producer publishes a message by storing its stamp last; the consumer knows that the next message is there when the
-//! stamp carries the next sequence number. How far the consumer is, it says in its own section, and the producer looks
-//! there only when it runs out of room.
+//! The producer publishes a message by storing its stamp last; the next message is there for the consumer when the stamp carries
+//! the next sequence number. Credit: the consumer acknowledges slots by a word in its own section, and the producer looks there
+//! only when it runs out of room. docs/protocol.md has all steps with their orderings.
 
 use core::sync::atomic::Ordering;
 
@@ -15,11 +15,11 @@ use zerocopy::{FromZeros, IntoBytes};
 use crate::error::Fault;
 use crate::memory::Memory;
 
-/// So many slots behind the newest message the producer makes its own before it needs them, if they are free: their
-/// cache lines were last read by the consumer, and a store would wait for each.
+/// Prefetch distance, slots: behind the newest message the producer prefetches this many for writing, if they are free. Their
+/// lines were last read by the consumer, and a store would wait for each.
 const AHEAD: u64 = 40;
 
-/// So many of them are zeroed, too: a short message waits for no other store than its own.
+/// Slots of these whose stamps are zeroed ahead, too: a short message waits for no other store than its own.
 const CLEARED: u64 = 4;
 
 /// Slots that a message of `len` bytes takes.
@@ -71,7 +71,7 @@ impl Producer {
         (self.position - self.acknowledged) * 4 + slots_for(len) <= self.count
     }
 
-    /// Looks at offset `consumed` how far the consumer is.
+    /// Loads the consumer's acknowledgement from offset `consumed`.
     ///
     /// # Errors
     ///
@@ -80,7 +80,7 @@ impl Producer {
         self.accept(memory.load(consumed, Ordering::Acquire))
     }
 
-    /// Believes that the consumer has acknowledged `value` slots.
+    /// Takes `value` for the number of slots that the consumer has acknowledged, if it can be.
     ///
     /// # Errors
     ///
@@ -107,7 +107,7 @@ impl Producer {
         memory.store_words(self.slots + self.at + STAMP, head);
         // The length fits 16 bits because MAX_INLINE does.
         let stamp = Stamp { sequence: Stamp::sequence_at(self.position), len: len as u16, kind, tag };
-        // Release: whoever sees this stamp sees all the bytes above, and the zero behind them.
+        // Release: a consumer that sees this stamp sees all the bytes above, and the zero behind them.
         memory.store(self.slots + self.at, stamp.pack(), Ordering::Release);
         if slots > LINE / SLOT {
             self.demote(memory, slots);
@@ -117,7 +117,7 @@ impl Producer {
         self.prepare(memory);
     }
 
-    /// Passes the next slots, which were just written, on to the shared cache, but for a line that the next message begins in.
+    /// Demotes the next slots, which were just written, to the shared cache, but for a line that the next message begins in.
     #[inline(never)]
     fn demote(&self, memory: &impl Memory, slots: u64) {
         let (start, ring_end) = (self.slots + self.at, self.slots + self.count * SLOT);
@@ -128,7 +128,7 @@ impl Producer {
         }
     }
 
-    /// Asks for the cache lines of the slots that will be written next, and zeroes the stamps of the first of them.
+    /// Prefetches the cache lines of the slots that will be written next, and zeroes the stamps of the first of them.
     #[inline]
     pub fn prepare(&mut self, memory: &impl Memory) {
         let free = self.acknowledged + self.count;
@@ -145,7 +145,7 @@ impl Producer {
         }
     }
 
-    /// Whether so much was not acknowledged when this end last looked that it should look again.
+    /// Whether the known credit is short, so that this end should look again.
     #[inline]
     pub fn is_short(&self) -> bool {
         self.position + 48 > self.acknowledged + self.count
@@ -164,8 +164,8 @@ impl Producer {
         memory.store(self.slots + self.behind(slots), 0, Ordering::Relaxed);
     }
 
-    /// Writes the `parts` in whole words, but for those that belong into the slot of the stamp, which it returns: the
-    /// receiver looks at their line all the time and takes it away each time, so that all of it is written at one go.
+    /// Writes the `parts` in whole words. Those in the slot of the stamp are returned, to be written at one go with it: the
+    /// receiver takes that line away with each look.
     #[inline(always)]
     fn write(&self, memory: &impl Memory, parts: &[&[u8]]) -> [u64; 3] {
         if let [header, payload] = parts
@@ -192,7 +192,7 @@ impl Producer {
         [word(0), word(8), word(16)]
     }
 
-    /// Writes what the first slot has no room for.
+    /// Writes the rest, for which the first slot has no room.
     #[inline(always)]
     fn write_rest(&self, memory: &impl Memory, rest: &[u8]) {
         let (words, tail) = rest.split_at(rest.len() & !7);
@@ -434,13 +434,13 @@ impl Consumer {
         self.position - self.acknowledged
     }
 
-    /// Whether so much is unacknowledged that the producer may soon want to know.
+    /// Whether an acknowledgement is due: a quarter of the ring was consumed since the last one.
     #[inline]
     pub fn is_acknowledgement_due(&self) -> bool {
         self.unacknowledged() * 4 >= self.count
     }
 
-    /// Says at offset `consumed`, in the consumer's own section, that all stepped-over slots may be written again.
+    /// Acknowledges all slots stepped over, at offset `consumed` in the consumer's own section: they may be written again.
     #[inline]
     pub fn acknowledge(&mut self, memory: &impl Memory, consumed: u64) {
         self.acknowledged = self.position;

@@ -5,7 +5,7 @@ use super::group::{Group, Readers};
 use super::pause::Pause;
 use crate::memory::Memory;
 
-/// Up to so many ranks look at each other's words one by one; more pass the word on in rounds.
+/// Most ranks that look at each other's words one by one; more go through rounds (dissemination).
 const MAX_FLAT: usize = 8;
 
 impl<M: Memory> Group<M> {
@@ -15,7 +15,7 @@ impl<M: Memory> Group<M> {
     ///
     /// A rank that is gone.
     pub fn barrier(&mut self, pause: &mut impl Pause) -> Result<(), CollError> {
-        // A stamp of a later step says as well that its rank was here, so nobody misses one that is overwritten.
+        // A stamp of a later step shows as well that its rank was here, so that an overwritten one is not missed.
         if self.size() > MAX_FLAT {
             return self.barrier_in_rounds(pause);
         }
@@ -46,7 +46,7 @@ impl<M: Memory> Group<M> {
         Ok(())
     }
 
-    /// Says that we are at a step.
+    /// Publishes our arrival at a step.
     #[inline(always)]
     fn publish_arrival(&mut self, step: u64, pause: &mut impl Pause) -> Result<(), CollError> {
         self.await_slot(step, 0, pause)?;

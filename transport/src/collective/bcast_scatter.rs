@@ -1,4 +1,4 @@
-//! From one rank to the others.
+//! Broadcast and scatter: from one rank to the others.
 
 use super::error::CollError;
 use super::group::{Group, Readers};
@@ -25,7 +25,7 @@ impl<M: Memory> Group<M> {
         pause: &mut impl Pause,
     ) -> Result<(), CollError> {
         if is_short(len) {
-            // SAFETY: the caller keeps the contract.
+            // SAFETY: this function's contract is that of the callee, with the same `data`.
             return unsafe { self.broadcast_short(root, data, len, pause) };
         }
         let piece = self.piece(len);
@@ -46,7 +46,7 @@ impl<M: Memory> Group<M> {
         })
     }
 
-    /// Deals `root`'s `data`, a part of `len` bytes for each rank, to the ranks' `part`. The root's own part stays
+    /// Scatters `root`'s `data`, a part of `len` bytes for each rank, to the ranks' `part`. The root's own part stays
     /// where it is.
     ///
     /// # Errors
@@ -83,13 +83,13 @@ impl<M: Memory> Group<M> {
         })
     }
 
-    /// Whether parts of this length are dealt to one other rank, and so short that they are not lent.
+    /// Whether parts of this length go to one other rank, and are so short that they are not exposed.
     #[inline]
     fn has_one_receiver(&self, len: usize) -> bool {
         self.size() == 2 && is_short(2 * len)
     }
 
-    /// Publishes a piece of `now` bytes for each rank: these lie `stride` bytes apart from `data` on.
+    /// Publishes a piece of `now` bytes for each rank: the pieces lie `stride` bytes apart from `data` on.
     ///
     /// # Safety
     ///
@@ -120,7 +120,7 @@ impl<M: Memory> Group<M> {
         Ok(())
     }
 
-    /// Waits for the piece that a rank has dealt us of our part, and copies it.
+    /// Waits for the piece of our part that a rank has published, and copies it.
     ///
     /// # Safety
     ///
@@ -143,7 +143,7 @@ impl<M: Memory> Group<M> {
         let place = match self.expect_piece(rank, whole, all, pause)? {
             Some(place) => place + (self.me * len) as u64,
             None => {
-                // The dealer has no piece for itself.
+                // The publishing rank has no piece for itself.
                 let number = if self.me > rank { self.me - 1 } else { self.me };
                 self.place(rank, step, all) + (number * now) as u64
             }

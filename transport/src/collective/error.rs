@@ -1,55 +1,55 @@
-//! Why a collective operation did not come to its end.
+//! Errors of collective operations.
 
-/// Why an operation did not come to its end. The group is of no use any more.
+/// Reason why an operation did not complete. The group is of no use any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CollError {
     /// A rank is gone.
     #[error("rank {0} is gone")]
     PeerLost(usize),
-    /// A rank is at another step than it can be.
+    /// A rank is at a step where it cannot be.
     #[error("rank {rank} is at step {found} where {expected} was expected")]
     OutOfStep {
-        /// Which rank.
+        /// The rank.
         rank: usize,
         /// The step that was waited for.
         expected: u64,
-        /// What its stamp says.
+        /// The value in its stamp.
         found: u64,
     },
     /// A rank takes part in the operation with another length.
     #[error("rank {rank} takes part with {found} bytes, not with {expected}")]
     LengthMismatch {
-        /// Which rank.
+        /// The rank.
         rank: usize,
         /// Bytes that were expected.
         expected: usize,
-        /// What its stamp says.
+        /// The value in its stamp.
         found: usize,
     },
-    /// A rank has lent memory that is not its own.
+    /// A rank has exposed memory that is not its own.
     #[error(
-        "rank {rank} lends {len} bytes at {offset}, which are not in its section, or begin at no multiple of 16"
+        "rank {rank} exposes {len} bytes at {offset}, which are not in its section, or begin at no multiple of 16"
     )]
     OutsideSection {
-        /// Which rank.
+        /// The rank.
         rank: usize,
-        /// Where they begin in the region.
+        /// Their offset in the region.
         offset: u64,
-        /// How many they are.
+        /// Their number.
         len: usize,
     },
-    /// A rank was told something else of the others' memory than we were.
+    /// A rank has seen other words of the ranks' memory than we have.
     #[error("rank {0} was told something else of the ranks' memory than this process")]
     Disagreement(usize),
-    /// A rank whose operation failed before, and who takes part in no more.
+    /// A rank has aborted, since an operation of it failed before.
     #[error("an operation of rank {rank} failed before this one")]
     Aborted {
-        /// Which rank.
+        /// The rank.
         rank: usize,
-        /// What it gave to [`Group::abort`].
+        /// The reason that it gave to `Group::abort`.
         why: u16,
     },
-    /// There is no memory for what the caller does with operands.
+    /// The caller has no memory for its work on operands.
     #[error("there is no memory for the operands")]
     NoMemory,
 }

@@ -7,28 +7,28 @@ use super::pause::Pause;
 use super::zero_copy::Piece;
 use crate::memory::Memory;
 
-/// So many pieces are published before the others' are read.
+/// Pieces that are published before the others' are read.
 const AHEAD: usize = LAG as usize - 1;
 
-// Else a rank could come round to a slot that another has yet to read, while that waits for this one.
+// Otherwise a rank could come round to a slot that another has yet to read, while the other waits for it: a deadlock.
 const _: () = assert!(SLOTS > LAG && MIN_CHUNKS > LAG && HEAD_SLOTS > LAG);
 
 impl<M: Memory> Group<M> {
-    /// How long the pieces are in which `len` bytes go through the slots: the same for all ranks. As long as they may be:
-    /// who copies in and who copies out of neighbouring lines at the same time hold each other up.
+    /// Length of the pieces in which `len` bytes go through the slots: the same for all ranks, and as long as can be, since a
+    /// copy in and a copy out of neighbouring lines at the same time slow each other down.
     pub(super) fn piece(&self, len: usize) -> usize {
         len.clamp(1, self.chunk())
     }
 
-    /// How long the pieces are in which `len` bytes for each other rank go through the slots.
+    /// Length of the pieces in which `len` bytes for each other rank go through the slots.
     pub(super) fn share(&self, len: usize) -> usize {
         let most = self.chunk() / (self.size() - 1).max(1);
         let most = if most > 64 { most & !63 } else { most };
         self.piece(len).min(most).max(1)
     }
 
-    /// As [`Group::in_pieces`], for ranks who all publish and all read: some pieces are published ahead of what is read,
-    /// since who copies in while another copies out of neighbouring memory makes both slower.
+    /// As [`Group::in_pieces`], for ranks that all publish and all read: some pieces are published ahead of those that are read,
+    /// since a copy in and a copy out of neighbouring memory at the same time slow each other down.
     fn exchange<P: Pause>(
         &mut self,
         len: usize,
@@ -73,19 +73,19 @@ impl<M: Memory> Group<M> {
         let (size, me) = (self.size(), self.me);
         let longest = (0..size).map(|rank| if rank == me { len } else { part(rank).1 }).max().unwrap_or(0);
         if is_short(longest) {
-            // SAFETY: the caller keeps the contract.
+            // SAFETY: this function's contract is that of the callee; `data` and the parts are those of the caller.
             return unsafe { self.all_gather_short(data, len, part, pause) };
         }
         let piece = self.piece(longest);
         let (own, own_len) = part(me);
-        // What a rank has of a piece of the longest.
+        // A rank's part of a piece of the longest.
         let cut = |len: usize, at: usize, now: usize| len.saturating_sub(at).min(now);
         let exposed = self.exposable(data, len);
-        // Copies so many bytes of ours from `at` on to our part, as far as both reach.
+        // Copies `now` bytes of ours from `at` on to our part, as far as both reach.
         let keep = |at: usize, now: usize| {
             let kept = cut(len.min(own_len), at, now);
             if kept > 0 && !own.is_null() {
-                // SAFETY: the caller vouches for both.
+                // SAFETY: at + kept is within both lengths, for which the caller vouches.
                 unsafe { data.add(at).copy_to(own.add(at), kept) };
             }
         };
@@ -97,7 +97,7 @@ impl<M: Memory> Group<M> {
                 (_, 0) => Ok(()),
                 (Some(offset), _) if at == 0 => {
                     group.expose(step, offset, len, Readers::All, pause)?;
-                    // At once, since it was written last and others are about to take it out of our cache.
+                    // At once: the operand was written last, and others are about to take it out of our cache.
                     keep(0, len);
                     Ok(())
                 }
@@ -115,7 +115,7 @@ impl<M: Memory> Group<M> {
                     let (to, len) = part(rank);
                     let now = cut(len, at, longest);
                     if now > 0 {
-                        // SAFETY: as above.
+                        // SAFETY: at + now <= len, the bytes of this rank's part, for which the caller vouches.
                         unsafe {
                             group.receive_piece(rank, Piece { step, at, now, len }, to.add(at), pause)?
                         };
@@ -158,7 +158,7 @@ impl<M: Memory> Group<M> {
             }
             for rank in (0..size).filter(|rank| *rank != me) {
                 let piece = Piece { step, at, now, len };
-                // SAFETY: as above.
+                // SAFETY: at + now <= len, the bytes of this rank's part, for which the caller vouches.
                 unsafe { group.receive_piece(rank, piece, part(rank).add(at), pause)? };
             }
             Ok(())
@@ -198,7 +198,7 @@ impl<M: Memory> Group<M> {
                 group.back_off(step, pause);
                 for rank in (me + 1..size).chain(0..me) {
                     let piece = Piece { step, at, now, len };
-                    // SAFETY: as above.
+                    // SAFETY: rank * len + at + now lies within `out`, which has a part of len bytes for each rank.
                     unsafe { group.receive_share(rank, piece, out.add(rank * len + at), pause)? };
                 }
                 Ok(())

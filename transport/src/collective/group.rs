@@ -13,27 +13,27 @@ use crate::memory::Memory;
 use crate::region::Section;
 use crate::region::slot::{live, lives, says};
 
-/// Where a rank's block lies.
+/// Place of a rank's block, and the life of the endpoint behind it.
 #[derive(Debug, Clone, Copy)]
 pub struct Rank {
     /// Its section.
     pub section: Section,
     /// Offset of its block in the region, [`BLOCK`] bytes.
     pub block: u64,
-    /// What the block's first word says as long as the rank is in the group; not zero.
+    /// Tag: the block's first word as long as the rank is in the group; not zero.
     pub tag: u64,
     /// Offset of its endpoint's slot in the region.
     pub slot: u64,
-    /// The life of the endpoint that is meant. When that has ended, its memory is given to others.
+    /// Incarnation of its endpoint. When that life has ended, its memory is given to others.
     pub incarnation: u64,
 }
 
-/// Who reads what was published in a slot.
+/// Readers of a published slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Readers {
     /// Nobody.
     Nobody,
-    /// All ranks, who are content with a later stamp in its place.
+    /// All ranks, to which a later stamp does as well.
     Lenient,
     /// One rank.
     One(usize),
@@ -41,15 +41,14 @@ pub(super) enum Readers {
     All,
 }
 
-/// So many steps before a slot is written again, the caches are told: readers of its last use have finished, and those of
-/// the next one do not look yet.
+/// Prefetch distance, steps: a slot's line is prefetched for writing this long before its next use, when readers of its last use
+/// have finished and those of the next do not look yet.
 const AHEAD: u64 = 2;
 
-/// From this on, the word that says which step is the first that is not finished with says that no more will be, and why.
+/// Least value of a `done` word that means abortion: the rank finishes with no more steps. The rest is the reason.
 const GAVE_UP: u64 = u64::MAX - u16::MAX as u64;
 
-/// Pauses between two looks whether the rank that is waited for lives and has not given up: its word is not to be taken
-/// away often.
+/// Pauses between two liveness checks of the rank that is waited for: more of them would take its words away too often.
 const PATIENCE: u32 = 64;
 
 /// Bytes of the smallest page.
@@ -65,14 +64,14 @@ pub struct Group<M> {
     pub(super) block: u64,
     /// Offsets of all ranks' blocks.
     blocks: Vec<u64>,
-    /// Offsets of all ranks' slots, and what these say as long as the ranks live.
+    /// Offsets of all ranks' endpoint slots, and their state words as long as the ranks live.
     lives: Vec<(u64, u64)>,
     /// Offsets of the ranks' chunks; empty where there are none.
     chunks: Vec<u64>,
     chunk: usize,
     /// The next step.
     pub(super) step: u64,
-    /// The last step that was published in each slot for stamps, and for whom.
+    /// The last step that was published in each slot for stamps, and its readers.
     published: [(u64, Readers); HEAD_SLOTS as usize],
     /// The same of the bodies.
     bodies: [(u64, Readers); SLOTS as usize],
@@ -84,7 +83,7 @@ pub struct Group<M> {
     pub(super) said: u64,
     /// All other ranks have finished with the steps before this one, as far as known.
     all_done: u64,
-    /// Where the ranks' operands of an operation lie, as far as they are lent.
+    /// Offsets of the ranks' operands of an operation, as far as they are exposed.
     pub(super) exposed: Vec<Option<u64>>,
     /// See [`Group::expose_to_root`].
     pub(super) exposes_to_root: usize,
@@ -92,8 +91,7 @@ pub struct Group<M> {
 }
 
 impl<M: Memory> Group<M> {
-    /// Empties the block at offset `block` of our own section, which is to be a rank's with this tag. To be called
-    /// before anyone else learns of it.
+    /// Prepares the block at offset `block` of our own section, with this tag. To be called before any other rank learns of it.
     pub fn prepare(memory: &M, block: u64, tag: u64) {
         for step in 0..HEAD_SLOTS {
             memory.store(block + head(step), 0, Ordering::Relaxed);
@@ -132,12 +130,12 @@ impl<M: Memory> Group<M> {
         })
     }
 
-    /// How many ranks there are.
+    /// Number of ranks.
     pub fn size(&self) -> usize {
         self.ranks.len()
     }
 
-    /// Which rank we are.
+    /// Our own rank.
     pub fn me(&self) -> usize {
         self.me
     }
@@ -147,7 +145,7 @@ impl<M: Memory> Group<M> {
         &self.memory
     }
 
-    /// What was said of a rank.
+    /// A rank, as the group was made with it.
     ///
     /// # Panics
     ///
@@ -171,9 +169,9 @@ impl<M: Memory> Group<M> {
         !self.chunks.is_empty()
     }
 
-    /// Tells all ranks where our chunks lie, [`chunks_len`] bytes for `count` chunks of `chunk` bytes each; 0 where we have
+    /// Publishes the offset of our chunks, [`chunks_len`] bytes for `count` chunks of `chunk` bytes each; 0 where we have
     /// none. All ranks call this at the same step, with the same `chunk`, and use as many as all have. Returns whether
-    /// there are chunks now: either all ranks have them, or nobody uses them, as where [`is_chunk`] is not true of `chunk`
+    /// there are chunks now: either all ranks have them, or none uses them, as where [`is_chunk`] is not true of `chunk`
     /// or a count is none.
     ///
     /// # Errors
@@ -207,8 +205,8 @@ impl<M: Memory> Group<M> {
         Ok(self.has_chunks())
     }
 
-    /// Sees to it that all ranks were told the same: one that tells each of them something else could have two others
-    /// read one another's chunks at the wrong places.
+    /// Compares the words that all ranks have seen: a hostile rank that shows each of the others different ones could have two of
+    /// them read one another's chunks at the wrong places.
     fn compare(&mut self, words: &[u64], pause: &mut impl Pause) -> Result<(), CollError> {
         let (len, mine) = (size_of_val(words), words.as_ptr().cast());
         let mut all: Vec<u64> = words.repeat(self.size());
@@ -222,7 +220,7 @@ impl<M: Memory> Group<M> {
         }
     }
 
-    /// Reads a word of each page of all ranks' chunks, so that later nobody waits until its process has it mapped.
+    /// Touches each page of all ranks' chunks, so that no operation waits for a page fault later.
     pub fn touch_chunks(&self) {
         let len = chunks_len(self.chunk, self.long.len() as u64) as u64;
         for at in self.chunks.iter().flat_map(|start| (*start..start + len).step_by(PAGE)) {
@@ -230,20 +228,21 @@ impl<M: Memory> Group<M> {
         }
     }
 
-    /// Only operands of up to so many bytes are lent to the root of a reduction. They should fit its second level cache together
-    /// with its own and the result: else the root takes as long with them as with slots, and the lender waits for all of that.
+    /// Limits the operands that are exposed to the root of a reduction to `most` bytes. They should fit its second level cache
+    /// together with its own and the result: else the root takes as long with them as with slots, and the exposing rank waits for
+    /// all of that.
     pub fn expose_to_root(&mut self, most: usize) {
         self.exposes_to_root = most;
     }
 
-    /// Which chunk belongs to a step.
+    /// The chunk of a step.
     #[inline]
     fn turn(&self, step: u64) -> usize {
         // A power of two.
         step as usize & (self.long.len() - 1)
     }
 
-    /// Where a rank puts the payload of a step.
+    /// Offset of a rank's payload of a step.
     #[inline]
     pub(super) fn place(&self, rank: usize, step: u64, len: usize) -> u64 {
         let block = self.blocks[rank];
@@ -256,13 +255,13 @@ impl<M: Memory> Group<M> {
         }
     }
 
-    /// Where the payload of a step lies in this process.
+    /// Address of the payload of a step in this process.
     #[inline]
     pub(super) fn address(&self, rank: usize, step: u64, len: usize) -> *mut u8 {
         self.memory.address(self.place(rank, step, len), len as u64)
     }
 
-    /// Waits until what our slots for this step and a payload of `len` bytes held before has been read. Then they may be
+    /// Waits until the former content of our slots for this step and a payload of `len` bytes has been read. Then they may be
     /// written.
     #[inline(always)]
     pub(super) fn await_slot(
@@ -271,7 +270,7 @@ impl<M: Memory> Group<M> {
         len: usize,
         pause: &mut impl Pause,
     ) -> Result<(), CollError> {
-        // Their last use lies at least so many steps behind: there are no fewer chunks than bodies.
+        // Their last use lies at least this many steps behind: there are no fewer chunks than bodies.
         let round = if len as u64 <= MAX_HEAD { HEAD_SLOTS } else { SLOTS };
         if step.saturating_sub(self.all_done) < round {
             Ok(())
@@ -305,7 +304,7 @@ impl<M: Memory> Group<M> {
             Readers::Nobody | Readers::Lenient => {}
             Readers::One(reader) => self.finished(reader, step, pause)?,
             Readers::All => {
-                // Of one that is lost we tell only when the rest, too, read no more.
+                // A lost rank is reported only when the others, too, read no more.
                 let mut result = Ok(());
                 for reader in (0..size).filter(|reader| *reader != me) {
                     result = result.and(self.finished(reader, step, pause));
@@ -337,7 +336,7 @@ impl<M: Memory> Group<M> {
     #[inline(never)]
     fn wait(&self, rank: usize, at: u64, value: u64, pause: &mut impl Pause) -> Result<u64, CollError> {
         let spins = pause.spins(self.spins).max(1);
-        // The caller has looked once.
+        // The caller has looked once already.
         let mut looks = spins - 1;
         let mut pauses = 0u32;
         loop {
@@ -355,7 +354,7 @@ impl<M: Memory> Group<M> {
                 let done = self.memory.load(self.blocks[rank] + DONE, Ordering::Acquire);
                 self.confirm(rank)?;
                 if done >= GAVE_UP {
-                    // What it published before is seen now.
+                    // Its earlier stamps are seen now.
                     let found = self.memory.load(at, Ordering::Acquire);
                     let gave_up = CollError::Aborted { rank, why: (u64::MAX - done) as u16 };
                     return if found >= value { Ok(found) } else { Err(gave_up) };
@@ -366,15 +365,15 @@ impl<M: Memory> Group<M> {
         }
     }
 
-    /// Whether a rank has left the group, having finished: then its block may be another's by now. To be asked after its
-    /// words were read.
+    /// Whether a rank has left the group, having finished: then its block may be used for something else by now. To be asked
+    /// after its words were read.
     fn has_left(&self, rank: usize) -> bool {
         let Rank { block, tag, .. } = self.ranks[rank];
         self.memory.load(block + TAG, Ordering::Acquire) != tag
     }
 
-    /// To be asked when bytes of a rank were read, and before anything is done for which they must be its own: when its life
-    /// has ended, they may be what others have made of its memory. Who leaves the group alive waits for its readers.
+    /// Liveness check of a rank, after its bytes were read and before anything is done for which they must be its own: when its
+    /// life has ended, its memory may be another's. A rank that leaves the group alive waits for its readers.
     #[inline(always)]
     pub(super) fn confirm(&self, rank: usize) -> Result<(), CollError> {
         let (slot, word) = self.lives[rank];
@@ -393,19 +392,19 @@ impl<M: Memory> Group<M> {
         }
     }
 
-    /// Who is lost.
+    /// Error for the lost rank.
     #[cold]
     fn lost(&self) -> CollError {
         (0..self.size()).find_map(|rank| self.confirm(rank).err()).unwrap_or(CollError::PeerLost(self.me))
     }
 
-    /// What to make of words of a rank that are not as they should be: they need not be its own.
+    /// Error for wrong words of a rank: if its life has ended, they need not be its own.
     #[cold]
     pub(super) fn fault(&self, broken: CollError, rank: usize) -> CollError {
         self.confirm(rank).err().unwrap_or(broken)
     }
 
-    /// Says that our payload of a step is there.
+    /// Publishes our payload of a step, which lies in its slot.
     #[inline(always)]
     pub(super) fn publish(&mut self, step: u64, len: usize, readers: Readers) {
         if len as u64 > MAX_BODY {
@@ -417,7 +416,7 @@ impl<M: Memory> Group<M> {
         self.store_stamp(step, len, readers);
     }
 
-    /// Writes the stamp of a step.
+    /// Stores the stamp of a step, and demotes its line.
     #[inline(always)]
     pub(super) fn store_stamp(&mut self, step: u64, len: usize, readers: Readers) {
         self.published[(step % HEAD_SLOTS) as usize] = (step, readers);
@@ -432,8 +431,7 @@ impl<M: Memory> Group<M> {
         self.published[(step % HEAD_SLOTS) as usize].0 == step
     }
 
-    /// To be called after something was published at a step, and before others are looked for who publish theirs at the same
-    /// time.
+    /// Backs off after a step was published, before the stamps of ranks that publish at the same time are looked for.
     #[inline]
     pub(super) fn back_off(&self, step: u64, pause: &impl Pause) {
         self.memory.prefetch_write(self.block + head(step + AHEAD), 1);
@@ -468,7 +466,7 @@ impl<M: Memory> Group<M> {
         let known = &mut self.done[rank];
         *known = (*known).max(step.saturating_sub(LAG));
         if self.blocks.len() == 2 {
-            // There are no others.
+            // There are no other ranks.
             self.all_done = *known;
         }
         Ok(found)
@@ -487,7 +485,7 @@ impl<M: Memory> Group<M> {
         self.fault(broken, rank)
     }
 
-    /// Says that we have finished with all steps before this one.
+    /// Stores our `done` word: we have finished with all steps before this one.
     #[inline]
     pub(super) fn finish(&mut self, step: u64) {
         self.memory.store(self.block + DONE, step, Ordering::Release);
@@ -500,7 +498,7 @@ impl<M: Memory> Group<M> {
         self.finish(step);
     }
 
-    /// Does `len` bytes in pieces, each a step: `work` is given the step, where its piece begins, and its length.
+    /// Pipeline of `len` bytes in pieces, each a step: `work` gets the step, the offset of its piece, and its length.
     #[inline]
     pub(super) fn in_pieces(
         &mut self,
@@ -533,18 +531,18 @@ impl<M: Memory> Group<M> {
         pause: &mut impl Pause,
     ) -> Result<(), CollError> {
         if is_short(len) {
-            // SAFETY: the caller vouches for it.
+            // SAFETY: the caller vouches for `from`.
             return unsafe { self.publish_short(step, from, len, readers, pause) };
         }
         self.await_slot(step, len, pause)?;
-        // SAFETY: as above.
+        // SAFETY: the caller vouches for `len` bytes at `from`; `copy_in` checks the other side.
         unsafe { self.memory.copy_in(self.place(self.me, step, len), from, len) };
         self.publish(step, len, readers);
         Ok(())
     }
 
-    /// Leaves the group for ever, after an operation has failed: says that we read nothing any more, so that nobody waits
-    /// for that, and `why`, a number of the caller's. Our block and chunks must stay as they are.
+    /// Aborts: leaves the group for ever, after an operation has failed. The `done` word tells the others not to wait for our
+    /// reads, and `why`, a number of the caller's. Our block and chunks must stay as they are.
     pub fn abort(mut self, why: u16) {
         self.finish(u64::MAX - u64::from(why));
     }
@@ -566,7 +564,7 @@ impl<M: Memory> Group<M> {
     }
 }
 
-/// What a rank that has left its group still owes: readers of what it published last may not have read it yet.
+/// Block of a rank that has left its group: readers may not have read yet what was published last.
 #[derive(Debug)]
 pub struct PendingRelease {
     block: u64,
@@ -578,7 +576,8 @@ impl PendingRelease {
     pub fn is_released(&mut self, memory: &impl Memory) -> bool {
         self.readers.retain(|(reader, last)| {
             let done = memory.load(reader.block + DONE, Ordering::Acquire);
-            // Asked after the word was read: if it is not the reader's any more, the reader has left, having finished, or is dead.
+            // The tag is read after the word: if it is not the reader's any more, the reader has left, having finished, or is
+            // dead.
             let is_there = memory.load(reader.block + TAG, Ordering::Acquire) == reader.tag
                 && lives(memory, reader.slot, reader.incarnation);
             is_there && done <= *last

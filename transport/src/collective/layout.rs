@@ -1,4 +1,4 @@
-//! Where the parts of a rank's block lie.
+//! Layout of a rank's block.
 
 use vmshm_abi::{LINE, LINE_PAIR};
 
@@ -6,17 +6,17 @@ use vmshm_abi::{LINE, LINE_PAIR};
 /// round again.
 pub const SLOTS: u64 = if cfg!(loom) { 4 } else { 8 };
 
-/// Slots for stamps, and for payloads that travel with them: so many short messages can be said before anyone has listened.
+/// Slots for stamps, and for payloads that travel with them: this many short messages can be published before any was read.
 pub const HEAD_SLOTS: u64 = if cfg!(loom) { 4 } else { 64 };
 
-/// Who publishes a step has finished with all steps that lie more than this before it.
+/// Lag: a rank that publishes a step has finished with all steps that lie more than this before it.
 pub const LAG: u64 = if cfg!(loom) { 2 } else { 6 };
 
-/// The word that says whose block this is. It is zero once its owner has left the group.
+/// Offset of the tag, which names the block's owner: zero once the owner has left the group.
 pub const TAG: u64 = 0;
 
-/// The word that says which step is the first that the owner has not finished with. A line of its own: it is written
-/// often, and read seldom.
+/// Offset of the `done` word, the first step that the owner has not finished with. On a line of its own: it is written often, and
+/// read seldom.
 pub const DONE: u64 = LINE_PAIR;
 
 const HEADS: u64 = 2 * LINE_PAIR;
@@ -24,11 +24,11 @@ const HEADS: u64 = 2 * LINE_PAIR;
 /// Bytes from one head to the next. In its first line are the stamp, and a payload that travels with it.
 const HEAD: u64 = LINE_PAIR;
 
-/// Where the payload of a head begins: as aligned as any number that is computed with needs.
+/// Offset of a payload in its head: as aligned as any number that is computed with needs.
 pub const HEAD_PAYLOAD: u64 = 16;
 
-/// Longest payload of a head, bytes: what shares the stamp's line. Who waits for the stamp has the line behind it fetched as
-/// well, and takes it away from its writer.
+/// Longest payload of a head, bytes: the rest of the stamp's line. The processor of a reader that waits for the stamp fetches the
+/// line behind it as well, and so takes it away from its writer.
 pub const MAX_HEAD: u64 = LINE - HEAD_PAYLOAD;
 
 const BODIES: u64 = HEADS + HEAD_SLOTS * HEAD;
@@ -42,7 +42,7 @@ pub const fn is_short(len: usize) -> bool {
     len as u64 <= MAX_BODY
 }
 
-/// Where a rank's bytes go, and how many they are.
+/// Place and length of a rank's bytes.
 pub type Part = (*mut u8, usize);
 
 /// Bytes of a block, without its chunks.
@@ -54,12 +54,12 @@ pub const MIN_CHUNK: usize = 2 * MAX_BODY as usize;
 /// Longest chunk, bytes: a stamp has room for its length.
 pub const MAX_CHUNK: usize = 1 << 20;
 
-/// Whether chunks may have so many bytes: whole pages, from [`MIN_CHUNK`] to [`MAX_CHUNK`].
+/// Whether chunks may have this many bytes: whole pages, from [`MIN_CHUNK`] to [`MAX_CHUNK`].
 pub const fn is_chunk(bytes: usize) -> bool {
     bytes >= MIN_CHUNK && bytes <= MAX_CHUNK && bytes.is_multiple_of(4096)
 }
 
-/// A rank has at least so many chunks, and at most [`MAX_CHUNKS`]. More than [`LAG`] steps can be published before one
+/// Fewest chunks of a rank; it has at most [`MAX_CHUNKS`]. More than [`LAG`] steps can be published before one
 /// comes round again.
 pub const MIN_CHUNKS: u64 = 8;
 
@@ -69,7 +69,7 @@ const _: () = assert!(MIN_CHUNKS >= SLOTS && HEAD_SLOTS >= SLOTS);
 /// See [`MIN_CHUNKS`].
 pub const MAX_CHUNKS: u64 = 1024;
 
-/// Whether there may be so many chunks: a power of two, from [`MIN_CHUNKS`] to [`MAX_CHUNKS`].
+/// Whether there may be this many chunks: a power of two, from [`MIN_CHUNKS`] to [`MAX_CHUNKS`].
 pub const fn is_count(chunks: u64) -> bool {
     chunks >= MIN_CHUNKS && chunks <= MAX_CHUNKS && chunks.is_power_of_two()
 }
@@ -79,9 +79,9 @@ pub const fn chunks_len(chunk: usize, count: u64) -> usize {
     chunk * count as usize
 }
 
-/// From one step's head to the next there are so many slots. Were it one, then the processor of who reads them would see the
-/// stride and fetch the next line ahead, out of the cache of who is about to write it: it looks ahead by 2 KiB at most. An odd
-/// number comes to all slots in turn.
+/// Stride from one step's head to the next, slots. With a stride of one, a reader's processor would prefetch the next line, out
+/// of the cache of the rank that is about to write it: processors look ahead by 2 KiB at most. An odd stride comes to all slots
+/// in turn.
 const STRIDE: u64 = 27;
 
 const _: () = assert!(STRIDE % 2 == 1 && HEAD_SLOTS.is_power_of_two());
@@ -101,14 +101,14 @@ pub const fn body(step: u64) -> u64 {
     BODIES + step % SLOTS * MAX_BODY
 }
 
-/// As few as the longest chunk needs, for the steps have the other bits: at ten million a second these last for ten days
-/// of nothing else.
+/// Bits of a length: as few as the longest chunk needs, for the steps have the others. At ten million steps a second these last
+/// for ten days of nothing else.
 const LEN_BITS: u32 = 21;
 
 /// Longest payload that a stamp can name, bytes.
 const MAX_LEN: usize = (1 << LEN_BITS) - 1;
 
-/// What the stamp of an operand that is lent has for a length: none that is published in a slot.
+/// Length in the stamp of an exposed operand: greater than any that is published in a slot.
 pub const EXPOSED: usize = MAX_LEN;
 
 const _: () = assert!(MAX_CHUNK < EXPOSED);

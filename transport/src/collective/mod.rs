@@ -1,8 +1,8 @@
 //! Collective operations of a group of processes over single-writer blocks.
 //!
-//! Each rank of a [`Group`] has one block of its own section, which it alone writes and all others read. What a
-//! rank has to say is *published*: the payload is written to a slot of its block, then the slot's stamp says which
-//! step of the group's history it belongs to. Whoever needs it waits for that stamp, and reads.
+//! Each rank of a [`Group`] has one block of its own section, which it alone writes and all others read. A rank *publishes*: it
+//! writes a payload to a slot of its block, then the slot's stamp, with the step of the group's history that the payload belongs
+//! to. Readers wait for that stamp, then copy.
 //!
 //! ```text
 //! block   ┌─────┬──────┬──────────────────────┬─────────────────────┐   ┌──────────────────┐
@@ -12,15 +12,15 @@
 //! ```
 //!
 //! All ranks go through the same *steps*, since they call the same operations in the same order. A step uses one slot,
-//! and a slot is used again only when its readers are known to have finished: a later stamp of theirs says so, or else
-//! their `done` word. So no operation waits for more than the data that it needs, and none ends with a barrier.
+//! and a slot is used again only when its readers are known to have finished, by a later stamp of theirs or by their `done`
+//! word. So no operation waits for more than the data that it needs, and none ends with a barrier.
 //!
-//! A long operand that lies in its rank's own section anyway is *exposed* instead: the others read it where it is.
+//! Zero-copy: a long operand that lies in its rank's own section anyway is *exposed* instead, and read in place.
 //!
-//! Where ranks do not know one another's lengths, what is too long for a slot is left to the caller ([`Late`]).
+//! Where ranks do not know one another's lengths, parts that are too long for a slot are left to the caller ([`Late`]).
 //!
-//! Nothing here knows of MPI: payloads are bytes, and what joins two of them is the caller's ([`Combine`]). Waiting is the
-//! caller's too ([`Pause`]).
+//! Nothing here knows of MPI: payloads are bytes, and the operator that joins two of them is the caller's ([`Combine`]), as is
+//! waiting ([`Pause`]).
 
 mod barrier;
 mod bcast_scatter;

@@ -2,23 +2,23 @@
 
 use super::error::CollError;
 
-/// What a rank does while it waits.
+/// A rank's work while it waits.
 pub trait Pause {
     /// Called again and again while `rank` has not yet published or finished what is waited for.
     ///
     /// # Errors
     ///
-    /// What ends the waiting, usually [`CollError::PeerLost`].
+    /// Whatever ends the waiting, usually [`CollError::PeerLost`].
     fn pause(&mut self, rank: usize) -> Result<(), CollError>;
 
-    /// Called once after something was published, when others are likely to be publishing too: lets a moment pass, some
-    /// tens of nanoseconds. Who looks at a line that is just being written takes it away from its writer.
+    /// Backs off for some tens of nanoseconds. Called once after something was published, when others are likely to be publishing
+    /// too: a look at a line that is just being written takes it away from its writer.
     fn back_off(&self) {}
 
-    /// Called once when memory of this many bytes was exposed, and there is nothing to do until others have read it.
+    /// Called once when `len` bytes were exposed, and there is nothing to do until others have read them.
     fn exposed(&self, _len: usize) {}
 
-    /// How often to look before each pause, where `usual` is what the group was made with.
+    /// Number of looks before each pause, where `usual` is the group's own.
     fn spins(&self, usual: u32) -> u32 {
         usual
     }

@@ -1,4 +1,4 @@
-//! Joining what all ranks have.
+//! Reductions.
 
 use super::error::CollError;
 use super::group::{Group, Readers};
@@ -7,15 +7,16 @@ use super::pause::Pause;
 use super::zero_copy::{ALIGNMENT, Piece};
 use crate::memory::Memory;
 
-/// What joins two operands of the same length.
+/// Operator that joins two operands of the same length.
 ///
-/// Operands may lie in the ranks' blocks: who must not see them change under its hands copies them first.
+/// Operands may lie in the ranks' blocks, where a hostile rank can change them at any time: an operator that must not see that
+/// copies them first.
 pub trait Combine {
     /// Bytes of one element, which is never cut.
     fn element(&self) -> usize;
 
-    /// Called before others' operands are waited for, of which `most` bytes are joined at a time: what can be found out or
-    /// failed at without them is. False where there is no memory for it.
+    /// Prepares for operands of which `most` bytes are joined at a time. Called before others' operands are waited for. False
+    /// where there is no memory.
     fn get_ready(&mut self, _most: usize) -> bool {
         true
     }
@@ -35,7 +36,7 @@ pub trait Combine {
     unsafe fn join_to(&mut self, left: *const u8, right: *const u8, out: *mut u8, len: usize);
 }
 
-/// Up to so many bytes of others' operands, each rank joins everything by itself, which costs the fewest steps.
+/// Most bytes of others' operands of which each rank joins everything by itself, which costs the fewest steps.
 const JOIN_ALL: usize = 64 << 10;
 
 impl<M: Memory> Group<M> {
@@ -59,7 +60,7 @@ impl<M: Memory> Group<M> {
         Ok(())
     }
 
-    /// Where bytes of another rank's piece lie in this process, from `within` on.
+    /// Address in this process of bytes of another rank's piece, from `within` on.
     #[inline]
     fn operand(&self, rank: usize, piece: Piece, within: usize, len: usize) -> *const u8 {
         let begin = match self.exposed[rank] {
@@ -84,7 +85,7 @@ impl<M: Memory> Group<M> {
     ///
     /// # Errors
     ///
-    /// A rank that is gone: what was joined need not have been its own.
+    /// A rank that is gone: the bytes that were joined need not have been its own.
     ///
     /// # Safety
     ///
@@ -142,7 +143,7 @@ impl<M: Memory> Group<M> {
         pause: &mut impl Pause,
     ) -> Result<(), CollError> {
         if is_short(len) {
-            // SAFETY: the caller keeps the contract.
+            // SAFETY: this function's contract is that of the callee, with the same operands.
             return unsafe { self.reduce_short(root, data, out, len, combine, pause) };
         }
         let me = self.me;
@@ -194,11 +195,11 @@ impl<M: Memory> Group<M> {
         pause: &mut impl Pause,
     ) -> Result<(), CollError> {
         if is_short(len) {
-            // SAFETY: the caller keeps the contract.
+            // SAFETY: this function's contract is that of the callee, with the same operands.
             return unsafe { self.all_reduce_short(data, out, len, combine, pause) };
         }
         if len > self.chunk() || len.saturating_mul(self.size() - 1) > JOIN_ALL {
-            // SAFETY: the caller keeps the contract.
+            // SAFETY: this function's contract is that of the callee, with the same operands.
             return unsafe { self.all_reduce_by_shares(data, out, len, combine, pause) };
         }
         if !combine.get_ready(len) {
@@ -206,7 +207,7 @@ impl<M: Memory> Group<M> {
         }
         let (me, step) = (self.me, self.step);
         let in_place = core::ptr::eq(data, out);
-        // What others still read must not be overwritten.
+        // An operand that others still read must not be overwritten.
         let exposed = if in_place { None } else { self.exposable(data, len) };
         // SAFETY: the caller vouches for `len` bytes.
         unsafe {
@@ -226,10 +227,10 @@ impl<M: Memory> Group<M> {
 
     /// [`Group::all_reduce`] of long payloads. In each round, all publish a piece, then each joins its share of it and
     /// publishes that, then each collects the others' shares. A round's pieces are published while the last round's are
-    /// still being joined, so that nobody waits long.
+    /// still being joined, so that no rank waits long.
     ///
-    /// Operands and results may be lent. An operand in whose place the results come is no exception: what is overwritten with a
-    /// rank's share has been joined by that rank, and nobody else reads it.
+    /// Operands and results may be exposed, even an operand that is overwritten by the results: the share that is overwritten has
+    /// been joined by its own rank, and no other reads it.
     ///
     /// # Safety
     ///
@@ -267,7 +268,7 @@ impl<M: Memory> Group<M> {
             self.collect_shares(&rounds, count - 1, pause)?;
         }
         self.end(rounds.output(count - 1) + 1);
-        // Operands have been read by who has published its last share.
+        // A rank that has published its last share has read all operands.
         if exposed_out.is_some() { self.await_release(Readers::All, pause) } else { Ok(()) }
     }
 
@@ -362,7 +363,7 @@ impl<M: Memory> Group<M> {
     }
 }
 
-/// How a long payload is cut: in rounds, and each round in shares, one a rank.
+/// Cut of a long payload: in rounds, and each round in shares, one a rank.
 struct Rounds {
     /// The first step.
     first: u64,
@@ -372,9 +373,9 @@ struct Rounds {
     piece: usize,
     element: usize,
     ranks: usize,
-    /// Where our data lies, if we lend it.
+    /// Offset of our operand, if we expose it.
     exposed: Option<u64>,
-    /// Where our result lies, if we lend that.
+    /// Offset of our result, if we expose it.
     exposed_out: Option<u64>,
 }
 
@@ -389,13 +390,13 @@ impl Rounds {
         self.first + 2 * round as u64 + 2
     }
 
-    /// What goes through a round.
+    /// The piece of a round.
     fn piece(&self, round: usize) -> Piece {
         let at = round * self.piece;
         Piece { step: self.input(round), at, now: self.piece.min(self.len - at), len: self.len }
     }
 
-    /// Where a rank's share begins in its round, and its length.
+    /// Offset of a rank's share in its round, and its length.
     fn share(&self, round: usize, rank: usize) -> (usize, usize) {
         let len = self.piece(round).now;
         let elements = (len / self.element).div_ceil(self.ranks);

@@ -9,9 +9,9 @@ use super::reduce::Combine;
 use crate::memory::Memory;
 use crate::memory::copy;
 
-/// Bodies of up to so many bytes are passed on to the shared cache, where others get them faster (longer ones take the writer
-/// too long), and are copied out in words: these the processor begins to fetch while the stamp is still under way, which it
-/// was not seen to do for other copies. (Vectors took 1.1 times as long in a broadcast, 1.3 in an allgather.)
+/// Longest bodies, bytes, that are demoted to the shared cache, where readers get them faster (longer ones take the writer too
+/// long), and that are copied out in words: the processor begins to fetch words while the stamp is still on its way, which it was
+/// not seen to do for other copies. (Vectors took 1.1 times as long in a broadcast, 1.3 in an allgather.)
 const SMALL: usize = 1024;
 
 impl<M: Memory> Group<M> {
@@ -38,8 +38,9 @@ impl<M: Memory> Group<M> {
             // A reader that has come already has taken the stamp's line.
             self.memory.prefetch_write(self.block + head(step), 1);
             let to = self.memory.address(self.block + body(step), len as u64);
-            // In as few stores as there can be: who waits may have a line fetched that is not yet full.
-            // SAFETY: as above, and the slot is ours and has room for a body, which is longer than 32 bytes.
+            // In as few stores as there can be: the processor of a waiting reader may fetch a line that is not yet full.
+            // SAFETY: the caller vouches for `from`. `address` returned `len` bytes of a body in our own block, which
+            // `Group::new` has found inside our section; a body is longer than the 32 bytes that vectors need.
             unsafe { copy::vectors(from, to, len) };
             self.publish(step, len, readers);
             if len <= SMALL {

@@ -1,10 +1,10 @@
-//! Parts of any lengths: of each, only its giver and its taker know how long it is.
+//! Vector operations (the v-forms): parts of any lengths, each known only to its giver and its taker.
 //!
-//! So nobody knows how many pieces the longest part has, and an operation takes one step, whatever the lengths are. A part
-//! lies in its giver's slot, or is lent; one for which there is no room there the caller sends as a message ([`Late`]).
+//! No rank knows how many pieces the longest part has, so that an operation takes one step, whatever the lengths are. A part
+//! lies in its giver's slot, or is exposed; one for which the slot has no room the caller sends as a message ([`Late`]).
 //!
-//! Where a rank gives to several others, its slot begins with a *table*: for each other rank two words, where its part
-//! lies in the region and how long it is. Where it gives to one only, the stamp says the same.
+//! The slot of a rank that gives to several others begins with a *table*: for each other rank two words, the offset of its part
+//! in the region and its length. Where a rank gives to one only, the stamp has the same.
 
 use core::mem;
 
@@ -14,10 +14,10 @@ use super::layout::{EXPOSED, MAX_BODY, Part, is_short, stamp, stamped};
 use super::pause::Pause;
 use crate::memory::Memory;
 
-/// Where bytes to be given lie, and how many they are.
+/// Place and length of bytes to be given.
 pub type Given = (*const u8, usize);
 
-/// Brings parts to other ranks, or from them, that are too long for a slot. An operation waits for none of this.
+/// Messages for parts that are too long for a slot. An operation waits for none of them.
 pub trait Late {
     /// Begins to send the part that we give to a rank.
     fn send(&mut self, rank: usize);
@@ -27,13 +27,13 @@ pub trait Late {
     fn receive(&mut self, rank: usize, told: usize);
 }
 
-/// What is said of the place of a part that comes as a message. Nobody could lend what lies there: the region's header.
+/// Offset of a part that comes as a message: that of the region's header, which no rank could expose.
 const LATE: u64 = 0;
 
 /// Bytes of a table's entry.
 const ENTRY: usize = size_of::<[u64; 2]>();
 
-/// Where a slot is free behind a part of `len` bytes that begins at `at`, if such a part has room there.
+/// Offset in a slot behind a part of `len` bytes that begins at `at`, if such a part has room there.
 fn behind(at: usize, len: usize, room: usize) -> Option<usize> {
     let end = at.checked_add(len.checked_next_multiple_of(8)?)?;
     (end <= room).then_some(end)
@@ -45,17 +45,17 @@ impl<M: Memory> Group<M> {
         self.size() * ENTRY <= MAX_BODY as usize / 2
     }
 
-    /// Gives each other rank what `given` says, and takes from it what `taken` says. What a rank gives itself is not
-    /// looked at. If all know that all parts go to `only` one rank, they say so.
+    /// Gives each other rank its `given` part, and takes its part to `taken`. A rank's part for itself is not looked at. All
+    /// ranks that know that all parts go to `only` one rank name it.
     ///
     /// # Errors
     ///
-    /// A rank that is gone or out of step, or gives a part of another length. Of the latter, [`CollError::LengthMismatch`], we are told when
-    /// all else is done: the group can be used on.
+    /// A rank that is gone or out of step, or gives a part of another length. Of the latter, [`CollError::LengthMismatch`], we
+    /// are told when all else is done: the group can be used on.
     ///
     /// # Safety
     ///
-    /// What is given is valid for reads, what is taken for writes, and they do not overlap.
+    /// Given parts are valid for reads, taken ones for writes, and they do not overlap.
     pub unsafe fn exchange_vector(
         &mut self,
         only: Option<usize>,
@@ -66,7 +66,7 @@ impl<M: Memory> Group<M> {
     ) -> Result<(), CollError> {
         let (size, me, step) = (self.size(), self.me, self.step);
         let others = || (me + 1..size).chain(0..me);
-        // The one other rank who takes anything from its giver, if there can be but one.
+        // The one other rank that takes anything from its giver, if there can be but one.
         let single = |giver: usize| only.or((size == 2).then(|| 1 - giver));
         // SAFETY: the caller vouches for the parts.
         unsafe {
@@ -107,7 +107,7 @@ impl<M: Memory> Group<M> {
         }
     }
 
-    /// Gives a part to the only rank that gets one. Returns who it is lent to, and its length.
+    /// Gives a part to the only rank that gets one. Returns the reader that it is exposed to, and its length.
     ///
     /// # Safety
     ///
@@ -162,7 +162,7 @@ impl<M: Memory> Group<M> {
         }
         let found = self.reached(giver, step, pause)?;
         if len <= self.chunk() && found == stamp(step, len) {
-            // SAFETY: as above.
+            // SAFETY: the caller vouches for `len` bytes at `to`; `copy_out` checks the other side.
             unsafe { self.memory.copy_out(self.place(giver, step, len), to, len) };
             return self.confirm(giver);
         }
@@ -170,11 +170,11 @@ impl<M: Memory> Group<M> {
             return Err(self.mismatch(giver, step, len, found));
         }
         let told = self.exposed_at(giver, step);
-        // SAFETY: as above.
+        // SAFETY: the caller vouches for `len` bytes at `to`.
         unsafe { self.take_told(giver, told, (to, len), late) }
     }
 
-    /// Publishes what we give to several ranks, behind a table. Returns to whom something is exposed, and how much.
+    /// Publishes the parts for several ranks, behind a table. Returns the readers of exposed parts, and their bytes.
     ///
     /// # Safety
     ///
@@ -250,7 +250,7 @@ impl<M: Memory> Group<M> {
         unsafe { self.take_told(giver, told, (to, len), late) }
     }
 
-    /// Takes a part of which the giver says this.
+    /// Takes a part at the place and of the length that its giver has told.
     ///
     /// # Safety
     ///
@@ -264,7 +264,7 @@ impl<M: Memory> Group<M> {
     ) -> Result<(), CollError> {
         if offset == LATE {
             self.confirm(giver)?;
-            // Of another length, too: the giver waits until it is received.
+            // A part of another length, too, is received: its giver waits for that.
             late.receive(giver, told);
             return match told == len {
                 true => Ok(()),

@@ -1,9 +1,9 @@
-//! Operands that are read where they lie.
+//! Zero-copy: exposed operands, which are read in place.
 //!
-//! A rank whose operand lies in its own section copies nothing to its slots. With the stamp of the operation's first step it
-//! says where the whole operand is, and publishes no more of it. The others read it there, and the rank returns when they
-//! say that they have finished with the operation. Each rank decides by itself, and anew for each operand: all others
-//! take what comes.
+//! A rank whose operand lies in its own section copies nothing to its slots. The stamp of the operation's first step and the
+//! words behind it give the place of the whole operand, and no more of it is published. The others read it there, and the rank
+//! returns when their `done` words show that they have finished with the operation. Each rank decides by itself, and anew for
+//! each operand: readers accept either way.
 
 use super::error::CollError;
 use super::group::{Group, Readers};
@@ -11,7 +11,7 @@ use super::layout::{EXPOSED, head_payload, is_short, stamp};
 use super::pause::Pause;
 use crate::memory::Memory;
 
-/// An operand that is lent begins at a multiple of so many bytes, as what lies in slots does: operations may count on it.
+/// Alignment of an exposed operand, bytes, the same as of slots: operations may count on it.
 pub(super) const ALIGNMENT: u64 = 16;
 
 /// A piece of a rank's operand.
@@ -19,7 +19,7 @@ pub(super) const ALIGNMENT: u64 = 16;
 pub(super) struct Piece {
     /// The step at which it is published, if it is.
     pub step: u64,
-    /// Where it begins in the operand.
+    /// Its offset in the operand.
     pub at: usize,
     /// Its bytes.
     pub now: usize,
@@ -28,18 +28,18 @@ pub(super) struct Piece {
 }
 
 impl<M: Memory> Group<M> {
-    /// Where our operand lies, if the others can read it there, and it is long enough.
+    /// Offset in the region of our operand, if the others can read it there, and it is long enough.
     pub(super) fn exposable(&self, data: *const u8, len: usize) -> Option<u64> {
         if is_short(len) {
             return None;
         }
         let offset = self.memory.offset_of(data, len as u64)?;
-        // In an open region there is memory that we may write, and that is another's.
+        // In an open region memory that we may write can be another's.
         let is_ours = self.ranks[self.me].section.contains(offset, len as u64);
         (is_ours && offset.is_multiple_of(ALIGNMENT)).then_some(offset)
     }
 
-    /// Says at a step where our operand lies.
+    /// Exposes our operand at a step.
     pub(super) fn expose(
         &mut self,
         step: u64,
@@ -54,7 +54,7 @@ impl<M: Memory> Group<M> {
         Ok(())
     }
 
-    /// Waits until the readers have finished with the operation, which has ended here.
+    /// Waits until the readers have released our operand: finished with the operation, which has ended here.
     pub(super) fn await_release(
         &mut self,
         readers: Readers,
@@ -63,7 +63,7 @@ impl<M: Memory> Group<M> {
         self.await_readers((self.step - 1, readers), pause)
     }
 
-    /// Lends an operand that would be published in pieces of this length, in an operation in which nothing else is done.
+    /// Exposes an operand that would take `pieces` steps, in an operation in which nothing else is done.
     pub(super) fn expose_all(
         &mut self,
         offset: u64,
@@ -78,13 +78,13 @@ impl<M: Memory> Group<M> {
         self.await_release(readers, pause)
     }
 
-    /// What a rank says of the operand that it lends: where it begins, and its length.
+    /// Place and length of the operand that a rank exposes, as it says.
     pub(super) fn exposed_at(&self, rank: usize, step: u64) -> (u64, usize) {
         let [offset, len] = self.memory.load_words(self.ranks[rank].block + head_payload(step));
         (offset, usize::try_from(len).unwrap_or(usize::MAX))
     }
 
-    /// Waits for what a rank says at a step: where its `len` bytes lie if it lends them, or None if `slot` bytes are in its slot.
+    /// Waits for a rank's step: the offset of its `len` bytes if it exposes them, or None if `slot` bytes are in its slot.
     #[inline]
     fn expect_any(
         &mut self,
@@ -106,8 +106,8 @@ impl<M: Memory> Group<M> {
         }
     }
 
-    /// Waits for a piece of a rank's operand, which if it is published has `slot` bytes, and returns where it begins if it is
-    /// lent. The first piece of an operand must be asked for first.
+    /// Waits for a piece of a rank's operand, which if it is published has `slot` bytes, and returns its offset if it is exposed.
+    /// The first piece of an operand must be waited for first.
     #[inline]
     pub(super) fn expect_piece(
         &mut self,
@@ -124,7 +124,7 @@ impl<M: Memory> Group<M> {
         Ok(self.exposed[rank].map(|offset| offset + piece.at as u64))
     }
 
-    /// Where an operand of so many bytes lies, of which a rank says that it begins at an offset and has a length.
+    /// Offset of an exposed operand of `expected` bytes, checked against the rank's section.
     pub(super) fn check_exposed(
         &self,
         rank: usize,
@@ -160,12 +160,12 @@ impl<M: Memory> Group<M> {
         }
         let exposed = self.expect_piece(rank, piece, now, pause)?;
         let place = exposed.unwrap_or_else(|| self.place(rank, step, now));
-        // SAFETY: as above.
+        // SAFETY: the caller vouches for `now` bytes at `to`; `copy_out` checks the other side.
         unsafe { self.memory.copy_out(place, to, now) };
         self.confirm(rank)
     }
 
-    /// Waits for an operand that is said at one step, and copies it.
+    /// Waits for an operand that is published at one step, and copies it.
     ///
     /// # Safety
     ///
@@ -185,7 +185,7 @@ impl<M: Memory> Group<M> {
         }
         let exposed = self.expect_any(rank, step, len, len, pause)?;
         let place = exposed.unwrap_or_else(|| self.place(rank, step, len));
-        // SAFETY: as above.
+        // SAFETY: the caller vouches for `len` bytes at `to`; `copy_out` checks the other side.
         unsafe { self.memory.copy_out(place, to, len) };
         self.confirm(rank)
     }

@@ -1,4 +1,4 @@
-//! Memory of the section for other things than messages.
+//! Chunks of the section for other things than messages: a program's memory.
 
 use core::ops::Range;
 use core::sync::atomic::Ordering;
@@ -10,10 +10,10 @@ use crate::memory::Memory;
 use crate::region::Section;
 use crate::region::chunks::{Purpose, claim_for, free_run, word};
 
-/// Whose a chunk is.
+/// Holder of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Holder {
-    /// It is free.
+    /// Nobody: it is free.
     Nobody,
     /// The endpoint's, also by other ways than [`ChunkAllocator`].
     Endpoint,
@@ -21,10 +21,10 @@ pub enum Holder {
     Other,
 }
 
-/// Memory that a process takes from its section for other things than messages.
+/// Allocator of chunks of the section, in an endpoint's name, for other things than messages.
 ///
-/// It is given back with all else that the endpoint holds, when that leaves or dies. Unlike the endpoint it needs no
-/// turn: it may be used by any thread at any time, also from within the endpoint's methods.
+/// The chunks are given back with all else that the endpoint holds, when it leaves or dies. Unlike the endpoint the allocator
+/// may be used beside it: by any thread at any time, also from within the endpoint's methods.
 #[derive(Debug)]
 pub struct ChunkAllocator<M: Memory> {
     memory: M,
@@ -35,28 +35,28 @@ pub struct ChunkAllocator<M: Memory> {
 }
 
 impl<M: Memory + Clone> ChunkAllocator<M> {
-    /// Takes memory in an endpoint's name.
+    /// The allocator of an endpoint.
     pub fn of(endpoint: &Endpoint<M>) -> Self {
         let section = *endpoint.section();
         let owner = chunk_owner(endpoint.slot(), endpoint.name().incarnation);
         let end = Purpose::Large.end(&section);
-        // Each process from a place of its own: nobody waits for the others' words.
+        // Each process begins at a place of its own, so that it seldom waits for the words of others.
         let hint = end * u64::from(endpoint.slot() + 1) / u64::from(section.layout.endpoints);
         Self { memory: endpoint.memory().clone(), section, owner, hint }
     }
 }
 
 impl<M: Memory> ChunkAllocator<M> {
-    /// Bytes that memory is taken in.
+    /// Granularity: bytes of a chunk.
     pub const GRAIN: usize = CHUNK as usize;
 
-    /// Where all of it lies in this process.
+    /// Addresses of the whole section in this process.
     pub fn addresses(&self) -> Range<usize> {
         let start = self.memory.address(self.section.entry.offset, self.section.entry.len).addr();
         start..start + self.section.entry.len as usize
     }
 
-    /// All chunks of the section's heap: the address of each in this process, and whose it is just now.
+    /// All chunks of the section's heap: the address of each in this process, and its present holder.
     pub fn holders(&self) -> impl Iterator<Item = (usize, Holder)> + '_ {
         let layout = &self.section.layout;
         let start = self.addresses().start;
@@ -91,7 +91,7 @@ impl<M: Memory> ChunkAllocator<M> {
         };
         let chunks = (len as u64).max(1).div_ceil(CHUNK);
         free_run(&self.memory, &self.section, self.owner, first / CHUNK, chunks);
-        // What was just used is the warmest.
+        // The chunks just used are the warmest.
         self.hint = first / CHUNK;
     }
 }

@@ -1,4 +1,4 @@
-//! What an endpoint hands out: peers, fragments, events.
+//! Peers, fragments, inboxes, events: an endpoint's values.
 
 use vmshm_abi::ring::{Descriptor, MAX_INLINE, SLOT, STAMP, Stamp};
 
@@ -9,7 +9,8 @@ use crate::error::PeerError;
 pub struct Peer(pub(crate) u32);
 
 impl Peer {
-    /// A small number, counted from 0 in the order in which the endpoint met its peers; see [`Endpoint::forget`](crate::Endpoint::forget).
+    /// A small number, counted from 0 in the order in which the endpoint met its peers; see
+    /// [`Endpoint::forget`](crate::Endpoint::forget).
     pub fn index(self) -> usize {
         self.0 as usize
     }
@@ -21,7 +22,7 @@ pub struct Fragment {
     pub(crate) offset: u64,
     pub(crate) len: usize,
     pub(crate) address: *mut u8,
-    /// It is of the memory for messages.
+    /// The memory is of that for messages.
     pub(crate) is_message: bool,
 }
 
@@ -29,13 +30,13 @@ pub struct Fragment {
 unsafe impl Send for Fragment {}
 
 impl Fragment {
-    /// Where the payload goes: valid for [`Fragment::capacity`] bytes until the fragment is freed or its endpoint
+    /// Address of the payload: valid for [`Fragment::capacity`] bytes until the fragment is freed or its endpoint
     /// dropped.
     pub fn ptr(&self) -> *mut u8 {
         self.address
     }
 
-    /// Bytes that it holds.
+    /// Capacity, bytes.
     pub fn capacity(&self) -> usize {
         self.len
     }
@@ -46,19 +47,19 @@ impl Fragment {
     }
 }
 
-/// Where [`Endpoint::poll`](crate::Endpoint::poll) puts the bytes of an inline message. Each endpoint has one, always the same: short messages are
-/// read several at a time, and wait here for the next polls.
+/// Where [`Endpoint::poll`](crate::Endpoint::poll) puts the bytes of an inline message. Each endpoint has one, always the same:
+/// short messages are read several at a time, and wait here for the next polls.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct Inbox {
     /// One message from its first byte on, or several short ones, each as it lay in its slot.
     slots: [[u8; SLOT as usize]; MAX_INLINE.div_ceil(SLOT as usize)],
-    /// Where the message begins that was found last, bytes.
+    /// Offset of the message that was found last, bytes.
     at: usize,
     /// Short messages that were read together, and how many of them were found.
     read: usize,
     found: usize,
-    /// Who sent them.
+    /// Their sender.
     peer: Peer,
 }
 
@@ -144,56 +145,58 @@ impl Default for Inbox {
     }
 }
 
-/// What [`Endpoint::poll`](crate::Endpoint::poll) found.
+/// Event that [`Endpoint::poll`](crate::Endpoint::poll) found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// An inline message; its bytes are in the inbox.
     Message {
-        /// Who sent it.
+        /// Its sender.
         peer: Peer,
         /// The sender's tag.
         tag: u8,
         /// Bytes in the inbox.
         len: usize,
     },
-    /// An eager message, whose payload lies in the sender's section until [`Endpoint::consume`](crate::Endpoint::consume) gives it back. A hostile
-    /// sender may change it at any time: what must be trusted is to be copied first.
+    /// An eager message, whose payload lies in the sender's section until [`Endpoint::consume`](crate::Endpoint::consume) gives
+    /// it back. A hostile sender may change it at any time: bytes that must be trusted are to be copied first.
     Fragment {
-        /// Who sent it.
+        /// Its sender.
         peer: Peer,
         /// The sender's tag.
         tag: u8,
-        /// Offset of the payload in the region; [`Endpoint::address`](crate::Endpoint::address) says where that is in this process.
+        /// Offset of the payload in the region; [`Endpoint::address`](crate::Endpoint::address) says where that is in this
+        /// process.
         offset: u64,
         /// Bytes of the payload.
         len: usize,
     },
     /// The receiver has consumed a fragment; its memory is ours again.
     Sent {
-        /// Who received it.
+        /// Its receiver.
         peer: Peer,
         /// The token given to [`Endpoint::send_fragment`](crate::Endpoint::send_fragment).
         token: u64,
     },
     /// The receiver has gone before it consumed a fragment; its memory is ours again.
     Unsent {
-        /// Who should have received it.
+        /// Its receiver, which is gone.
         peer: Peer,
         /// The token given to [`Endpoint::send_fragment`](crate::Endpoint::send_fragment).
         token: u64,
     },
-    /// A peer offers memory to pull from with [`Endpoint::get`](crate::Endpoint::get), until [`Endpoint::finish`](crate::Endpoint::finish) is called.
+    /// A peer offers memory to pull from with [`Endpoint::get`](crate::Endpoint::get), until
+    /// [`Endpoint::finish`](crate::Endpoint::finish) is called.
     Offer {
-        /// Who offers.
+        /// The peer that offers.
         peer: Peer,
         /// The sender's tag.
         tag: u8,
-        /// What is offered; the cookie is the sender's.
+        /// The memory that is offered; the cookie is the sender's.
         offer: Descriptor,
     },
     /// The receiver of an offer has finished with it.
     Done {
-        /// Who has finished.
+        /// The peer that has finished.
         peer: Peer,
         /// The tag that it gave.
         tag: u8,

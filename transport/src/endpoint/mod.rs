@@ -1,4 +1,4 @@
-//! An endpoint: one process's place in a region, and its dealings with its peers.
+//! An endpoint: one process in a section of a region, and its connections with peers.
 
 mod chunk_allocator;
 mod event;
@@ -65,32 +65,32 @@ pub struct Endpoint<M: Memory> {
     /// So did the one before it.
     streams: bool,
     turn: u32,
-    /// Links that are not hot and may have something for us.
+    /// Connections that are not polled and may have something for us.
     queue: VecDeque<u32>,
-    /// Links that were stopped lately and are to be looked at once more, each with the turn in which it was.
+    /// Connections that are not polled any more and are to be looked at once more, each with the turn in which polling stopped.
     stopped: VecDeque<(u32, u32)>,
     sweep: usize,
     activity: Vec<Activity>,
     next_activity: usize,
-    /// Strangers that wait for memory to be answered with.
+    /// Strangers whose connection waits for memory of ours.
     unanswered: VecDeque<EndpointId>,
-    /// Links with fragments under way.
+    /// Connections with fragments in flight.
     in_flight_to: Vec<u32>,
     next_in_flight_to: usize,
-    /// Fragments under way, to all of them.
+    /// Fragments in flight, to all peers.
     total_in_flight: usize,
-    /// Links with something consumed and not acknowledged.
+    /// Connections with something consumed and not acknowledged.
     dirty: Vec<u32>,
     /// Events that could not be returned at once.
     backlog: VecDeque<Event>,
     may_sleep: bool,
-    /// How often we have been about to sleep.
+    /// Sleeps announced so far.
     sleeps: u64,
     verdicts: Arc<Verdicts>,
 }
 
-/// Lives of peers that an endpoint meets at most, shared out among the sections: a member whose processes pretend to be
-/// reborn for ever ends here, and hurts nobody else.
+/// Most lives of peers that an endpoint meets, shared out among the sections: a hostile section whose processes pretend to be
+/// reborn for ever ends here, and takes nothing from others.
 const MAX_LIVES: usize = 1 << 16;
 
 const NO_CONNECTION: u32 = u32::MAX;
@@ -101,7 +101,7 @@ const BOOT_ID: u64 = offset_of!(EndpointSlot, boot_id) as u64;
 const DOORBELL: u64 = offset_of!(EndpointSlot, doorbell) as u64;
 const HEARTBEAT: u64 = offset_of!(EndpointSlot, heartbeat) as u64;
 
-/// What an endpoint tells its peers of the process behind it.
+/// The process behind an endpoint, as its peers see it.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Process {
     /// Its id in its kernel.
@@ -144,7 +144,7 @@ impl<M: Memory> Endpoint<M> {
     ) -> Result<Self, AttachError> {
         let section = find_section(&region, section)?;
         let owner = chunk_owner(slot, incarnation);
-        // Spread the processes of a section over its heap: they need not stumble over each other's chunks.
+        // The processes of a section begin at different places of its heap, so that they seldom meet in its words.
         let hint = section.layout.chunks * u64::from(slot) / u64::from(section.layout.endpoints);
         let mut arena = Arena::new(owner, hint);
         let bytes = u64::from(region.endpoints()) * 8;
@@ -200,7 +200,7 @@ impl<M: Memory> Endpoint<M> {
         })
     }
 
-    /// What others need to know to find this endpoint.
+    /// The name by which peers find this endpoint.
     pub fn name(&self) -> EndpointName {
         EndpointName {
             region_id: self.region.id(),
@@ -225,12 +225,12 @@ impl<M: Memory> Endpoint<M> {
         &self.memory
     }
 
-    /// The watch that is kept over the peers' lives.
+    /// Verdicts on the peers' lives, for a monitor to report to.
     pub fn verdicts(&self) -> &Arc<Verdicts> {
         &self.verdicts
     }
 
-    /// Meets a peer; meeting it again is free.
+    /// Connects to a peer; connecting again is free.
     ///
     /// # Errors
     ///
@@ -265,7 +265,7 @@ impl<M: Memory> Endpoint<M> {
     fn add_connection(&mut self, id: EndpointId, incarnation: u64) -> Result<Peer, ConnectError> {
         let Some((&section, slot)) = self.region.place(id) else { return Err(ConnectError::OtherRegion) };
         let at = section.slot(slot);
-        let member = section.member(&self.memory);
+        let owner = section.owner(&self.memory);
         let doorbell = self.memory.load(at + DOORBELL, Ordering::Relaxed);
         let endpoints = self.region.header().endpoints;
         let of_section = self
@@ -291,10 +291,10 @@ impl<M: Memory> Endpoint<M> {
         header.peer_incarnation = incarnation;
         header.incarnation = self.incarnation;
         header.slots = RING_SLOTS;
-        // The block may have been a connection with an earlier life of the peer: who sees the new words sees them alone.
+        // The block may have been a connection with an earlier life of the peer: a peer that sees the new words sees them alone.
         self.memory.fence(Ordering::Release);
         self.memory.write(block, header.as_bytes());
-        // Release: who finds the connection in the directory finds it made.
+        // Release: a peer that finds the connection in the directory finds it made.
         let word = self.directory + u64::from(id.0) * 8;
         self.memory.store(word, block - self.section.entry.offset, Ordering::Release);
         let connection = Connection {
@@ -303,7 +303,7 @@ impl<M: Memory> Endpoint<M> {
             section,
             slot_number: slot,
             slot: at,
-            member,
+            owner,
             may_sleep: doorbell & MAY_SLEEP != 0,
             rings: doorbell & RINGS != 0,
             rung: 0,
@@ -331,12 +331,12 @@ impl<M: Memory> Endpoint<M> {
             }
         };
         self.by_id[id.0 as usize] = index;
-        self.verdicts.begin(id, incarnation, member);
+        self.verdicts.begin(id, incarnation, owner);
         Ok(Peer(index))
     }
 
-    /// Says that the caller has no use any more for a peer of which [`Event::Gone`] has told: the next process in its place
-    /// may get its number. Without this, each life that an endpoint has met keeps a number of its own.
+    /// Forgets a peer of which [`Event::Gone`] has told: the next process in its place may get its number. Without this, each
+    /// life that an endpoint has met keeps a number of its own.
     pub fn forget(&mut self, peer: Peer) {
         let connection = &mut self.connections[peer.index()];
         connection.forgotten = connection.failed.is_some();
@@ -346,23 +346,23 @@ impl<M: Memory> Endpoint<M> {
         self.connections[index as usize].ending(&self.memory)
     }
 
-    /// Ends the dealings with a peer: what is under way to it comes back as [`Event::Unsent`], then [`Event::Gone`].
+    /// Ends a connection: fragments in flight come back as [`Event::Unsent`], then [`Event::Gone`] is reported.
     fn fail(&mut self, index: u32, why: PeerError) {
         let connection = &mut self.connections[index as usize];
         if connection.failed.is_some() {
             return;
         }
-        // What lies in a departed peer's memory is not its word any more.
+        // A departed peer's memory may be another's by now, so that its content breaks no protocol.
         let why = match why {
             PeerError::Protocol(_) if !connection.lives(&self.memory) => connection.ending(&self.memory),
             _ if self.memory.is_lost() => PeerError::DeviceLost,
             why => why,
         };
         close(&self.memory, connection.block);
-        // It may sleep until we answer.
+        // The peer may sleep until we answer.
         connection.wake(&self.memory, false);
         if matches!(why, PeerError::Left | PeerError::Died) {
-            // It may have acknowledged something before it went.
+            // The peer may have acknowledged something before it went.
             let _ = connection.catch_up(&self.memory, &self.region, self.id, self.incarnation);
         }
         connection.failed = Some(why);
@@ -384,14 +384,14 @@ impl<M: Memory> Endpoint<M> {
         self.in_flight_to.retain(|sending| *sending != index);
     }
 
-    /// Leaves, but keeps its memory: see [`crate::attach::Attached::withdraw`].
+    /// Leaves, but keeps the memory that it holds: see [`crate::attach::Attached::withdraw`].
     #[cfg(feature = "std")]
     pub(crate) fn withdraw(&mut self) {
         self.flush();
         slot::withdraw(&self.memory, &self.section, self.slot, self.incarnation);
     }
 
-    /// Counts up the heartbeat of an endpoint, and says how far.
+    /// Counts up the heartbeat of an endpoint, and returns it.
     pub fn beat(memory: &M, section: &Section, slot: u32) -> u64 {
         memory.fetch_add(section.slot(slot) + HEARTBEAT, 1, Ordering::Relaxed).wrapping_add(1)
     }

@@ -16,21 +16,22 @@ use crate::error::PeerError;
 use crate::memory::Memory;
 use crate::region::slot;
 
-/// Rings that are looked at in each poll; the others are found by their activity lines.
+/// Most rings that are looked at in each poll; the others are found by their activity lines.
 const MAX_POLLED: usize = 8;
 
-/// One poll in so many looks at the silent peers first; a short message that was read with others counts as a poll.
+/// Interval, in polls, at which silent peers are looked at first. A short message that was read with others counts as a poll.
 const FAIR_INTERVAL: u32 = 32;
 
-/// With more fragments than these under way, most polls look for those that have landed before they look for messages: who
-/// always finds a message would get back fewer than it sends on for each, and take memory without end.
+/// With more fragments in flight, most polls look for acknowledged ones before they look for messages: an endpoint that always
+/// finds a message would get back fewer fragments than it sends on for each, and take memory without end.
 const MANY_IN_FLIGHT: usize = 8;
 
-/// One poll in so many looks at all else where nothing is known to be due, and at messages first where fragments are.
+/// Interval, in polls, at which all but the polled rings is looked at where nothing is known to be due, and messages are looked
+/// at first where many fragments are in flight.
 const REST_INTERVAL: u32 = 4;
 
-/// A ring that was silent for so many polls, while others were not, is not looked at in each poll any more. That is some
-/// half a millisecond of waiting. Its next message is found like that of any silent peer: by the activity line of its section.
+/// A ring that was silent for this many polls, while others were not, is not polled any more: some half a millisecond of
+/// waiting. Its next message is found like that of any silent peer, by the activity line of its section.
 const SILENT_POLLS: u32 = 1 << 14;
 
 impl<M: Memory> Endpoint<M> {
@@ -67,9 +68,9 @@ impl<M: Memory> Endpoint<M> {
         self.poll_rest(inbox)
     }
 
-    /// As [`Endpoint::poll`], for more of what poll has just found: looks only at the rings that were busy lately, and not
-    /// even at these where poll had found nothing the last time. In a dialogue nothing comes before our answer, and to look
-    /// in vain fetches a line that the peer has just prepared for its next message.
+    /// As [`Endpoint::poll`], for more of the kind that poll has just found: looks only at the polled rings, and not even at
+    /// these if the poll before found nothing. In a dialogue nothing comes before our answer, and to look in vain fetches a
+    /// line that the peer has just prepared for its next message.
     #[inline(always)]
     pub fn poll_more(&mut self, inbox: &mut Inbox) -> Option<Event> {
         if let Some(event) = inbox.next() {
@@ -90,7 +91,7 @@ impl<M: Memory> Endpoint<M> {
         if self.total_in_flight > MANY_IN_FLIGHT { self.poll_all_in_flight() } else { None }
     }
 
-    /// Fragments that were consumed, if many are under way and it is their turn.
+    /// Fragments that were acknowledged, if many are in flight and it is their turn.
     #[inline(always)]
     fn poll_many_in_flight(&mut self) -> Option<Event> {
         if self.total_in_flight > MANY_IN_FLIGHT && !self.turn.is_multiple_of(REST_INTERVAL) {
@@ -140,7 +141,7 @@ impl<M: Memory> Endpoint<M> {
         self.backlog.pop_front()
     }
 
-    /// Makes ready to answer the peer whose turn it was.
+    /// Prepares the ring towards the peer whose turn it was, for our answer.
     fn prepare(&mut self) {
         let Some(&index) = self.polled.get(self.next_polled) else { return };
         let connection = &mut self.connections[index as usize];
@@ -171,13 +172,13 @@ impl<M: Memory> Endpoint<M> {
         None
     }
 
-    /// Fragments that were consumed, by whichever peer: the slow ones must not keep us from the one that is waited for.
+    /// Fragments that were acknowledged, by any peer: slow peers must not keep us from the one that is waited for.
     #[inline(never)]
     fn poll_all_in_flight(&mut self) -> Option<Event> {
         (0..self.in_flight_to.len().min(MAX_POLLED)).find_map(|_| self.poll_in_flight())
     }
 
-    /// Fragments that the next peer consumed.
+    /// Fragments that the next peer acknowledged.
     fn poll_in_flight(&mut self) -> Option<Event> {
         if self.in_flight_to.is_empty() {
             return None;
@@ -205,7 +206,7 @@ impl<M: Memory> Endpoint<M> {
         Some(Event::Sent { peer: Peer(index), token })
     }
 
-    /// One section's activity line: connections with news are queued, strangers who sent to us are met.
+    /// One section's activity line: connections with news are queued, strangers that sent to us are connected to.
     pub(super) fn poll_activity(&mut self) {
         self.next_activity = (self.next_activity + 1) % self.activity.len();
         let number = self.next_activity;
@@ -273,7 +274,7 @@ impl<M: Memory> Endpoint<M> {
         None
     }
 
-    /// Makes a connection polled, at the cost of the one that has been polled the longest.
+    /// Starts to poll a connection's ring, at the cost of the one that has been polled the longest.
     fn start_polling(&mut self, index: u32) {
         if self.connections[index as usize].polled || self.connections[index as usize].failed.is_some() {
             return;
@@ -285,7 +286,7 @@ impl<M: Memory> Endpoint<M> {
         self.polled.push(index);
     }
 
-    /// Cools the connections that were silent since this was called last, if others were not.
+    /// Stops to poll the rings that were silent since this was called last, if others were not.
     #[inline(never)]
     fn stop_polling_silent(&mut self) {
         let connections = &mut self.connections;
@@ -304,7 +305,7 @@ impl<M: Memory> Endpoint<M> {
         self.stopped.push_back((self.turn, index));
     }
 
-    /// Queues the connections that were stopped so many polls ago that their peers know it by now.
+    /// Queues the connections that stopped being polled long enough ago for their peers to have seen it.
     fn recheck_stopped(&mut self) {
         while let Some(&(turn, index)) = self.stopped.front()
             && self.turn.wrapping_sub(turn) >= 2 * FAIR_INTERVAL
@@ -320,8 +321,8 @@ impl<M: Memory> Endpoint<M> {
         self.memory.store(connection.block + POLLED_WORD, if polled { POLLED } else { 0 }, Ordering::Relaxed);
     }
 
-    /// Queues one silent connection, so that a missed activity count costs time, never a message. Who has never sent to us was
-    /// never polled, and so has always counted.
+    /// Queues one silent connection, so that a missed activity count costs time, never a message. A peer that has never sent to
+    /// us was never polled, and so has always counted.
     fn sweep_one(&mut self) {
         if self.connections.len() > self.polled.len() {
             self.sweep = (self.sweep + 1) % self.connections.len();
@@ -340,14 +341,14 @@ impl<M: Memory> Endpoint<M> {
         }
         let Some(peer_side) = &mut connection.peer_side else { return self.pop_first(index, inbox) };
         if self.streams && self.total_in_flight <= MANY_IN_FLIGHT {
-            // There may be many: what they have in common is looked at once.
+            // In a stream there may be many messages: one liveness check and one acknowledgement serve them all.
             let count = peer_side.consumer.read_run(&self.memory, inbox.run());
             if count > 0 {
                 if !connection.lives(&self.memory) {
                     return self.give_up(index, self.ending(index));
                 }
                 inbox.hold(Peer(index), count);
-                // Each counts as a turn, up to the next in which the silent ones have peer_side.
+                // Each message counts as a turn, up to the next turn of the silent peers.
                 self.turn = self.turn.wrapping_add(count as u32 - 1).min(self.turn | (FAIR_INTERVAL - 1));
                 self.step(index, count as u64);
                 if count < inbox.run().len() {
@@ -385,7 +386,7 @@ impl<M: Memory> Endpoint<M> {
         }
     }
 
-    /// What the message with this `stamp` points to, copied and checked.
+    /// The descriptor of the message with this `stamp`, copied and checked.
     #[inline(never)]
     fn pop_descriptor(&mut self, index: u32, stamp: Stamp) -> Option<Event> {
         let connection = &mut self.connections[index as usize];
@@ -461,14 +462,14 @@ impl<M: Memory> Endpoint<M> {
         while let Some(index) = self.dirty.pop() {
             let connection = &mut self.connections[index as usize];
             connection.dirty = false;
-            // What is held is not consumed yet, and a failed connection's block may already be another's.
+            // A held fragment is not consumed yet, and a failed connection's block may already be another's.
             if !connection.held && connection.failed.is_none() {
                 connection.acknowledge(&self.memory);
             }
         }
     }
 
-    /// Looks whether one peer still lives and listens: who only waits for it would not notice.
+    /// Liveness check of one peer: a process that only waits for it would not notice its end.
     fn check_one(&mut self) {
         if self.connections.is_empty() {
             return;

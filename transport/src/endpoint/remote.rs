@@ -8,7 +8,7 @@ use crate::error::{Fault, PeerError};
 use crate::memory::Memory;
 
 impl<M: Memory> Endpoint<M> {
-    /// Where bytes of the region lie in this process.
+    /// Address in this process of bytes of the region.
     ///
     /// # Panics
     ///
@@ -39,7 +39,8 @@ impl<M: Memory> Endpoint<M> {
         self.confirm(peer)
     }
 
-    /// Says that what was read from a peer's section, after [`Endpoint::check_remote`], was the peer's own.
+    /// Liveness check behind a copy: bytes that were read from a peer's section, after [`Endpoint::check_remote`], were the
+    /// peer's own.
     ///
     /// # Errors
     ///
@@ -53,7 +54,8 @@ impl<M: Memory> Endpoint<M> {
         Err(why)
     }
 
-    /// Loads a word of a peer's section; what its owner wrote before it stored the word with release can be read after.
+    /// Loads a word of a peer's section, with Acquire: bytes that its owner wrote before it stored the word with Release can be
+    /// read after.
     ///
     /// # Errors
     ///

@@ -10,8 +10,8 @@ use crate::error::{PeerError, SendError};
 use crate::memory::Memory;
 use crate::region::chunks::Purpose;
 
-/// So many bytes of a freed fragment, the next to be used, are made our own while there is nothing else to do. A message of
-/// no more, if it is alone, is passed on to the shared cache, from where its reader gets it faster than out of ours.
+/// Bytes of a freed fragment, the next to be used, that are prefetched for writing while there is nothing else to do. A lone
+/// message of no more is demoted to the shared cache, from where its reader gets it faster than out of ours.
 const SMALL: usize = 4096 + 128;
 
 impl<M: Memory> Endpoint<M> {
@@ -29,15 +29,15 @@ impl<M: Memory> Endpoint<M> {
         self.push(peer, KIND_INLINE, tag, parts, len)
     }
 
-    /// Whether an inline message of `len` bytes would leave room in the ring for more, and no fragment is under way. Where
-    /// not, a long one is better sent as a fragment: the sender can run further ahead.
+    /// Whether an inline message of `len` bytes would leave room in the ring for more, and no fragment is in flight. Where
+    /// not, a long message is better sent as a fragment: the sender can run further ahead.
     #[inline]
     pub fn is_spacious(&self, peer: Peer, len: usize) -> bool {
         let connection = &self.connections[peer.index()];
         connection.in_flight.is_empty() && connection.producer.is_spacious(len)
     }
 
-    /// Fragments under way to a peer.
+    /// Fragments in flight to a peer.
     pub fn in_flight(&self, peer: Peer) -> usize {
         self.connections[peer.index()].in_flight.len()
     }
@@ -75,21 +75,21 @@ impl<M: Memory> Endpoint<M> {
         Fragment { offset, len, address: self.memory.address(offset, len as u64), is_message }
     }
 
-    /// The memory that we have now for messages of each length stays ours for them: nothing that outlives messages gets any of
-    /// it, nor do other processes, nor messages of other lengths.
+    /// Holds for messages of each length, for good, the memory that we have for them now: allocations that outlive messages get
+    /// none of it, nor do other processes, nor messages of other lengths.
     pub fn reserve_fragments(&mut self) {
         self.arena.hold();
     }
 
-    /// Gives a fragment back; it must not be under way.
+    /// Gives a fragment back; it must not be in flight.
     pub fn free(&mut self, fragment: Fragment) {
         self.memory.prefetch_write(fragment.offset, fragment.len.min(SMALL) as u64);
         let Fragment { offset, len, is_message, .. } = fragment;
         self.arena.free(&self.memory, &self.section, offset, len as u64, is_message);
     }
 
-    /// Sends the first `len` bytes of a fragment. It is under way until [`Event::Sent`](crate::Event::Sent) or [`Event::Unsent`](crate::Event::Unsent) returns the
-    /// `token`; until then it may be read but neither changed nor freed.
+    /// Sends the first `len` bytes of a fragment. It is in flight until [`Event::Sent`](crate::Event::Sent) or
+    /// [`Event::Unsent`](crate::Event::Unsent) returns the `token`; until then it may be read but neither changed nor freed.
     ///
     /// # Errors
     ///
@@ -120,7 +120,8 @@ impl<M: Memory> Endpoint<M> {
         Ok(())
     }
 
-    /// Offers memory of our section to a peer, which pulls from it and then says [`Event::Done`](crate::Event::Done) with the `cookie`.
+    /// Offers memory of our section to a peer, which pulls from it and then says [`Event::Done`](crate::Event::Done) with the
+    /// `cookie`.
     ///
     /// # Errors
     ///
@@ -164,7 +165,7 @@ impl<M: Memory> Endpoint<M> {
         }
         connection.wake(&self.memory, false);
         if !is_polled && connection.peer_side.is_none() {
-            // Only its side of the connection will say whether it polls.
+            // The peer's side of the connection, once it is there, says whether the peer polls our ring.
             self.enqueue(peer.0);
         }
         Ok(())
@@ -198,7 +199,8 @@ impl<M: Memory> Endpoint<M> {
         SendError::Gone
     }
 
-    /// Whether living peers have all that was sent to them, short messages at least in their inboxes. An endpoint should only be closed then.
+    /// Whether living peers have acknowledged all that was sent to them; short messages may still wait in their inboxes. An
+    /// endpoint should only be closed then.
     pub fn is_drained(&mut self) -> bool {
         self.flush();
         for index in 0..self.connections.len() as u32 {

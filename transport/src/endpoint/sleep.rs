@@ -9,9 +9,9 @@ impl<M: Memory> Endpoint<M> {
     /// Announces that the process is about to sleep until its doorbell rings, and looks once more at everything that may
     /// have happened, and at the inbox of its polls.
     ///
-    /// True: nothing has happened, and whoever writes something for us from now on rings; the caller waits for the
+    /// True: nothing has happened, and a peer that writes something for us from now on rings; the caller waits for the
     /// doorbell and then calls [`Endpoint::wake_up`]. False: the endpoint is awake, and the caller goes on to
-    /// [`Endpoint::poll`] and to send what found no room. Always false where the process never said that it may sleep
+    /// [`Endpoint::poll`] and to send messages that found no room. Always false where the process never said that it may sleep
     /// ([`Process::may_sleep`](super::Process)), and as long as a peer lives that has no doorbell to ring. A process without
     /// one that we have not met yet is only heard after the sleep, so that no sleep should be without end.
     pub fn fall_asleep(&mut self, inbox: &Inbox) -> bool {
@@ -33,7 +33,7 @@ impl<M: Memory> Endpoint<M> {
         is_idle
     }
 
-    /// Says that the process does not sleep any more: nobody needs to ring.
+    /// Retracts the announcement: the process does not sleep any more, and no peer needs to ring.
     pub fn wake_up(&mut self) {
         doorbell::retract(&self.memory, self.section.slot(self.slot));
     }

@@ -1,4 +1,4 @@
-//! What a watcher outside the endpoint has found out about its peers' lives.
+//! Verdicts on peers' lives, from a monitor outside the endpoint.
 
 use alloc::boxed::Box;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -7,27 +7,27 @@ use vmshm_abi::EndpointId;
 
 use crate::error::PeerError;
 
-/// Shared by an endpoint, which says whom it knows, and a watcher (a thread, a device), which says who has died.
+/// Peers to watch, named by an endpoint, and verdicts on their lives, reported by a monitor (a thread, a device).
 #[derive(Debug)]
 pub struct Verdicts {
     lives: Box<[AtomicU64]>,
-    /// Which VM each belongs to, see [`crate::Section::member`].
-    members: Box<[AtomicU64]>,
+    /// Owner of each peer's section when it was met, see [`crate::Section::owner`].
+    owners: Box<[AtomicU64]>,
     /// Incarnation and verdict in one word, so that a late verdict on one life is never taken for one on the next.
     verdicts: Box<[AtomicU64]>,
     /// [`NEWS`], [`CURIOUS`] and [`RESTS`], added up: one word, so that a poll with nothing to hear makes one load.
     word: AtomicU32,
-    /// The watcher's thread.
+    /// The monitor's thread.
     #[cfg(feature = "std")]
-    watcher: std::sync::OnceLock<std::thread::Thread>,
+    monitor: std::sync::OnceLock<std::thread::Thread>,
 }
 
 /// There is a verdict to fetch.
 const NEWS: u32 = 1;
-/// The watcher wants to know whether the endpoint polls: the next poll takes the bit away.
+/// The monitor wants to know whether the endpoint polls: the next poll takes the bit away.
 #[cfg(feature = "std")]
 const CURIOUS: u32 = 2;
-/// The watcher rests, because nobody polls, and is to be woken by who does.
+/// The monitor rests, because the endpoint does not poll: the next poll wakes it.
 #[cfg(feature = "std")]
 const RESTS: u32 = 4;
 
@@ -37,15 +37,15 @@ const SILENT: u64 = 3;
 const DEVICE_LOST: u64 = 4;
 
 impl Verdicts {
-    /// A watch over a region with room for `endpoints` endpoints, nobody known yet.
+    /// Verdicts for a region with room for `endpoints` endpoints, no peer known yet.
     pub fn new(endpoints: u32) -> Self {
         Self {
             lives: (0..endpoints).map(|_| AtomicU64::new(0)).collect(),
-            members: (0..endpoints).map(|_| AtomicU64::new(0)).collect(),
+            owners: (0..endpoints).map(|_| AtomicU64::new(0)).collect(),
             verdicts: (0..endpoints).map(|_| AtomicU64::new(0)).collect(),
             word: AtomicU32::new(0),
             #[cfg(feature = "std")]
-            watcher: std::sync::OnceLock::new(),
+            monitor: std::sync::OnceLock::new(),
         }
     }
 
@@ -57,12 +57,12 @@ impl Verdicts {
         })
     }
 
-    /// What [`crate::Section::member`] said of a watched endpoint's section when the endpoint was met.
-    pub fn member(&self, id: EndpointId) -> u64 {
-        self.members[id.0 as usize].load(Ordering::Relaxed)
+    /// Owner of a watched endpoint's section when the endpoint was met, as of [`crate::Section::owner`].
+    pub fn owner(&self, id: EndpointId) -> u64 {
+        self.owners[id.0 as usize].load(Ordering::Relaxed)
     }
 
-    /// Says that the life `incarnation` of a watched endpoint has ended.
+    /// Reports that the life `incarnation` of a watched endpoint has ended.
     pub fn report(&self, id: EndpointId, incarnation: u64, why: PeerError) {
         let verdict = match why {
             PeerError::Left => LEFT,
@@ -74,8 +74,8 @@ impl Verdicts {
         self.word.fetch_or(NEWS, Ordering::Release);
     }
 
-    pub(crate) fn begin(&self, id: EndpointId, incarnation: u64, member: u64) {
-        self.members[id.0 as usize].store(member, Ordering::Relaxed);
+    pub(crate) fn begin(&self, id: EndpointId, incarnation: u64, owner: u64) {
+        self.owners[id.0 as usize].store(owner, Ordering::Relaxed);
         self.lives[id.0 as usize].store(incarnation, Ordering::Release);
     }
 
@@ -88,8 +88,8 @@ impl Verdicts {
         self.word.load(Ordering::Acquire) & NEWS != 0
     }
 
-    /// Whether there is any verdict to fetch; a plain load in the usual case. Called by the endpoint's polls, which the
-    /// watcher learns.
+    /// Whether there is any verdict to fetch; a plain load in the usual case. Called by the endpoint's polls: the monitor learns
+    /// of them.
     #[inline]
     pub(crate) fn has_news(&self) -> bool {
         self.word.load(Ordering::Relaxed) != 0 && self.take_word()
@@ -100,9 +100,9 @@ impl Verdicts {
         let word = self.word.swap(0, Ordering::AcqRel);
         #[cfg(feature = "std")]
         if word & RESTS != 0
-            && let Some(watcher) = self.watcher.get()
+            && let Some(monitor) = self.monitor.get()
         {
-            watcher.unpark();
+            monitor.unpark();
         }
         word & NEWS != 0
     }
@@ -116,7 +116,7 @@ impl Verdicts {
     /// Waits as long as given at most, but only until the endpoint polls. Called by one thread, always the same.
     #[cfg(feature = "std")]
     pub(crate) fn rest(&self, time: core::time::Duration) {
-        self.watcher.get_or_init(std::thread::current);
+        self.monitor.get_or_init(std::thread::current);
         // Without the other bit the endpoint has polled just now.
         if self.word.fetch_or(RESTS, Ordering::AcqRel) & CURIOUS != 0 {
             std::thread::park_timeout(time);

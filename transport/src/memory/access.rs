@@ -26,7 +26,7 @@ pub trait Memory: CacheHints + Device {
     /// Loads a word.
     fn load(&self, offset: u64, order: Ordering) -> u64;
 
-    /// As [`Memory::load`], of a word that a peer writes: our own memory need not be looked at first.
+    /// As [`Memory::load`], of a word that a peer writes: the check for the own section comes second.
     #[inline(always)]
     fn load_peer(&self, offset: u64, order: Ordering) -> u64 {
         self.load(offset, order)
@@ -62,8 +62,8 @@ pub trait Memory: CacheHints + Device {
     /// `from` must be valid for reads of `len` bytes.
     unsafe fn copy_in(&self, offset: u64, from: *const u8, len: usize);
 
-    /// Where the bytes lie in this process: for code that must be given an address, such as a packing routine. May be
-    /// written to only where the member may write.
+    /// Address of the bytes in this process, for code that must be given one, such as a packing routine. May be written to only
+    /// where the member may write.
     fn address(&self, offset: u64, len: u64) -> *mut u8;
 
     /// The offset of memory of this process that lies in the part the member may write.

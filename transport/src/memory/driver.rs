@@ -20,7 +20,7 @@ unsafe fn ioctl<T>(file: &File, number: u32, argument: *mut T) -> io::Result<()>
     }
 }
 
-/// What the device is.
+/// Description of the device.
 pub fn info(file: &File) -> io::Result<DeviceInfo> {
     let mut info = DeviceInfo::new_zeroed();
     // SAFETY: the ioctl fills one DeviceInfo.
@@ -50,7 +50,7 @@ pub fn ring(file: &File, section: u32, slot: u32) -> io::Result<()> {
     unsafe { ioctl(file, RING, &raw mut ring) }
 }
 
-/// What ended a wait.
+/// Reason why a wait ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Woken {
     /// The doorbell has rung.

@@ -14,7 +14,7 @@ pub struct Pages {
 
 // SAFETY: the mapping belongs to the process, not to a thread, and the value itself never touches its bytes.
 unsafe impl Send for Pages {}
-// SAFETY: as above.
+// SAFETY: methods with `&self` only read the two fields.
 unsafe impl Sync for Pages {}
 
 impl Pages {
@@ -90,7 +90,7 @@ impl Pages {
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        // SAFETY: these pages are ours, and nobody uses them any more.
+        // SAFETY: `map` made exactly this mapping, and every pointer into it belongs to a window that owns these pages.
         unsafe { libc::munmap(self.start.cast(), self.len) };
     }
 }

@@ -1,9 +1,8 @@
-//! What happens when memory that is mapped goes away: a device is unplugged, or a file made shorter, while its region is in
-//! use.
+//! SIGBUS: mapped memory that goes away while its region is in use, since a device is unplugged or a file made shorter.
 //!
-//! The next access to it then raises SIGBUS, which would end the process. The handler here puts zeros where the memory
-//! was, so that the access completes; whoever asks is told that the memory is lost. A signal for any other address goes
-//! where it went before, and so does one for memory that was already replaced.
+//! The next access to such memory raises SIGBUS, which would end the process. The handler here puts zeros where the memory was,
+//! so that the access completes; [`Guard::is_lost`] tells of the loss from then on. A signal for any other address goes to the
+//! handler from before, and so does one for memory that was already replaced.
 
 use std::io;
 use std::ptr;
@@ -13,7 +12,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 use super::pages::Pages;
 
 /// Mappings of regions that one process can have at a time.
-const PLACES: usize = 1024;
+const MAX_ENTRIES: usize = 1024;
 
 const FREE: u32 = 0;
 const TAKEN: u32 = 1;
@@ -24,7 +23,7 @@ const LOST: u32 = 4;
 const HOPELESS: u32 = 5;
 
 /// One mapped region, as the signal handler sees it: only atomics.
-struct Place {
+struct Entry {
     state: AtomicU32,
     /// Address and length of what is mapped to read, and of what is mapped to write.
     spans: [(AtomicUsize, AtomicUsize); 2],
@@ -32,18 +31,18 @@ struct Place {
     late: AtomicU32,
 }
 
-static TABLE: [Place; PLACES] = [const {
-    Place {
+static TABLE: [Entry; MAX_ENTRIES] = [const {
+    Entry {
         state: AtomicU32::new(FREE),
         spans: [const { (AtomicUsize::new(0), AtomicUsize::new(0)) }; 2],
         late: AtomicU32::new(0),
     }
-}; PLACES];
+}; MAX_ENTRIES];
 
-/// What handled SIGBUS before; never freed.
+/// The action for SIGBUS from before; never freed.
 static BEFORE: AtomicPtr<libc::sigaction> = AtomicPtr::new(ptr::null_mut());
 
-/// Keeps watch over one mapped region until it is dropped.
+/// Guard over one mapped region, until it is dropped.
 #[derive(Debug)]
 pub struct Guard(usize);
 
@@ -55,22 +54,22 @@ impl Guard {
     /// Too many regions, or no handler.
     pub fn new(read: &Pages, write: Option<&Pages>) -> io::Result<Self> {
         install()?;
-        let take = |place: &Place| {
-            place.state.compare_exchange(FREE, TAKEN, Ordering::Acquire, Ordering::Relaxed).is_ok()
+        let take = |entry: &Entry| {
+            entry.state.compare_exchange(FREE, TAKEN, Ordering::Acquire, Ordering::Relaxed).is_ok()
         };
         let Some(index) = TABLE.iter().position(take) else {
             return Err(io::Error::other(format!(
-                "this process has vmshm regions mapped {PLACES} times already, and more can't be watched over: detach \
+                "this process has vmshm regions mapped {MAX_ENTRIES} times already, and more can't be watched over: detach \
                  from some first, or use more processes"
             )));
         };
-        let place = &TABLE[index];
-        for ((start, len), pages) in place.spans.iter().zip([Some(read), write]) {
+        let entry = &TABLE[index];
+        for ((start, len), pages) in entry.spans.iter().zip([Some(read), write]) {
             start.store(pages.map_or(0, |pages| pages.start() as usize), Ordering::Relaxed);
             len.store(pages.map_or(0, Pages::len), Ordering::Relaxed);
         }
-        place.late.store(0, Ordering::Relaxed);
-        place.state.store(WATCHED, Ordering::Release);
+        entry.late.store(0, Ordering::Relaxed);
+        entry.state.store(WATCHED, Ordering::Release);
         Ok(Self(index))
     }
 
@@ -91,7 +90,7 @@ impl Drop for Guard {
     }
 }
 
-impl Place {
+impl Entry {
     fn has(&self, address: usize) -> bool {
         self.state.load(Ordering::Acquire) >= WATCHED
             && self.spans.iter().any(|(start, len)| {
@@ -105,7 +104,7 @@ impl Place {
         match won {
             // Another thread is at it: the access is tried again.
             Err(REPLACING) => return true,
-            // Another thread just was. What fails again after that will fail for ever.
+            // Another thread has just replaced them. An access that fails again after that will fail for ever.
             Err(LOST) => {
                 // SAFETY: the call has no arguments, and is safe in a signal handler.
                 let thread = unsafe { libc::syscall(libc::SYS_gettid) } as u32;
@@ -150,7 +149,7 @@ fn install_now() -> io::Result<()> {
     stay_loaded();
     // SAFETY: all zeros is a valid sigaction.
     let mut before: libc::sigaction = unsafe { std::mem::zeroed() };
-    // SAFETY: nothing is changed, and the former action is written to a valid place.
+    // SAFETY: nothing is changed, and the former action is written to a valid entry.
     if unsafe { libc::sigaction(libc::SIGBUS, ptr::null(), &raw mut before) } != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -188,14 +187,14 @@ extern "C" fn on_bus_error(signal: libc::c_int, info: *mut libc::siginfo_t, cont
     let (is_fault, address) = unsafe { ((*info).si_code > 0, (*info).si_addr() as usize) };
     // SAFETY: this thread's errno, which belongs to the code that was interrupted.
     let errno = unsafe { libc::__errno_location() };
-    // SAFETY: as above.
+    // SAFETY: the address of this thread's errno is valid as long as the thread runs.
     let kept = unsafe { *errno };
-    let is_ours = is_fault && TABLE.iter().find(|place| place.has(address)).is_some_and(Place::replace);
+    let is_ours = is_fault && TABLE.iter().find(|entry| entry.has(address)).is_some_and(Entry::replace);
     if !is_ours {
         // SAFETY: the arguments are those that the kernel gave.
         unsafe { as_before(signal, info, context, is_fault) };
     }
-    // SAFETY: as above.
+    // SAFETY: the address of this thread's errno is valid as long as the thread runs.
     unsafe { *errno = kept };
 }
 

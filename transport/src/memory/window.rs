@@ -23,10 +23,10 @@ pub struct Window<D = ()> {
     device: D,
 }
 
-// SAFETY: the window's pointers are only used for atomic and volatile accesses to memory that is shared with other
-// processes anyway.
+// SAFETY: the pointers are fixed, and lead to memory that is accessed by atomics and volatile copies alone, from any thread:
+// other processes change it at any time anyway.
 unsafe impl<D: Send> Send for Window<D> {}
-// SAFETY: as above.
+// SAFETY: methods with `&self` change no field, and access the memory by atomics and volatile copies alone.
 unsafe impl<D: Sync> Sync for Window<D> {}
 
 impl Window {
@@ -37,7 +37,7 @@ impl Window {
     /// As long as the window lives, `read` must be valid for reads of `len` bytes and `write` for reads and writes of the
     /// bytes of `writable`; both are aligned to 8 bytes, and nobody in this process holds a reference to them.
     pub unsafe fn new(read: *mut u8, len: u64, write: *mut u8, writable: Range<u64>) -> Self {
-        // SAFETY: the caller keeps the same contract.
+        // SAFETY: this function's contract is that of the callee.
         unsafe { Self::with_device(read, len, write, writable, ()) }
     }
 }
@@ -74,7 +74,7 @@ impl<D> Window<D> {
         at <= size && len <= size - at
     }
 
-    /// Own memory is read where it is written: one address, one entry in the translation buffer.
+    /// Address of bytes to be read. Own memory is read where it is written: one address, one entry in the translation buffer.
     #[inline(always)]
     fn readable(&self, offset: u64, len: u64) -> *mut u8 {
         if self.writes(offset, len) {
@@ -84,7 +84,7 @@ impl<D> Window<D> {
         if offset > self.len || len > self.len - offset {
             leaves("the region", offset, len);
         }
-        // SAFETY: just checked against the length of the mapping.
+        // SAFETY: offset + len <= the mapping's length, as checked above, so that the sum stays in the mapping.
         unsafe { self.read.add(offset as usize) }
     }
 
@@ -93,7 +93,7 @@ impl<D> Window<D> {
         if !self.writes(offset, len) {
             leaves("this member's section", offset, len);
         }
-        // SAFETY: just checked against the writable range.
+        // SAFETY: the offset lies in the writable range, as checked above, which is mapped from `write` on.
         unsafe { self.write.add((offset - self.writable.start) as usize) }
     }
 
@@ -102,7 +102,7 @@ impl<D> Window<D> {
     fn word(&self, offset: u64) -> &AtomicU64 {
         let at = offset.wrapping_sub(self.writable.start);
         if has_word(self.writable.end - self.writable.start, at) {
-            // SAFETY: just checked against the writable range. All accesses to words of the region are atomic.
+            // SAFETY: an aligned word of the writable range, as `has_word` found. All accesses to words of the region are atomic.
             return unsafe { AtomicU64::from_ptr(self.write.add(at as usize).cast()) };
         }
         let [word] = self.words_of_all(offset);
@@ -115,7 +115,7 @@ impl<D> Window<D> {
         if !has_word((self.len >> 3).saturating_sub(N as u64 - 1) << 3, offset) {
             leaves("the region", offset, 8 * N as u64);
         }
-        // SAFETY: just checked against the length of the mapping. All accesses to words of the region are atomic.
+        // SAFETY: N aligned words of the mapping, as `has_word` found. All accesses to words of the region are atomic.
         unsafe {
             let first = self.read.add(offset as usize).cast::<u64>();
             core::array::from_fn(|n| AtomicU64::from_ptr(first.add(n)))
@@ -129,7 +129,7 @@ impl<D> Window<D> {
         if !has_word(self.writable.end - self.writable.start, at) {
             leaves("this member's section", offset, 8);
         }
-        // SAFETY: just checked against the writable range. All accesses to words of the region are atomic.
+        // SAFETY: an aligned word of the writable range, as `has_word` found. All accesses to words of the region are atomic.
         unsafe { AtomicU64::from_ptr(self.write.add(at as usize).cast()) }
     }
 }
@@ -185,13 +185,15 @@ impl<D: Device> Memory for Window<D> {
 
     #[inline]
     unsafe fn copy_out(&self, offset: u64, to: *mut u8, len: usize) {
-        // SAFETY: `readable` checked the shared side, the caller vouches for the private one.
+        // SAFETY: `readable` returned an address with `len` bytes of the mapping behind it; the caller vouches for `to`, which is
+        // private and so does not overlap them.
         unsafe { copy::from_shared(self.readable(offset, len as u64), to, len) }
     }
 
     #[inline]
     unsafe fn copy_in(&self, offset: u64, from: *const u8, len: usize) {
-        // SAFETY: `writable` checked the shared side, the caller vouches for the private one.
+        // SAFETY: `writable` returned an address with `len` bytes of the writable range behind it; the caller vouches for `from`,
+        // which is private and so does not overlap them.
         unsafe { copy::to_shared(from, self.writable(offset, len as u64), len) }
     }
 
@@ -205,7 +207,8 @@ impl<D: Device> Memory for Window<D> {
         let words = self.writable(offset, 8 * N as u64).cast::<u64>();
         assert!(words.is_aligned());
         for (n, value) in values.into_iter().enumerate() {
-            // SAFETY: just checked.
+            // SAFETY: `writable` checked the range of N words, the assertion their alignment; all accesses to words of the region
+            // are atomic.
             unsafe { AtomicU64::from_ptr(words.add(n)) }.store(value, Ordering::Relaxed);
         }
     }

@@ -12,7 +12,7 @@ use crate::memory::Memory;
 /// Hands out blocks of the section's heap. Blocks of one size class come from chunks of their own, which stay with the class
 /// until the section is full; blocks of more than a chunk are runs of chunks. All are aligned to a line pair.
 ///
-/// What outlives a message never shares a chunk with messages, and gets none that is [held](Arena::hold) for them. So a message
+/// Blocks that outlive messages share no chunk with messages, and get none that is [held](Arena::hold) for them. So a message
 /// that finds no room waits for others of its size only, which end.
 #[derive(Debug)]
 pub struct Arena {
@@ -27,9 +27,9 @@ pub struct Arena {
 struct Class {
     size: u64,
     free: Vec<u64>,
-    /// What they were cut from: the first chunk and the number of chunks.
+    /// Runs of chunks that they were cut from: the first chunk, and how many.
     runs: Vec<(u64, u64)>,
-    /// So many of these stay with the class.
+    /// Number of runs that stay with the class.
     held: usize,
 }
 
@@ -91,7 +91,7 @@ impl Arena {
         Self { owner, hint, messages: Vec::new(), lasting: Vec::new() }
     }
 
-    /// What each class has for messages now stays with it for ever.
+    /// Holds for each class, for ever, the chunks that it has for messages now.
     pub fn hold(&mut self) {
         self.messages.iter_mut().for_each(|class| class.held = class.runs.len());
     }

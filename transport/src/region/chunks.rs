@@ -1,27 +1,27 @@
-//! The chunks of a section's heap, shared by the processes of its member.
+//! The chunks of a section's heap, shared by its processes.
 //!
-//! Each chunk has an owner word, taken and given back by compare-and-exchange. There is no lock that a dying process
-//! could leave closed; what it held carries its name and is given back by whoever reaps it.
+//! Each chunk has an owner word, taken and given back by compare-and-exchange. There is no lock that a dying process could
+//! leave closed: its chunks carry its name, and reaping it gives them back.
 
 use core::sync::atomic::Ordering;
 
 use super::table::Section;
 use crate::memory::Memory;
 
-/// Part of a section, its last chunks, that stays for messages and what they cannot do without.
+/// The reserve, as a fraction of a section: one part in this many, its last chunks, stays for messages and connections.
 const RESERVE: u64 = 16;
 
-/// What memory is for, and so how much of a section it may be taken from. These are places, not numbers: the processes of a
-/// section take at the same time, and none knows how many the others are about to.
+/// Purpose of an allocation, and so its low-water mark: the part of a section that it may be taken from. The marks are places,
+/// not amounts: the processes of a section allocate at the same time, and none knows how much the others are about to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// A message, which ends: it may have all that there is.
+    /// A message, which ends: all of the section.
     Message,
-    /// What no message could be sent without: the last chunks if need be.
+    /// A connection, without which no message could be sent: the reserve too, if need be.
     Connection,
-    /// What outlives messages, but takes little: half of the headroom if need be.
+    /// A small allocation that outlives messages: half of the reserve if need be.
     Small,
-    /// What outlives messages: none of the headroom.
+    /// A large allocation that outlives messages: none of the reserve.
     Large,
 }
 
@@ -89,8 +89,8 @@ fn claim_between(
         let taken =
             (first..first + count).take_while(|chunk| take(memory, section, owner, *chunk)).count() as u64;
         if taken == count {
-            // A reader of the chunk's former life who sees bytes of the new one must also see that the former has
-            // ended (see `Connection::lives`): this pairs with the reader's acquire fence.
+            // A reader of the chunk's former life that sees bytes of the new one must also see that the former has ended (see
+            // `slot::lives`): this pairs with the reader's acquire fence.
             memory.fence(Ordering::Release);
             return Some(first);
         }

@@ -6,12 +6,11 @@
 //!   └──────reap────── gone ◀──leave or die──┘
 //! ```
 //!
-//! Who withdraws has left, as its peers see it, but keeps what it holds until it dies.
+//! A process that withdraws has left, as its peers see it, but keeps what it holds until it dies.
 //!
-//! Only processes of the section's own member change the state word, with compare-and-exchange. Each claim begins a new
-//! *incarnation*; a peer that knows the incarnation can't mistake one life for another. Whether a process is dead is
-//! decided outside (by its lock); [`reap`] may be called by any number of processes at the same time, and again after
-//! one of them died half-way.
+//! Only processes of the section change the state word, with compare-and-exchange. Each claim begins a new *incarnation*; a
+//! peer that knows the incarnation can't mistake one life for another. Whether a process is dead is decided outside, by its
+//! lock. [`reap`] may be called by several processes at the same time, and again after one of them died half-way.
 
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
@@ -27,44 +26,38 @@ use crate::memory::Memory;
 
 const DIED: u64 = offset_of!(EndpointSlot, died) as u64;
 
-/// Whether the slot at offset `slot` still lives its life `incarnation`. Called after bytes of its owner were copied: then
-/// they are of that life, since a slot's state changes before its memory is given to others.
+/// Liveness check behind a copy: whether the slot at offset `slot` still lives its life `incarnation`. If so, bytes of its
+/// owner that were copied before are of that life, since a slot's state changes before its memory is given to others.
 #[inline]
 pub fn lives(memory: &impl Memory, slot: u64, incarnation: u64) -> bool {
     says(memory, slot, live(incarnation))
 }
 
-/// What the slot says as long as it lives this life.
+/// The state word of a slot as long as it lives this life.
 #[inline]
 pub fn live(incarnation: u64) -> u64 {
     SlotState { incarnation, state: STATE_LIVE }.pack()
 }
 
-/// As [`lives`], where `word` is what [`live`] says of the life.
+/// As [`lives`], for the state word that [`live`] makes.
 #[inline(always)]
 pub fn says(memory: &impl Memory, slot: u64, word: u64) -> bool {
     memory.fence(Ordering::Acquire);
     memory.load_peer(slot, Ordering::Acquire) == word
 }
 
-/// Why the life `incarnation` of a slot has ended, or is about to be taken for ended. `member` is what
-/// [`Section::member`] said when that life was met.
-pub fn ending(
-    memory: &impl Memory,
-    section: &Section,
-    slot: u32,
-    incarnation: u64,
-    member: u64,
-) -> PeerError {
+/// The reason why the life `incarnation` of a slot has ended, or is about to be taken for ended. `owner` is the section's
+/// [`Section::owner`] from when that life was met.
+pub fn ending(memory: &impl Memory, section: &Section, slot: u32, incarnation: u64, owner: u64) -> PeerError {
     if memory.is_lost() {
         return PeerError::DeviceLost;
     }
     let now = state(memory, section, slot);
     let died = memory.load(section.slot(slot) + DIED, Ordering::Acquire) == incarnation;
-    // Only the process itself or its section's member writes this; what another VM made of the slot says nothing, though
-    // its incarnations may be the same numbers. Asked after the slot was read: a VM writes only after the table names it.
+    // The slot's word counts only if this owner wrote it: another VM's incarnations may be the same numbers. The table is asked
+    // after the slot was read, since a VM writes only after the table names it.
     let is_told = now.incarnation == incarnation && now.state != STATE_LIVE;
-    if section.has_next_owner(memory, member) || !is_told && section.has_lost_owner(memory, member) {
+    if section.has_next_owner(memory, owner) || !is_told && section.has_lost_owner(memory, owner) {
         return PeerError::Died;
     }
     match died {
@@ -100,7 +93,7 @@ pub fn claim(memory: &impl Memory, section: &Section, slot: u32) -> Option<u64> 
     change(memory, section, slot, free, taken).then_some(taken.incarnation)
 }
 
-/// Makes a claimed slot live: everything written before is seen by whoever sees the slot live.
+/// Makes a claimed slot live: a peer that sees it live sees everything that was written before.
 pub fn publish(memory: &impl Memory, section: &Section, slot: u32, incarnation: u64) -> bool {
     let attaching = SlotState { incarnation, state: STATE_ATTACHING };
     change(memory, section, slot, attaching, SlotState { incarnation, state: STATE_LIVE })
@@ -121,8 +114,8 @@ pub fn mark_dead(memory: &impl Memory, section: &Section, slot: u32, live: SlotS
     if live.state != STATE_LIVE || state(memory, section, slot) != live {
         return;
     }
-    // Before the state, so that who sees the end knows that it was no leaving; in exchange for what was there while this
-    // life lasted: others may have marked this one, and a later one, since.
+    // Before the state, so that a peer that sees the end sees that it was no leaving. In exchange for the value from while this
+    // life lasted: others may have marked this life since, and a later one.
     let _ = memory.compare_exchange(at, before, live.incarnation);
     change(memory, section, slot, live, SlotState { state: STATE_GONE, ..live });
 }
@@ -130,7 +123,8 @@ pub fn mark_dead(memory: &impl Memory, section: &Section, slot: u32, live: SlotS
 /// Ends the life `ended` of a slot, whose process has left or is dead: marks it gone, so that peers stop listening, then
 /// gives its memory back, then frees the slot.
 ///
-/// With `died`, its peers are told that it died, else that it left. Who was only attaching, or has withdrawn, has none.
+/// With `died`, its peers are told that it died, else that it left. A process that was only attaching, or has withdrawn, has
+/// no peers.
 pub fn reap(memory: &impl Memory, section: &Section, slot: u32, ended: SlotState, died: bool) {
     let gone = SlotState { state: STATE_GONE, ..ended };
     if died && ended.state == STATE_LIVE {

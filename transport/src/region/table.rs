@@ -18,14 +18,14 @@ pub struct Region {
     sections: Vec<Section>,
 }
 
-/// One section of a region: where it lies, and whose it is.
+/// One section of a region: its place and its owner.
 #[derive(Debug, Clone, Copy)]
 pub struct Section {
     /// The section's number.
     pub number: u32,
     /// Its row of the table.
     pub entry: SectionEntry,
-    /// Where its parts begin, counted from the section's start.
+    /// Offsets of its parts from the section's start.
     pub layout: SectionLayout,
 }
 
@@ -48,10 +48,10 @@ impl Section {
         self.entry.offset + self.layout.slot(slot)
     }
 
-    /// Which VM the host's table says has joined with this section now: a number that no other VM has, or 0 for none.
+    /// The VM that owns the section now, by the host's table: a number that no other VM of this section has, or 0 for none.
     ///
-    /// A VM that comes back to a restarted server has a new `vm_id` but is the same member.
-    pub fn member(&self, memory: &impl Memory) -> u64 {
+    /// It comes from the generation, so that a VM that rejoins a restarted server, with a new `vm_id`, keeps its number.
+    pub fn owner(&self, memory: &impl Memory) -> u64 {
         match self.word(memory, offset_of!(SectionEntry, state)) as u32 == SECTION_JOINED {
             true => self.last_owner(memory),
             false => 0,
@@ -63,21 +63,21 @@ impl Section {
         self.word(memory, offset_of!(SectionEntry, generation)) << 1 | 1
     }
 
-    /// What the table says now at byte `at` of the section's row.
+    /// The table's present content at byte `at` of the section's row.
     fn word(&self, memory: &impl Memory, at: usize) -> u64 {
         let row = RegionHeader::entry_offset(self.number);
         memory.load(row + (at & !7) as u64, Ordering::Acquire) >> (at % 8 * 8)
     }
 
-    /// Whether `member`, as [`Section::member`] said earlier, was a VM and has ended since.
-    pub fn has_lost_owner(&self, memory: &impl Memory, member: u64) -> bool {
-        member != 0 && self.member(memory) != member
+    /// Whether an `owner` that [`Section::owner`] named earlier was a VM and has ended since.
+    pub fn has_lost_owner(&self, memory: &impl Memory, owner: u64) -> bool {
+        owner != 0 && self.owner(memory) != owner
     }
 
-    /// Whether `member`, as [`Section::member`] said earlier, was a VM and the section has been given to another since, who
-    /// may have written it.
-    pub fn has_next_owner(&self, memory: &impl Memory, member: u64) -> bool {
-        member != 0 && self.last_owner(memory) != member
+    /// Whether an `owner` that [`Section::owner`] named earlier was a VM, and the section has been assigned to another since,
+    /// which may have written it.
+    pub fn has_next_owner(&self, memory: &impl Memory, owner: u64) -> bool {
+        owner != 0 && self.last_owner(memory) != owner
     }
 }
 

@@ -1,19 +1,19 @@
-//! The monitor: one thread a process that shows the process's life to others and watches over peer_side.
+//! The monitor: a thread that shows its process alive to peers, and finds out which of them live.
 //!
-//! *Who lives.* Within one kernel, locks tell ([`ProcessLock`]), or the guest driver, which marks the dead. Of another VM the host's
-//! table says when it ends, if it has a server; a VM that just stops is told by its heartbeats alone.
+//! *How lives are told.* Within one kernel by locks ([`ProcessLock`]), or by the guest driver, which marks the slots of the dead.
+//! The end of another VM stands in the host's table, if the host has a server; a VM that just stops is told by its heartbeats
+//! alone.
 //!
-//! *Who looks.* What is found out is of use to a process that polls. So the monitor of such a process looks at all whom it
-//! knows, every [`INTERVAL`]; when the process has not polled for so long, the monitor rests, and the next poll wakes it
-//! ([`Verdicts`]). While a whole section rests somebody must still count up the heartbeats, by which other VMs see it live, and
-//! mark the dead. That is done by the process in the first slot, once a second ([`REST`]), and because that may be stopped, or
-//! die, by the second with four times the pause, and so on: together they wake up less often than three times in two seconds,
-//! however many there are.
+//! *When the monitor looks.* A verdict is of use to a process that polls. So its monitor looks at all peers every [`INTERVAL`].
+//! When the process has not polled for as long, the monitor rests, and the next poll wakes it ([`Verdicts`]). While a whole
+//! section rests its heartbeats must still be counted up, by which other VMs see it alive, and its dead be marked. The monitor of
+//! the first slot does that once a second ([`REST`]). As that process may be stopped, or die, the second does it with four times
+//! the pause, and so on: together they wake up less often than three times in two seconds, however many there are.
 //!
-//! *What is done.* For the processes of its own section the monitor also acts: it marks the dead, takes back what they held,
-//! and counts up the heartbeats of the living, so that a process that is stopped in a debugger stays alive as long as any
-//! other of its machine runs. Who counts up a heartbeat has made sure just then that the process lives. So a heartbeat that
-//! has moved since the last look saves the look at the lock: each is looked at by one, not by all.
+//! *How the monitor acts.* For the processes of its own section it marks the dead, reaps them, and counts up the heartbeats of
+//! the living, so that a process that is stopped in a debugger stays alive as long as any other of its machine runs. A monitor
+//! makes sure that a process lives before it counts up the heartbeat. So a heartbeat that has moved since the last look saves
+//! the look at the lock: each process is looked at by one monitor, not by all.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -32,15 +32,11 @@ use vmshm_abi::section::{EndpointSlot, STATE_FREE, STATE_GONE, STATE_LIVE};
 
 use super::super::lease::SlotLease;
 use super::super::sleeper::Sleeper;
-use super::process_lock::{Place, ProcessLock};
-use crate::endpoint::Endpoint;
-use crate::endpoint::Verdicts;
+use super::process_lock::{ProcessLock, RegionFile};
+use crate::endpoint::{Endpoint, Verdicts};
 use crate::error::PeerError;
-use crate::memory::Mapping;
-use crate::memory::Memory;
-use crate::memory::driver;
-use crate::region::slot;
-use crate::region::{Region, Section};
+use crate::memory::{Mapping, Memory, driver};
+use crate::region::{Region, Section, slot};
 
 /// Time between two looks of a process that polls: it learns of a death within two of them.
 const INTERVAL: Duration = Duration::from_millis(250);
@@ -53,7 +49,7 @@ const LONGEST: u32 = 12;
 
 const HEARTBEAT: u64 = offset_of!(EndpointSlot, heartbeat) as u64;
 
-/// Which kernel this is, and how the lives of its processes are told.
+/// The kernel that this process runs on, and so how the lives of its processes are told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kernel {
     /// The host's: all sections that share its boot id are of one kernel, and locks tell.
@@ -64,12 +60,12 @@ pub enum Kernel {
     Driver,
 }
 
-/// What a monitor needs to know beside its endpoint.
+/// Options of a monitor, beside its endpoint.
 #[derive(Debug)]
-pub struct Charge {
+pub struct MonitorOptions {
     /// This kernel's boot id.
     pub boot_id: [u64; 2],
-    /// After so long without heartbeat, peers of other kernels are declared dead.
+    /// Longest pause of a heartbeat: then peers of other kernels are declared dead.
     pub patience: Duration,
     /// How the lives of this kernel's processes are told.
     pub kernel: Kernel,
@@ -93,50 +89,50 @@ struct Round {
     region: Region,
     section: Section,
     slot: u32,
-    watch: Arc<Verdicts>,
-    charge: Charge,
-    /// None with the driver, which knows who lives.
-    life: Option<ProcessLock>,
-    /// The heartbeat of each endpoint, and for how long we have been watching it stand: in this look, and in the last.
+    verdicts: Arc<Verdicts>,
+    options: MonitorOptions,
+    /// None with the driver, which tells of the dead itself.
+    process_lock: Option<ProcessLock>,
+    /// The heartbeat of each endpoint, and for how long it has stood under our eyes: at this look, and at the last.
     heartbeats: Heartbeats,
     last_heartbeats: Heartbeats,
     last_run: Instant,
 }
 
 impl Monitor {
-    /// Starts the thread for slot `slot`, which this process has taken, before its endpoint can be met. Where locks tell who
-    /// lives, on the file at `path`, the process is seen to live from now on.
+    /// Starts the thread for slot `slot`, which this process has leased, before peers can connect to its endpoint. Where locks on
+    /// the file at `path` tell of lives, the process is seen alive from now on.
     ///
     /// # Errors
     ///
     /// No thread, or the lock can't be had.
     pub fn start(mapping: &Mapping, section: Section, slot: u32, path: Option<PathBuf>) -> io::Result<Self> {
-        let place = path.map(|path| Place::new(path, mapping.file())).transpose()?;
+        let region_file = path.map(|path| RegionFile::new(path, mapping.file())).transpose()?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let (begin, rounds) = channel::<Round>();
         let (tell, told) = channel();
         let keep = move || {
-            let life = place.map(|place| ProcessLock::begin(&place, &section, slot)).transpose();
-            let (life, result) = match life {
-                Ok(life) => (life, Ok(())),
+            let process_lock = region_file.map(|file| ProcessLock::begin(&file, &section, slot)).transpose();
+            let (process_lock, result) = match process_lock {
+                Ok(held) => (held, Ok(())),
                 Err(error) => (None, Err(error)),
             };
             if tell.send(result).is_err() {
                 return;
             }
             let Ok(mut round) = rounds.recv() else { return };
-            round.life = life;
+            round.process_lock = process_lock;
             while !stopped.load(Ordering::Acquire) {
                 round.run();
-                match round.watch.was_polled() {
+                match round.verdicts.was_polled() {
                     true => park_timeout(INTERVAL),
-                    false => round.watch.rest(round.rest()),
+                    false => round.verdicts.rest(round.rest()),
                 }
             }
         };
-        // The program's signals are for its own threads. Those that a fault raises are never blocked: who blocks them dies of
-        // the fault, and the loss of the memory is such a fault.
+        // The program's signals are for its own threads. Signals of faults stay unblocked: the kernel ends a process whose thread
+        // meets a fault with its signal blocked, and the loss of the memory is such a fault.
         let mut signals = SigSet::all();
         for fault in [Signal::SIGBUS, Signal::SIGSEGV, Signal::SIGILL, Signal::SIGFPE, Signal::SIGTRAP] {
             signals.remove(fault);
@@ -150,9 +146,9 @@ impl Monitor {
     }
 
     /// Begins to watch over the peers of the endpoint in the slot.
-    pub fn watch(&mut self, endpoint: &Endpoint<Arc<Mapping>>, charge: Charge) {
+    pub fn watch(&mut self, endpoint: &Endpoint<Arc<Mapping>>, options: MonitorOptions) {
         if let Some(begin) = self.begin.take() {
-            let _ = begin.send(Round::new(endpoint, charge));
+            let _ = begin.send(Round::new(endpoint, options));
         }
     }
 }
@@ -169,15 +165,15 @@ impl Drop for Monitor {
 }
 
 impl Round {
-    fn new(endpoint: &Endpoint<Arc<Mapping>>, charge: Charge) -> Self {
+    fn new(endpoint: &Endpoint<Arc<Mapping>>, options: MonitorOptions) -> Self {
         Self {
             mapping: Arc::clone(endpoint.memory()),
             region: endpoint.region().clone(),
             section: *endpoint.section(),
             slot: endpoint.slot(),
-            watch: Arc::clone(endpoint.verdicts()),
-            charge,
-            life: None,
+            verdicts: Arc::clone(endpoint.verdicts()),
+            options,
+            process_lock: None,
             heartbeats: Heartbeats::new(),
             last_heartbeats: Heartbeats::new(),
             last_run: Instant::now(),
@@ -189,8 +185,8 @@ impl Round {
         let before = (0..self.slot)
             .filter(|slot| slot::state(&self.mapping, &self.section, *slot).state == STATE_LIVE)
             .count() as u32;
-        // However short the patience of others is, which is mostly as long as ours.
-        REST.min(self.charge.patience / 4) * (1 << (2 * before).min(LONGEST))
+        // Below the patience of peers, which is mostly ours.
+        REST.min(self.options.patience / 4) * (1 << (2 * before).min(LONGEST))
     }
 
     fn run(&mut self) {
@@ -198,7 +194,7 @@ impl Round {
             self.mapping.lose();
         }
         Endpoint::beat(&self.mapping, &self.section, self.slot);
-        // While we ourselves were stopped, or rested, we watched nobody.
+        // Heartbeats were not watched while this process was stopped, or the monitor rested.
         let now = Instant::now();
         let step = (now - self.last_run).min(2 * INTERVAL);
         self.last_run = now;
@@ -208,11 +204,11 @@ impl Round {
         for slot in (0..self.section.layout.endpoints).filter(|slot| *slot != own) {
             self.look_after_sibling(slot);
         }
-        let watch = Arc::clone(&self.watch);
-        for (id, incarnation) in watch.watched() {
+        let verdicts = Arc::clone(&self.verdicts);
+        for (id, incarnation) in verdicts.watched() {
             if let Some(why) = self.verdict(id, incarnation, step) {
-                watch.report(id, incarnation, why);
-                if let Some(sleeper) = &self.charge.sleeper {
+                verdicts.report(id, incarnation, why);
+                if let Some(sleeper) = &self.options.sleeper {
                     sleeper.ring_self();
                 }
             }
@@ -222,20 +218,20 @@ impl Round {
     fn look_after_sibling(&mut self, slot: u32) {
         let (mapping, section) = (Arc::clone(&self.mapping), self.section);
         let state = slot::state(&mapping, &section, slot);
-        match (self.charge.kernel, state.state) {
+        match (self.options.kernel, state.state) {
             (_, STATE_FREE) => {}
             (Kernel::Driver, STATE_GONE) => slot::reap(&mapping, &section, slot, state, false),
-            // Left over from an earlier boot of this machine: its driver had no time to mark it.
+            // Left over from an earlier boot of this machine, whose driver had no time to mark the slot.
             (Kernel::Driver, STATE_LIVE)
-                if slot::boot_id(&mapping, &section, slot) != self.charge.boot_id =>
+                if slot::boot_id(&mapping, &section, slot) != self.options.boot_id =>
             {
                 slot::reap(&mapping, &section, slot, state, true);
             }
             (_, STATE_LIVE) => {
                 let id = self.region.endpoint(section.number, slot);
                 if self.has_stood(id, state.incarnation, Duration::ZERO).is_none() {
-                    // Another has just looked.
-                } else if self.life.as_ref().is_none_or(|life| life.is_alive(&section, slot)) {
+                    // Another monitor has just looked.
+                } else if self.process_lock.as_ref().is_none_or(|lock| lock.is_alive(&section, slot)) {
                     let beat = Endpoint::beat(&mapping, &section, slot);
                     self.heartbeats.insert((id, state.incarnation), (beat, Duration::ZERO));
                 } else {
@@ -247,21 +243,20 @@ impl Round {
         }
     }
 
-    /// Takes back what the process of a slot held, if it is dead and nobody has its memory: if the slot's lock can be had. A
-    /// forked child may outlive it.
+    /// Reaps the process of a slot, if it is dead and no forked child of it has its memory: if the slot's lease can be had.
     fn reap(&self, slot: u32) {
-        let Some(life) = &self.life else { return };
-        if !matches!(SlotLease::Locks.take(life.file(), &self.section, slot), Ok(true)) {
+        let Some(lock) = &self.process_lock else { return };
+        if !matches!(SlotLease::Locks.take(lock.file(), &self.section, slot), Ok(true)) {
             return;
         }
         let state = slot::state(&self.mapping, &self.section, slot);
         if state.state != STATE_FREE {
             slot::reap(&self.mapping, &self.section, slot, state, true);
         }
-        let _ = SlotLease::Locks.release(life.file(), &self.section, slot);
+        let _ = SlotLease::Locks.release(lock.file(), &self.section, slot);
     }
 
-    /// How long the heartbeat of an endpoint has stood, after another `step` of watching; none if it has moved.
+    /// Time that the heartbeat of an endpoint has stood, after another `step` of watching; none if it has moved.
     fn has_stood(&mut self, id: EndpointId, incarnation: u64, step: Duration) -> Option<Duration> {
         let (section, slot) = self.region.place(id)?;
         let beat = self.mapping.load(section.slot(slot) + HEARTBEAT, Ordering::Relaxed);
@@ -278,29 +273,29 @@ impl Round {
             return Some(PeerError::DeviceLost);
         }
         let is_ours = section.number == self.section.number;
-        let member = if is_ours { 0 } else { self.watch.member(id) };
+        let owner = if is_ours { 0 } else { self.verdicts.owner(id) };
         let state = slot::state(&self.mapping, &section, slot);
         if state.incarnation != incarnation
             || state.state != STATE_LIVE
-            || section.has_lost_owner(&self.mapping, member)
+            || section.has_lost_owner(&self.mapping, owner)
         {
-            return Some(slot::ending(&self.mapping, &section, slot, incarnation, member));
+            return Some(slot::ending(&self.mapping, &section, slot, incarnation, owner));
         }
         if is_ours {
-            // It is looked after as a sibling.
+            // Siblings were looked after before.
             return None;
         }
         let stood = self.has_stood(id, incarnation, step)?;
-        if let Some(life) = &self.life
-            && self.charge.kernel == Kernel::Host
-            && slot::boot_id(&self.mapping, &section, slot) == self.charge.boot_id
+        if let Some(lock) = &self.process_lock
+            && self.options.kernel == Kernel::Host
+            && slot::boot_id(&self.mapping, &section, slot) == self.options.boot_id
         {
-            // It may have left in good order just now.
+            // The process may have left in good order just now.
             let is_dead =
-                !life.is_alive(&section, slot) && slot::state(&self.mapping, &section, slot) == state;
+                !lock.is_alive(&section, slot) && slot::state(&self.mapping, &section, slot) == state;
             return is_dead.then_some(PeerError::Died);
         }
-        (stood > self.charge.patience).then_some(PeerError::Silent)
+        (stood > self.options.patience).then_some(PeerError::Silent)
     }
 }
 
@@ -364,13 +359,13 @@ mod tests {
         (0..200).find_map(|_| endpoint.poll(&mut inbox))
     }
 
-    fn charge() -> Charge {
+    fn options() -> MonitorOptions {
         let patience = Duration::from_secs(3600);
-        Charge { boot_id: BOOT, patience, kernel: Kernel::Driver, sleeper: None }
+        MonitorOptions { boot_id: BOOT, patience, kernel: Kernel::Driver, sleeper: None }
     }
 
     fn round(endpoint: &Endpoint<Arc<Mapping>>) -> Round {
-        Round::new(endpoint, charge())
+        Round::new(endpoint, options())
     }
 
     /// Two endpoints of two VMs, the peer that the second is to the first, and the first one's rounds.
@@ -388,7 +383,7 @@ mod tests {
         let (mut a, _b, to_b, mut round) = met(&file);
         round.run();
         assert_eq!(next(&mut a), None);
-        // It has come back to a restarted server.
+        // The VM has come back to a restarted server.
         write_row(&file, 1, 1, SECTION_JOINED, 77);
         round.run();
         assert_eq!(next(&mut a), None);
@@ -402,7 +397,7 @@ mod tests {
         let file = region_file();
         let (mut a, b, to_b, mut round) = met(&file);
         write_row(&file, 1, 2, SECTION_JOINED, 4);
-        // The host empties a section before it gives it away.
+        // The host overwrites a section before it assigns it to the next VM.
         let section = *b.section();
         file.write_all_at(&vec![0; section.entry.len as usize], section.entry.offset).unwrap();
         round.run();
@@ -413,7 +408,7 @@ mod tests {
     fn what_the_next_vm_writes_is_no_word_of_the_one_before() {
         let file = region_file();
         let (mut a, b, to_b, mut round) = met(&file);
-        // Its slot's first life has the same number, and has left.
+        // The next VM's first life of the slot has the same number, and has left.
         write_row(&file, 1, 2, SECTION_JOINED, 4);
         drop(b);
         round.run();
@@ -429,7 +424,7 @@ mod tests {
         let monitor = Monitor::start(a.memory(), *a.section(), a.slot(), None);
         blocked.thread_unblock().unwrap();
         let mut monitor = monitor.unwrap();
-        monitor.watch(&a, charge());
+        monitor.watch(&a, options());
         file.set_len(0).unwrap();
         // Only the monitor touches the memory; with the signal blocked, that would end this program.
         while !a.memory().is_lost() {

@@ -1,8 +1,8 @@
-//! Showing that a process lives, by a lock that ends with the process and with nothing else.
+//! A lock that shows a process alive: it ends with the process and with nothing else.
 //!
-//! The lock on an endpoint's slot ([`SlotLease`](crate::attach::lease::SlotLease)) belongs to an open file, which forked children have too: it
-//! says that memory of the section may still be in use, not that the process lives. That is said by the lock on the byte
-//! behind it, of a file that no child ever gets: a thread of the process opens it in a table of open files of its own.
+//! The lease of an endpoint slot belongs to an open file, which forked children have too: it says that memory of the section may
+//! still be in use, not that the process lives. The process lock is one on the byte behind, of a file that no child ever gets: a
+//! thread of the process opens it in a table of open files of its own.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -13,20 +13,20 @@ use std::path::PathBuf;
 use super::super::lock;
 use crate::region::Section;
 
-/// The byte whose lock says that the process of slot `slot` lives.
+/// Offset of the byte whose lock shows the process of slot `slot` alive.
 fn byte(section: &Section, slot: u32) -> u64 {
     section.slot(slot) + 1
 }
 
-/// Which file holds the region.
+/// The region's file, by path and identity.
 #[derive(Debug)]
-pub struct Place {
+pub struct RegionFile {
     path: PathBuf,
     dev: u64,
     ino: u64,
 }
 
-impl Place {
+impl RegionFile {
     /// The file that is open as `file` and lies at `path`.
     pub fn new(path: PathBuf, file: &File) -> io::Result<Self> {
         let metadata = file.metadata()?;
@@ -39,21 +39,26 @@ impl Place {
 pub struct ProcessLock(File);
 
 impl ProcessLock {
-    /// Shows that the process of slot `slot` lives, until the value is dropped or the calling thread ends: one of our own
-    /// that uses no open file from now on. Where the system refuses it a table of its own, forked children keep the lock.
+    /// Shows the process of slot `slot` alive, until the value is dropped or the calling thread ends: a thread of our own that
+    /// uses no open file from now on. Where the system refuses it a table of its own, forked children keep the lock.
     ///
     /// # Errors
     ///
     /// A file that can't be opened again; another process that lives in the slot.
-    pub fn begin(place: &Place, section: &Section, slot: u32) -> io::Result<Self> {
-        // SAFETY: the call takes numbers. Only the copy that this thread gets for itself is emptied.
+    pub fn begin(region_file: &RegionFile, section: &Section, slot: u32) -> io::Result<Self> {
+        // SAFETY: the call takes numbers. CLOSE_RANGE_UNSHARE gives this thread a copy of the table of open files and closes
+        // those of the copy alone, so that no file of other threads is closed under them; this thread has opened none.
         unsafe { libc::syscall(libc::SYS_close_range, 0, u32::MAX, libc::CLOSE_RANGE_UNSHARE) };
         // Again, above the numbers of standard input and output, which are closed.
-        let file =
-            OpenOptions::new().read(true).write(true).open(&place.path)?.as_fd().try_clone_to_owned()?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&region_file.path)?
+            .as_fd()
+            .try_clone_to_owned()?;
         let file = File::from(file);
         let metadata = file.metadata()?;
-        if (metadata.dev(), metadata.ino()) != (place.dev, place.ino) {
+        if (metadata.dev(), metadata.ino()) != (region_file.dev, region_file.ino) {
             return Err(io::Error::other("it was replaced while it was being attached to: try again"));
         }
         match lock::try_exclusive(&file, byte(section, slot))? {
@@ -65,7 +70,7 @@ impl ProcessLock {
         }
     }
 
-    /// Whether the process of another slot lives. Where the lock can't be asked, the answer is unknown, and that is not death.
+    /// Whether the process of another slot lives. A lock that can't be asked leaves that unknown, which is not death.
     pub fn is_alive(&self, section: &Section, slot: u32) -> bool {
         lock::is_held_by_another(&self.0, byte(section, slot)).unwrap_or(true)
     }

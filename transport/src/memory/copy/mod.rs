@@ -4,15 +4,15 @@
 //! not do. Short copies are volatile words, longer ones vectors, the longest `rep movsb`; the compiler can't look into
 //! the latter two. Sanitizers and Miri can't look into them either, so they get the volatile loop for every length.
 //!
-//! Where the ends don't fill a vector, the first and the last overlap others: some bytes are copied twice. What is copied
-//! out is private before anyone looks at it, and what is copied in is published later.
+//! Where the ends don't fill a vector, the first and the last overlap others: some bytes are copied twice. Bytes copied
+//! out are private before anyone looks at them, and bytes copied in are published later.
 //!
 //! Vectors are as wide as the processor has them, up to 32 bytes (AVX). That is not measured: between two processes on a
 //! Sapphire Rapids, messages of 128 bytes took 0.34 us with 32 bytes, 0.41 with 16 and 0.48 with words; from 256 bytes on
 //! the lines cost more than the copy, whichever it is. 64 bytes (AVX-512) were no better for any length.
 //! `rep movsb` runs at the speed of the caches but takes its time to start; from which length on that is repaid, each
-//! process measures when it attaches (`calibrate`). What is read from shared memory and is longer than a few pages comes
-//! out of several of them at a time, see `vectors.rs`. Otherwise no long copy was clearly faster: in a pipeline of
+//! process measures when it attaches (`calibrate`). A copy out of shared memory that is longer than a few pages reads several
+//! pages at a time, see `vectors.rs`. Otherwise no long copy was clearly faster: in a pipeline of
 //! two, vectors from one page after the other came out up to a tenth faster or slower from size to size, in single runs
 //! that differ by as much, and non-temporal stores slower for most sizes. Writing back or demoting the lines for the
 //! reader (`clwb`, `cldemote`) cost the writer more than the reader gained, but for messages of a few KiB, see `ring`.
@@ -86,7 +86,7 @@ mod tests {
                 assert_eq!(target[3..3 + len], source[skew..skew + len]);
                 assert!(target[..3].iter().chain(&target[3 + len..]).all(|b| *b == 0));
                 let mut target = vec![0u8; 2000];
-                // SAFETY: as above.
+                // SAFETY: skew + len < 2000 and 5 + len < 2000.
                 unsafe { to_shared(source.as_ptr().add(5), target.as_mut_ptr().add(skew), len) };
                 assert_eq!(target[skew..skew + len], source[5..5 + len]);
                 assert!(target[..skew].iter().chain(&target[skew + len..]).all(|b| *b == 0));

@@ -11,7 +11,7 @@ use core::arch::x86_64::__cpuid;
 use core::arch::x86_64::__cpuid_count;
 use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
-/// Bytes of a block, four pages: what is read from shared memory is copied in blocks where the processor has the vectors.
+/// Bytes of a block, four pages: copies out of shared memory go by blocks where the processor has the vectors.
 pub const BLOCK: usize = 4 * 4096;
 
 /// From this many bytes on, vectors are faster than words.
