@@ -30,13 +30,16 @@ mod group;
 mod layout;
 mod pause;
 mod reduce;
+mod release;
 mod short;
+mod step;
 mod vector;
 mod zero_copy;
 
 pub use error::CollError;
-pub use group::{Group, PendingRelease, Rank};
+pub use group::{Group, Rank};
 pub use layout::{BLOCK, MAX_CHUNK, MAX_CHUNKS, MIN_CHUNK, MIN_CHUNKS, Part, SLOTS, chunks_len, is_chunk};
 pub use pause::Pause;
 pub use reduce::Combine;
+pub use release::PendingRelease;
 pub use vector::{Given, Late};
