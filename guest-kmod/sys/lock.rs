@@ -13,7 +13,8 @@ use kernel::{
     types::{NotThreadSafe, Opaque},
 };
 
-/// Data behind a spin lock that is held with this processor's interrupts off.
+/// Data behind a spin lock that is held with this processor's interrupts off. Linux 7.3 has such a
+/// lock for Rust, `SpinLockIrq`; 7.2 has not.
 #[pin_data]
 pub(crate) struct IrqLock<T> {
     #[pin]
