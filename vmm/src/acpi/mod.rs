@@ -4,64 +4,29 @@
 
 mod namespace;
 mod numa;
+mod platform;
 mod processors;
+mod table;
 
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
-use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
-use acpi_tables::{Aml, AmlSink};
 
-use crate::numa::Numa;
-use crate::port::RootBus;
-use crate::topology::Topology;
+use table::{OEM, OEM_TABLE, bytes};
+
 use crate::{layout, power};
+
+pub(crate) use platform::Platform;
 
 /// Where the tables lie, in the range that kernels search.
 pub const START: u64 = 0xe_0000;
 /// Where they must end.
 pub const END: u64 = 0xf_0000;
 
-const OEM: [u8; 6] = *b"VMSHM ";
-const OEM_TABLE: [u8; 8] = *b"VMSHMVMM";
 /// The last APIC id: they have eight bits in these tables, and one that is all ones means everybody.
 pub(crate) const LAST_ID: u32 = 254;
-
-/// What the tables tell.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Platform<'a> {
-    /// vCPUs, whose ids end with [`LAST_ID`].
-    pub(crate) processors: &'a Topology,
-    /// NUMA nodes, where there are several.
-    pub(crate) numa: Option<&'a Numa>,
-    /// 64-bit BARs: first address and length.
-    pub(crate) bars_64: (u64, u64),
-    /// Root buses besides bus 0.
-    pub(crate) roots: &'a [RootBus],
-}
-
-struct Bytes(Vec<u8>);
-
-impl AmlSink for Bytes {
-    fn byte(&mut self, byte: u8) {
-        self.0.push(byte);
-    }
-}
-
-fn bytes(table: &dyn Aml) -> Vec<u8> {
-    let mut bytes = Bytes(Vec::new());
-    table.to_aml_bytes(&mut bytes);
-    bytes.0
-}
-
-/// A table with a body that the library cannot make as it is wanted here.
-fn table(signature: &[u8; 4], revision: u8, body: &[u8]) -> Vec<u8> {
-    let mut table = Sdt::new(*signature, 36, revision, OEM, OEM_TABLE, 1);
-    table.append_slice(body);
-    table.as_slice().to_vec()
-}
 
 /// All tables in the order in which they lie in memory, with their addresses; the first is the root pointer.
 pub(crate) fn tables(platform: &Platform<'_>) -> Vec<(u64, Vec<u8>)> {
@@ -120,6 +85,9 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+    use crate::numa::Numa;
+    use crate::port::RootBus;
+    use crate::topology::Topology;
 
     const ROOTS: [RootBus; 1] =
         [RootBus { node: 1, first: 3, last: 5, room: [(0xd000_0000, 0x1000_0000), (3 << 44, 1 << 40)] }];

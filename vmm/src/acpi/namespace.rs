@@ -7,7 +7,8 @@ use acpi_tables::aml::{
 };
 use acpi_tables::sdt::Sdt;
 
-use super::{OEM, OEM_TABLE, Platform, bytes};
+use super::platform::Platform;
+use super::table::{OEM, OEM_TABLE, bytes};
 use crate::{layout, pci, power, serial};
 
 /// Where the interrupt lines of devices below root ports end: all four of a port at one pin of the I/O APIC.

@@ -4,7 +4,7 @@ use acpi_tables::Aml;
 use acpi_tables::hmat::{DataType, LocalityType, MemoryProximityDomain, MinTransferSize, SystemLocality};
 use acpi_tables::srat::MemoryAffinity;
 
-use super::{Bytes, bytes, table};
+use super::table::{Bytes, bytes, table};
 use crate::numa::{Access, Numa};
 
 /// Memory and processors by node. The shared BARs are not in it, as memory that a kernel could take for its own would be.

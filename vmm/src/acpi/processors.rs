@@ -2,7 +2,7 @@
 
 use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
 
-use super::{OEM, OEM_TABLE, bytes};
+use super::table::{OEM, OEM_TABLE, bytes};
 use crate::layout;
 
 pub(super) fn madt(ids: &[u32]) -> Vec<u8> {

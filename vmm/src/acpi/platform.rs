@@ -1,0 +1,18 @@
+//! What the tables are made from.
+
+use crate::numa::Numa;
+use crate::port::RootBus;
+use crate::topology::Topology;
+
+/// What the tables tell.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Platform<'a> {
+    /// vCPUs, whose ids end with [`LAST_ID`](super::LAST_ID).
+    pub(crate) processors: &'a Topology,
+    /// NUMA nodes, where there are several.
+    pub(crate) numa: Option<&'a Numa>,
+    /// 64-bit BARs: first address and length.
+    pub(crate) bars_64: (u64, u64),
+    /// Root buses besides bus 0.
+    pub(crate) roots: &'a [RootBus],
+}
