@@ -6,7 +6,9 @@ use tracing_subscriber::EnvFilter;
 
 /// Begins it; VMSHM_LOG says what it shows.
 pub fn begin() {
-    let filter = EnvFilter::try_from_env("VMSHM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    // The library of virtio queues has an error for each thing that a guest does wrong, as often as the guest does it.
+    let default = || EnvFilter::new("info,virtio_queue=off");
+    let filter = EnvFilter::try_from_env("VMSHM_LOG").unwrap_or_else(|_| default());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)

@@ -7,6 +7,7 @@
 
 #![cfg(target_os = "linux")]
 
+mod bells;
 mod clear;
 mod create;
 mod destroy;
@@ -29,6 +30,7 @@ mod state;
 mod table;
 mod users;
 
+pub use bells::Bells;
 pub use create::{CreateOptions, create_memfd};
 pub use dir::prepare_dir;
 pub use error::Error;

@@ -218,7 +218,7 @@ fn load_kernel(memory: &Ram, image: &Image) -> Result<u64, Error> {
     if let Some(initrd) = &image.initrd {
         // The kernel unpacks itself at its preferred address and needs so much room there.
         let (preferred, room) = (header.pref_address, u64::from(header.init_size));
-        let below = loaded.kernel_end.max(preferred + room);
+        let below = loaded.kernel_end.max(preferred.saturating_add(room));
         let (at, len) = load_initrd(memory, initrd, below, u64::from(header.initrd_addr_max))?;
         (header.ramdisk_image, header.ramdisk_size) = (at, len);
     }

@@ -128,32 +128,37 @@ const VHOST_SET_VRING_KICK: u32 = 0x4008_af20;
 const VHOST_SET_VRING_CALL: u32 = 0x4008_af21;
 const VHOST_NET_SET_BACKEND: u32 = 0x4008_af30;
 
+/// What follows from what a guest stores to devices, or from their reset: BARs move, interrupts are connected, queues go to
+/// the kernel and come back.
+const CONFIGURES: Call = Request(
+    libc::SYS_ioctl,
+    1,
+    &[
+        KVM_SET_USER_MEMORY_REGION,
+        KVM_SET_GSI_ROUTING,
+        KVM_IRQFD,
+        KVM_IOEVENTFD,
+        VFIO_DEVICE_SET_IRQS,
+        VFIO_DEVICE_RESET,
+        VFIO_IOMMU_MAP_DMA,
+        VFIO_IOMMU_UNMAP_DMA,
+        IOMMU_IOAS_MAP,
+        IOMMU_IOAS_UNMAP,
+        VHOST_SET_VRING_NUM,
+        VHOST_SET_VRING_ADDR,
+        VHOST_SET_VRING_BASE,
+        VHOST_SET_VRING_KICK,
+        VHOST_SET_VRING_CALL,
+        VHOST_NET_SET_BACKEND,
+    ],
+);
+
 const VCPU: &[Call] = &[
-    Request(
-        libc::SYS_ioctl,
-        1,
-        &[
-            KVM_RUN,
-            KVM_GET_REGS,
-            // A guest moves BARs, and switches MSI-X on.
-            KVM_SET_USER_MEMORY_REGION,
-            KVM_SET_GSI_ROUTING,
-            KVM_IRQFD,
-            KVM_IOEVENTFD,
-            VFIO_DEVICE_SET_IRQS,
-            VFIO_DEVICE_RESET,
-            VFIO_IOMMU_MAP_DMA,
-            VFIO_IOMMU_UNMAP_DMA,
-            IOMMU_IOAS_MAP,
-            IOMMU_IOAS_UNMAP,
-            VHOST_SET_VRING_NUM,
-            VHOST_SET_VRING_ADDR,
-            VHOST_SET_VRING_BASE,
-            VHOST_SET_VRING_KICK,
-            VHOST_SET_VRING_CALL,
-            VHOST_NET_SET_BACKEND,
-        ],
-    ),
+    Request(libc::SYS_ioctl, 1, &[KVM_RUN, KVM_GET_REGS]),
+    CONFIGURES,
+    // Doorbells to which KVM does not listen.
+    Any(libc::SYS_io_submit),
+    Any(libc::SYS_io_getevents),
     // Registers of passed-through devices.
     Any(libc::SYS_pread64),
     Any(libc::SYS_pwrite64),
@@ -188,16 +193,13 @@ const MONITOR: &[Call] =
     &[Any(libc::SYS_accept4), Any(libc::SYS_getsockopt), Any(libc::SYS_pread64), Any(libc::SYS_sendto)];
 
 const MAIN: &[Call] = &[
-    // A reset: vCPUs and interrupt controllers, interrupts, memory; the kernel's file is open.
+    // A reset: devices, vCPUs and interrupt controllers; the kernel's file is open.
+    CONFIGURES,
     Request(
         libc::SYS_ioctl,
         1,
         &[
             KVM_RUN,
-            KVM_SET_USER_MEMORY_REGION,
-            KVM_SET_GSI_ROUTING,
-            KVM_IRQFD,
-            KVM_IOEVENTFD,
             KVM_SET_IRQCHIP,
             KVM_SET_REGS,
             KVM_SET_SREGS,
@@ -209,12 +211,6 @@ const MAIN: &[Call] = &[
             KVM_SET_VCPU_EVENTS,
             KVM_SET_MP_STATE,
             KVM_SET_DEBUGREGS,
-            VFIO_DEVICE_SET_IRQS,
-            VFIO_DEVICE_RESET,
-            VFIO_IOMMU_MAP_DMA,
-            VFIO_IOMMU_UNMAP_DMA,
-            IOMMU_IOAS_MAP,
-            IOMMU_IOAS_UNMAP,
         ],
     ),
     // A device that goes back: sysfs has its group as a link.
@@ -244,6 +240,7 @@ const MAIN: &[Call] = &[
     Any(libc::SYS_pread64),
     Any(libc::SYS_pwrite64),
     Any(libc::SYS_shutdown),
+    Any(libc::SYS_io_destroy),
     // The sockets of network cards, as far as Landlock lets it.
     Any(libc::SYS_unlink),
 ];

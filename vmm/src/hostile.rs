@@ -224,20 +224,7 @@ pub fn queues(data: &[u8]) {
     // Sockets of this run alone, since many may run at once.
     let name = |end: &str| dir.join(format!("{end}-{:?}", std::thread::current().id()));
     let (near, far) = (name("near"), name("far"));
-    match kind % 4 {
-        _ if *kind >= 240 => {
-            let net = Net::listen(&near, [2; 6]).expect("a socket");
-            let peer = UnixStream::connect(&near).expect("a network");
-            // What a peer sends is anything as well.
-            send(&peer, data, &[]);
-            queue(net, data);
-        }
-        _ if *kind >= 224 => {
-            let console = Hvc::listen(&near).expect("a socket");
-            let typist = UnixStream::connect(&near).expect("a console");
-            send(&typist, &[7; 5000], &[]);
-            queue(console, data);
-        }
+    match kind % 6 {
         0 => queue(Disk::open(&image, None).expect("an image"), data),
         1 => queue(Disk::open(&image, Some(dir)).expect("room for a copy"), data),
         2 => {
@@ -247,6 +234,19 @@ pub fn queues(data: &[u8]) {
             std::os::unix::fs::symlink(&near, &far).expect("a link");
             queue(net, data);
             let _ = std::fs::remove_file(&far);
+        }
+        3 => {
+            let console = Hvc::listen(&near).expect("a socket");
+            let typist = UnixStream::connect(&near).expect("a console");
+            send(&typist, &[7; 5000], &[]);
+            queue(console, data);
+        }
+        4 => {
+            let net = Net::listen(&near, [2; 6]).expect("a socket");
+            let peer = UnixStream::connect(&near).expect("a network");
+            // What a peer sends is anything as well.
+            send(&peer, data, &[]);
+            queue(net, data);
         }
         _ => queue(Random::open().expect("a source of random bytes"), data),
     }

@@ -3,16 +3,16 @@
 //! BAR 0 has the registers, BAR 1 the MSI-X table (with doorbells only), BAR 2 the region itself.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::Mutex;
 use vmm_sys_util::eventfd::EventFd;
 use vmshm_abi::ivshmem::{
     DEVICE, MEMORY_BAR, REG_DOORBELL, REG_INTR_MASK, REG_INTR_STATUS, REG_IV_POSITION, REGISTERS_BAR,
     REGISTERS_LEN, VENDOR,
 };
+use vmshm_host::Bells as Ringer;
 
 use crate::interrupts::Interrupts;
 use crate::msix::{self, Msix};
@@ -51,6 +51,8 @@ struct Bells {
     interrupts: Arc<dyn Interrupts>,
     /// Where the doorbell register is now.
     register: Option<u64>,
+    /// Rings where KVM does not listen. Never waits, whatever a peer makes of its event.
+    ringer: Option<Ringer>,
 }
 
 /// A vector of a peer.
@@ -114,7 +116,9 @@ impl Ivshmem {
         let capability = msix::add_capability(&mut config, vectors, TABLE_BAR);
         let register = config.bar(REGISTERS_BAR as usize).map(|bar| bar + REG_DOORBELL);
         let msix = Msix::new(vectors, Arc::clone(&interrupts));
-        let bells = Bells { id, msix, capability, peers: BTreeMap::new(), interrupts, register };
+        let ringer =
+            Ringer::new().inspect_err(|error| tracing::warn!(%error, "some doorbells may stay silent")).ok();
+        let bells = Bells { id, msix, capability, peers: BTreeMap::new(), interrupts, register, ringer };
         let bells = Some(Mutex::new(bells));
         Self { config: Mutex::new(config), place, registers: Mutex::default(), bells }
     }
@@ -155,12 +159,9 @@ impl Ivshmem {
         let Some(bells) = &self.bells else { return };
         let bells = bells.lock();
         let Some(bell) = bells.peers.get(&peer).and_then(|vectors| vectors.get(vector)) else { return };
-        let event = &bell.event;
-        // SAFETY: the event outlives the call.
-        let fd = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
-        // A counter that is full has been rung. It is asked first, because a peer can have made writing wait.
-        if poll(&mut [PollFd::new(fd, PollFlags::POLLOUT)], PollTimeout::ZERO) == Ok(1) {
-            let _ = event.write(1);
+        match &bells.ringer {
+            Some(ringer) => ringer.ring(&bell.event),
+            None => tracing::debug!(word, "a doorbell beyond those that KVM listens to stays silent"),
         }
     }
 }
@@ -238,6 +239,8 @@ impl Function for Ivshmem {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
     use super::*;
     use crate::recorder::Recorder;
 
@@ -380,7 +383,12 @@ mod tests {
         // SAFETY: plain integers; the descriptor is open.
         unsafe { libc::fcntl(bell.as_raw_fd(), libc::F_SETFL, 0) };
         device.add_vector(9, fd);
-        device.write(0, REG_DOORBELL, &(9u32 << 16).to_le_bytes());
+        let ring = move || {
+            device.write(0, REG_DOORBELL, &(9u32 << 16).to_le_bytes());
+            device
+        };
+        // As a vCPU's thread may.
+        crate::thread::spawn(crate::thread::Kind::Vcpu, "vcpu", ring).unwrap().join().unwrap();
     }
 
     #[test]

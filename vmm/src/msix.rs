@@ -59,6 +59,8 @@ pub(crate) struct Msix {
     place: Place,
     /// Message control.
     control: u16,
+    /// Whether the log has it that an interrupt could not be connected.
+    told: bool,
 }
 
 impl std::fmt::Debug for Msix {
@@ -78,7 +80,7 @@ impl Msix {
         };
         let vectors: Vec<_> = (0..vectors).map(vector).collect();
         let place = Place::new(vectors.len() as u32);
-        Self { interrupts, vectors, place, control: 0 }
+        Self { interrupts, vectors, place, control: 0, told: false }
     }
 
     /// The event that raises the next vector that has none; `false` where all have.
@@ -177,7 +179,11 @@ impl Msix {
         if let Some(message) = wanted {
             match self.interrupts.connect(vector.number, event, message) {
                 Ok(()) => vector.connected = Some(message),
-                Err(error) => tracing::warn!(vector = index, %error, "an interrupt stays silent"),
+                // Once, since a guest can bring it about as often as it likes.
+                Err(error) if !std::mem::replace(&mut self.told, true) => {
+                    tracing::warn!(vector = index, %error, "an interrupt stays silent");
+                }
+                Err(_) => {}
             }
         }
     }

@@ -12,7 +12,6 @@
 //! for it, up to a bound, and no lock is taken that a member of the region could hold.
 
 mod accept;
-mod bells;
 mod events;
 mod peers;
 mod protocol;

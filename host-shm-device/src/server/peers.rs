@@ -10,9 +10,9 @@ use nix::sys::epoll::{Epoll, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tracing::{debug, info, warn};
 
-use super::bells::Bells;
 use super::events::{Source, watch};
 use super::protocol::{Message, Outbox, Sent};
+use crate::bells::Bells;
 use crate::error::Error;
 use crate::process::Process;
 use crate::region::Region;

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 
 use crate::error::Error;
 
@@ -14,14 +14,18 @@ const IOCB_FLAG_RESFD: u32 = 1;
 /// descriptor, which is the same open file as ours, a blocking one, at any moment. So an operation is begun that ends at once
 /// and has the kernel signal the eventfd at its end, for which it never waits.
 #[derive(Debug)]
-pub(super) struct Bells {
+pub struct Bells {
     context: libc::c_ulong,
     /// What is read (nothing of it) to have something end.
     nothing: File,
 }
 
 impl Bells {
-    pub(super) fn new() -> Result<Self, Error> {
+    /// A queue of the kernel's for it.
+    ///
+    /// # Errors
+    /// The host's limit of such queues is reached (`/proc/sys/fs/aio-max-nr`).
+    pub fn new() -> Result<Self, Error> {
         let doing = "make a queue for doorbells (see /proc/sys/fs/aio-max-nr)";
         let nothing = File::open("/dev/null").map_err(Error::io(doing))?;
         let mut context: libc::c_ulong = 0;
@@ -34,7 +38,7 @@ impl Bells {
     }
 
     /// Adds 1 to an eventfd; a counter that is full stays so.
-    pub(super) fn ring(&self, bell: &OwnedFd) {
+    pub fn ring(&self, bell: &impl AsRawFd) {
         // SAFETY: all zeros is a valid iocb.
         let mut read: libc::iocb = unsafe { std::mem::zeroed() };
         read.aio_lio_opcode = IOCB_CMD_PREAD;
@@ -71,6 +75,7 @@ impl Drop for Bells {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
+    use std::os::fd::OwnedFd;
 
     use nix::sys::eventfd::{EfdFlags, EventFd};
 
