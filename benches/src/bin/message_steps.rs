@@ -1,5 +1,5 @@
 //! Passes messages to and fro, each asked for only when it is certainly there: then no instruction of a call is spent on
-//! waiting, and callgrind can count what a message costs. docs/analysis.md says how. No time is measured.
+//! waiting, and callgrind can count what a message costs: `cargo xtask bench --count`. No time is measured.
 
 use std::hint::spin_loop;
 use std::process::ExitCode;
@@ -20,6 +20,9 @@ struct Options {
     /// Messages that are sent before the first of them is asked for
     #[arg(long, default_value_t = 1, value_name = "N")]
     burst: u32,
+    /// Times that each process asks for a message when there is none
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    polls: u32,
 }
 
 fn wait(count: &AtomicU64, wanted: u64) {
@@ -41,6 +44,11 @@ fn main() -> ExitCode {
     let sent = SharedCount::new(&mpi);
     let mut told = 0;
     mpi.barrier();
+    for _ in 0..options.polls {
+        if mpi.probe() {
+            mpi.abort("there is a message that nobody sent");
+        }
+    }
     for turn in 0..options.messages {
         for sender in [0, 1] {
             told += 1;

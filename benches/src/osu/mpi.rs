@@ -144,6 +144,18 @@ impl Mpi {
         }
     }
 
+    /// Looks once whether a message is there that nobody has asked for.
+    pub fn probe(&self) -> bool {
+        let mut found = 0;
+        // SAFETY: the flag lives until the call has ended.
+        unsafe {
+            let (any, world, ignore) =
+                (ffi::RSMPI_ANY_SOURCE, ffi::RSMPI_COMM_WORLD, ffi::RSMPI_STATUS_IGNORE);
+            ffi::MPI_Iprobe(any, DATA, world, &raw mut found, ignore);
+        }
+        found != 0
+    }
+
     /// Tells `to` that a window has arrived.
     pub fn acknowledge(&self, to: usize) {
         let token = [0_u8; 4];

@@ -3,6 +3,7 @@
 //! The layers take turns within each round, so that what else the machine does meets them all alike.
 
 mod case;
+mod count;
 mod measured;
 mod raw;
 mod report;
@@ -79,6 +80,9 @@ pub struct Options {
     /// The transport between two VMs under our VMM beside two processes, and nothing else; at least 7 rounds
     #[arg(long, conflicts_with_all = ["programs", "keep", "max_size"])]
     vm: bool,
+    /// The instructions of a message, beside vader and UCX, and nothing else: they are the same on a busy machine
+    #[arg(long, conflicts_with_all = ["programs", "keep", "max_size", "vm", "rounds", "quick"])]
+    count: bool,
     /// Take what this run does not measure from the last run's results, so that all can be measured in pieces
     #[arg(long)]
     keep: bool,
@@ -122,6 +126,9 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     let out = workspace.target.join("bench");
     packages::ensure(&[packages::BUILD, packages::RUN, packages::PLOT], &out)?;
     let stage = stage::prepare(workspace, &out)?;
+    if options.count {
+        return count::run(&stage, &out);
+    }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     if cores < 2 {
         bail!("this machine has one core; a comparison needs two, one for each process");
@@ -367,6 +374,7 @@ mod tests {
             max_size: 8192,
             quick: true,
             vm: false,
+            count: false,
             keep: false,
         };
         let case = &case::all(None)[0];

@@ -42,6 +42,9 @@ pub const GUESTS: &[Need] = &[
 /// What makes the chroot in which the guest driver is built.
 pub const KERNEL: &[Need] = &[need("mmdebstrap", "makes the chroot with the tools of Debian's kernels")];
 
+/// What counts instructions.
+pub const COUNT: &[Need] = &[need("valgrind", "counts the instructions of a message")];
+
 /// What draws the text of the PNG plots.
 pub const PLOT: &[Need] = &[need("fonts-dejavu-core", "text in the PNG plots")];
 

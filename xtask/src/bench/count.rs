@@ -1,0 +1,230 @@
+//! Instructions that a message takes, by the library that executes them, as callgrind counts them.
+//!
+//! `message_steps` asks for a message only when it is there, so that none is spent on waiting. Two runs of different length
+//! are subtracted, which takes away what an MPI job does besides. The counts are the same on every processor, as far as a
+//! library chooses no other code for it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::way::{self, Way};
+use crate::base::process::last_lines;
+use crate::base::progress;
+use crate::debian::packages;
+use crate::figures::table::Table;
+use crate::lab::region::Region;
+use crate::mpi::host_mpi::HostMpi;
+
+const LIMIT: Duration = Duration::from_secs(120);
+const WAYS: [Way; 3] = [way::VMSHM, way::TWO_COPIES, way::UCX];
+/// Repetitions of the two runs.
+const FEW: u64 = 50;
+const MANY: u64 = 250;
+/// Processes, each of which does the same.
+const PROCESSES: u64 = 2;
+
+/// A function whose instructions are counted, and what calls it.
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    name: &'static str,
+    function: &'static str,
+    /// Calls of the function in each repetition.
+    calls: u64,
+    /// Options of `message_steps`, the last of which takes the number of repetitions.
+    options: &'static [&'static str],
+}
+
+/// Up to what goes as one message over each way, so that a send does not wait for its receiver.
+const CASES: [Case; 9] = [
+    Case { name: "8 B: send", function: "PMPI_Send", calls: 1, options: &["--size", "8", "--messages"] },
+    Case { name: "8 B: receive", function: "PMPI_Recv", calls: 1, options: &["--size", "8", "--messages"] },
+    Case {
+        name: "8 B: send, each of 16",
+        function: "PMPI_Send",
+        calls: 16,
+        options: &["--size", "8", "--burst", "16", "--messages"],
+    },
+    Case {
+        name: "8 B: receive, each of 16",
+        function: "PMPI_Recv",
+        calls: 16,
+        options: &["--size", "8", "--burst", "16", "--messages"],
+    },
+    Case { name: "1 KiB: send", function: "PMPI_Send", calls: 1, options: &["--size", "1024", "--messages"] },
+    Case {
+        name: "1 KiB: receive",
+        function: "PMPI_Recv",
+        calls: 1,
+        options: &["--size", "1024", "--messages"],
+    },
+    Case {
+        name: "4000 B: send",
+        function: "PMPI_Send",
+        calls: 1,
+        options: &["--size", "4000", "--messages"],
+    },
+    Case {
+        name: "4000 B: receive",
+        function: "PMPI_Recv",
+        calls: 1,
+        options: &["--size", "4000", "--messages"],
+    },
+    Case {
+        name: "nothing there: probe",
+        function: "PMPI_Iprobe",
+        calls: 1,
+        options: &["--messages", "1", "--polls"],
+    },
+];
+
+/// Instructions of a call.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Count {
+    all: f64,
+    /// Those of the layer itself, without Open MPI's libraries above it and the C library.
+    layer: f64,
+}
+
+/// Counts and prints.
+pub fn run(stage: &Path, out: &Path) -> Result<bool> {
+    packages::ensure(&[packages::COUNT], out)?;
+    let region = Region::create(stage, "64M", 2, false)?;
+    let mpi = HostMpi::new(region.environment()?)?;
+    let mut table = Table::default();
+    let heads = WAYS.iter().flat_map(|way| [way.name.to_owned(), format!("{}: its own", way.name)]);
+    table.row(["a call of".to_owned()].into_iter().chain(heads));
+    let program = stage.join("bin/message_steps");
+    progress::during("instructions of a message", |bar| {
+        for case in CASES {
+            let mut row = vec![case.name.to_owned()];
+            for way in WAYS {
+                bar.set_message(format!("{} over {}", case.name, way.name));
+                match count(&mpi, way, case, &program, out) {
+                    Ok(Count { all, layer }) => row.extend([all, layer].map(|count| format!("{count:.0}"))),
+                    Err(error) if way.is_ours() => return Err(error),
+                    Err(error) => {
+                        println!("{} over {} is left out: {error:#}", case.name, way.name);
+                        row.extend(["-", "-"].map(str::to_owned));
+                    }
+                }
+            }
+            table.row(row);
+        }
+        Ok(())
+    })?;
+    println!(
+        "Instructions of a call. \"Its own\" are those of the BTL, or of UCX's libraries; all besides are Open MPI's and the C \
+         library's.\n\n{}",
+        table.render()
+    );
+    fs::write(out.join("count.md"), table.render_markdown())?;
+    println!("The same in Markdown: {}", out.join("count.md").display());
+    Ok(true)
+}
+
+fn count(mpi: &HostMpi, way: Way, case: Case, program: &Path, out: &Path) -> Result<Count> {
+    let run = |repetitions| instructions(mpi, way, case, program, out, repetitions);
+    let (few, many) = (run(FEW)?, run(MANY)?);
+    let calls = ((MANY - FEW) * PROCESSES * case.calls) as f64;
+    let each = |of: &dyn Fn(&str) -> bool| -> f64 {
+        let sum = |counts: &BTreeMap<String, u64>| -> i64 {
+            counts.iter().filter(|(object, _)| of(object)).map(|(_, count)| *count as i64).sum()
+        };
+        (sum(&many) - sum(&few)) as f64 / calls
+    };
+    Ok(Count { all: each(&|_| true), layer: each(&is_layer) })
+}
+
+fn is_layer(object: &str) -> bool {
+    let name = object.rsplit('/').next().unwrap_or(object);
+    ["mca_btl_", "libucp", "libuct", "libucs"].iter().any(|beginning| name.starts_with(beginning))
+}
+
+/// Instructions inside the function by the library that they lie in, of both processes.
+fn instructions(
+    mpi: &HostMpi,
+    way: Way,
+    case: Case,
+    program: &Path,
+    out: &Path,
+    repetitions: u64,
+) -> Result<BTreeMap<String, u64>> {
+    let dir = tempfile::tempdir()?;
+    let mut command = mpi.mpirun(2, way.layer);
+    command.args(way.args).arg("valgrind").arg("--tool=callgrind");
+    command.arg(format!("--callgrind-out-file={}/%p", dir.path().display()));
+    command.arg(format!("--toggle-collect={}", case.function)).arg(program);
+    command.args(case.options).arg(repetitions.to_string());
+    let log = out.join("count.log");
+    let done = mpi.run(command, "message_steps under callgrind", &log, LIMIT)?;
+    if !done.status.success() {
+        bail!("message_steps failed:\n{}", last_lines(&done.text, 5));
+    }
+    let mut sum = BTreeMap::new();
+    let mut files = 0;
+    for entry in fs::read_dir(dir.path())? {
+        for (object, count) in by_object(&fs::read_to_string(entry?.path())?)? {
+            *sum.entry(object).or_default() += count;
+        }
+        files += 1;
+    }
+    if files != PROCESSES {
+        bail!("callgrind left {files} files instead of {PROCESSES}");
+    }
+    Ok(sum)
+}
+
+/// Reads what callgrind wrote: instructions by object, those of a function's callees not counted twice.
+fn by_object(text: &str) -> Result<BTreeMap<String, u64>> {
+    let mut names: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut counts = BTreeMap::new();
+    let mut object = "";
+    let mut is_call = false;
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix("ob=").or_else(|| line.strip_prefix("cob=")) {
+            // "(7) /usr/lib/libmpi.so" the first time, "(7)" later.
+            let (key, name) = name.split_once(' ').unwrap_or((name, ""));
+            if !name.is_empty() {
+                names.insert(key, name);
+            }
+            if line.starts_with("ob=") {
+                object = names.get(key).copied().unwrap_or(key);
+            }
+        } else if line.starts_with("calls=") {
+            // The next line holds what the callee took in all.
+            is_call = true;
+        } else if line.starts_with(|c: char| c.is_ascii_digit() || "+-*".contains(c)) {
+            let count = line.split_whitespace().nth(1);
+            if !std::mem::take(&mut is_call)
+                && let Some(count) = count
+            {
+                let count: u64 =
+                    count.parse().with_context(|| format!("callgrind wrote the line {line:?}"))?;
+                *counts.entry(object.to_owned()).or_default() += count;
+            }
+        }
+    }
+    Ok(counts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn callees_count_for_their_own_object() -> Result<()> {
+        let text = "events: Ir\nob=(1) /usr/lib/libmpi.so.40\nfn=(1) MPI_Send\n16 70\n+3 3\ncob=(2) /x/mca_btl_vmshm.so\ncfn=(2) \
+                    send\ncalls=1 50\n* 500\n\nob=(2)\nfn=(2)\n50 480\n* 20\n\nob=(1)\nfn=(3) other\n9 1\ntotals: 574\n";
+        let counts = by_object(text)?;
+        assert_eq!(counts.values().sum::<u64>(), 574);
+        assert_eq!(counts["/x/mca_btl_vmshm.so"], 500);
+        assert!(is_layer("/x/mca_btl_vmshm.so") && is_layer("/usr/lib/libuct.so.0"));
+        assert!(!is_layer("/usr/lib/libmpi.so.40") && !is_layer("/x/mca_pml_ob1.so"));
+        assert!(by_object("ob=(1) a\nfn=(1) b\n1 x\n").is_err());
+        Ok(())
+    }
+}
