@@ -47,6 +47,9 @@ struct Options {
     /// Measures two copies of long messages that overlap, and nothing else
     #[arg(long)]
     copies: bool,
+    /// Measures the bare cache line, and nothing else
+    #[arg(long, conflicts_with = "copies")]
+    line: bool,
 }
 
 /// Polls until a message of a word or less is there, and returns its sender, tag and bytes.
@@ -353,6 +356,17 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let turns = options.turns.max(1);
+    if options.line {
+        pin(cores[0]);
+        let mut lines = Lines::new();
+        for round in 0..=options.rounds {
+            let line = lines.measure(cores, turns);
+            if round > 0 {
+                println!("round {round} line {line:.2}");
+            }
+        }
+        return ExitCode::SUCCESS;
+    }
     let attached = attach(options.endpoints);
     let Meeting { seconds: met, pair } = Meeting::measure(options.endpoints);
     pin(cores[0]);

@@ -18,7 +18,13 @@ pub struct Measured {
     pub less_is_better: bool,
     /// For each way, for each round, size and figure; the first way is ours.
     pub ways: Vec<(String, Vec<Points>)>,
+    /// Nanoseconds of a bare cache line, one way, before each round.
+    #[serde(default)]
+    pub lines: Vec<f64>,
 }
+
+/// The machine is noisy where a bare line takes so many times as long in one round as in another.
+const NOISY: f64 = 1.2;
 
 /// Ours divided by a peer's.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,6 +38,18 @@ pub struct Ratio {
 }
 
 impl Measured {
+    /// Whether what the machine did besides shows in a measurement that has nothing to do with us or our peers.
+    pub fn is_noisy(&self) -> bool {
+        spread(&self.lines).is_some_and(|line| line.max > NOISY * line.min)
+    }
+
+    /// The bare cache line beside the rounds, as a phrase.
+    pub fn line(&self) -> Option<String> {
+        let Spread { min, median, max } = spread(&self.lines)?;
+        let noisy = if self.is_noisy() { ", a noisy machine" } else { "" };
+        Some(format!("a bare cache line {median:.0} ns one way ({min:.0}..{max:.0}{noisy})"))
+    }
+
     /// All sizes that some way was measured with.
     pub fn sizes(&self) -> BTreeSet<u64> {
         self.ways.iter().flat_map(|way| way.1.iter().flatten()).map(|point| point.0).collect()
@@ -90,7 +108,7 @@ mod tests {
             (name.to_owned(), rounds.to_vec())
         };
         let ways = vec![way("vmshm", [1.0, 1.0]), way("one", [2.0, 2.0]), way("two", [4.0, 5.0])];
-        Measured { case: "x".into(), unit: "y".into(), less_is_better, ways }
+        Measured { case: "x".into(), unit: "y".into(), less_is_better, ways, lines: Vec::new() }
     }
 
     #[test]
@@ -112,5 +130,16 @@ mod tests {
         let worst = measured.worst(0..=64, |name| name == "one").unwrap();
         assert_eq!((worst.size, worst.spread.median), (64, 2.0));
         assert!(measured.worst(100..=200, |_| true).is_none());
+    }
+
+    #[test]
+    fn a_line_that_varies_by_more_than_a_fifth_is_noise() {
+        let of = |lines: &[f64]| Measured { lines: lines.to_vec(), ..measured(true) };
+        assert!(!of(&[]).is_noisy() && !of(&[70.0, 75.0, 83.0]).is_noisy());
+        let noisy = of(&[70.0, 75.0, 85.0]);
+        assert_eq!(
+            noisy.line().as_deref(),
+            Some("a bare cache line 75 ns one way (70..85, a noisy machine)")
+        );
     }
 }

@@ -4,6 +4,7 @@
 
 mod case;
 mod count;
+mod machine;
 mod measured;
 mod raw;
 mod report;
@@ -30,9 +31,10 @@ use crate::lab::region::Region;
 use crate::mpi::host_mpi::HostMpi;
 use crate::mpi::osu::{self, Points};
 use case::{Case, Part};
+use machine::Machine;
 use measured::Measured;
 use raw::Raw;
-use report::{Report, describe, processor};
+use report::{Report, describe};
 use way::{OSC_OURS, Way};
 
 const REGION: &str = "1G";
@@ -83,6 +85,9 @@ pub struct Options {
     /// The instructions of a message, beside vader and UCX, and nothing else: they are the same on a busy machine
     #[arg(long, conflicts_with_all = ["programs", "keep", "max_size", "vm", "rounds", "quick"])]
     count: bool,
+    /// Keep the tables in docs/measured, in the file of this kind of processor
+    #[arg(long, conflicts_with_all = ["vm", "count", "quick"])]
+    record: bool,
     /// Take what this run does not measure from the last run's results, so that all can be measured in pieces
     #[arg(long)]
     keep: bool,
@@ -189,20 +194,39 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     for (way, why) in &missing {
         report.say(&format!("{} does not run here:\n{why}", way.name));
     }
+    let machine = Machine::here();
     report.say(&format!(
         "Measured on {}, {cores} cores, load {} at the end.",
-        processor(),
+        machine.describe(),
         fs::read_to_string("/proc/loadavg").unwrap_or_default().split(' ').next().unwrap_or("unknown"),
     ));
     print!("{}", report.text);
     fs::write(out.join("bench.txt"), &report.text)?;
     fs::write(out.join("bench.md"), &report.markdown)?;
+    if options.record {
+        let path = workspace.root.join("docs/measured").join(machine.file());
+        fs::write(&path, format!("{}{}", heading(workspace, &machine)?, report.markdown))?;
+        println!("Kept in {}", path.display());
+    }
     for path in draw(&results.cases, &out)? {
         println!("Plot: {}", path.display());
     }
     println!("The same tables in Markdown: {}", out.join("bench.md").display());
     println!("All rounds: {}", file.display());
     Ok(true)
+}
+
+/// What the tables of a kind of machine begin with.
+fn heading(workspace: &Workspace, machine: &Machine) -> Result<String> {
+    let mut git = std::process::Command::new("git");
+    git.args(["describe", "--always", "--dirty"]).current_dir(&workspace.root);
+    let commit = git.output().context("cannot start git")?.stdout;
+    Ok(format!(
+        "# Measured on {}\n\nWhat `cargo xtask bench` printed at commit {}: processes on one host. Look at the spread: what else \
+         the machine did shows in it.\n",
+        machine.describe(),
+        String::from_utf8_lossy(&commit).trim(),
+    ))
 }
 
 fn read(file: &Path) -> Result<Results> {
@@ -262,9 +286,11 @@ impl Setup<'_> {
     fn measure(&self, case: &Case, options: &Options) -> Result<Measured> {
         let count = usize::from(options.rounds());
         let mut rounds: Vec<Vec<Points>> = case.ways.iter().map(|_| Vec::new()).collect();
+        let mut lines = Vec::new();
         let heading = format!("{}, {count} rounds of {} ways", case.name, case.ways.len());
         progress::during(&heading, |bar| {
             for round in 0..count {
+                lines.push(Raw::line(&self.programs.join(RAW), self.out)?);
                 for turn in 0..case.ways.len() {
                     // Another way begins each round.
                     let index = (round + turn) % case.ways.len();
@@ -289,6 +315,7 @@ impl Setup<'_> {
             unit: case.unit.to_owned(),
             less_is_better: case.less_is_better(),
             ways: case.ways.iter().map(|way| way.name.to_owned()).zip(rounds).collect(),
+            lines,
         })
     }
 }
@@ -375,6 +402,7 @@ mod tests {
             quick: true,
             vm: false,
             count: false,
+            record: false,
             keep: false,
         };
         let case = &case::all(None)[0];

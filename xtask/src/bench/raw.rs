@@ -49,6 +49,16 @@ impl Raw {
         Ok(raw)
     }
 
+    /// Nanoseconds that a bare cache line takes one way, now.
+    pub fn line(program: &Path, out: &Path) -> Result<f64> {
+        let mut command = mortal(program);
+        command.args(["--line", "--rounds", "1"]);
+        let done = process::run(command, "vmshm_raw", &out.join("vmshm_raw-line.log"), LIMIT)?;
+        let mut raw = Raw::default();
+        raw.add(&done.text)?;
+        Self::at(&raw.rounds[0], NAMES[0]).context("vmshm_raw printed no line")
+    }
+
     fn add(&mut self, text: &str) -> Result<()> {
         let mut round = Vec::new();
         for line in text.lines() {

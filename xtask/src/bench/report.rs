@@ -1,7 +1,5 @@
 //! What a run shows: on the terminal and as Markdown.
 
-use std::fs;
-
 use super::measured::Measured;
 use crate::figures::table::{self, Table};
 
@@ -57,16 +55,10 @@ pub fn describe(measured: &Measured) -> (String, Table) {
     }
     let better = if measured.less_is_better { "less" } else { "more" };
     let rounds = measured.ways.iter().map(|way| way.1.len()).max().unwrap_or(0);
+    let line = measured.line().map_or(String::new(), |line| format!("; {line}"));
     let heading = format!(
-        "{}, {}: medians of {rounds} rounds and of their ratios, beside the best with smallest..largest ({better} is better)",
+        "{}, {}: medians of {rounds} rounds and of their ratios, beside the best with smallest..largest ({better} is better){line}",
         measured.case, measured.unit,
     );
     (heading, table)
-}
-
-/// The processor's name, as Linux tells it.
-pub fn processor() -> String {
-    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-    name.map_or_else(|| "an unknown processor".into(), |(_, name)| name.trim().to_owned())
 }

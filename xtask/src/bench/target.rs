@@ -243,7 +243,8 @@ mod tests {
     fn a_missed_target_says_so_and_names_the_size() {
         let way = |name: &str, figure: f64| (name.to_owned(), vec![vec![(8, 1.0), (16, figure)]]);
         let ways = vec![way("vmshm", 0.9), way("vader 2-copy", 1.0), way("vader CMA", 3.0), way("tcp", 0.1)];
-        let one = Measured { case: "osu_latency".into(), unit: "µs".into(), less_is_better: true, ways };
+        let (case, unit) = ("osu_latency".into(), "µs".into());
+        let one = Measured { case, unit, less_is_better: true, ways, lines: Vec::new() };
         let text = summary(&[one], None).unwrap().render_left();
         assert!(text.contains(" 1.00 (1.00..1.00) vader 2-copy, 8 B  "), "{text}");
         assert!(text.contains("MISSED") && !text.contains("met"), "{text}");

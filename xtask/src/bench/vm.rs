@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::report::{Report, processor};
+use super::machine::Machine;
+use super::report::Report;
 use crate::base::process::{self, last_lines};
 use crate::base::progress;
 use crate::base::workspace::{Workspace, cargo};
@@ -82,7 +83,7 @@ pub fn run(workspace: &Workspace, rounds: u16, quick: bool) -> Result<bool> {
     let pages = text.lines().find_map(|line| line.strip_prefix("pages ")).unwrap_or("unknown");
     report.say(&format!(
         "Measured on {}, {}; the region on pages of {pages}, load {} at the end.",
-        processor(),
+        Machine::here().describe(),
         kvm(Path::new("/sys/module"), &fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
         fs::read_to_string("/proc/loadavg").unwrap_or_default().split(' ').next().unwrap_or("unknown"),
     ));
