@@ -36,7 +36,7 @@ const TOLD: [u32; 2] = [ompi::MPI_ERR_TRUNCATE, ompi::MPI_ERR_NO_MEM];
 const PAGE: usize = 4096;
 
 /// How long a member lets others publish before it looks, nanoseconds: less than a line takes between two processors.
-/// Measured as in ANALYSIS.md; twice as long is still better than not at all, where members come together.
+/// Measured as in docs/analysis.md; twice as long is still better than not at all, where members come together.
 const SETTLE: u128 = 36;
 
 /// So many of the processor's pauses are about [`SETTLE`]: from 3 to 45 ns each, by its make.
