@@ -1,16 +1,15 @@
 //! What Open MPI calls for the component, and for each new communicator.
 
-use std::collections::HashMap;
 use std::ffi::c_int;
 use std::ptr;
 
-use parking_lot::Mutex;
 use vmshm_transport::abi::EndpointName;
 
-use super::levels::{By, has_neighbours, is_one_region};
-use super::operations;
+use super::functions;
+use super::hierarchy::{By, has_neighbours, is_one_region};
+use super::names::name_of;
 use super::state::{self, State};
-use crate::ompi::{self, mca_coll_base_module_t, ompi_communicator_t, opal_proc_t, vmshm_coll_module_t};
+use crate::ompi::{self, mca_coll_base_module_t, ompi_communicator_t, vmshm_coll_module_t};
 use crate::process::{INSTANCE, params};
 
 /// Registers the parameters.
@@ -38,25 +37,6 @@ pub unsafe extern "C" fn init_query(_: bool, _: bool) -> c_int {
     ompi::OPAL_SUCCESS as c_int
 }
 
-/// What processes have published, so that it is asked for once.
-static NAMES: Mutex<Option<HashMap<usize, Option<EndpointName>>>> = Mutex::new(None);
-
-/// The endpoint that a process has published.
-///
-/// # Safety
-/// `proc` is a process of Open MPI.
-unsafe fn name_of(proc: *const opal_proc_t) -> Option<EndpointName> {
-    let mut names = NAMES.lock();
-    let names = names.get_or_insert_default();
-    // SAFETY: the caller vouches for it.
-    *names.entry(proc.addr()).or_insert_with(|| unsafe { ompi::lookup(proc) })
-}
-
-/// Forgets what processes have published.
-pub fn forget_names() {
-    *NAMES.lock() = None;
-}
-
 /// Offers a module for a communicator, if all of its processes have published an endpoint in one region, or in several
 /// where the user wants levels. All of them come to the same conclusion, since all know the same; whether it works they find
 /// out together when it is first used.
@@ -76,7 +56,7 @@ pub unsafe extern "C" fn comm_query(
             return ptr::null_mut();
         }
         (*module).state = State::keep(state).cast();
-        operations::fill(&raw mut (*module).super_);
+        functions::fill(&raw mut (*module).super_);
         (*module).super_.coll_module_enable = Some(enable);
         module.cast()
     }

@@ -4,17 +4,17 @@
 //! that both share one attached endpoint. What the members of a communicator do together is
 //! [`vmshm_transport::collective`]; here is the translation:
 //!
-//! - `component`: parameters, and which communicators we take.
-//! - `state`: what a communicator's module knows: its group, made when it is first used.
-//! - `operations`: the functions that Open MPI calls.
-//! - `data`: buffers of any datatype as bytes.
-//! - `unequal`: those of parts of any lengths.
-//! - `levels`: the same in two levels, for members of several regions or virtual machines, where the user wants that.
-//! - `combine`: Open MPI's operations on those bytes.
+//! - `component`: what Open MPI calls once, and for each new communicator; `names`: what processes have published.
+//! - `state`: a communicator's module: its group, made when it is first used.
+//! - `functions`: what a module takes over; `run`: an operation's way.
+//! - `barrier`, `bcast`, `reduce`, `allreduce`, `allgather`, `gather`, `scatter`, `alltoall`: the operations.
+//! - `vector`: those of parts of any lengths.
+//! - `datatype`: buffers of any datatype as bytes; `op`: Open MPI's operations on those.
+//! - `hierarchy`: operations in two levels, for members of several regions or virtual machines, where the user wants that.
 //!
 //! Whether an operation is ours is decided alike by all members, from what all know:
 //!
-//! - The communicator: all members in one region (several: `levels`), more than one, of one job, none of which sleeps.
+//! - The communicator: all members in one region (several: `hierarchy`), more than one, of one job, none of which sleeps.
 //! - The size: payloads of more than 4 KiB need memory for chunks from every member's section; elements of an operation must
 //!   fit half a chunk, and the parts of a scatter or alltoall a chunk together.
 //!
@@ -31,13 +31,23 @@
 //! cores one after the other. That can pay only for many members a VM; barriers of more than eight go in rounds instead.
 //! Who has such machines can try it (`coll_vmshm_levels` 2). With 4 and 8 members on 2 cores it takes 1.1 to 4 times as long.
 
-mod combine;
+mod allgather;
+mod allreduce;
+mod alltoall;
+mod barrier;
+mod bcast;
 mod component;
-mod data;
-mod levels;
-mod operations;
+mod datatype;
+mod functions;
+mod gather;
+mod hierarchy;
+mod names;
+mod op;
+mod reduce;
+mod run;
+mod scatter;
 mod state;
-mod unequal;
+mod vector;
 
 pub use component::{comm_query, init_query, register};
 pub use state::close;

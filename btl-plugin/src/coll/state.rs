@@ -15,8 +15,8 @@ use vmshm_transport::tune::Tuning;
 use vmshm_transport::{Fragment, Mapping, Memory, Purpose};
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::component;
-use super::levels::{By, Levels, is_one_region};
+use super::hierarchy::{By, Levels, is_one_region};
+use super::names::forget_names;
 use crate::ompi::{self, help, ompi_communicator_t, opal_proc_t, vmshm_coll_module_t};
 use crate::process::{INSTANCE, Instance, loss, params};
 
@@ -177,7 +177,7 @@ pub fn close() {
         // SAFETY: kept states live until `destruct` takes them from the list; no operation runs while MPI is finalized.
         unsafe { (*state.0).stage = Stage::Declined };
     }
-    component::forget_names();
+    forget_names();
 }
 
 /// Called when Open MPI has no use for a module any more.

@@ -4,17 +4,8 @@ use std::ffi::{c_int, c_void};
 
 use super::access::{self, Access};
 use super::epochs::{self, Epochs};
+use super::window::of;
 use crate::ompi::{self, ompi_osc_base_module_t, ompi_win_t};
-
-/// The window behind Open MPI's.
-///
-/// # Safety
-/// Open MPI calls this for a window of this kind, which it has not freed.
-#[inline]
-pub unsafe fn of<'a, W>(win: *mut ompi_win_t) -> &'a W {
-    // SAFETY: the caller vouches for it: who has made the window has put it there.
-    unsafe { &*ompi::vmshm_osc_module(win).cast::<W>() }
-}
 
 /// The functions of a kind of window, which begins with a copy of them.
 pub const fn functions<W: Access + Epochs>() -> ompi_osc_base_module_t {

@@ -3,9 +3,8 @@
 use std::ffi::{CStr, c_int, c_uint, c_void};
 
 use vmshm_transport::abi::EndpointName;
-use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::members::Wanted;
+use super::members::{Wanted, gather};
 use super::{direct, others, served};
 use crate::mpool;
 use crate::ompi::help::{self, Topic};
@@ -15,9 +14,6 @@ use crate::ompi::{
 use crate::process::{INSTANCE, params};
 
 const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
-
-/// Windows are aligned to pages.
-pub const ALIGNMENT: usize = 4096;
 
 /// Registers the parameter.
 pub unsafe extern "C" fn register() -> c_int {
@@ -243,25 +239,4 @@ unsafe fn make(
         }
         served::make(win, wanted, names, is_last)
     }
-}
-
-/// What all processes say.
-///
-/// # Errors
-/// Open MPI's code.
-///
-/// # Safety
-/// `comm` is a communicator of Open MPI with `count` processes, all of which do the same.
-pub unsafe fn gather<T: FromBytes + IntoBytes + Immutable + Clone>(
-    comm: *mut ompi_communicator_t,
-    mine: &T,
-    count: usize,
-) -> Result<Vec<T>, c_int> {
-    let mut all = vec![T::new_zeroed(); count];
-    // SAFETY: the caller vouches for the communicator; there is room for what each process sends.
-    let code = unsafe {
-        let len = size_of::<T>() as c_int;
-        ompi::vmshm_osc_exchange(comm, mine.as_bytes().as_ptr().cast(), all.as_mut_ptr().cast(), len)
-    };
-    if code == SUCCESS { Ok(all) } else { Err(code) }
 }

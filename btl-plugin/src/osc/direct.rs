@@ -8,11 +8,12 @@ use std::ptr;
 use vmshm_transport::abi::{EndpointId, EndpointName};
 
 use super::access::{Access, Local, Remote, read};
-use super::calls::{self, of};
+use super::calls;
 use super::epochs::{Epochs, Groups, Locked, order, pause, rest};
 use super::members::{self, Member, Members, Wanted, checked};
 use super::numbers::Numbers;
 use super::state::State;
+use super::window::of;
 use crate::ompi::{self, ompi_op_t, ompi_osc_base_module_t, ompi_win_t};
 use crate::process::INSTANCE;
 

@@ -4,8 +4,8 @@ use std::cell::{Cell, RefCell};
 use std::ffi::c_int;
 use std::sync::atomic::{self, AtomicU32, Ordering};
 
-use super::calls::of;
 use super::members::{Members, checked, code};
+use super::window::of;
 use crate::ompi::{self, ompi_group_t, ompi_win_t};
 use crate::process::sleep;
 

@@ -7,7 +7,6 @@ use memmap2::MmapMut;
 use vmshm_transport::abi::{EndpointId, EndpointName};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::component::{ALIGNMENT, gather};
 use crate::mpool;
 use crate::ompi::{self, ompi_communicator_t, ompi_datatype_t, opal_info_t};
 use crate::process::{INSTANCE, is_wanted};
@@ -33,6 +32,27 @@ impl Drop for Members {
             unsafe { ompi::vmshm_osc_end(self.comm) };
         }
     }
+}
+
+/// What all processes say.
+///
+/// # Errors
+/// Open MPI's code.
+///
+/// # Safety
+/// `comm` is a communicator of Open MPI with `count` processes, all of which do the same.
+pub unsafe fn gather<T: FromBytes + IntoBytes + Immutable + Clone>(
+    comm: *mut ompi_communicator_t,
+    mine: &T,
+    count: usize,
+) -> Result<Vec<T>, c_int> {
+    let mut all = vec![T::new_zeroed(); count];
+    // SAFETY: the caller vouches for the communicator; there is room for what each process sends.
+    let code = unsafe {
+        let len = size_of::<T>() as c_int;
+        ompi::vmshm_osc_exchange(comm, mine.as_bytes().as_ptr().cast(), all.as_mut_ptr().cast(), len)
+    };
+    if code == SUCCESS { Ok(all) } else { Err(code) }
 }
 
 #[cfg(test)]
@@ -69,6 +89,9 @@ pub struct Member {
     /// Words of its own in its section, for the others.
     pub words: *mut u8,
 }
+
+/// Windows are aligned to pages.
+const ALIGNMENT: usize = 4096;
 
 /// Memory for a window.
 enum Memory {

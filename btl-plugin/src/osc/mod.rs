@@ -12,7 +12,7 @@
 //!
 //! - `component`: what Open MPI calls once, and for each new window.
 //! - `members`: the processes of a window, and where their memory is.
-//! - `calls`: the functions of a window, as Open MPI wants them.
+//! - `window`: windows of ours behind Open MPI's; `calls`: their functions, as Open MPI wants them.
 //! - `access`, `epochs`: what they do for both kinds of windows, and what each kind has to do itself.
 //! - `numbers`: where the data of elements lie, to be moved or for an operation.
 //! - `direct`, `state`: direct windows, and the words that say when they may be accessed.
@@ -29,6 +29,7 @@ mod numbers;
 mod others;
 mod served;
 mod state;
+mod window;
 
 pub use component::{finalize, init, publish, query, register, select};
 pub use others::is_used;

@@ -4,7 +4,7 @@ use std::ffi::{c_int, c_void};
 
 use vmshm_transport::PeerError;
 
-use super::instance::MODULE;
+use super::module::MODULE;
 use crate::ompi::{
     self, mca_btl_base_endpoint_t, mca_btl_base_rdma_completion_fn_t, mca_btl_base_registration_handle_t,
 };

@@ -1,7 +1,5 @@
 //! What this process has from `init` to `finalize`: the engine, and what hangs on it.
 
-use std::mem::MaybeUninit;
-
 use vmshm_section_heap::Pool;
 use vmshm_transport::abi::EndpointName;
 use vmshm_transport::attach::Source;
@@ -11,8 +9,9 @@ use super::completion::Completion;
 use super::descriptor::Descriptor;
 use super::left_groups::LeftGroups;
 use super::lock::{Guard, Lock};
+use super::module::others_read;
 use super::other_traffic::OtherTraffic;
-use crate::ompi::{self, Global, mca_btl_base_module_t, opal_proc_t};
+use crate::ompi::opal_proc_t;
 
 /// The engine: a descriptor completes a send, Open MPI's callback a get.
 pub type Engine = vmshm_messaging::Engine<*mut Descriptor, Completion>;
@@ -24,11 +23,6 @@ pub static INSTANCE: Lock<Option<Instance>> = Lock::new(None);
 
 /// The instance, held.
 pub type Held = Guard<'static, Option<Instance>>;
-
-/// The one module of the BTL. All zero until the component registers its parameters.
-// SAFETY: the struct holds numbers, pointers and optional functions, for all of which zero is a value.
-pub static MODULE: Global<mca_btl_base_module_t> =
-    Global::new(unsafe { MaybeUninit::zeroed().assume_init() });
 
 /// Descriptors kept for reuse.
 const MAX_SPARE: usize = 64;
@@ -176,13 +170,6 @@ impl Drop for Instance {
             drop(unsafe { Descriptor::take_back(descriptor) });
         }
     }
-}
-
-/// Whether some other transport of this process has hardware read memory that is sent, or the kernel where `kernel_reads`
-/// says that it can't.
-pub fn others_read(kernel_reads: bool) -> bool {
-    // SAFETY: it is that module.
-    unsafe { ompi::others_read(MODULE.get(), kernel_reads) }
 }
 
 /// Whether programs want memory of the section without asking for it: others do not read it, and it is not slow.

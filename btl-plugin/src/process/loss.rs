@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use vmshm_transport::Peer;
 use vmshm_transport::attach::Source;
 
-use super::instance::{Held, MODULE};
+use super::instance::Held;
+use super::module::MODULE;
 use crate::ompi::help::{self, Topic};
 use crate::ompi::{self, opal_proc_t};
 

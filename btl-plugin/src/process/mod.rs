@@ -1,7 +1,7 @@
 //! What this process has, once it is attached to a region, and what all components share.
 //!
 //! - `params`: what the user can set, of all components.
-//! - `lock`: the lock around the instance.
+//! - `module`: the BTL's module. `lock`: the lock around the instance.
 //! - `descriptor`, `completion`: what completes a send, and a get.
 //! - `left_groups`: memory of groups that were left.
 //! - `other_traffic`: messages that come by other transports.
@@ -15,11 +15,13 @@ mod instance;
 mod left_groups;
 mod lock;
 pub mod loss;
+mod module;
 mod other_traffic;
 pub mod params;
 pub mod sleep;
 
 pub use completion::Completion;
 pub use descriptor::{Descriptor, from_endpoint, to_endpoint};
-pub use instance::{Held, INSTANCE, Instance, MODULE, Posted, is_wanted, others_read};
+pub use instance::{Held, INSTANCE, Instance, Posted, is_wanted};
 pub use lock::Lock;
+pub use module::{MODULE, others_read};

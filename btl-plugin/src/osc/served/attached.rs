@@ -1,15 +1,12 @@
 //! The memory that a process has attached to a dynamic window: what others may access by its addresses.
 
 use std::collections::BTreeMap;
-use std::ffi::{c_int, c_void};
+use std::ffi::c_int;
 
-use super::Served;
-use crate::ompi::{self, ompi_win_t};
-use crate::osc::calls::of;
-use crate::osc::members::code;
+use crate::ompi;
 
 /// Memory that can't be attached to this window, or not again.
-const NOT_ATTACHED: c_int = ompi::MPI_ERR_RMA_ATTACH as c_int;
+pub const NOT_ATTACHED: c_int = ompi::MPI_ERR_RMA_ATTACH as c_int;
 
 /// All that is attached. No byte is twice.
 #[derive(Debug, Default)]
@@ -66,20 +63,6 @@ impl Attached {
         }
         true
     }
-}
-
-/// `MPI_Win_attach`.
-pub unsafe extern "C" fn attach(win: *mut ompi_win_t, start: *mut c_void, len: usize) -> c_int {
-    // SAFETY: Open MPI gives a window.
-    let Some(attached) = &unsafe { of::<Served>(win) }.attached else { return NOT_ATTACHED };
-    code(attached.borrow_mut().attach(start.expose_provenance(), len))
-}
-
-/// `MPI_Win_detach`.
-pub unsafe extern "C" fn detach(win: *mut ompi_win_t, start: *const c_void) -> c_int {
-    // SAFETY: Open MPI gives a window.
-    let Some(attached) = &unsafe { of::<Served>(win) }.attached else { return NOT_ATTACHED };
-    code(attached.borrow_mut().detach(start.addr()))
 }
 
 #[cfg(test)]

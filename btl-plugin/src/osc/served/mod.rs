@@ -21,7 +21,7 @@ mod locks;
 mod request;
 
 use std::cell::{Cell, RefCell};
-use std::ffi::c_int;
+use std::ffi::{c_int, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -35,9 +35,10 @@ use super::epochs::{Groups, Locked, pause, rest};
 use super::members::{self, Member, Members, OUT_OF_RANGE, Wanted};
 use super::numbers::Number;
 use super::others;
+use super::window::of;
 use crate::ompi::{self, ompi_communicator_t, ompi_osc_base_module_t, ompi_win_t};
 use crate::process::{INSTANCE, Lock, loss};
-use attached::Attached;
+use attached::{Attached, NOT_ATTACHED};
 use locks::Locks;
 use request::{Kind, Request};
 
@@ -120,8 +121,8 @@ struct Served {
 
 /// The window's own functions.
 const FUNCTIONS: ompi_osc_base_module_t = ompi_osc_base_module_t {
-    osc_win_attach: Some(attached::attach),
-    osc_win_detach: Some(attached::detach),
+    osc_win_attach: Some(attach),
+    osc_win_detach: Some(detach),
     ..calls::functions::<Served>()
 };
 
@@ -244,6 +245,20 @@ unsafe fn connect(comm: *mut ompi_communicator_t, names: &[EndpointName]) -> Opt
         false => instance.connect(name, process(rank)).ok().map(Some),
     };
     names.iter().enumerate().map(peer).collect()
+}
+
+/// `MPI_Win_attach`.
+unsafe extern "C" fn attach(win: *mut ompi_win_t, start: *mut c_void, len: usize) -> c_int {
+    // SAFETY: Open MPI gives a window.
+    let Some(attached) = &unsafe { of::<Served>(win) }.attached else { return NOT_ATTACHED };
+    members::code(attached.borrow_mut().attach(start.expose_provenance(), len))
+}
+
+/// `MPI_Win_detach`.
+unsafe extern "C" fn detach(win: *mut ompi_win_t, start: *const c_void) -> c_int {
+    // SAFETY: Open MPI gives a window.
+    let Some(attached) = &unsafe { of::<Served>(win) }.attached else { return NOT_ATTACHED };
+    members::code(attached.borrow_mut().detach(start.addr()))
 }
 
 /// Takes no more requests for a window.

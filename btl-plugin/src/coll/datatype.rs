@@ -219,3 +219,51 @@ impl Sink {
         }
     }
 }
+
+/// `MPI_IN_PLACE`.
+pub fn is_in_place(buffer: *const c_void) -> bool {
+    buffer.addr() == 1
+}
+
+/// Parts of one shape, one after another.
+pub enum Parts {
+    /// Where the user has them.
+    AsTheyAre(*const u8),
+    /// In memory of ours.
+    Packed(Vec<u8>),
+}
+
+impl Parts {
+    /// Where they are.
+    pub fn bytes(&self) -> *const u8 {
+        match self {
+            Parts::AsTheyAre(bytes) => *bytes,
+            Parts::Packed(bytes) => bytes.as_ptr(),
+        }
+    }
+}
+
+/// The bytes of `count` parts of one shape.
+///
+/// # Safety
+/// `place` says where each part lies.
+pub unsafe fn parts(
+    part: &Shape,
+    count: usize,
+    place: impl Fn(usize) -> *const c_void,
+) -> Result<Parts, c_int> {
+    // SAFETY: the caller vouches for the parts.
+    unsafe {
+        let first = part.source(place(0))?;
+        let len = part.bytes();
+        let follow = place(1).addr().wrapping_sub(place(0).addr()) == len;
+        if part.is_contiguous() && follow {
+            return Ok(Parts::AsTheyAre(first.bytes()));
+        }
+        let mut packed = vec![0u8; len * count];
+        for (member, to) in packed.chunks_exact_mut(len).enumerate() {
+            part.pack(place(member), to.as_mut_ptr())?;
+        }
+        Ok(Parts::Packed(packed))
+    }
+}

@@ -5,8 +5,9 @@ use std::{mem, ptr};
 
 use vmshm_transport::collective::{CollError, Given, Late, Part};
 
-use super::data::Shape;
-use super::operations::{Not, is_in_place, with};
+use super::datatype::Shape;
+use super::datatype::is_in_place;
+use super::run::{Not, with};
 use super::state::Met;
 use crate::ompi::help;
 use crate::ompi::{self, mca_coll_base_module_t, ompi_communicator_t, ompi_datatype_t, ompi_request_t};

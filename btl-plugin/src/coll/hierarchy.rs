@@ -14,9 +14,9 @@ use std::{fmt, ptr};
 
 use vmshm_transport::abi::EndpointName;
 
-use super::combine::Room;
-use super::data::Shape;
-use super::operations::is_in_place;
+use super::datatype::Shape;
+use super::datatype::is_in_place;
+use super::op::Room;
 use crate::ompi::{self, ompi_communicator_t, ompi_datatype_t, ompi_op_t};
 
 /// What members are parted by.

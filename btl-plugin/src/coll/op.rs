@@ -6,7 +6,7 @@ use std::ptr;
 use vmshm_transport::collective::Combine;
 use vmshm_transport::copy_from_shared;
 
-use super::data::Shape;
+use super::datatype::Shape;
 use crate::ompi::{self, ompi_op_t};
 
 /// An operation on elements of a datatype.

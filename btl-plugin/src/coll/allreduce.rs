@@ -1,0 +1,57 @@
+//! `MPI_Allreduce`.
+
+use std::ffi::{c_int, c_void};
+
+use super::datatype::{Shape, is_in_place};
+use super::hierarchy::Levels;
+use super::op::Operation;
+use super::run::{ELSEWHERE, Not, SUCCESS, in_levels, must_take, with};
+use crate::ompi::{self, mca_coll_base_module_t, ompi_communicator_t, ompi_datatype_t, ompi_op_t};
+
+/// `MPI_Allreduce`.
+pub unsafe extern "C" fn allreduce(
+    from: *const c_void,
+    to: *mut c_void,
+    count: c_int,
+    datatype: *mut ompi_datatype_t,
+    op: *mut ompi_op_t,
+    comm: *mut ompi_communicator_t,
+    module: *mut mca_coll_base_module_t,
+) -> c_int {
+    // SAFETY: as in `barrier`; the buffers have `count` elements, for which the operation is defined.
+    unsafe {
+        let shape = Shape::new(datatype, count);
+        if shape.bytes() == 0 {
+            return SUCCESS;
+        }
+        let levels = |levels: &Levels| match !shape.goes_back() && ompi::vmshm_coll_commutes(op) {
+            true => levels.allreduce(from, to, count, datatype, op),
+            false => Err(ELSEWHERE),
+        };
+        if let Some(rc) = in_levels(module, comm, levels)
+            && rc != ELSEWHERE
+        {
+            return rc;
+        }
+        with(
+            module,
+            comm,
+            |met| {
+                must_take(met, shape.bytes())?;
+                if !met.group.fits(shape.element()) || shape.goes_back() {
+                    return Err(Not::Ours);
+                }
+                let source = shape.source(if is_in_place(from) { to } else { from })?;
+                let sink = shape.sink(to);
+                let mut operation = Operation::new(op, &shape);
+                let (from, to, len) = (source.bytes(), sink.bytes(), shape.bytes());
+                met.group.all_reduce(from, to, len, &mut operation, &mut met.waiting)?;
+                Ok(sink.deliver()?)
+            },
+            |below| {
+                let module = below.coll_allreduce_module;
+                Some(below.coll_allreduce?(from, to, count, datatype, op, comm, module))
+            },
+        )
+    }
+}

@@ -1,0 +1,72 @@
+//! `MPI_Gather`.
+
+use std::ffi::{c_int, c_void};
+use std::ptr;
+
+use super::datatype::{Shape, is_in_place};
+use super::run::{Not, SUCCESS, must_take, with};
+use crate::ompi::{self, mca_coll_base_module_t, ompi_communicator_t, ompi_datatype_t};
+
+/// Parts of more than so many chunks are gathered by the component below, which takes 0.8 to 0.9 of the time for them.
+const MOST_GATHERED: usize = 64;
+
+/// `MPI_Gather`.
+pub unsafe extern "C" fn gather(
+    from: *const c_void,
+    from_count: c_int,
+    from_type: *mut ompi_datatype_t,
+    to: *mut c_void,
+    to_count: c_int,
+    to_type: *mut ompi_datatype_t,
+    root: c_int,
+    comm: *mut ompi_communicator_t,
+    module: *mut mca_coll_base_module_t,
+) -> c_int {
+    // SAFETY: as in `allgather`; only the root's `to` is used.
+    unsafe {
+        let is_root = ompi::vmshm_coll_rank(comm) == root;
+        let part = if is_root { Shape::new(to_type, to_count) } else { Shape::new(from_type, from_count) };
+        if part.bytes() == 0 {
+            return SUCCESS;
+        }
+        let place = |member: usize| part.behind(to, member as isize * to_count as isize);
+        with(
+            module,
+            comm,
+            |met| {
+                if part.bytes() > met.chunks_of(MOST_GATHERED) {
+                    return Err(Not::Ours);
+                }
+                must_take(met, part.bytes())?;
+                let (root, me, size, len) = (root as usize, met.group.me(), met.group.size(), part.bytes());
+                if root != me {
+                    let source = part.source(from)?;
+                    let nowhere = |_| ptr::null_mut();
+                    met.group.gather(root, source.bytes(), len, nowhere, &mut met.waiting)?;
+                    return Ok(());
+                }
+                let kept = match is_in_place(from) {
+                    true => Ok(()),
+                    false => Shape::new(from_type, from_count).copy(from, &part, place(me)),
+                };
+                if part.is_contiguous() {
+                    let bytes = |member: usize| part.sink(place(member)).bytes();
+                    met.group.gather(root, ptr::null(), len, bytes, &mut met.waiting)?;
+                    return Ok(kept?);
+                }
+                let mut all = vec![0u8; len * size];
+                let packed = all.as_mut_ptr();
+                let bytes = |member: usize| packed.add(member * len);
+                met.group.gather(root, ptr::null(), len, bytes, &mut met.waiting)?;
+                for member in (0..size).filter(|member| *member != me) {
+                    part.unpack(place(member), bytes(member))?;
+                }
+                Ok(kept?)
+            },
+            |below| {
+                let (function, module) = (below.coll_gather?, below.coll_gather_module);
+                Some(function(from, from_count, from_type, to, to_count, to_type, root, comm, module))
+            },
+        )
+    }
+}

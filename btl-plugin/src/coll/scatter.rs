@@ -1,0 +1,59 @@
+//! `MPI_Scatter`.
+
+use std::ffi::{c_int, c_void};
+use std::ptr;
+
+use super::datatype::{Shape, is_in_place, parts};
+use super::run::{Not, SUCCESS, must_take, with};
+use crate::ompi::{self, mca_coll_base_module_t, ompi_communicator_t, ompi_datatype_t};
+
+/// `MPI_Scatter`.
+pub unsafe extern "C" fn scatter(
+    from: *const c_void,
+    from_count: c_int,
+    from_type: *mut ompi_datatype_t,
+    to: *mut c_void,
+    to_count: c_int,
+    to_type: *mut ompi_datatype_t,
+    root: c_int,
+    comm: *mut ompi_communicator_t,
+    module: *mut mca_coll_base_module_t,
+) -> c_int {
+    // SAFETY: as in `allgather`; only the root's `from` is used.
+    unsafe {
+        let is_root = ompi::vmshm_coll_rank(comm) == root;
+        let part = if is_root { Shape::new(from_type, from_count) } else { Shape::new(to_type, to_count) };
+        if part.bytes() == 0 {
+            return SUCCESS;
+        }
+        let place =
+            |member: usize| part.behind(from.cast_mut(), member as isize * from_count as isize).cast_const();
+        with(
+            module,
+            comm,
+            |met| {
+                let (root, me, size, len) = (root as usize, met.group.me(), met.group.size(), part.bytes());
+                must_take(met, len.saturating_mul(size - 1))?;
+                if !met.group.has_shares() {
+                    return Err(Not::Ours);
+                }
+                if root != me {
+                    let sink = part.sink(to);
+                    met.group.scatter(root, ptr::null(), sink.bytes(), len, &mut met.waiting)?;
+                    return Ok(sink.deliver()?);
+                }
+                let kept = match is_in_place(to) {
+                    true => Ok(()),
+                    false => part.copy(place(me), &Shape::new(to_type, to_count), to),
+                };
+                let all = parts(&part, size, place)?;
+                met.group.scatter(root, all.bytes(), ptr::null_mut(), len, &mut met.waiting)?;
+                Ok(kept?)
+            },
+            |below| {
+                let (function, module) = (below.coll_scatter?, below.coll_scatter_module);
+                Some(function(from, from_count, from_type, to, to_count, to_type, root, comm, module))
+            },
+        )
+    }
+}
