@@ -37,12 +37,12 @@ pub struct ConnectionHeader {
     pub reserved1: [u64; 7],
 }
 
-/// In [`Connection::hot`]: the owner polls the peer's ring itself, so that the peer need not count up the activity word.
+/// In [`ConnectionHeader::polled`]: the owner polls the peer's ring itself, so that the peer need not count up the activity word.
 pub const POLLED: u64 = 1;
-/// In [`Connection::hot`]: the owner has given the peer up, and nothing of this connection holds any more.
+/// In [`ConnectionHeader::polled`]: the owner has given the peer up, and nothing of this connection holds any more.
 pub const CLOSED: u64 = 2;
 
-/// Bytes of a [`Connection`] before its slots.
+/// Bytes of a [`ConnectionHeader`] before its slots.
 pub const CONNECTION_LEN: u64 = LINE_PAIR;
 
 const _: () = {

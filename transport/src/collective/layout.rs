@@ -2,7 +2,7 @@
 
 use vmshm_abi::{LINE, LINE_PAIR};
 
-/// Slots for payloads that do not travel with their stamp. More than [`LAG`] steps can be published before a slot comes
+/// Slots for payloads that do not travel with their stamp. More than `LAG` steps can be published before a slot comes
 /// round again.
 pub const SLOTS: u64 = if cfg!(loom) { 4 } else { 8 };
 
@@ -59,7 +59,7 @@ pub const fn is_chunk(bytes: usize) -> bool {
     bytes >= MIN_CHUNK && bytes <= MAX_CHUNK && bytes.is_multiple_of(4096)
 }
 
-/// Fewest chunks of a rank; it has at most [`MAX_CHUNKS`]. More than [`LAG`] steps can be published before one
+/// Fewest chunks of a rank; it has at most [`MAX_CHUNKS`]. More than `LAG` steps can be published before one
 /// comes round again.
 pub const MIN_CHUNKS: u64 = 8;
 

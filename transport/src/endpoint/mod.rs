@@ -110,7 +110,7 @@ pub struct Process {
     pub boot_id: [u64; 2],
     /// The process may sleep until its doorbell is rung, see [`Endpoint::fall_asleep`].
     pub may_sleep: bool,
-    /// [`Memory::ring`] works, so that peers may sleep.
+    /// [`Device::ring`](crate::Device::ring) works, so that peers may sleep.
     pub rings: bool,
 }
 
