@@ -178,7 +178,11 @@ fn what_is_wrong_is_named_before_anything_runs() {
     let (kernel, text_file) = (kernel.to_str().unwrap(), text_file.to_str().unwrap());
     for (arguments, words) in [
         (&["--kernel", "/nonexistent"][..], &["/nonexistent"][..]),
-        (&["--kernel", text_file], &["bzImage", text_file]),
+        (&["--kernel", text_file], &["boot protocol", "bzImage", text_file]),
+        (&["--kernel", env!("CARGO_BIN_EXE_vmshm")], &["ELF file", "bzImage"]),
+        (&["--kernel", "/tmp"], &["/tmp is no regular file"]),
+        (&["--kernel", kernel, "--initrd", "/dev/null"], &["/dev/null is no regular file"]),
+        (&["--kernel", kernel, "--region", "job:0", "--region", "job:0"], &["job:0 is given twice"]),
         (&["--kernel", kernel, "--initrd", kernel, "--memory", "1M"], &["memory"]),
         (&["--kernel", kernel, "--region", "job:2"], &["section 2", "sections 0 to 1"]),
         (&["--kernel", kernel, "--region", "other:0"], &["no region", "region create"]),

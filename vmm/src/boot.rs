@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Seek};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use kvm_bindings::{Msrs, kvm_msr_entry};
@@ -77,11 +78,18 @@ struct Opened {
 }
 
 impl Opened {
-    fn new(what: &str, path: &Path) -> Result<Self, Error> {
+    fn new(what: &'static str, path: &Path) -> Result<Self, Error> {
         let doing = || format!("open {what} {}", path.display());
         let file = File::open(path).map_err(Error::io(doing()))?;
-        let len = file.metadata().map_err(Error::io(doing()))?.len();
-        Ok(Self { path: path.to_owned(), file, len })
+        let meta = file.metadata().map_err(Error::io(doing()))?;
+        if !meta.is_file() || meta.len() == 0 {
+            return Err(Error::Invalid {
+                what,
+                value: path.display().to_string(),
+                why: format!("is {}: give a file", if meta.is_file() { "empty" } else { "no regular file" }),
+            });
+        }
+        Ok(Self { path: path.to_owned(), file, len: meta.len() })
     }
 
     /// The file, to be read from its beginning.
@@ -191,13 +199,19 @@ fn load_kernel(memory: &Ram, image: &Image) -> Result<u64, Error> {
         why: format!("{why}: give a bzImage for x86-64, such as /boot/vmlinuz-..."),
     };
     let mut file = image.kernel.rewound().map_err(Error::io(format!("read the kernel {path}")))?;
+    if let Some(kind) = other_kind(file) {
+        return Err(wrong(&format!("is {kind}")));
+    }
     let len = image.kernel.len;
     if layout::HIGH_RAM + len > memory.len() {
         return Err(too_small(memory, &format!("it has {len} bytes")));
     }
     let ram = memory.map();
-    let loaded = BzImage::load(ram, None, &mut file, Some(GuestAddress(layout::HIGH_RAM)))
-        .map_err(|error| wrong(&format!("cannot be loaded ({error})")))?;
+    let loaded =
+        BzImage::load(ram, None, &mut file, Some(GuestAddress(layout::HIGH_RAM))).map_err(|error| {
+            tracing::debug!(%error, "the loader gives up");
+            wrong("is no kernel with Linux's boot protocol")
+        })?;
     let mut header = loaded.setup_header.ok_or_else(|| wrong("has no setup header"))?;
     if header.xloadflags & XLF_KERNEL_64 == 0 {
         return Err(wrong("has no 64-bit entry"));
@@ -230,6 +244,23 @@ fn load_kernel(memory: &Ram, image: &Image) -> Result<u64, Error> {
     }
     ram.write_obj(params, GuestAddress(BOOT_PARAMS)).map_err(|error| too_small(memory, &error))?;
     Ok(loaded.kernel_load.0)
+}
+
+/// What a file is that people take for a kernel, as its first bytes tell; none where it may be a bzImage.
+fn other_kind(file: &File) -> Option<&'static str> {
+    let begins = |at: u64, magic: &[u8]| {
+        let mut bytes = vec![0; magic.len()];
+        file.read_exact_at(&mut bytes, at).is_ok() && bytes == magic
+    };
+    let kinds: [(u64, &[u8], &str); 6] = [
+        (0, b"\x7fELF", "an ELF file, as the vmlinux from which a bzImage is made"),
+        (0, b"\x1f\x8b", "compressed by gzip, or a kernel for another processor"),
+        (0, b"\xfd7zXZ", "compressed by xz"),
+        (0, b"\x28\xb5\x2f\xfd", "compressed by zstd"),
+        (0x38, b"ARM\x64", "a kernel for 64-bit ARM"),
+        (0, b"070701", "an initial file system"),
+    ];
+    kinds.into_iter().find(|(at, magic, _)| begins(*at, magic)).map(|(_, _, kind)| kind)
 }
 
 /// Loads the initial file system as high as the kernel can reach. Returns its address and length.

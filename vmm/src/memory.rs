@@ -68,7 +68,10 @@ impl Ram {
             return Err(Error::Invalid {
                 what: "memory of",
                 value: format!("{} bytes", options.len),
-                why: format!("is no multiple of {}, or less than 1 MiB", format_bytes(page)),
+                why: format!(
+                    "is no multiple of {}, or less than 1 MiB: give for example 1G",
+                    format_bytes(page)
+                ),
             });
         }
         let parts = options.parts();
@@ -284,6 +287,7 @@ fn check_part(len: u64, pages: PageSize, node: Option<u32>) -> Result<(), Error>
     };
     let page = pages.bytes();
     let wanted = len / page;
+    let pool = pools(node).into_iter().find(|pool| pool.page_len == page);
     let free = if pages == PageSize::Base {
         let free = match node {
             Some(id) => nodes().iter().find(|node| node.id == id).map_or(0, |node| node.free),
@@ -291,21 +295,23 @@ fn check_part(len: u64, pages: PageSize, node: Option<u32>) -> Result<(), Error>
         };
         free / page
     } else {
-        pools(node).iter().find(|pool| pool.page_len == page).map_or(0, |pool| pool.free)
+        pool.as_ref().map_or(0, |pool| pool.free)
     };
     if wanted <= free {
         return Ok(());
     }
-    let cure = match (pages, node) {
-        (PageSize::Base, _) => "give the VM less memory, or another node".to_owned(),
-        (_, Some(id)) => format!(
-            "enlarge the pool: `echo N | sudo tee /sys/devices/system/node/node{id}/hugepages/hugepages-{}kB/nr_hugepages`",
-            page >> 10
-        ),
-        (_, None) => format!(
-            "enlarge the pool: `echo N | sudo tee /sys/kernel/mm/hugepages/hugepages-{}kB/nr_hugepages`",
-            page >> 10
-        ),
+    let cure = match (pages, node, pool) {
+        (PageSize::Base, Some(_), _) => "give the VM less memory, or another node".to_owned(),
+        (PageSize::Base, None, _) => "give the VM less memory".to_owned(),
+        (_, _, None) => "this kernel has no pages of that length: take others by --pages".to_owned(),
+        (_, node, Some(pool)) => {
+            let dir = match node {
+                Some(id) => format!("/sys/devices/system/node/node{id}/hugepages"),
+                None => "/sys/kernel/mm/hugepages".to_owned(),
+            };
+            let all = pool.total + (wanted - free);
+            format!("enlarge the pool: `echo {all} | sudo tee {dir}/hugepages-{}kB/nr_hugepages`", page >> 10)
+        }
     };
     Err(Error::NoRoom {
         wanted: format!("{wanted} pages of {}", format_bytes(page)),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use nix::sys::signal::{SigSet, Signal};
 use uuid::Uuid;
 use vmshm_host::{DEFAULT_VECTORS, PageSize, Region, Registry, format_bytes, nodes, section_socket, socket};
@@ -322,6 +322,12 @@ impl Args {
     }
 
     fn open(&self) -> anyhow::Result<Vec<(Region, u32)>> {
+        for (i, wanted) in self.regions.iter().enumerate() {
+            let same = |other: &&Wanted| (&other.name, other.section) == (&wanted.name, wanted.section);
+            if self.regions[..i].iter().find(same).is_some() {
+                bail!("--region {}:{} is given twice: a VM has a section once", wanted.name, wanted.section);
+            }
+        }
         let registry = Registry::from_env();
         let open = |wanted: &Wanted| Ok((registry.open(&wanted.name)?, wanted.section));
         self.regions.iter().map(open).collect()
