@@ -472,23 +472,39 @@ mod tests {
         seeds
     }
 
-    macro_rules! targets {
-        ($($target:ident: $name:ident),+ $(,)?) => {$(
-            #[test]
-            fn $name() {
-                seeds(stringify!($target)).iter().for_each(|seed| $target(seed));
-                let config = ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() };
-                proptest!(config, |(bytes in prop::collection::vec(any::<u8>(), 0..1000))| $target(&bytes));
-            }
-        )+};
+    fn run(target: fn(&[u8]), name: &str) {
+        seeds(name).iter().for_each(|seed| target(seed));
+        let config = ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() };
+        proptest!(config, |(bytes in prop::collection::vec(any::<u8>(), 0..1000))| target(&bytes));
     }
 
-    targets! {
-        config: no_access_to_configuration_space_breaks_a_device,
-        bars: no_access_to_registers_breaks_a_device,
-        table: a_vector_is_connected_exactly_while_it_is_wanted,
-        queues: no_content_of_a_queue_breaks_a_device,
-        registers: kvm_listens_to_exactly_the_doorbells_that_are_there,
-        server: no_server_breaks_its_client,
+    #[test]
+    fn no_access_to_configuration_space_breaks_a_device() {
+        run(config, "config");
+    }
+
+    #[test]
+    fn no_access_to_registers_breaks_a_device() {
+        run(bars, "bars");
+    }
+
+    #[test]
+    fn a_vector_is_connected_exactly_while_it_is_wanted() {
+        run(table, "table");
+    }
+
+    #[test]
+    fn no_content_of_a_queue_breaks_a_device() {
+        run(queues, "queues");
+    }
+
+    #[test]
+    fn kvm_listens_to_exactly_the_doorbells_that_are_there() {
+        run(registers, "registers");
+    }
+
+    #[test]
+    fn no_server_breaks_its_client() {
+        run(server, "server");
     }
 }

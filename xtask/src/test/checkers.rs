@@ -23,16 +23,18 @@ pub fn steps(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
         let mut command = in_checkout(workspace);
         command.args(["fmt", "--all", "--check"]);
         process::run(command, "cargo fmt", &logs.join("fmt.log"), LIMIT)?;
-        let mut command = in_bench_guest(workspace);
-        command.args(["fmt", "--check"]);
-        process::run(command, "cargo fmt", &logs.join("fmt-bench-guest.log"), LIMIT)?;
+        for (own, log) in [(BENCH_GUEST, "fmt-bench-guest.log"), ("fuzz", "fmt-fuzz.log")] {
+            let mut command = in_workspace_at(workspace, own);
+            command.args(["fmt", "--check"]);
+            process::run(command, "cargo fmt", &logs.join(log), LIMIT)?;
+        }
         Ok(Count::one())
     })?;
     tally.step("lints", |logs| {
         let mut command = in_checkout(workspace);
         command.args(["clippy", "--workspace", "--all-targets", "--color=never", "--", "-D", "warnings"]);
         process::run(command, "cargo clippy", &logs.join("clippy.log"), LIMIT)?;
-        let mut command = in_bench_guest(workspace);
+        let mut command = in_workspace_at(workspace, BENCH_GUEST);
         command
             .args(["clippy", "--color=never", "--", "-D", "warnings"])
             .env("CARGO_TARGET_DIR", workspace.target.join("bench-guest"));
@@ -115,10 +117,13 @@ fn in_checkout(workspace: &Workspace) -> Command {
     command
 }
 
-/// In the workspace of its own that the VMM's bench guest is.
-fn in_bench_guest(workspace: &Workspace) -> Command {
+/// The workspace of its own that the VMM's bench guest is.
+const BENCH_GUEST: &str = "vmm/bench-guest";
+
+/// In a workspace of its own below the checkout.
+fn in_workspace_at(workspace: &Workspace, folder: &str) -> Command {
     let mut command = in_checkout(workspace);
-    command.current_dir(workspace.root.join("vmm/bench-guest"));
+    command.current_dir(workspace.root.join(folder));
     command
 }
 
