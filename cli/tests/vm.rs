@@ -4,12 +4,13 @@ mod common;
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Stdio};
 
 use common::kernel::{ECHOES, kernel, kvm, prints_and_switches_off};
 use common::{Host, until};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, geteuid};
 
 /// Prints what it finds in memory and in a register, which it changes then: mov eax, 0x500; mov cl, [rax]; inc byte [rax];
 /// add cl, bl; inc ebx; mov dx, 0x3f8; lea eax, [rcx + '0']; out dx, al. Then a reset: mov dx, 0x602; mov al, 1; out dx, al;
@@ -150,6 +151,11 @@ fn a_signal_stops_a_vm_and_its_section_is_free_again() {
     let rates = seen["vcpus"][0]["kvm"].as_object().unwrap();
     // It asks the serial port without end. Before Linux 5.14 KVM tells nothing.
     assert!(rates.is_empty() || rates["exits"].as_f64().unwrap() > 0.0, "{rates:?}");
+    if geteuid().is_root() {
+        let mut stranger = host.command(&["vm", "stats", "--json"]);
+        let out = stranger.uid(65534).gid(65534).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&out.stdout).trim(), "[]", "another user learns nothing of it");
+    }
     assert!(host.ok(&["vm", "stats"]).contains(&format!("VM of pid {}, job:1, per second:", vm.id())));
     kill(Pid::from_raw(vm.id() as i32), Signal::SIGTERM).unwrap();
     assert!(vm.wait().unwrap().success());
