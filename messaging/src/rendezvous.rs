@@ -14,7 +14,7 @@
 //! A source is exposed to one peer, which may ask for each byte once; or to any peer that shows a random key of 64 bits, which
 //! may ask again and again.
 //!
-//! What of a message fits into one chunk need not be requested where a [`Prefix`] was sent ahead:
+//! The beginning of a message, up to a chunk, need not be requested where a [`Prefix`] was sent ahead:
 //!
 //! ```text
 //!     sender                                               receiver

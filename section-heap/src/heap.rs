@@ -129,7 +129,7 @@ pub fn end() -> Ended {
         // SAFETY: NULL is allowed.
         unsafe { register(ptr::null()) };
         let counts = heap.space.counts;
-        // Who forks just now is reading it.
+        // A thread that forks just now is reading it.
         if heap.space.is_empty() && !is_under_way() {
             let start = heap.space.addresses().start;
             let none = table_of(start..start, usize::MAX);

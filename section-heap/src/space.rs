@@ -90,7 +90,7 @@ impl<M: Memory> Space<M> {
 
     /// Memory of a length and an alignment, with any content.
     pub fn allocate(&mut self, len: usize, align: usize) -> Option<*mut u8> {
-        // Blocks begin with a page. Who wants more gets it from the midst of a longer block.
+        // Blocks begin with a page. A larger alignment is found in the midst of a longer block.
         let spare = if align > PAGE { align } else { 0 };
         let wanted = len.checked_add(spare)?.checked_next_multiple_of(PAGE)?;
         let Some(block) = self.block(wanted) else {

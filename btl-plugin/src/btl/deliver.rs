@@ -13,7 +13,7 @@ use crate::process::MODULE;
 /// Bytes at the start of a fragment that are copied before anyone looks at them: no header is longer.
 pub const HEADER: usize = 256;
 
-/// What of an address tells the processor whether two accesses overlap, bytes.
+/// Bytes of a page: addresses that are equal modulo it look to the processor as if accesses overlapped.
 const PAGE: usize = 4096;
 
 /// The tag of ob1's messages that need no rendezvous: `MCA_PML_OB1_HDR_TYPE_MATCH` of its `pml_ob1_hdr.h`.
