@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What all open files of one device share.
+//! A device, which all its open files share.
 
 use core::ops::Range;
 use kernel::{
@@ -62,7 +62,8 @@ fn max_files(header: &RegionHeader) -> usize {
     2 * header.endpoints as usize + 64
 }
 
-/// What changes, under a lock that comes after the lock of a process's mappings.
+/// Section, open files and their slots, under a lock that comes after the lock of a process's
+/// mappings.
 pub(crate) struct State {
     section: Option<Section>,
     /// Has room for all that can be, and never grows.
@@ -351,7 +352,7 @@ impl Device {
     pub(crate) fn lose(&self) {
         let mut state = self.state();
         self.gone.store(true, Release);
-        // Who is filling in a page has done so when the lock is ours; from then on nobody does.
+        // A fault that fills in a page has done so when the lock is ours; from then on none does.
         self.filling.replace(false);
         // All mappings that were made through one inode go at once.
         for (index, entry) in state.files.iter().enumerate() {

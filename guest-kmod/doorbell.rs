@@ -120,7 +120,7 @@ impl Doorbells {
         {
             core::mem::swap(&mut listener.eventfd, &mut eventfd);
         }
-        // What was there before is given up here, when the lock is free again.
+        // The one before is given up here, when the lock is free again.
         drop(eventfd);
         Ok(())
     }
@@ -174,7 +174,7 @@ pub(crate) fn ring_all(bars: &Bars, header: &RegionHeader, section: u32, vectors
         return;
     };
     for vector in 0..vectors {
-        // Whoever can't be told looks by itself, if later.
+        // An endpoint that can't be told looks by itself, if later.
         let _ = ring_machine(bars, machine, vector);
     }
 }

@@ -54,9 +54,9 @@ impl pci::Driver for Driver {
     }
 }
 
-/// What we hold of a device while it is ours.
+/// Resources of a device while it is ours.
 ///
-/// What is left when [`Bound::drop`] has run is given back in the order of the fields.
+/// After [`Bound::drop`], the rest is given back in the order of the fields.
 pub(crate) struct Bound {
     device: Arc<Device>,
     registration: Option<Registration<Device>>,

@@ -91,7 +91,7 @@ impl Section {
         let slot = self.offset + self.layout.slot(slot);
         let state = slot + offset_of!(EndpointSlot, state) as u64;
         let died = slot + offset_of!(EndpointSlot, died) as u64;
-        // What was there while this life lasted: its other threads may end it just now, and a
+        // The note while this life lasted: its other threads may end it just now, and a
         // later one, too.
         let before = memory.load(died)?;
         let word = memory.load(state)?;

@@ -5,7 +5,7 @@
 //!
 //! A region is memory that several virtual machines share. The driver maps it write-back cached,
 //! lets a process write only the section of its own virtual machine, passes doorbells on, and notes
-//! in the section which processes have ended. What it offers to programs is written down in
+//! in the section which processes have ended. Its interface for programs is written down in
 //! `abi/src/driver.rs`, what lies in a region in `abi/src/region.rs` and `abi/src/section.rs`: the
 //! same files from which the library and the host's tools are built.
 //!
@@ -62,7 +62,7 @@ module! {
     license: "GPL",
 }
 
-/// What `modinfo` shows as the version; `module!` has no field for it.
+/// Version, as `modinfo` shows it; `module!` has no field for it.
 #[used]
 #[link_section = ".modinfo"]
 static VERSION: [u8; 14] = *b"version=0.1.0\0";

@@ -90,7 +90,7 @@ impl Waiter {
         self.waiting.wake(READABLE | HUNG_UP);
     }
 
-    /// What can be had without waiting.
+    /// Events that are there without waiting.
     pub(crate) fn poll(&self, table: &PollTable) -> u32 {
         // First the registration, then the look: what comes in between wakes.
         self.waiting.register(table);

@@ -7,7 +7,7 @@ use kernel::{bindings, page::PAGE_SIZE, prelude::*};
 
 use super::misc;
 
-/// The page that an attribute is shown on. What does not fit is left out.
+/// The page that an attribute is shown on. Text that does not fit is left out.
 pub(crate) struct Page {
     buffer: *mut u8,
     used: usize,
@@ -141,7 +141,7 @@ macro_rules! attributes {
         static GROUP: $crate::sys::Table<[kernel::bindings::attribute_group; 1]> =
             $crate::sys::Table::new([$crate::sys::group(POINTERS.as_ptr())]);
 
-        /// What the misc device is registered with.
+        /// Attributes that the misc device is registered with.
         pub(crate) static GROUPS: $crate::sys::Groups<$device> =
             // SAFETY: The group is a static, and `show` above takes the device for this type.
             unsafe { $crate::sys::Groups::new(GROUP.as_ptr()) };

@@ -21,7 +21,7 @@ use super::{
 
 /// An open file of a misc device. Each operation is called by the kernel's of the same name.
 pub(crate) trait File: FillsPages + Send {
-    /// What the misc device stands for.
+    /// The device behind the misc device.
     type Device: Send + Sync + 'static;
 
     /// A process opens the device, through `inode`.
@@ -36,7 +36,7 @@ pub(crate) trait File: FillsPages + Send {
     /// Gives bytes, and says how many.
     fn read(&self, to: &mut UserSliceWriter) -> Result<usize>;
 
-    /// What can be had without waiting.
+    /// Events that are there without waiting.
     fn poll(&self, table: &PollTable) -> u32;
 
     /// A command, and where its argument is.
@@ -78,8 +78,8 @@ impl<F: File> Table<F> {
     };
 }
 
-/// This module, as the kernel's build names it in each module. What `module!` defines can only be
-/// named by those who know the whole driver.
+/// This module, as the kernel's build names it in each module. The name that `module!` gives it
+/// is known only where the whole driver is.
 const fn this_module() -> *mut bindings::module {
     extern "C" {
         // Of another type; nothing but its address is taken.

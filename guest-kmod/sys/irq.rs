@@ -59,7 +59,7 @@ pub(crate) trait Interrupts: Send + Sync + 'static {
     fn interrupt(&self, vector: u32);
 }
 
-/// What a handler is given.
+/// Argument of a handler.
 struct Cookie<D> {
     device: Arc<D>,
     vector: u32,

@@ -92,7 +92,7 @@ impl<D> Drop for Registration<D> {
     }
 }
 
-/// What a registered misc device stands for.
+/// The device behind a registered misc device.
 ///
 /// # Safety
 ///

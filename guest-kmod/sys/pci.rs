@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a PCI driver takes hold of, each given back when it is dropped.
+//! Resources of a PCI device, each given back when it is dropped.
 
 use kernel::{bindings, device::Core, pci, prelude::*, sync::aref::ARef};
 

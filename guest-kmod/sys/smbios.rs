@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the firmware says of this machine.
+//! The firmware's description of this machine.
 
 use kernel::prelude::*;
 

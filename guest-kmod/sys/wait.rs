@@ -4,7 +4,7 @@
 
 use kernel::{bindings, prelude::*, sync::LockClassKey, types::Opaque};
 
-/// What `poll` was called with.
+/// Arguments of a call of `poll`.
 ///
 /// # Invariants
 ///

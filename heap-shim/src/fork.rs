@@ -15,7 +15,7 @@ use crate::glibc::set_errno;
 use crate::stack;
 use crate::table::{MIN, placed, table};
 
-/// What a thread keeps between the two ends of a fork. A thread-specific value, since one of the first keys needs no
+/// Value that a thread keeps between the two ends of a fork. A thread-specific value, since one of the first keys needs no
 /// allocation, unlike a thread-local variable: other allocators may have locked themselves for the fork.
 static HANDOVER: AtomicU32 = AtomicU32::new(0);
 

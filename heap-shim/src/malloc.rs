@@ -10,7 +10,7 @@ use crate::glibc::{
 };
 use crate::table::{MIN, placed, table};
 
-/// What `malloc` aligns to.
+/// Alignment of `malloc`, bytes.
 const ALIGNMENT: usize = 16;
 
 /// The plugin's memory for an allocation, or NULL.
@@ -87,7 +87,7 @@ pub unsafe extern "C" fn realloc(old: *mut c_void, len: usize) -> *mut c_void {
         if len <= had && len >= had / 2 {
             return old;
         }
-        // What grows once grows again, and must not be copied whole each time.
+        // An allocation that grows once grows again, and must not be copied whole each time.
         let mut new = place(if len > had { len.saturating_add(len / 4) } else { len }, ALIGNMENT);
         if new.is_null() {
             new = __libc_malloc(len);
@@ -100,7 +100,7 @@ pub unsafe extern "C" fn realloc(old: *mut c_void, len: usize) -> *mut c_void {
     }
 }
 
-/// `realloc` for what glibc has given. What becomes large goes to the plugin.
+/// `realloc` for what glibc has given. An allocation that becomes large goes to the plugin.
 ///
 /// # Safety
 /// `old` is NULL or glibc's.

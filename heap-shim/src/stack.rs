@@ -27,7 +27,7 @@ unsafe extern "C" {
     -> c_int;
 }
 
-/// Enough for a program's fork handlers, bytes. What is not used costs nothing.
+/// Enough for a program's fork handlers, bytes. Pages that are not used cost nothing.
 const LEN: usize = 1 << 20;
 
 /// Below the stack, so that who needs more is stopped, bytes.

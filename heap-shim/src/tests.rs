@@ -49,7 +49,7 @@ unsafe extern "C" fn usable(memory: *mut c_void) -> usize {
     GIVEN.lock().unwrap().iter().find(|(at, _)| *at == memory.addr()).unwrap().1
 }
 
-/// What the functions around a fork were called with, and whether their stack lay in the arena.
+/// Arguments of the functions around a fork, and whether their stack lay in the arena.
 static FORKS: Mutex<Vec<(&str, usize, bool)>> = Mutex::new(Vec::new());
 
 fn note(what: &'static str, value: usize) {

@@ -16,7 +16,7 @@ const IOCB_FLAG_RESFD: u32 = 1;
 #[derive(Debug)]
 pub struct Bells {
     context: libc::c_ulong,
-    /// What is read (nothing of it) to have something end.
+    /// File of which no byte is read, so that an operation ends.
     nothing: File,
 }
 

@@ -68,7 +68,7 @@ impl Region {
     }
 }
 
-/// What is left of a slot whose process has ended.
+/// A slot after the end of its process.
 fn ended(last: &EndpointSlot) -> EndpointSlot {
     let SlotState { incarnation, state } = SlotState::unpack(last.state);
     EndpointSlot {

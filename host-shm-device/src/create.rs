@@ -34,7 +34,7 @@ const STEP: u64 = 256 << 20;
 /// How often a creation looks whether another one has ended, 10 ms apart.
 const LOCK_TRIES: u32 = 1000;
 
-/// What a new region shall be like.
+/// Size, sections and memory of a new region.
 #[derive(Debug, Clone)]
 pub struct CreateOptions {
     /// Bytes of the whole region, a power of two.
@@ -240,7 +240,7 @@ pub fn create_memfd(name: &RegionName, options: &CreateOptions) -> Result<Region
 fn permit(file: &File, path: &Path) -> Result<(), Error> {
     let doing = || format!("set the permissions of {}", path.display());
     if let Ok(Some(group)) = Group::from_name("vmshm") {
-        // Whoever is not in the group can't give the file to it; then it stays with the user's own.
+        // A user outside of the group can't give the file to it; then it stays with the user's own.
         match fchown(file, None, Some(group.gid.as_raw())) {
             Err(error) if error.kind() != ErrorKind::PermissionDenied => {
                 return Err(Error::io(doing())(error));
@@ -281,7 +281,7 @@ fn fill(
     }
     match mapping.populate(0, present, true) {
         Ok(()) => {}
-        // Before Linux 5.14. What fallocate(2) has allocated needs no touching to be there.
+        // Before Linux 5.14. Memory that fallocate(2) has allocated needs no touching to be there.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
         Err(error) => return Err(Error::io(doing())(error)),
     }

@@ -34,7 +34,7 @@ impl Registry {
                 if let Some(users) = used.filter(|_| !force) {
                     return Err(Error::InUse { name: region.name(), users });
                 }
-                // Whoever comes too late finds the lock; whoever waits finds no header behind it.
+                // A process that comes too late finds the lock; one that waits finds no header behind it.
                 let lock =
                     Lock::try_whole(region.file()).map_err(Error::io(format!("lock {}", path.display())))?;
                 if lock.is_none() && !force {
@@ -56,7 +56,7 @@ impl Registry {
     }
 }
 
-/// Who uses the region, if anybody does.
+/// Users of the region, if there are any.
 fn in_use(region: &Region, ledger: &Ledger) -> Result<Option<String>, Error> {
     let users = users(&region.file_id()?);
     if !users.pids.is_empty() {

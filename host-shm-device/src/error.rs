@@ -1,4 +1,4 @@
-//! What can go wrong, said so that the reader knows what to do.
+//! Errors, in words that tell the reader what to do.
 
 use std::io;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ pub enum Error {
         what: &'static str,
         /// Its value.
         value: String,
-        /// What is wrong with it and what to give instead.
+        /// Reason, and a value that would do.
         why: String,
     },
     /// There is no region of that name.
@@ -37,7 +37,7 @@ pub enum Error {
     Exists {
         /// The name asked for.
         name: String,
-        /// What has the name.
+        /// The file that has the name.
         path: PathBuf,
     },
     /// The file's header or table is not that of a usable region.
@@ -45,7 +45,7 @@ pub enum Error {
     Header {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The fault.
         why: HeaderError,
     },
     /// The path leads to something that is no region.
@@ -53,7 +53,7 @@ pub enum Error {
     NotRegion {
         /// The path.
         path: PathBuf,
-        /// What it is.
+        /// Its kind.
         why: &'static str,
     },
     /// Somebody uses the region.
@@ -61,7 +61,7 @@ pub enum Error {
     InUse {
         /// The region.
         name: String,
-        /// Who uses it.
+        /// Its users.
         users: String,
     },
     /// The memory does not suffice.
@@ -73,7 +73,7 @@ pub enum Error {
         free: String,
         /// Where.
         place: String,
-        /// What to do.
+        /// How to mend it.
         cure: String,
     },
     /// The NUMA node does not exist or has no memory.
@@ -81,7 +81,7 @@ pub enum Error {
     Node {
         /// The node asked for.
         node: u32,
-        /// What is wrong with it.
+        /// The fault.
         why: &'static str,
         /// The nodes there are.
         nodes: String,
@@ -111,7 +111,7 @@ pub enum Error {
         name: String,
         /// The section.
         section: u32,
-        /// Who has it and what to do.
+        /// Its owner, and how to get it.
         why: String,
     },
     /// Another server serves the region.
@@ -119,15 +119,15 @@ pub enum Error {
     Served {
         /// The region.
         name: String,
-        /// Who serves it.
+        /// The process that serves it.
         by: String,
     },
     /// The operating system refused.
     #[error("cannot {doing}: {cause}")]
     Io {
-        /// What was tried.
+        /// The attempt.
         doing: String,
-        /// What it answered.
+        /// The answer.
         cause: io::Error,
     },
 }

@@ -61,7 +61,7 @@ pub struct Section {
     pub offset: u64,
     /// Bytes.
     pub len: u64,
-    /// Whose it is.
+    /// Its owner.
     pub state: State,
     /// Counts the members that had it.
     pub generation: u64,
@@ -83,7 +83,7 @@ pub struct Section {
     pub endpoints: Vec<Endpoint>,
 }
 
-/// What an endpoint says of itself. A member can write anything there.
+/// An endpoint as it describes itself. A member can write anything there.
 #[derive(Debug, serde::Serialize)]
 pub struct Endpoint {
     /// Its slot.

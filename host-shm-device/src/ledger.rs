@@ -1,8 +1,8 @@
-//! What the host has decided about a region's sections, where no member can change it: a file for the region's owner alone,
+//! The host's decisions about a region's sections, where no member can change them: a file for the region's owner alone,
 //! `.NAME.host` beside the region `NAME`. The table in the region is published from it, and never read back.
 //!
-//! Whoever may open the region can hold any lock on the region's file for as long as it likes. So what the host needs is
-//! locked here:
+//! A process that may open the region can hold any lock on the region's file for as long as it likes. So the host's
+//! own locks are here:
 //!
 //! | byte | exclusive lock of |
 //! |---|---|
@@ -39,7 +39,7 @@ struct Head {
     sections: u64,
 }
 
-/// What the host knows of one section.
+/// Knowledge of the host about one section.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub(crate) struct Row {
@@ -135,7 +135,7 @@ impl Ledger {
         Lock::exclusive(&self.file, CHANGE_BYTE).map_err(Error::io(format!("lock {}", self.name.display())))
     }
 
-    /// What the host knows of a section.
+    /// The row of a section.
     ///
     /// # Panics
     /// If the region has no such section.

@@ -101,7 +101,7 @@ impl Plan {
         let table_end = table_len(sections, align);
         let each = region_len.checked_sub(table_end)? / u64::from(sections);
         let section_len = each / align * align;
-        // What rounding leaves over goes to the table, so that every byte of the region belongs to something.
+        // The rest that rounding leaves goes to the table, so that every byte of the region belongs to something.
         let table_end = region_len - u64::from(sections) * section_len;
         let endpoints = endpoints.unwrap_or_else(|| derive_endpoints(section_len, sections));
         SectionLayout::new(section_len, sections, endpoints)?;

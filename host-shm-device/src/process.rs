@@ -15,7 +15,7 @@ pub struct Process {
     pub start: u64,
 }
 
-/// What `/proc` says of a pid.
+/// Answer of `/proc` about a pid.
 enum Seen {
     Runs { start: u64 },
     Ended,

@@ -176,7 +176,7 @@ impl Region {
         !self.anonymous && self.file.metadata().is_ok_and(|meta| meta.nlink() == 0)
     }
 
-    /// What the host has decided about the sections. Fails for all but the region's owner and root.
+    /// The ledger, where the host's decisions about the sections stand. Fails for all but the region's owner and root.
     pub(crate) fn ledger(&self) -> Result<&Ledger, Error> {
         if let Some(ledger) = self.ledger.get() {
             return Ok(ledger);

@@ -1,10 +1,10 @@
-//! Whose a section is, as a row of the section table tells.
+//! Owners of sections, as rows of the section table tell.
 
 use vmshm_abi::region::{SECTION_ASSIGNED, SECTION_FREE, SECTION_JOINED, SectionEntry};
 
 use crate::process::Process;
 
-/// Whose a section is.
+/// Owner of a section.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {

@@ -1,4 +1,4 @@
-//! Deciding whose a section is.
+//! Assignment of sections, and their return to the host.
 
 use std::sync::atomic::AtomicBool;
 
@@ -17,7 +17,7 @@ impl Region {
     /// Keeps a section for a VM, and returns the UUID by which that VM finds it: `uuid`, or else the one that
     /// the section has. Assigning again changes nothing unless another UUID is given.
     ///
-    /// What the section's last member left in it is overwritten before. Refuses while host processes or another VM use the
+    /// The last member's data in the section is overwritten before. Refuses while host processes or another VM use the
     /// section.
     pub fn assign(&self, section: u32, uuid: Option<Uuid>) -> Result<Uuid, Error> {
         if uuid.is_some_and(|uuid| uuid.is_nil()) {

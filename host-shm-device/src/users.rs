@@ -1,4 +1,4 @@
-//! Who has a region's file open, mapped or locked: asked of `/proc`.
+//! Processes that have a region's file open, mapped or locked: asked of `/proc`.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};

@@ -1,7 +1,7 @@
 //! The raw transport, without MPI and without virtual machines: two processes on two cores, with one region.
 //!
 //! Each round measures the same things in turn, one line each: `round NUMBER NAME NANOSECONDS`, all one-way times of 8 bytes.
-//! What is measured only once follows as `once NAME FIGURE`. With `--copies` it is the floor under long messages instead, for
+//! Figures that are measured only once follow as `once NAME FIGURE`. With `--copies` it is the floor under long messages instead, for
 //! one message alone (`copies-BYTES`, one way) and in a stream (`copies-stream-BYTES`).
 
 use std::io::{PipeWriter, Read, Write};
@@ -263,7 +263,7 @@ fn attach(count: u32) -> f64 {
     spent
 }
 
-/// What many endpoints take that meet one another.
+/// Time and memory of many endpoints that meet one another.
 struct Meeting {
     /// Seconds in which all meet all, one after another.
     seconds: f64,

@@ -32,7 +32,7 @@ pub struct Buffer {
 #[derive(Debug)]
 enum Memory {
     Heap(Layout),
-    /// What `MPI_Alloc_mem` gave, which need not be aligned to a page.
+    /// Memory of `MPI_Alloc_mem`, which need not be aligned to a page.
     Mpi(*mut u8),
     /// Somebody else's, who keeps it for longer than this value lives.
     Borrowed,
@@ -50,9 +50,9 @@ pub fn seed(rank: usize, turn: u32) -> u64 {
 pub struct Wrong {
     /// Its place in the message.
     pub at: usize,
-    /// What is there.
+    /// Bytes found.
     pub got: u8,
-    /// What was sent.
+    /// Bytes sent.
     pub wanted: u8,
 }
 

@@ -60,7 +60,7 @@ impl Collective {
     }
 }
 
-/// What one size of one operation works on.
+/// Buffers of one size of one operation.
 struct Bench<'a> {
     mpi: &'a Mpi,
     what: Collective,
@@ -234,7 +234,7 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// What `rank` gives to sum `n` in a turn.
+/// Summand of `rank` in sum `n` of a turn.
 fn term(n: usize, rank: usize, turn: u32) -> f32 {
     #[expect(clippy::cast_precision_loss, reason = "below 64")]
     let value = ((n + 5 * rank + turn as usize) & 63) as f32;

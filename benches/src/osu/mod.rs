@@ -1,4 +1,4 @@
-//! What the OSU-like programs share.
+//! Parts that the OSU-like programs share.
 
 mod buffer;
 mod collective;

@@ -7,7 +7,7 @@ use super::buffer::Origin;
 /// Messages larger than this count as large: fewer iterations.
 const LARGE: usize = 8192;
 
-/// What a program measures; it decides the defaults.
+/// Subject of a program; it decides the defaults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Measure {
     /// Time of one message.

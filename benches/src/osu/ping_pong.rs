@@ -13,7 +13,7 @@ pub struct PingPong<'a> {
     pub peer: usize,
     /// Whether this side sends first.
     pub first: bool,
-    /// What is sent from.
+    /// Memory that is sent from.
     pub out: &'a Buffer,
     /// Where messages arrive.
     pub landing: &'a Buffer,

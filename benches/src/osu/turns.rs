@@ -3,7 +3,7 @@
 use super::mpi::Mpi;
 use super::options::Plan;
 
-/// What processes do again and again. A turn's data is told from other turns' by its number.
+/// Repetition of the same exchange. A turn's data is told from other turns' by its number.
 pub trait Turns {
     /// Takes away what has arrived.
     fn clear(&self);

@@ -185,7 +185,7 @@ impl Accept {
                 continue;
             }
             match State::of(&region.ledger()?.row(section)?.entry) {
-                // What host processes lock says nothing of a section that is none of theirs.
+                // Locks of host processes say nothing of a section that is none of theirs.
                 State::Assigned if door.is_some() => return Ok(Place::Kept(section)),
                 State::Assigned | State::Joined => continue,
                 State::Free => {}

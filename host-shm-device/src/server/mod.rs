@@ -5,7 +5,7 @@
 //! when it leaves, and writes into the freed memory if the same id comes back (seen with 7.2). For the same reason no
 //! client is told of an id twice, even when the ids, which have 16 bits, begin again.
 //!
-//! Who joined under which id stands in the section table, for those who ring. Whenever a VM joins or ends, all doorbells
+//! The section table tells under which id a VM joined, for those that ring it. Whenever a VM joins or ends, all doorbells
 //! of all connected VMs are rung once its row is written, so that guests that sleep look at the table.
 //!
 //! One thread serves everybody and waits for nobody: sockets and doorbells do not block, what a client does not read is kept
@@ -170,7 +170,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Whoever is still in a queue would wait for ever: QEMU takes an end of file for "not yet".
+        // A client that is still in a queue would wait for ever: QEMU takes an end of file for "not yet".
         for (listener, _) in &self.listeners {
             while let Ok((socket, _)) = listener.socket.accept() {
                 refuse(&socket);

@@ -45,7 +45,7 @@ impl Message {
     }
 }
 
-/// What still has to go to one client.
+/// Messages that still have to go to one client.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox(VecDeque<Message>);
 

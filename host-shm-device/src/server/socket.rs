@@ -92,7 +92,7 @@ impl Drop for Listener {
     }
 }
 
-/// Who may connect. Without a group asked for, the socket gets the group `vmshm` where there is one.
+/// Permissions of a socket's file. Without a group asked for, the socket gets the group `vmshm` where there is one.
 fn permit(path: &Path, mode: u32, group: Option<&str>) -> Result<(), Error> {
     let doing = || format!("set the permissions of {}", path.display());
     let known = Group::from_name(group.unwrap_or("vmshm")).map_err(Error::sys(doing()))?;
