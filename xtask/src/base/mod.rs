@@ -1,4 +1,4 @@
-//! What every command stands on: where things lie, running programs, telling how far they are, tidying up.
+//! Base of every command: where things lie, running programs, telling how far they are, tidying up.
 
 pub mod cleanup;
 pub mod process;

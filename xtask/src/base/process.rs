@@ -24,12 +24,12 @@ pub struct Running {
     log: PathBuf,
 }
 
-/// What a program that ended left behind.
+/// Result of a program that has ended.
 #[derive(Debug)]
 pub struct Finished {
     /// How it ended.
     pub status: ExitStatus,
-    /// What it wrote to both its outputs.
+    /// Text of both its outputs.
     pub text: String,
     /// The file that holds this text.
     pub log: PathBuf,
@@ -90,7 +90,7 @@ impl Running {
         Ok(self.child.try_wait()?)
     }
 
-    /// What the program wrote so far.
+    /// Text of both outputs so far.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }

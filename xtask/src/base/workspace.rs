@@ -14,7 +14,7 @@ pub struct Workspace {
     pub root: PathBuf,
     /// Cargo's target directory for this checkout.
     pub target: PathBuf,
-    /// What may be kept between runs and checkouts: `$XDG_CACHE_HOME/vmshm` or `~/.cache/vmshm`.
+    /// Cache that is kept between runs and checkouts: `$XDG_CACHE_HOME/vmshm` or `~/.cache/vmshm`.
     pub cache: PathBuf,
 }
 

@@ -1,4 +1,4 @@
-//! What is measured: programs with their options, sizes and ways.
+//! Cases: programs with their options, sizes and ways.
 
 use super::way::{CMA, OSC_PEERS, TCP, TWO_COPIES, UCX, UCX_CMA, VMSHM, Way};
 
@@ -28,13 +28,13 @@ pub struct Case {
     pub parts: &'static [Part],
     /// The columns; the first is ours.
     pub ways: Vec<Way>,
-    /// What the figures are.
+    /// Unit and meaning of the figures.
     pub unit: &'static str,
     /// Ours works in an open region, where members write each other's memory.
     pub is_open: bool,
 }
 
-/// What is said of a case in an open region.
+/// Remark on a case in an open region.
 pub const OPEN: &str = "(open region)";
 
 /// Messages that have no target.

@@ -12,7 +12,7 @@ use crate::mpi::osu::{self, Points};
 pub struct Measured {
     /// The case's name.
     pub case: String,
-    /// What the figures are.
+    /// Unit and meaning of the figures.
     pub unit: String,
     /// Whether smaller figures are better.
     pub less_is_better: bool,

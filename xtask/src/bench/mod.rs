@@ -64,7 +64,7 @@ const PROGRAMS: &[&str] = &[
     "osu_alltoallv",
 ];
 
-/// What to measure.
+/// Choice of measurements.
 #[derive(Debug, Args)]
 pub struct Options {
     /// How often each layer is measured [default: 7, or 3 with --quick]
@@ -106,7 +106,7 @@ impl Options {
     }
 }
 
-/// What `bench.json` holds.
+/// Content of `bench.json`.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Results {
     cases: Vec<Measured>,
@@ -331,7 +331,7 @@ fn short(program: &str) -> Vec<String> {
     [&["-i", "10", "-x", "1"], words].concat().into_iter().map(str::to_owned).collect()
 }
 
-/// What a program is told for a part; nothing if there is nothing to measure.
+/// Arguments of a program for a part; none if there is nothing to measure.
 fn arguments(case: &Case, part: &Part, way: Way, options: &Options) -> Option<Vec<String>> {
     if part.least > options.max_size {
         return None;

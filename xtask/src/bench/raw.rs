@@ -23,7 +23,7 @@ const NAMES: [&str; 4] = ["line", "transport", "silent-one-vm", "silent-vm-each"
 pub struct Raw {
     /// For each round, name and nanoseconds one way.
     pub rounds: Vec<Vec<(String, f64)>>,
-    /// What is measured once.
+    /// Figures that are measured once.
     pub once: Vec<(String, f64)>,
 }
 
@@ -96,7 +96,7 @@ impl Raw {
         Some(spread(&figures)?.median)
     }
 
-    /// What the figures are, and the table of what two copies alone take beside the cases that move as much.
+    /// Explanation of the figures, and the table of what two copies alone take beside the cases that move as much.
     pub fn copies(&self, cases: &[Measured]) -> Option<(String, Table)> {
         let mut table = Table::default();
         table.row(["", "copies alone", "vmshm", TWO_COPIES.name, "copies / 2-copy", "vmshm / copies"]);
@@ -125,7 +125,7 @@ impl Raw {
         (!is_empty).then_some((heading, table))
     }
 
-    /// What the figures are, the table of those of the rounds, and those that were measured once.
+    /// Explanation of the figures, the table of those of the rounds, and those that were measured once.
     pub fn report(&self) -> (String, Table, String) {
         let mut table = Table::default();
         table.row(["8 B one way", "ns, median", "smallest..largest"]);

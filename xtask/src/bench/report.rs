@@ -1,4 +1,4 @@
-//! What a run shows: on the terminal and as Markdown.
+//! Output of a run: on the terminal and as Markdown.
 
 use super::measured::Measured;
 use crate::figures::table::{self, Table};

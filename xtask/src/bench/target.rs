@@ -1,4 +1,4 @@
-//! What vmshm must reach beside its peers, and whether it does.
+//! Targets that vmshm must reach beside its peers, and whether it does.
 
 use std::ops::RangeInclusive;
 
@@ -31,7 +31,7 @@ enum Bound {
 struct Target {
     what: String,
     program: &'static str,
-    /// What it is measured with besides `--vary`: the program's options, and [`OPEN`].
+    /// Options of the measurement besides `--vary`: the program's, and [`OPEN`].
     ours: &'static str,
     sizes: RangeInclusive<u64>,
     peers: Peers,
@@ -196,11 +196,11 @@ pub fn summary(all: &[Measured], raw: Option<&Raw>) -> Option<Table> {
     (!is_empty).then_some(table)
 }
 
-/// What the figures of [`summary`] are.
+/// Explanation of the figures of [`summary`].
 pub const HEADING: &str = "Targets: vmshm divided by the best of the peers named; the median of the rounds' ratios \
      (smallest..largest), which peer, and the size at which vmshm stands worst";
 
-/// What the one-sided operations are measured beside, if they are.
+/// Peers of the one-sided operations, if these are measured.
 pub fn one_sided(all: &[Measured]) -> Option<String> {
     let osc = all.iter().find(|measured| measured.case == "osu_put_latency")?;
     let ours = &osc.ways[0].0;

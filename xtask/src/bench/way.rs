@@ -7,9 +7,9 @@ use crate::mpi::host_mpi::Layer;
 pub struct Way {
     /// The heading of its column.
     pub name: &'static str,
-    /// What carries the messages.
+    /// Layer that carries the messages.
     pub layer: Layer,
-    /// What mpirun is told besides.
+    /// Further options of mpirun.
     pub args: &'static [&'static str],
 }
 

@@ -20,7 +20,7 @@ const USED: &str = "used";
 const MAKING: &str = "making-";
 const UNUSED_DAYS: u64 = 30;
 
-/// What was stored, so that a damaged entry is noticed.
+/// List of the files stored, so that a damaged entry is noticed.
 #[derive(Debug, Serialize, Deserialize)]
 struct Manifest {
     /// Bytes of each file that an entry must have.

@@ -14,7 +14,7 @@ use crate::base::workspace::Workspace;
 
 const ENTER: &str = include_str!("../../kernel/enter.sh");
 
-/// What a kernel and a module in Rust are built with; each by itself changes the kernel's configuration if missing.
+/// Packages that build a kernel and a module in Rust; each by itself changes the kernel's configuration if missing.
 const PACKAGES: &[&str] = &[
     "bc",
     "bindgen",

@@ -14,7 +14,7 @@ use crate::base::progress;
 pub struct Need {
     /// Its name in the package index.
     pub package: &'static str,
-    /// What we want it for, as a phrase that a user can read.
+    /// Purpose, as a phrase that a user can read.
     pub why: &'static str,
 }
 
@@ -22,33 +22,33 @@ const fn need(package: &'static str, why: &'static str) -> Need {
     Need { package, why }
 }
 
-/// What the plugin, the tool and the MPI programs are built with.
+/// Packages that build the plugin, the tool and the MPI programs.
 pub const BUILD: &[Need] = &[
     need("libopenmpi-dev", "headers that the plugin is built for"),
     need("libclang-dev", "reads those headers for Rust"),
     need("clang", "headers of the C compiler for libclang"),
 ];
 
-/// What runs MPI programs on this machine.
+/// Packages that run MPI programs on this machine.
 pub const RUN: &[Need] = &[need("openmpi-bin", "mpirun")];
 
-/// What makes and runs the guests.
+/// Packages that make and run the guests.
 pub const GUESTS: &[Need] = &[
     need("qemu-system-x86", "runs the virtual machines"),
     need("mmdebstrap", "makes the file system of the guests"),
     need("e2fsprogs", "puts that file system into an image"),
 ];
 
-/// What makes the chroot in which the guest driver is built.
+/// Packages that make the chroot in which the guest driver is built.
 pub const KERNEL: &[Need] = &[need("mmdebstrap", "makes the chroot with the tools of Debian's kernels")];
 
-/// What counts instructions.
+/// Package that counts instructions.
 pub const COUNT: &[Need] = &[need("valgrind", "counts the instructions of a message")];
 
-/// What draws the text of the PNG plots.
+/// Packages that draw the text of the PNG plots.
 pub const PLOT: &[Need] = &[need("fonts-dejavu-core", "text in the PNG plots")];
 
-/// What the tests of real MPI programs run.
+/// Packages of the real MPI programs that the tests run.
 pub const PROGRAMS: &[Need] = &[
     need("netpipe-openmpi", "NetPIPE: message sizes and their integrity"),
     need("hpcc", "HPC Challenge with its own checks"),

@@ -21,7 +21,7 @@ const ZERO: f64 = 0.5;
 /// One line in the plot.
 #[derive(Debug, Clone)]
 pub struct Series {
-    /// What the legend calls it.
+    /// Name in the legend.
     pub name: String,
     /// Whether it comes from an emulated guest: drawn thin and with open marks.
     pub emulated: bool,

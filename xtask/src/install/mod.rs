@@ -41,7 +41,7 @@ const LIST: &str = "share/vmshm/installed";
 /// An installation being made.
 struct Installation<'a> {
     prefix: &'a Path,
-    /// What is there so far, relative to the prefix.
+    /// Files that are there so far, relative to the prefix.
     files: Vec<String>,
 }
 
@@ -174,7 +174,7 @@ pub fn remove(prefix: &Path) -> Result<usize> {
     Ok(names.iter().filter(|name| !name.ends_with('/')).count())
 }
 
-/// What is installed below a prefix.
+/// Files that are installed below a prefix.
 fn list(prefix: &Path) -> Result<Vec<String>> {
     let file = prefix.join(LIST);
     let text = match fs::read_to_string(&file) {

@@ -20,7 +20,7 @@ use crate::kernel::tree::KernelTree;
 const DRIVER: &str = "guest-kmod";
 const LIMIT: Duration = Duration::from_secs(600);
 
-/// What to build the driver for.
+/// Kernels to build the driver for.
 #[derive(Debug, Default, Args)]
 pub struct Options {
     /// Build for this kernel series only, as 7.2, instead of all that the driver is written for

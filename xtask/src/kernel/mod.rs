@@ -24,7 +24,7 @@ const LIMIT: Duration = Duration::from_secs(900);
 /// An unmodified kernel, and what it needs to get to the root file system.
 #[derive(Debug, Clone)]
 pub struct Kernel {
-    /// What `uname -r` says.
+    /// Release, as `uname -r` says it.
     pub release: String,
     /// The kernel itself.
     pub vmlinuz: PathBuf,

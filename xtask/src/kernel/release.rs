@@ -22,7 +22,7 @@ pub struct KernelRelease {
 }
 
 impl KernelRelease {
-    /// What `uname -r` says.
+    /// Release, as `uname -r` says it.
     pub fn name(&self) -> String {
         format!("{}-amd64", self.stem)
     }

@@ -13,7 +13,7 @@ use super::image::Image;
 use crate::base::cleanup;
 use crate::base::process::{Running, mortal};
 
-/// What the first program of a guest prints.
+/// Marker that the first program of a guest prints.
 pub const USER_SPACE: &str = "vmshm-guest: user space reached";
 
 /// Real KVM needs about two seconds; a KVM that only pretends never arrives.
@@ -28,7 +28,7 @@ pub enum Accel {
     Tcg,
 }
 
-/// What the user asked for.
+/// The user's choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Wish {
     /// KVM if a trial boot works, else TCG.

@@ -18,7 +18,7 @@ use crate::base::process::{Running, last_lines, mortal};
 /// Ends the answer to a command; no program of ours prints this byte.
 const ANSWER_END: &[u8] = b"\n\x1e";
 
-/// What a guest is started with.
+/// Settings of a guest.
 #[derive(Debug)]
 pub struct Spec<'a> {
     /// Its number in the lab, from 0.
@@ -55,12 +55,12 @@ pub struct Guest {
     running: Option<String>,
 }
 
-/// What a command in a guest did.
+/// Result of a command in a guest.
 #[derive(Debug)]
 pub struct Answer {
     /// Its exit code.
     pub code: i32,
-    /// What it printed to both its outputs.
+    /// Text of both its outputs.
     pub text: String,
 }
 

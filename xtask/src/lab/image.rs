@@ -36,7 +36,7 @@ const PACKAGES: &[&str] = &[
     "udev",
 ];
 
-/// What no guest needs; leaving it out makes the image smaller.
+/// Files that no guest needs; leaving them out makes the image smaller.
 const LEFT_OUT: &[&str] =
     &["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*"];
 

@@ -33,7 +33,7 @@ const MEMORY: usize = 1024;
 const BOOT: Duration = Duration::from_secs(60);
 const UNPLUG: Duration = Duration::from_secs(15);
 
-/// What a lab is built from.
+/// Parts of a lab.
 #[derive(Debug)]
 pub struct Plan<'a> {
     /// Kernel and root file system.

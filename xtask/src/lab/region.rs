@@ -81,14 +81,14 @@ impl Region {
         self.dir.path().join(NAME)
     }
 
-    /// What `vmshm region inspect` says of the region, as JSON.
+    /// Output of `vmshm region inspect` about the region, as JSON.
     pub fn inspect(&self) -> Result<serde_json::Value> {
         let mut command = vmshm(&self.tool, self.dir.path());
         let text = process::capture(command.args(["region", "inspect", NAME, "--json"]))?;
         Ok(serde_json::from_str(&text)?)
     }
 
-    /// What a process on this host needs to find plugin and region, as `vmshm env` says.
+    /// Environment by which a process on this host finds plugin and region, as `vmshm env` says.
     pub fn environment(&self) -> Result<Vec<(String, String)>> {
         self.environment_with(&[])
     }

@@ -26,7 +26,7 @@ enum Target {
 const DEPTH: usize = 16;
 
 impl Tree {
-    /// What each file uses of others.
+    /// Arrows between files, in the order in which they are written.
     pub fn arrows(&self) -> Vec<Arrow> {
         let mut arrows = Vec::new();
         for (at, module) in self.modules.iter().enumerate() {
@@ -39,7 +39,7 @@ impl Tree {
                 }
             };
             for one in &module.uses {
-                // What is only handed on is no arrow; a module's name is none either, but the paths that begin with it.
+                // A name that is only handed on is no arrow; a module's is none either, but the paths that begin with it are.
                 match self.resolve(at, &one.path, DEPTH) {
                     Target::File(file) if !one.is_public || module.words.contains(&one.name) => {
                         add(file, one.line, &one.path);
@@ -86,7 +86,7 @@ impl Tree {
         target
     }
 
-    /// What a name means in a module. A last name may be an item beside a module of the same name.
+    /// Meaning of a name in a module. A last name may be an item beside a module of the same name.
     fn find(&self, at: usize, name: &str, is_last: bool, depth: usize) -> Option<Target> {
         let module: &Module = &self.modules[at];
         let depth = depth.checked_sub(1)?;

@@ -18,7 +18,7 @@ pub const USER: &str = "mpi";
 pub struct Job<'a> {
     /// Ranks, dealt to the guests in turn.
     pub ranks: usize,
-    /// What they talk over.
+    /// Layer that they talk over.
     pub layer: Layer,
     /// The program, with its arguments.
     pub program: &'a str,

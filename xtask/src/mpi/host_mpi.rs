@@ -42,7 +42,7 @@ impl Layer {
         }
     }
 
-    /// What mpirun needs to use this layer and no other.
+    /// Options by which mpirun uses this layer and no other.
     pub fn mpirun_args(self) -> Vec<&'static str> {
         if let Layer::UcxPosix | Layer::UcxCma = self {
             // Open MPI only takes UCX by itself where it finds a network card that it likes.
@@ -89,7 +89,7 @@ impl HostMpi {
         Ok(Self { scratch, environment })
     }
 
-    /// What the jobs find in their environment besides the user's own.
+    /// Environment of the jobs besides the user's own.
     pub fn environment(&self) -> impl Iterator<Item = (&str, &str)> {
         self.environment.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }

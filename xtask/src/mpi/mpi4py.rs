@@ -46,7 +46,7 @@ pub struct Kit {
     versions: Versions,
 }
 
-/// What the number of tests, and of those that skip themselves, depends on.
+/// Versions on which the number of tests, and of those that skip themselves, depends.
 #[derive(Debug, PartialEq, Eq, Deserialize)]
 struct Versions {
     mpi4py: String,
@@ -54,7 +54,7 @@ struct Versions {
     mpi: String,
 }
 
-/// What the ranks reported over vader, with these versions.
+/// Reports of the ranks over vader, with these versions.
 #[derive(Debug, Deserialize)]
 struct Kept {
     versions: Versions,
@@ -106,21 +106,21 @@ pub fn prepare(workspace: &Workspace, logs: &Path) -> Result<Suite> {
     install
         .args(["install", "--no-cache-dir", "--disable-pip-version-check"])
         .arg(&archive)
-        // What is tested is the MPI below, not the speed of the binding.
+        // The MPI below is tested, not the speed of the binding.
         .env("CFLAGS", "-O0 -g0");
     process::run(install, "pip install", &logs.join("install.log"), BUILD_LIMIT)?;
     fs::write(&done, "")?;
     Ok(Suite::Ready(kit))
 }
 
-/// What one rank reported.
+/// Report of one rank.
 #[derive(Debug, PartialEq, Eq)]
 struct Report {
     tests: usize,
     verdict: String,
 }
 
-/// What each rank reports over Open MPI's own shared memory: kept as data for the versions named there, which saves minutes;
+/// Report of each rank over Open MPI's own shared memory: kept as data for the versions named there, which saves minutes;
 /// measured with others, or on request, when it must agree with what is kept.
 pub fn baseline(
     kit: &Kit,

@@ -16,7 +16,7 @@ use crate::mpi::hpcc;
 
 const LIMIT: Duration = Duration::from_secs(150);
 
-/// What the guests are made of, or why there can be none.
+/// Parts of the guests, or why there can be none.
 pub type Prepared = Result<(PathBuf, Image, Accel), String>;
 
 /// Guests that are booted by the first step which needs them, and then serve the others.

@@ -23,11 +23,11 @@ const HEAP_REGION: &str = "256M";
 /// Smaller than some of the windows that the checker makes.
 const FULL_REGION: &str = "16M";
 const LIMIT: Duration = Duration::from_secs(600);
-/// What makes the plugin say what it does.
+/// Options by which the plugin says what it does.
 const VERBOSE: [&str; 3] = ["--mca", "btl_base_verbose", "10"];
-/// What makes the checker run its collective operations only.
+/// Options by which the checker runs its collective operations only.
 const COLLECTIVES: [&str; 5] = ["--quick", "--only", "collectives", "--only", "any-collective"];
-/// What leaves collective operations to Open MPI's simplest component: the others have nonblocking ones, and those of
+/// Options that leave collective operations to Open MPI's simplest component: the others have nonblocking ones, and those of
 /// communicators of one process and between two groups.
 const BASIC: [&str; 3] = ["--mca", "coll", "basic,libnbc,self,inter"];
 
@@ -74,7 +74,7 @@ const BENCHES: &[(&str, &[&str])] = &[
     ("message_steps", &["--messages", "5"]),
 ];
 
-/// Who may write to a process's memory in a region.
+/// Processes that may write to a process's memory in a region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Writers {
     /// Itself alone.

@@ -18,7 +18,7 @@ pub struct Count {
     pub failed: usize,
     /// Tests that were not run.
     pub skipped: usize,
-    /// What a reader of the step's line should know besides.
+    /// Remark for the step's line.
     pub note: String,
 }
 

@@ -89,7 +89,7 @@ pub fn load(lab: &mut Lab, release: &str, logs: &Path) -> Result<Count> {
     Ok(count)
 }
 
-/// What the kernel's own list says of the memory behind `/dev/vmshm0`.
+/// Memory type behind `/dev/vmshm0`, by the kernel's own list.
 pub fn memory_type(lab: &mut Lab, guest: usize, count: &mut Count) -> Result<()> {
     let text = must(
         lab,

@@ -72,7 +72,7 @@ pub fn check_in(
     Ok((sum, texts))
 }
 
-/// What the kernel says when something is wrong with it.
+/// Words by which a kernel says that something is wrong with it.
 pub const COMPLAINTS: &[&str] = &[
     "Oops",
     "WARNING:",

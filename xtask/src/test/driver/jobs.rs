@@ -66,7 +66,7 @@ pub fn heap(lab: &mut Lab, logs: &Path) -> Result<Count> {
         .with_context(|| format!("vmshm-mpi-check printed no closing line; log: {}", log.display()))
 }
 
-/// What the waiting rank of `vmshm-mpi-wait` says: seconds that it waited, and of its processor time.
+/// Figures of the waiting rank of `vmshm-mpi-wait`: seconds that it waited, and of its processor time.
 pub fn waiting(text: &str) -> Result<(f64, f64)> {
     let line = text.lines().find_map(|line| line.strip_prefix("waited "));
     let (waited, used) =

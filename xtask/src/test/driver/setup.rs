@@ -1,4 +1,4 @@
-//! What the guests of these steps are made of, and their start.
+//! Parts of the guests of these steps, and their start.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ use crate::lab::{Lab, PAYLOAD, Plan, Sharing};
 /// Where the module lies in the payload.
 pub const MODULE: &str = "driver/vmshm.ko";
 
-/// What the guests are made of.
+/// Parts of the guests.
 #[derive(Debug)]
 pub struct Parts {
     pub stage: PathBuf,
@@ -25,7 +25,7 @@ pub struct Parts {
     kernel: Kernel,
 }
 
-/// What the guests are made of, or why there can be none.
+/// Parts of the guests, or why there can be none.
 pub type Prepared = Result<Parts, String>;
 
 /// Fetches the kernel, builds the driver for it and lays it beside everything else in `stage`.
@@ -77,7 +77,7 @@ pub fn start(prepared: &Prepared, guests: usize, sharing: &Sharing, logs: &Path)
     let plan = Plan { image: &parts.image, payload: &parts.stage, accel: parts.accel, guests, log_dir: logs };
     let mut lab = Lab::sharing(&plan, sharing)?;
     for guest in 0..guests {
-        // What a distribution does at boot: here with the rule that we install.
+        // As a distribution does at boot: here with the rule that we install.
         must(
             &mut lab,
             guest,
