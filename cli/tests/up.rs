@@ -33,21 +33,28 @@ impl Drop for Ended<'_> {
     }
 }
 
-/// What is left of a set: its folder, its region, its network.
-fn nothing_is_left(host: &Host, bridge: Option<&str>) {
+/// Fails where something is left of a set: its folder, its region, network devices of its own.
+fn nothing_is_left(host: &Host, links: &[String]) {
     assert!(!host.sockets().join("job").exists(), "the set's folder");
     assert!(host.ok(&["region", "list"]).starts_with("no regions"));
     assert!(host.ok(&["ps"]).starts_with("no sets"));
-    let bridges = fs::read_dir("/sys/class/net").unwrap().flatten();
-    let names: Vec<_> = bridges.map(|entry| entry.file_name().into_string().unwrap()).collect();
-    assert!(!names.iter().any(|name| Some(name.as_str()) == bridge), "{names:?}");
+    let devices = fs::read_dir("/sys/class/net").unwrap().flatten();
+    let left: Vec<_> =
+        devices.filter_map(|entry| index(&entry.path())).filter(|it| links.contains(it)).collect();
+    assert!(left.is_empty(), "network devices {left:?} of {links:?}");
 }
 
-/// The bridge of a set.
-fn bridge(host: &Host) -> String {
+/// The number of a network device, which no later one has, unlike its name.
+fn index(device: &Path) -> Option<String> {
+    Some(fs::read_to_string(device.join("ifindex")).ok()?.trim().to_owned())
+}
+
+/// The network devices that were made for a set: a tap for each VM, and a bridge.
+fn links(host: &Host) -> Vec<String> {
     let text = fs::read_to_string(host.sockets().join("job/set.json")).unwrap();
     let set: serde_json::Value = serde_json::from_str(&text).unwrap();
-    set["links"].as_array().unwrap().last().unwrap().as_str().unwrap().to_owned()
+    let links = set["links"].as_array().unwrap().iter().map(|link| link.as_str().unwrap());
+    links.map(|link| index(&Path::new("/sys/class/net").join(link)).unwrap()).collect()
 }
 
 const SMALL: [&str; 10] =
@@ -91,14 +98,13 @@ fn a_set_comes_up_is_shown_and_goes_without_a_trace() {
     }
     assert!(host.fails(&arguments).contains("vmshm down job"), "a second one of that name");
 
-    let bridge = bridge(&host);
-    assert!(Path::new("/sys/class/net").join(format!("{bridge}-1")).exists());
+    let links = links(&host);
+    assert_eq!(links.len(), 3, "two taps and a bridge");
     host.ok(&["down", "job", "--timeout", "5"]);
-    assert!(!Path::new("/sys/class/net").join(format!("{bridge}-1")).exists());
     for row in rows {
         assert!(!Path::new("/proc").join(row["pid"].to_string()).join("exe").exists(), "{row}");
     }
-    nothing_is_left(&host, Some(&bridge));
+    nothing_is_left(&host, &links);
     assert!(host.fails(&["down", "job"]).contains("vmshm ps"));
 }
 
@@ -115,25 +121,25 @@ fn what_fails_leaves_nothing_and_says_what_the_vm_said() {
     arguments.extend(SMALL);
     let text = host.fails(&arguments);
     assert!(text.contains("ended before") && text.contains("no root file system"), "{text}");
-    nothing_is_left(&host, None);
+    nothing_is_left(&host, &[]);
 
     // One that never answers.
     kernel(&host, &prints_and_waits("login:"));
     *arguments.last_mut().unwrap() = "1";
     let text = host.fails(&arguments);
     assert!(text.contains("within 1 s") && text.contains("ssh server at 10.77."), "{text}");
-    nothing_is_left(&host, None);
+    nothing_is_left(&host, &[]);
 
     // No such disk, no such bridge: before anything is made.
     arguments.extend(["--disk", "/nonexistent,ro"]);
     assert!(host.fails(&arguments).contains("/nonexistent"));
     arguments.extend(["--bridge", "vmshm-none"]);
     assert!(host.fails(&arguments).contains("ip link add vmshm-none type bridge"));
-    nothing_is_left(&host, None);
+    nothing_is_left(&host, &[]);
 }
 
 #[test]
-fn an_interrupt_ends_what_was_begun() {
+fn an_interrupt_ends_what_was_begun_and_down_does_where_up_was_killed() {
     if !ground() {
         return;
     }
@@ -142,15 +148,69 @@ fn an_interrupt_ends_what_was_begun() {
     let kernel = kernel(&host, &prints_and_waits("login:"));
     let mut arguments = vec!["up", "job", "--kernel", kernel.to_str().unwrap(), "--ready", "never"];
     arguments.extend(SMALL);
-    let mut up = host.command(&arguments).stderr(Stdio::piped()).spawn().unwrap();
-    until("both VMs run", || {
-        let rows = serde_json::from_str::<serde_json::Value>(&host.ok(&["ps", "--json"])).unwrap();
-        rows.as_array().unwrap().iter().filter(|row| row["state"] == "runs").count() == 2
-    });
-    let bridge = bridge(&host);
-    kill(Pid::from_raw(up.id() as i32), Signal::SIGINT).unwrap();
-    assert!(!up.wait().unwrap().success());
-    nothing_is_left(&host, Some(&bridge));
+    for signal in [Signal::SIGINT, Signal::SIGKILL] {
+        let mut up = host.command(&arguments).stderr(Stdio::piped()).spawn().unwrap();
+        until("both VMs run", || {
+            let rows = serde_json::from_str::<serde_json::Value>(&host.ok(&["ps", "--json"])).unwrap();
+            rows.as_array().unwrap().iter().filter(|row| row["state"] == "runs").count() == 2
+        });
+        let links = links(&host);
+        kill(Pid::from_raw(up.id() as i32), signal).unwrap();
+        assert!(!up.wait().unwrap().success());
+        if signal == Signal::SIGKILL {
+            host.ok(&["down", "job", "--timeout", "5"]);
+        }
+        nothing_is_left(&host, &links);
+    }
+}
+
+#[test]
+fn a_bridge_of_the_site_is_used_and_stays() {
+    if !ground() {
+        return;
+    }
+    let host = Host::new();
+    let _ended = Ended(&host);
+    let number = std::process::id() % 200;
+    let bridge = format!("vmshmt{number}");
+    let ip =
+        |arguments: &str| assert!(Command::new("ip").args(arguments.split(' ')).status().unwrap().success());
+    ip(&format!("link add {bridge} type bridge"));
+    ip(&format!("address add 10.78.{number}.1/29 dev {bridge}"));
+    ip(&format!("link set {bridge} up"));
+    let kernel = kernel(&host, &prints_and_waits("login:"));
+    let mut arguments = vec!["up", "job", "--kernel", kernel.to_str().unwrap(), "--ready", "login:"];
+    arguments.extend(["--bridge", &bridge]);
+    arguments.extend(SMALL);
+    let text = host.output(&arguments);
+    host.output(&["down", "job", "--timeout", "5"]);
+    let stays = ["", "-0"].map(|end| Path::new("/sys/class/net").join(format!("{bridge}{end}")).exists());
+    ip(&format!("link delete {bridge}"));
+    assert!(text.status.success(), "{}", String::from_utf8_lossy(&text.stderr));
+    let text = String::from_utf8(text.stdout).unwrap();
+    // The host has the network's first address.
+    assert!(
+        text.contains(&format!("10.78.{number}.3\n")) && text.contains(&format!("10.78.{number}.0/29")),
+        "{text}"
+    );
+    assert_eq!(stays, [true, false], "the bridge stays, its taps go");
+    nothing_is_left(&host, &[]);
+}
+
+#[test]
+fn what_another_user_has_written_down_is_not_carried_out() {
+    let host = Host::new();
+    let dir = host.sockets().join("job");
+    fs::create_dir_all(&dir).unwrap();
+    let file = dir.join("set.json");
+    fs::write(&file, "{}").unwrap();
+    if std::os::unix::fs::chown(&file, Some(65534), None).is_err() {
+        eprintln!("skipped: only root can give a file away");
+        return;
+    }
+    let text = host.fails(&["down", "job"]);
+    assert!(text.contains("65534"), "{text}");
+    assert!(file.exists());
 }
 
 #[test]

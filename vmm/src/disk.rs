@@ -4,8 +4,8 @@
 //! written to, so that many VMs may start from one.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::unix::fs::FileExt;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 
 use virtio_bindings::virtio_blk::{
@@ -40,19 +40,23 @@ struct Copy {
 }
 
 impl Disk {
-    /// Opens an image. With `scratch`, a directory for a file without a name, the guest gets a private copy.
+    /// Opens an image, or a block device that holds one. With `scratch`, a directory for a file without a name, the guest gets a private copy.
     ///
     /// # Errors
     /// The image cannot be opened, or is no multiple of 512 bytes; no file can be made in `scratch`.
     pub fn open(path: &Path, scratch: Option<&Path>) -> Result<Self, Error> {
-        let image = File::open(path).map_err(Error::io(format!("open the disk image {}", path.display())))?;
-        let meta = image.metadata().map_err(Error::io(format!("look at {}", path.display())))?;
-        let len = meta.len();
-        if !meta.is_file() || len == 0 || !len.is_multiple_of(SECTOR) {
+        let mut image =
+            File::open(path).map_err(Error::io(format!("open the disk image {}", path.display())))?;
+        let kind = image.metadata().map_err(Error::io(format!("look at {}", path.display())))?.file_type();
+        // A block device's length is not among what the file system says of it.
+        let len = image.seek(SeekFrom::End(0)).unwrap_or(0);
+        if !(kind.is_file() || kind.is_block_device()) || len == 0 || !len.is_multiple_of(SECTOR) {
             return Err(Error::Invalid {
                 what: "the disk image",
                 value: path.display().to_string(),
-                why: format!("has {len} bytes: give a file with a raw image, a multiple of {SECTOR} bytes"),
+                why: format!(
+                    "has {len} bytes: give a file with a raw image, a multiple of {SECTOR} bytes, or a block device"
+                ),
             });
         }
         let copy = scratch.map(|dir| {

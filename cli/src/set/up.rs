@@ -59,7 +59,7 @@ pub struct Args {
     /// The initial file system
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
-    /// A disk with a raw image, of which each VM has a private copy; with `,ro` one that is only read
+    /// A disk with a raw image, or a block device, of which each VM has a private copy; with `,ro` one that is only read
     #[arg(long = "disk", value_name = "FILE[,ro]")]
     disks: Vec<String>,
     /// More for the kernel's command line
@@ -311,11 +311,11 @@ impl Args {
             {
                 let vm = &set.vms[k];
                 let sign = match &self.ready {
-                    Some(text) => format!("{text:?} on its console"),
-                    None => format!("an answer of its ssh server at {}", vm.address),
+                    Some(text) => format!("its console did not show {text:?}"),
+                    None => format!("its ssh server at {} did not answer", vm.address),
                 };
                 bail!(
-                    "{} was not up within {} s: there was no {sign}. Its console ends so:\n{}\nIs sshd enabled there, and does \
+                    "{} was not up within {} s: {sign}. Its console ends so:\n{}\nIs sshd enabled there, and does \
                      its system obey `ip=` (`vmshm up --help`)? A longer --timeout waits longer",
                     vm.name,
                     self.timeout,

@@ -80,7 +80,7 @@ pub struct Args {
     /// With --doorbell: interrupt vectors, as many as the server has
     #[arg(long, default_value_t = DEFAULT_VECTORS, value_name = "N", requires = "doorbell")]
     vectors: u32,
-    /// A disk with a raw image. The guest writes to a private copy, which is gone with the VM; with `,ro` not at all
+    /// A disk with a raw image, or a block device. The guest writes to a private copy, which is gone with the VM; with `,ro` not at all
     #[arg(long = "disk", value_name = "FILE[,ro]")]
     disks: Vec<String>,
     /// A network card: `dgram:LOCAL,REMOTE` for two unix datagram sockets, as QEMU's `-netdev dgram` has them;

@@ -26,6 +26,7 @@ const SYSTEM: &[(&str, &str)] = &[
     ("modules-load.d/vmshm.conf", "lib/modules-load.d/vmshm.conf"),
     ("systemd/vmshm-region@.service", "lib/systemd/system/vmshm-region@.service"),
     ("systemd/vmshm-serve@.service", "lib/systemd/system/vmshm-serve@.service"),
+    ("systemd/vmshm-up@.service", "lib/systemd/system/vmshm-up@.service"),
     ("sysusers.d/vmshm.conf", "lib/sysusers.d/vmshm.conf"),
     ("tmpfiles.d/vmshm.conf", "lib/tmpfiles.d/vmshm.conf"),
     ("udev/60-vmshm.rules", "lib/udev/rules.d/60-vmshm.rules"),
