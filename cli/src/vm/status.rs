@@ -39,7 +39,7 @@ struct Vm {
     regions: Vec<String>,
     vcpus: Vec<Vcpu>,
     memory: Vec<Memory>,
-    /// Share of the memory that lies on no node on which a vCPU runs, in percent.
+    /// Share of the memory that lies on no node on which a vCPU runs, or not on that which its policy names, in percent.
     leakage: u64,
 }
 
@@ -56,6 +56,9 @@ struct Vcpu {
 #[derive(Debug, Serialize)]
 struct Memory {
     what: String,
+    /// Where the kernel is to take it from, `bind:0` or `prefer:1`; none where it may choose. A VM with several nodes has
+    /// memory of each.
+    policy: Option<String>,
     /// Bytes by node.
     nodes: BTreeMap<u32, u64>,
 }
@@ -122,12 +125,23 @@ fn look(pid: u32) -> Option<Vm> {
     let memory = memory(&fs::read_to_string(dir.join("numa_maps")).ok()?, &private(&smaps));
     let own: Vec<_> = vcpus.iter().filter_map(|vcpu| vcpu.node).collect();
     let regions = monitor::ask(pid).map_or_else(Vec::new, |answer| answer.regions);
-    // Memory on a node without vCPUs, among all of the guest's own; a region has parts for other VMs.
-    let ram = memory.iter().filter(|part| part.what == RAM).flat_map(|part| &part.nodes);
-    let (here, there): (Vec<_>, Vec<_>) = ram.partition(|(node, _)| own.contains(node));
-    let sum = |parts: &[(&u32, &u64)]| parts.iter().map(|(_, bytes)| **bytes).sum::<u64>();
-    let (here, there) = (sum(&here), sum(&there));
-    Some(Vm { pid, regions, vcpus, memory, leakage: there * 100 / (here + there).max(1) })
+    let leakage = leakage(&memory, &own);
+    Some(Vm { pid, regions, vcpus, memory, leakage })
+}
+
+/// How much of the guest's own memory lies elsewhere than it should, in percent. A region has parts for other VMs.
+fn leakage(memory: &[Memory], vcpu_nodes: &[u32]) -> u64 {
+    let (mut all, mut elsewhere) = (0, 0);
+    for part in memory.iter().filter(|part| part.what == RAM) {
+        let wanted = part.policy.as_ref().and_then(|policy| policy.rsplit_once(':')?.1.parse().ok());
+        for (&node, &bytes) in &part.nodes {
+            all += bytes;
+            if !vcpu_nodes.contains(&node) || wanted.is_some_and(|wanted: u32| wanted != node) {
+                elsewhere += bytes;
+            }
+        }
+    }
+    elsewhere * 100 / all.max(1)
 }
 
 fn vcpu(number: u32, task: &Path) -> Option<Vcpu> {
@@ -163,9 +177,9 @@ fn private(smaps: &str) -> Vec<u64> {
 
 const RAM: &str = "memory";
 
-/// Sums what the guest sees by node.
+/// Sums what the guest sees by policy and node.
 fn memory(numa_maps: &str, private: &[u64]) -> Vec<Memory> {
-    let mut sums: BTreeMap<String, BTreeMap<u32, u64>> = BTreeMap::new();
+    let mut sums: BTreeMap<(String, Option<String>), BTreeMap<u32, u64>> = BTreeMap::new();
     for line in numa_maps.lines() {
         let mut words = line.split_whitespace();
         let start = words.next().and_then(|start| u64::from_str_radix(start, 16).ok());
@@ -179,7 +193,8 @@ fn memory(numa_maps: &str, private: &[u64]) -> Vec<Memory> {
             None => RAM.to_owned(),
         };
         let page = value("kernelpagesize_kB").and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(4) << 10;
-        let nodes = sums.entry(what).or_default();
+        let policy = words.first().filter(|policy| policy.contains(':')).map(|policy| (*policy).to_owned());
+        let nodes = sums.entry((what, policy)).or_default();
         for word in &words {
             if let Some((node, pages)) = word.strip_prefix('N').and_then(|word| word.split_once('='))
                 && let (Ok(node), Ok(pages)) = (node.parse(), pages.parse::<u64>())
@@ -188,7 +203,7 @@ fn memory(numa_maps: &str, private: &[u64]) -> Vec<Memory> {
             }
         }
     }
-    sums.into_iter().map(|(what, nodes)| Memory { what, nodes }).collect()
+    sums.into_iter().map(|((what, policy), nodes)| Memory { what, policy, nodes }).collect()
 }
 
 fn table(vms: &[Vm]) -> String {
@@ -206,7 +221,7 @@ fn write_vm(text: &mut String, vm: &Vm) -> std::fmt::Result {
     let regions = if vm.regions.is_empty() { "no region".to_owned() } else { vm.regions.join(", ") };
     writeln!(
         text,
-        "VM of pid {}, {regions}: {} % of its memory on nodes without its vCPUs",
+        "VM of pid {}, {regions}: {} % of its memory on other nodes than its own",
         vm.pid, vm.leakage
     )?;
     for vcpu in &vm.vcpus {
@@ -215,15 +230,14 @@ fn write_vm(text: &mut String, vm: &Vm) -> std::fmt::Result {
     }
     for part in &vm.memory {
         let all = part.nodes.values().sum::<u64>().max(1);
+        let what = match &part.policy {
+            Some(policy) => format!("{} ({policy})", part.what),
+            None => part.what.clone(),
+        };
         for (node, bytes) in &part.nodes {
             let bar = "#".repeat((bytes * BAR).div_ceil(all) as usize);
             let share = bytes * 100 / all;
-            writeln!(
-                text,
-                "  {:<20} node {node} {bar:<20} {share:>3} %  {}",
-                part.what,
-                format_bytes(*bytes)
-            )?;
+            writeln!(text, "  {what:<20} node {node} {bar:<20} {share:>3} %  {}", format_bytes(*bytes))?;
         }
     }
     Ok(())
@@ -252,18 +266,39 @@ mod tests {
     }
 
     #[test]
+    fn a_vm_with_several_nodes_has_memory_of_each() {
+        let maps = "1000 bind:0 anon=4 N0=3 N1=1 kernelpagesize_kB=4\n2000 bind:1 anon=3 N1=3 kernelpagesize_kB=4\n\
+                    3000 bind:0 anon=1 N0=1 kernelpagesize_kB=4\n";
+        let memory = memory(maps, &[0x1000, 0x2000, 0x3000]);
+        let seen: Vec<_> = memory.iter().map(|part| (part.policy.as_deref(), part.nodes.clone())).collect();
+        assert_eq!(
+            seen,
+            [
+                (Some("bind:0"), BTreeMap::from([(0, 4 << 12), (1, 1 << 12)])),
+                (Some("bind:1"), BTreeMap::from([(1, 3 << 12)]))
+            ]
+        );
+        assert_eq!(leakage(&memory, &[0, 1]), 100 / 8, "a page of node 0 lies on node 1");
+        assert_eq!(leakage(&memory, &[0]), 400 / 8);
+    }
+
+    #[test]
     fn the_table_has_a_bar_per_node() {
         let vm = Vm {
             pid: 7,
             regions: vec!["job:1".into()],
             vcpus: vec![Vcpu { number: 0, cpu: 3, node: Some(1), allowed: "3".into() }],
-            memory: vec![Memory { what: RAM.into(), nodes: BTreeMap::from([(0, 1 << 20), (1, 3 << 20)]) }],
+            memory: vec![Memory {
+                what: RAM.into(),
+                policy: Some("bind:1".into()),
+                nodes: BTreeMap::from([(0, 1 << 20), (1, 3 << 20)]),
+            }],
             leakage: 25,
         };
         let text = table(&[vm]);
         assert!(text.contains("25 % of its memory"), "{text}");
         assert!(text.contains("vCPU 0    on CPU 3, node 1; may run on 3"), "{text}");
-        assert!(text.contains("node 0 #####                 25 %  1 MiB"), "{text}");
+        assert!(text.contains("memory (bind:1)      node 0 #####                 25 %  1 MiB"), "{text}");
         assert!(text.contains("node 1 ###############       75 %  3 MiB"), "{text}");
     }
 }
