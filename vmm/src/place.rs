@@ -1,6 +1,8 @@
 //! Where threads run: one CPU of a NUMA node for each vCPU, and everything else elsewhere.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
@@ -38,10 +40,16 @@ pub fn cpus(nodes: &[u32], vcpus: usize, placement: Placement) -> Result<Vec<usi
     // Refuses what does not exist.
     nodes.iter().try_for_each(|&node| usable(node).map(drop))?;
     let free = vmshm_host::nodes().into_iter().map(|node| Ok((node.id, usable(node.id)?)));
-    choose(free.collect::<Result<_, Error>>()?, nodes, vcpus, placement, nearest)
+    let chosen = choose(free.collect::<Result<_, Error>>()?, nodes, vcpus, placement, nearest)?;
+    let taken = taken();
+    let shared: Vec<_> = chosen.iter().filter(|cpu| taken.contains(cpu)).collect();
+    if !shared.is_empty() {
+        tracing::warn!(cpus = ?shared, "another VM's vCPUs run on these CPUs too: they take turns");
+    }
+    Ok(chosen)
 }
 
-/// All CPUs of a node that this process may use, in the order in which VMs get them.
+/// All CPUs of a node that this process may use, in the order in which VMs get them: those last that another VM has.
 ///
 /// # Errors
 /// No such node.
@@ -57,7 +65,27 @@ pub fn usable(node: u32) -> Result<Vec<usize>, Error> {
     };
     let allowed = allowed()?;
     let usable = list(&found.cpus).into_iter().filter(|&cpu| allowed.is_set(cpu).unwrap_or(false)).collect();
-    Ok(by_thread(usable, siblings))
+    let taken = taken();
+    let (taken, free): (Vec<_>, Vec<_>) =
+        by_thread(usable, siblings).into_iter().partition(|cpu| taken.contains(cpu));
+    Ok([free, taken].concat())
+}
+
+/// CPUs on which vCPUs of running VMs are pinned, as far as this user may see.
+pub fn taken() -> Vec<usize> {
+    pinned(Path::new("/proc"))
+}
+
+fn pinned(proc: &Path) -> Vec<usize> {
+    let folders = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let vmm = |dir: &PathBuf| fs::read_to_string(dir.join("comm")).is_ok_and(|name| name.trim() == "vmshm");
+    let cpu = |task: PathBuf| {
+        fs::read_to_string(task.join("comm")).ok().filter(|name| name.starts_with("vcpu"))?;
+        let status = fs::read_to_string(task.join("status")).ok()?;
+        let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+        allowed.trim().parse().ok()
+    };
+    folders(proc).filter(vmm).flat_map(|dir| folders(&dir.join("task"))).filter_map(cpu).collect()
 }
 
 /// Takes CPUs of each node's share out of `free`.
@@ -189,6 +217,24 @@ mod tests {
         let text = cpus(&[node, node], 1, Placement::Require).unwrap_err().to_string();
         assert!(text.contains("vCPUs 1 is less") && text.contains("nodes, 2"), "{text}");
         assert!(all().unwrap().contains(&node));
+    }
+
+    #[test]
+    fn pinned_vcpus_of_other_vms_are_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let task = |process: &str, program: &str, task: &str, name: &str, allowed: &str| {
+            let dir = dir.path().join(process);
+            fs::create_dir_all(dir.join("task").join(task)).unwrap();
+            fs::write(dir.join("comm"), program).unwrap();
+            fs::write(dir.join("task").join(task).join("comm"), name).unwrap();
+            let status = format!("Name:\tx\nCpus_allowed_list:\t{allowed}\n");
+            fs::write(dir.join("task").join(task).join("status"), status).unwrap();
+        };
+        task("7", "vmshm\n", "7", "vmshm\n", "0");
+        task("7", "vmshm\n", "8", "vcpu0\n", "3");
+        task("9", "vmshm\n", "10", "vcpu1\n", "0-3");
+        task("11", "other\n", "12", "vcpu0\n", "2");
+        assert_eq!(pinned(dir.path()), [3]);
     }
 
     #[test]

@@ -260,6 +260,8 @@ impl Args {
         if !place::leave(&cpus)? {
             tracing::warn!("no CPU is left for the VMM's other threads: they disturb the vCPUs");
         }
+        // Nor on those of other VMs, where there are more.
+        place::leave(&place::taken())?;
         let plan = Plan {
             guest: Guest::Linux(Linux {
                 kernel: &self.kernel,
