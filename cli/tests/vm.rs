@@ -6,6 +6,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use common::kernel::{ECHOES, kernel, kvm, prints_and_switches_off};
 use common::{Host, until};
@@ -33,6 +34,9 @@ fn waits_for_the_button() -> Vec<u8> {
     code.extend(prints_and_switches_off("off"));
     code
 }
+
+/// Prints a dot, and spins: mov dx, 0x3f8; mov al, '.'; out dx, al; jmp here.
+const SPINS: [u8; 9] = [0x66, 0xba, 0xf8, 0x03, 0xb0, b'.', 0xee, 0xeb, 0xfe];
 
 fn start(host: &Host, arguments: &[&str]) -> Child {
     let mut command = host.command(arguments);
@@ -169,6 +173,39 @@ fn a_signal_stops_a_vm_and_its_section_is_free_again() {
     assert_eq!(read(&mut vm, 1), b".");
     kill(Pid::from_raw(vm.id() as i32), Signal::SIGTERM).unwrap();
     until("it ends", || vm.try_wait().unwrap().is_some());
+}
+
+/// Times that threads of a process gave their CPU up, but for vCPUs.
+fn sleeps(pid: u32) -> Vec<(String, String)> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let look = |dir: std::path::PathBuf| {
+        let name = fs::read_to_string(dir.join("comm")).ok()?;
+        let status = fs::read_to_string(dir.join("status")).ok()?;
+        let count = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches"))?.to_owned();
+        (!name.starts_with("vcpu")).then_some((name, count))
+    };
+    tasks.flatten().filter_map(|task| look(task.path())).collect()
+}
+
+#[test]
+fn nothing_of_a_vm_but_its_vcpu_wakes_up_by_itself() {
+    if !kvm() {
+        return;
+    }
+    let host = Host::new();
+    let kernel = kernel(&host, &SPINS);
+    let arguments =
+        ["vm", "run", "--kernel", kernel.to_str().unwrap(), "--memory", "16M", "--numa-node", "auto"];
+    let mut vm = start(&host, &arguments);
+    assert_eq!(read(&mut vm, 1), b".");
+    until("all other threads sleep", || {
+        let before = sleeps(vm.id());
+        assert!(before.len() > 2, "{before:?}");
+        std::thread::sleep(Duration::from_secs(1));
+        before == sleeps(vm.id())
+    });
+    vm.kill().unwrap();
+    vm.wait().unwrap();
 }
 
 #[test]

@@ -4,7 +4,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{Place, counts, ended, falls, kvm, stores_a_vector, writes_everywhere};
+use common::{Place, counts, ended, falls, kvm, polls, stores_a_vector, writes_everywhere};
 use vmshm_host::CreateOptions;
 use vmshm_vmm::{End, Error, Part};
 
@@ -118,6 +118,20 @@ fn one_vm_is_paused_killed_and_restarted_while_another_goes_on() {
     a.pause();
     assert_eq!(a.stop(), End::Stopped, "a VM that rests can be stopped");
     assert_eq!(b.stop(), End::Stopped);
+}
+
+#[test]
+fn a_guest_that_polls_does_not_leave_its_vcpu() {
+    let Some(host) = kvm() else { return };
+    let place = Place::new(&three());
+    let counter = place.region().entry(0).unwrap().offset;
+    let vm = place.run(&host, 0, polls());
+    wait_for("it polls", || place.word(counter) > 0);
+    let (exits, polls) = (vm.stats().exits, place.word(counter));
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(vm.stats().exits, exits, "{} polls later", place.word(counter) - polls);
+    wait_for("it still polls", || place.word(counter) > polls);
+    assert_eq!(vm.stop(), End::Stopped);
 }
 
 #[test]

@@ -98,6 +98,18 @@ macro_rules! program {
     };
 }
 
+// Counts in its section how often it has looked at the next one, whose first word stays zero.
+program!(
+    polls,
+    "vmshm_polls",
+    "add rdx, rdi",
+    "2: inc qword ptr [rdx]",
+    "pause",
+    "cmp qword ptr [rdx + rcx], 0",
+    "je 2b",
+    "ud2",
+);
+
 // Stores 8 bytes to every 512th byte of the BAR, then with each kind of instruction to its last page; powers off.
 program!(
     writes_everywhere,
