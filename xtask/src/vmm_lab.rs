@@ -92,11 +92,19 @@ fn parts(workspace: &Workspace, names: &[String], logs: &Path) -> Result<Vec<Str
 
 fn boot(kernel: &Path, host: &Path, parts: &[&str], log: &Path) -> Result<String> {
     let mut command = mortal("qemu-system-x86_64");
-    command.args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "4", "-m", "2G"]);
+    let smp = "4,sockets=2,cores=2";
+    command.args(["-M", "q35,hmat=on", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", smp, "-m", "2G"]);
     for node in 0..2 {
         let cpus = format!("{}-{}", 2 * node, 2 * node + 1);
         command.args(["-object", &format!("memory-backend-ram,id=m{node},size=1G")]);
-        command.args(["-numa", &format!("node,nodeid={node},cpus={cpus},memdev=m{node}")]);
+        command.args(["-numa", &format!("node,nodeid={node},cpus={cpus},memdev=m{node},initiator={node}")]);
+    }
+    command.args(["-numa", "dist,src=0,dst=1,val=27"]);
+    for (from, to) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        let way = format!("hmat-lb,initiator={from},target={to},hierarchy=memory");
+        let (latency, bandwidth) = if from == to { (90 + to, 200_000) } else { (140, 100_000) };
+        command.args(["-numa", &format!("{way},data-type=access-latency,latency={latency}")]);
+        command.args(["-numa", &format!("{way},data-type=access-bandwidth,bandwidth={bandwidth}M")]);
     }
     command.args(["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"]);
     command.arg("-kernel").arg(kernel.join("vmlinuz")).arg("-initrd").arg(host);
