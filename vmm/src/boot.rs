@@ -123,13 +123,20 @@ pub(crate) fn load(
         });
     }
     let numa = Numa::new(vm.ram(), vcpus);
+    let caches = cpuid::caches(&host.cpuid);
     let bars_64 = layout::bars_64(host.address_bits());
     let image = Image {
         kernel: Opened::new("the kernel", linux.kernel)?,
         initrd: linux.initrd.map(|path| Opened::new("the initial file system", path)).transpose()?,
         command_line: linux.command_line.to_owned(),
         uuid,
-        tables: acpi::tables(&acpi::Platform { processors, numa: numa.as_ref(), bars_64, roots }),
+        tables: acpi::tables(&acpi::Platform {
+            processors,
+            caches: &caches,
+            numa: numa.as_ref(),
+            bars_64,
+            roots,
+        }),
     };
     let kernel = image.fill(vm.ram())?;
     let extras = cpuid::Extras {

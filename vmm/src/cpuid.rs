@@ -6,7 +6,7 @@ use std::arch::x86_64::__cpuid;
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
-use crate::topology::{Level, Topology};
+use crate::topology::{Cache, Level, Topology};
 
 const HYPERVISOR: u32 = 1 << 31;
 const TSC_DEADLINE: u32 = 1 << 24;
@@ -54,11 +54,7 @@ pub(crate) fn of(supported: &CpuId, topology: &Topology, number: usize, extras: 
             }
             // Caches of Intel, and of AMD: how many ids share one.
             4 | 0x8000_001d if leaf.eax & 0x1f != 0 => {
-                let shift = topology.shift(match leaf.eax >> 5 & 7 {
-                    1 => Level::Core,
-                    2 => Level::L2,
-                    _ => Level::L3,
-                });
+                let shift = topology.shift(Level::sharing(leaf.eax >> 5 & 7));
                 leaf.eax = leaf.eax & 0x3fff | ((1 << shift) - 1) << 14;
                 if leaf.function == 4 {
                     leaf.eax |= ((1u32 << (package - thread)) - 1).min(63) << 26;
@@ -94,6 +90,21 @@ pub(crate) fn of(supported: &CpuId, topology: &Topology, number: usize, extras: 
         entries.push(leaf(0x8000_001e, 0, [id, (threads - 1) << 8 | core, node, 0], 0));
     }
     CpuId::from_entries(&entries).expect("hardly more leaves than KVM itself gave")
+}
+
+/// The caches that KVM shows.
+pub(crate) fn caches(supported: &CpuId) -> Vec<Cache> {
+    let found = supported.as_slice().iter().filter(|leaf| leaf.eax & 0x1f != 0);
+    let cache = |leaf: &kvm_cpuid_entry2| Cache {
+        shared: Level::sharing(leaf.eax >> 5 & 7),
+        kind: leaf.eax & 0x1f,
+        line: (leaf.ebx & 0xfff) + 1,
+        ways: (leaf.ebx >> 22) + 1,
+        sets: leaf.ecx.wrapping_add(1),
+    };
+    let of = |function| found.clone().filter(move |leaf| leaf.function == function).map(cache).collect();
+    let intel: Vec<_> = of(4);
+    if intel.is_empty() { of(0x8000_001d) } else { intel }
 }
 
 #[cfg(test)]
@@ -171,6 +182,19 @@ mod tests {
             (13, 1 << 8 | 2, 1),
             "the third core of the second package"
         );
+    }
+
+    #[test]
+    fn caches_are_those_of_leaf_4_or_of_amd_s() {
+        let all: Vec<_> = host().as_slice().to_vec();
+        assert_eq!(caches(&host()).len(), 3);
+        let mut amd: Vec<_> = all.into_iter().filter(|leaf| leaf.function != 4).collect();
+        for leaf in amd.iter_mut().filter(|leaf| leaf.function == 0x8000_001d) {
+            (leaf.ebx, leaf.ecx) = (15 << 22 | 63, 32767);
+        }
+        let cache = |shared, kind| Cache { shared, kind, line: 64, ways: 16, sets: 32768 };
+        let wanted = [cache(Level::Core, 1), cache(Level::L3, 3)];
+        assert_eq!(caches(&CpuId::from_entries(&amd).unwrap()), wanted);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::ivshmem::{Addresses, Ivshmem, PlaceMemory};
 use crate::memory::{Ram, RamOptions};
 use crate::net::Net;
 use crate::pci::{Ecam, MOST, PORTS, Ports, Root, Window};
+use crate::port::RootBus;
 use crate::power::Button;
 use crate::random::Random;
 use crate::serial::Console;
@@ -187,6 +188,7 @@ impl Machine {
         let taken = plan.regions.into_iter().map(|region| take(region, plan.uuid));
         let taken = taken.collect::<Result<Vec<_>, _>>()?;
         let lens: Vec<_> = taken.iter().map(|taken| taken.shared.len()).collect();
+        let homes: Vec<_> = taken.iter().map(|taken| taken.shared.node()).collect();
         let places = layout::place_64(&lens, host.address_bits(), plan.ram.len)?;
         let found = vfio::check(&plan.devices, plan.ram.len + lens.iter().sum::<u64>())?;
         if !found.is_empty() {
@@ -216,6 +218,8 @@ impl Machine {
         let console = Console::add(&vm, out)?;
         let interrupts: Arc<dyn Interrupts> = Arc::new(KvmInterrupts::new(Arc::clone(vm.space())));
         let mut root = Root::new();
+        let mut roots = Vec::new();
+        let ram_nodes = plan.ram.nodes;
         let mut clients = Vec::new();
         let mut mapped: Vec<_> = places.iter().copied().zip(lens.iter().copied()).collect();
         for (index, ((len, memory), server)) in lens.into_iter().zip(places).zip(servers).enumerate() {
@@ -232,7 +236,17 @@ impl Machine {
                     device
                 }
             };
-            root.add(device).expect("the number of devices was checked");
+            // Kernels learn of its node by its root bus, while there are buses left.
+            let mut bus = 0;
+            if let Some(node) =
+                ram_nodes.iter().position(|node| ram_nodes.len() > 1 && Some(*node) == homes[index])
+                && roots.len() + 1 < usize::from(layout::BUSES)
+            {
+                bus = layout::BUSES - 1 - roots.len() as u8;
+                let room = [(registers, 2 * REGISTERS_ROOM), (memory, len)];
+                roots.push(RootBus { node, first: bus, last: bus, room });
+            }
+            root.add_to(bus, device).expect("the number of devices was checked");
         }
         let mut workers = Vec::new();
         // The queues of some devices are the kernel's.
@@ -263,7 +277,10 @@ impl Machine {
         let high = end.unwrap_or(first);
         let room =
             [(layout::BARS_32 + REGISTERS, layout::BARS_32_LEN - REGISTERS), (high, first + room - high)];
-        let (ports, roots) = vfio::open(&found, plan.ram.nodes, space, lines, room, devices - found.len())?;
+        let first = devices - found.len() - roots.len();
+        let buses = layout::BUSES - roots.len() as u8;
+        let (ports, more) = vfio::open(&found, ram_nodes, space, lines, room, first, buses)?;
+        roots.extend(more);
         let passed = !ports.is_empty();
         for (bus, port) in ports {
             root.add_to(bus, port).expect("the number of devices was checked");

@@ -38,7 +38,7 @@ pub type Window = (u64, u64);
 /// Where BARs below ports may lie: below and above 4 GiB.
 pub type Room = [Window; 2];
 
-/// A root bus besides bus 0, for ports whose devices are near a virtual node.
+/// A root bus besides bus 0, for devices that are near a virtual node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RootBus {
     /// The virtual node.
@@ -47,7 +47,7 @@ pub struct RootBus {
     pub first: u8,
     /// The last bus behind it.
     pub last: u8,
-    /// Where windows of its ports lie; of no length where there are none.
+    /// Where windows of its ports and BARs of its devices lie; of no length where there are none.
     pub room: Room,
 }
 

@@ -35,6 +35,7 @@ pub struct Shared {
     /// The region's name.
     name: String,
     section: u32,
+    node: Option<u32>,
     hold: Hold,
     dropped: AtomicU64,
 }
@@ -115,7 +116,8 @@ impl Shared {
         let start = unsafe { mmap(None, len, ProtFlags::PROT_READ, flags, region.file(), 0) }
             .map_err(Error::sys(doing()))?;
         let (name, dropped) = (region.name(), AtomicU64::new(0));
-        let shared = Self { start, len, parts, name, section, hold: Hold::Given, dropped };
+        let node = u32::try_from(own.node).ok();
+        let shared = Self { start, len, parts, name, section, node, hold: Hold::Given, dropped };
         // SAFETY: our own mapping; what the advice changes is core dumps only.
         let _ = unsafe { madvise(start, len.get(), nix::sys::mman::MmapAdvise::MADV_DONTDUMP) };
         for part in shared.parts.iter().filter(|part| part.writable) {
@@ -140,6 +142,11 @@ impl Shared {
     /// The VM's own section.
     pub fn section(&self) -> u32 {
         self.section
+    }
+
+    /// The NUMA node of the host that the section lies on, if it is bound to one.
+    pub(crate) fn node(&self) -> Option<u32> {
+        self.node
     }
 
     /// The parts, ascending and without gaps.

@@ -19,7 +19,32 @@ pub(crate) enum Level {
     Thread,
 }
 
+impl Level {
+    pub(crate) const ALL: [Self; LEVELS] = [Self::Package, Self::L3, Self::L2, Self::Core, Self::Thread];
+
+    /// Those that share a cache of this level, as CPUID numbers these.
+    pub(crate) fn sharing(cache: u32) -> Self {
+        match cache {
+            1 => Self::Core,
+            2 => Self::L2,
+            _ => Self::L3,
+        }
+    }
+}
+
 const LEVELS: usize = Level::Thread as usize + 1;
+
+/// A cache, as CPUID describes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Cache {
+    pub(crate) shared: Level,
+    /// 1 for data, 2 for instructions, 3 for both.
+    pub(crate) kind: u32,
+    /// Bytes of a line.
+    pub(crate) line: u32,
+    pub(crate) ways: u32,
+    pub(crate) sets: u32,
+}
 
 /// The groups that a processor belongs to, by level. A number names a group only inside that of the level above.
 pub(crate) type Groups = [usize; LEVELS];

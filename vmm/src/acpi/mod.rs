@@ -41,6 +41,7 @@ pub(crate) fn tables(platform: &Platform<'_>) -> Vec<(u64, Vec<u8>)> {
     let dsdt = put(namespace::dsdt(platform).as_slice().to_vec());
     let ids = platform.processors.ids();
     let mut listed = vec![put(fadt(dsdt)), put(processors::madt(ids)), put(mcfg())];
+    listed.push(put(processors::pptt(platform.processors, platform.caches)));
     if let Some(numa) = platform.numa {
         listed.extend([put(numa::srat(numa, ids)), put(numa::slit(numa))]);
         if !numa.access.is_empty() {
@@ -87,15 +88,18 @@ mod tests {
     use super::*;
     use crate::numa::Numa;
     use crate::port::RootBus;
-    use crate::topology::Topology;
+    use crate::topology::{Cache, Level, Topology};
 
     const ROOTS: [RootBus; 1] =
         [RootBus { node: 1, first: 3, last: 5, room: [(0xd000_0000, 0x1000_0000), (3 << 44, 1 << 40)] }];
 
-    fn all(vcpus: usize) -> Vec<(u64, Vec<u8>)> {
+    fn all(vcpus: usize, roots: &[RootBus]) -> Vec<(u64, Vec<u8>)> {
         let numa = Numa { vcpus: (0..vcpus).map(|number| number % 2).collect(), ..numa::tests::numa() };
         let processors = &Topology::flat(vcpus);
-        tables(&Platform { processors, numa: Some(&numa), bars_64: (1 << 45, 1 << 44), roots: &ROOTS })
+        let cache = |level, kind| Cache { shared: Level::sharing(level), kind, line: 64, ways: 8, sets: 64 };
+        let caches = &[cache(1, 1), cache(1, 2), cache(2, 3), cache(3, 3)];
+        let bars_64 = (1 << 45, 1 << 44);
+        tables(&Platform { processors, caches, numa: Some(&numa), bars_64, roots })
     }
 
     fn name(table: &[u8]) -> &str {
@@ -104,7 +108,7 @@ mod tests {
 
     #[test]
     fn every_table_sums_up_to_zero_and_lies_where_its_owner_says() {
-        let tables = all(3);
+        let tables = all(3, &ROOTS);
         for (at, table) in &tables {
             let sum = table.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
             assert_eq!(sum, 0, "{}", name(table));
@@ -112,7 +116,7 @@ mod tests {
         }
         let find = |wanted: &str| tables.iter().find(|(_, table)| name(table) == wanted).unwrap();
         let xsdt = &find("XSDT").1;
-        for (i, name) in ["FACP", "APIC", "MCFG", "SRAT", "SLIT", "HMAT"].iter().enumerate() {
+        for (i, name) in ["FACP", "APIC", "MCFG", "PPTT", "SRAT", "SLIT", "HMAT"].iter().enumerate() {
             let entry = u64::from_le_bytes(xsdt[36 + 8 * i..44 + 8 * i].try_into().unwrap());
             assert_eq!(entry, find(name).0, "{name}");
         }
@@ -121,7 +125,10 @@ mod tests {
 
     #[test]
     fn the_most_vcpus_fit() {
-        let tables = all(LAST_ID as usize + 1);
+        let room = [(layout::BARS_32, 1 << 17), (3 << 44, 1 << 40)];
+        let roots: Vec<_> =
+            (1..layout::BUSES).map(|first| RootBus { node: 7, first, last: first, room }).collect();
+        let tables = all(LAST_ID as usize + 1, &roots);
         let (at, last) = tables.last().unwrap();
         assert!(at + (last.len() as u64) < END);
     }
@@ -135,7 +142,7 @@ mod tests {
             return;
         }
         let dir = tempfile::tempdir().unwrap();
-        for (_, table) in all(3).iter().skip(1) {
+        for (_, table) in all(3, &ROOTS).iter().skip(1) {
             let name = name(table);
             fs::write(dir.path().join(format!("{name}.dat")), table).unwrap();
             let run = |args: &[&str]| {

@@ -117,7 +117,11 @@ fn root_bus(
     let (uid, number) = (name("_UID", &first), name("_BBN", &first));
     let (segment, coherent) = (name("_SEG", &ZERO), name("_CCA", &ONE));
     let (lines, resources) = (name("_PRT", &lines()), name("_CRS", &resources));
-    let mut content: Vec<&dyn Aml> = vec![&hid, &cid, &uid, &segment, &number, &coherent, &lines, &resources];
+    let mut content: Vec<&dyn Aml> = vec![&hid, &cid, &uid, &segment, &number, &coherent, &resources];
+    if last > first {
+        // Only what lies below ports has interrupt lines.
+        content.push(&lines);
+    }
     content.extend(words);
     bytes(&Device::new(Path::new(path), content))
 }

@@ -47,7 +47,8 @@ pub(crate) fn check(addresses: &[Address], memory: u64) -> Result<Vec<Found>, Re
 pub(crate) type Opened = (Vec<(u8, Arc<Port>)>, Vec<RootBus>);
 
 /// Opens devices, lets them reach all memory of the guest, and puts each below a root port. The first port on bus 0 is
-/// device number `device` there; `nodes` are those of the host that are the guest's, if it has several.
+/// device number `device` there; bus numbers end before `buses`. `nodes` are those of the host that are the guest's, if it
+/// has several.
 ///
 /// # Errors
 /// The kernel refuses, or the BARs find no room.
@@ -58,6 +59,7 @@ pub(crate) fn open(
     interrupts: &Arc<dyn Interrupts>,
     room: Room,
     device: usize,
+    buses: u8,
 ) -> Result<Opened, Error> {
     if found.is_empty() {
         return Ok(Opened::default());
@@ -73,7 +75,7 @@ pub(crate) fn open(
 
     let node = |found: &Found| nodes.iter().position(|&node| nodes.len() > 1 && Some(node) == found.node);
     let functions = found.iter().zip(&opened).map(|(found, (_, shape))| (node(found), shape.bars.clone()));
-    let (places, roots) = plan(&functions.collect::<Vec<_>>(), room, device)?;
+    let (places, roots) = plan(&functions.collect::<Vec<_>>(), room, device, buses)?;
     let mut ports = Vec::new();
     for (((physical, shape), found), place) in opened.into_iter().zip(found).zip(places) {
         let mut memory = Vec::new();

@@ -21,7 +21,7 @@ pub(super) struct Place {
 }
 
 /// Gives functions their places: each its virtual node, if there is one, and its BARs. Those of a node share a root bus, by
-/// which kernels learn of it; all others have ports on bus 0, from device number `device` on.
+/// which kernels learn of it; all others have ports on bus 0, from device number `device` on. Bus numbers end before `buses`.
 ///
 /// # Errors
 /// Too few buses, or too little room.
@@ -29,6 +29,7 @@ pub(super) fn plan(
     functions: &[(Option<usize>, Vec<Bar>)],
     room: Room,
     device: usize,
+    buses: u8,
 ) -> Result<(Vec<Place>, Vec<RootBus>), Error> {
     // Lengths that are powers of two, so that all that lies in a window is aligned if the window is.
     let window = |bars: &[Bar], wide| match bars.iter().filter(|bar| bar.wide == wide).map(Bar::room).sum() {
@@ -75,11 +76,11 @@ pub(super) fn plan(
             roots.push(RootBus { node, first: root, last: next - 1, room });
         }
     }
-    if next > layout::BUSES {
+    if next > buses {
         return Err(Error::Invalid {
             what: "the devices passed through",
             value: format!("need {next} buses"),
-            why: format!("of which there are {}: pass fewer through", layout::BUSES),
+            why: format!("of which there are {buses}: pass fewer through"),
         });
     }
     Ok((places.into_iter().flatten().collect(), roots))
@@ -123,7 +124,7 @@ mod tests {
     fn windows_hold_their_bars_and_root_buses_their_windows() {
         let functions: Vec<_> =
             [None, Some(1), Some(0), Some(1), None].into_iter().map(|node| (node, adapter())).collect();
-        let (places, roots) = plan(&functions, ROOM, 7).unwrap();
+        let (places, roots) = plan(&functions, ROOM, 7, layout::BUSES).unwrap();
         let numbers: Vec<_> = places.iter().map(|place| (place.port, place.bus)).collect();
         assert_eq!(numbers, [((0, 7), 1), ((5, 0), 6), ((3, 0), 4), ((5, 1), 7), ((0, 8), 2)]);
         let buses: Vec<_> = roots.iter().map(|root| (root.node, root.first, root.last)).collect();
@@ -150,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_function_without_bars_has_a_port_whose_windows_are_shut() {
-        let (places, roots) = plan(&[(None, Vec::new())], ROOM, 3).unwrap();
+        let (places, roots) = plan(&[(None, Vec::new())], ROOM, 3, layout::BUSES).unwrap();
         assert_eq!(places[0].windows, [None, None]);
         assert!(places[0].bars.is_empty() && roots.is_empty());
     }
@@ -158,8 +159,13 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_an_error() {
         let huge = [(None, bars(&[(1 << 29, false)]))];
-        assert!(plan(&huge, ROOM, 1).unwrap_err().to_string().contains("32-bit BARs of 0x20000000 bytes"));
+        assert!(
+            plan(&huge, ROOM, 1, layout::BUSES)
+                .unwrap_err()
+                .to_string()
+                .contains("32-bit BARs of 0x20000000 bytes")
+        );
         let many: Vec<_> = (0..8).map(|node| (Some(node), adapter())).collect();
-        assert!(plan(&many, ROOM, 1).unwrap_err().to_string().contains("need 17 buses"));
+        assert!(plan(&many, ROOM, 1, layout::BUSES).unwrap_err().to_string().contains("need 17 buses"));
     }
 }
