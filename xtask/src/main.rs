@@ -27,9 +27,6 @@ use kernel::kmod;
 use lab::accel::Wish;
 use lab::image;
 use test::Choice;
-// For vmm_lab.
-use base::{process, workspace};
-use debian::cache;
 
 /// Builds, shows, tests and measures vmshm.
 #[derive(Debug, Parser)]

@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::cache;
-use crate::packages;
-use crate::process::{self, Running, last_lines, mortal};
-use crate::workspace::{Workspace, cargo};
+use crate::base::process::{self, Running, last_lines, mortal};
+use crate::base::workspace::{Workspace, cargo};
+use crate::debian::cache;
+use crate::debian::packages;
 use part::{PARTS, Part};
 
 const HOST_INIT: &str = include_str!("../vmm/host-init");

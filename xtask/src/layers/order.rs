@@ -18,8 +18,7 @@ pub struct Order {
 pub struct Entry {
     /// Folder of the crate, or the file that is its root, below the checkout.
     pub place: String,
-    /// `None`: not yet checked.
-    pub ranks: Option<Ranks>,
+    pub ranks: Ranks,
 }
 
 /// Top-level modules from the bottom to the top; those of one rank do not use each other.
@@ -35,18 +34,11 @@ impl Order {
                 continue;
             }
             let (place, names) = line.split_once(':').with_context(|| format!("'{line}' has no colon"))?;
-            let ranks = (names.trim() != "not yet").then(|| {
-                Ranks(
-                    names
-                        .split('<')
-                        .map(|rank| rank.split_whitespace().map(str::to_owned).collect())
-                        .collect(),
-                )
-            });
+            let ranks = names.split('<').map(|rank| rank.split_whitespace().map(str::to_owned).collect());
             if entries.iter().any(|entry| entry.place == place) {
                 bail!("{place} has two lines");
             }
-            entries.push(Entry { place: place.to_owned(), ranks });
+            entries.push(Entry { place: place.to_owned(), ranks: Ranks(ranks.collect()) });
         }
         Ok(Self { entries })
     }
