@@ -240,7 +240,6 @@ const MAIN: &[Call] = &[
     Any(libc::SYS_pread64),
     Any(libc::SYS_pwrite64),
     Any(libc::SYS_shutdown),
-    Any(libc::SYS_io_destroy),
     // The sockets of network cards, as far as Landlock lets it.
     Any(libc::SYS_unlink),
 ];

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use parking_lot::Mutex;
 use vmm_sys_util::eventfd::EventFd;
@@ -41,6 +41,13 @@ pub(crate) struct Addresses {
 /// Shows the region to the guest at an address, or not at all.
 pub(crate) type PlaceMemory = Box<dyn Fn(Option<u64>) + Send + Sync>;
 
+/// Rings where KVM does not listen. Never waits, whatever a peer makes of its event. One for all devices, since the kernel
+/// takes long to end such a queue; made with the first device, before threads are confined.
+static RINGER: LazyLock<Option<Mutex<Ringer>>> = LazyLock::new(|| {
+    let ringer = Ringer::new().inspect_err(|error| tracing::warn!(%error, "some doorbells may stay silent"));
+    ringer.ok().map(Mutex::new)
+});
+
 /// The doorbells: ours, and those of others.
 struct Bells {
     /// Our id.
@@ -51,8 +58,6 @@ struct Bells {
     interrupts: Arc<dyn Interrupts>,
     /// Where the doorbell register is now.
     register: Option<u64>,
-    /// Rings where KVM does not listen. Never waits, whatever a peer makes of its event.
-    ringer: Option<Ringer>,
 }
 
 /// A vector of a peer.
@@ -116,9 +121,8 @@ impl Ivshmem {
         let capability = msix::add_capability(&mut config, vectors, TABLE_BAR);
         let register = config.bar(REGISTERS_BAR as usize).map(|bar| bar + REG_DOORBELL);
         let msix = Msix::new(vectors, Arc::clone(&interrupts));
-        let ringer =
-            Ringer::new().inspect_err(|error| tracing::warn!(%error, "some doorbells may stay silent")).ok();
-        let bells = Bells { id, msix, capability, peers: BTreeMap::new(), interrupts, register, ringer };
+        LazyLock::force(&RINGER);
+        let bells = Bells { id, msix, capability, peers: BTreeMap::new(), interrupts, register };
         let bells = Some(Mutex::new(bells));
         Self { config: Mutex::new(config), place, registers: Mutex::default(), bells }
     }
@@ -159,8 +163,8 @@ impl Ivshmem {
         let Some(bells) = &self.bells else { return };
         let bells = bells.lock();
         let Some(bell) = bells.peers.get(&peer).and_then(|vectors| vectors.get(vector)) else { return };
-        match &bells.ringer {
-            Some(ringer) => ringer.ring(&bell.event),
+        match &*RINGER {
+            Some(ringer) => ringer.lock().ring(&bell.event),
             None => tracing::debug!(word, "a doorbell beyond those that KVM listens to stays silent"),
         }
     }
