@@ -211,7 +211,10 @@ impl Machine {
             taken.into_iter().map(|taken| (taken.shared, taken.server)).unzip();
         let pinned = !plan.cpus.is_empty();
         let topology = if pinned { Topology::like(&plan.cpus) } else { Topology::flat(plan.vcpus) };
-        let vm = Vm::new(host, ram, shared, topology, pinned)?;
+        // A vCPU that shares its CPU gives it up when it waits.
+        let taken = place::taken();
+        let quiet = pinned && !plan.cpus.iter().any(|cpu| taken.contains(cpu));
+        let vm = Vm::new(host, ram, shared, topology, quiet)?;
 
         power::add(&vm)?;
         let button = Arc::new(Button::add(&vm)?);
