@@ -98,6 +98,28 @@ macro_rules! program {
     };
 }
 
+// Stores the first word of a configuration space, and its third BAR; the arguments: its address, and where to. Powers off.
+program!(
+    asks,
+    "vmshm_asks",
+    "mov eax, edi",
+    "mov dx, 0xcf8",
+    "out dx, eax",
+    "mov dx, 0xcfc",
+    "in eax, dx",
+    "mov [rsi], rax",
+    "lea eax, [rdi + 0x18]",
+    "mov dx, 0xcf8",
+    "out dx, eax",
+    "mov dx, 0xcfc",
+    "in eax, dx",
+    "mov [rsi + 8], rax",
+    "mov dx, 0x600",
+    "mov al, 0x34",
+    "out dx, al",
+    "2: jmp 2b",
+);
+
 // Counts in its section how often it has looked at the next one, whose first word stays zero.
 program!(
     polls,
