@@ -5,16 +5,18 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::base::progress;
 use crate::base::workspace::Workspace;
+use crate::base::{cleanup, progress};
+use crate::bench;
 use crate::debian::packages;
 use crate::figures::plot::{self, Panel, Series};
 use crate::figures::table::{self, Table};
 use crate::install::stage;
 use crate::lab::accel::{self, Accel, Wish};
-use crate::lab::image;
+use crate::lab::image::{self, Image};
 use crate::lab::region::Region;
-use crate::lab::{Lab, PAYLOAD, Plan};
+use crate::lab::set::Set;
+use crate::lab::{Guests, Lab, PAYLOAD, Plan};
 use crate::mpi::guest_mpi;
 use crate::mpi::host_mpi::{HostMpi, Layer};
 use crate::mpi::osu::{self, Points};
@@ -32,43 +34,100 @@ struct Column {
     bandwidth: Points,
 }
 
+/// What runs the guests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Vmm {
+    Ours,
+    Qemu(Accel),
+}
+
+impl Vmm {
+    /// Whether times mean nothing.
+    fn is_emulated(self) -> bool {
+        self == Vmm::Qemu(Accel::Tcg)
+    }
+}
+
 /// Runs the demo and prints its table; fails if any of its jobs failed.
 pub fn run(workspace: &Workspace, wish: Wish) -> Result<bool> {
     let out = workspace.target.join("demo");
     packages::ensure(&[packages::BUILD, packages::RUN, packages::GUESTS, packages::PLOT], &out)?;
     let stage = stage::prepare(workspace, &out)?;
     let image = image::ensure(workspace, &out)?;
-    let accel = accel::choose(wish, &image, &out)?;
     let mut failures = Vec::new();
     let mut columns = Vec::new();
-    let repeated_boots = guests(&stage, &image, accel, &out, &mut columns, &mut failures)?;
+    let vmm = choose(wish, &stage, &image, &out)?;
+    let (vmm, mut lab) = boot(vmm, &stage, &image, &out)?;
+    guests(lab.as_mut(), vmm, &out, &mut columns, &mut failures)?;
+    drop(lab);
     host(&stage, &out, &mut columns, &mut failures)?;
 
-    let text = report(&columns, accel, repeated_boots);
+    let text = report(&columns, vmm);
     print!("\n{text}");
     std::fs::write(out.join("demo.txt"), &text)?;
-    for path in draw(&columns, accel, &out)? {
+    for path in draw(&columns, vmm, &out)? {
         println!("Plot: {}", path.display());
     }
     for failure in &failures {
         eprintln!("\nFAILED: {failure}");
     }
-    Ok(failures.is_empty())
+    // Messages between VMs at their true speed, even where kernels can only be emulated.
+    println!("\nThe transport alone, between VMs:");
+    let measured = bench::vm::run(workspace, 0, true)?;
+    Ok(failures.is_empty() && measured)
 }
 
-/// Measures in two guests, adding columns; returns how many boots were repeated.
+/// Our VMM where KVM boots stock kernels under it, else QEMU.
+fn choose(wish: Wish, stage: &Path, image: &Image, out: &Path) -> Result<Vmm> {
+    let why = match wish {
+        Wish::Auto => accel::try_ours(image, &stage.join("bin/vmshm"), out)?,
+        Wish::Kvm | Wish::Tcg => Some("QEMU was asked for".to_owned()),
+    };
+    match why {
+        None => Ok(Vmm::Ours),
+        Some(why) => {
+            println!("Not our VMM: {why}.");
+            Ok(Vmm::Qemu(accel::choose(wish, image, out)?))
+        }
+    }
+}
+
+/// Boots two guests, under QEMU where they do not start under our VMM.
+fn boot(vmm: Vmm, stage: &Path, image: &Image, out: &Path) -> Result<(Vmm, Box<dyn Guests>)> {
+    let accel = match vmm {
+        Vmm::Qemu(accel) => accel,
+        Vmm::Ours => {
+            match progress::during("booting 2 guests by vmshm up", |_| Set::start(image, stage, 2, out)) {
+                Ok(set) => {
+                    println!("Guests run by KVM under our VMM: a trial boot worked.");
+                    return Ok((vmm, Box::new(set)));
+                }
+                Err(error) => {
+                    cleanup::check()?;
+                    println!("Not our VMM: {error:#}");
+                    accel::choose(Wish::Auto, image, out)?
+                }
+            }
+        }
+    };
+    let lab = Lab::start(&Plan { image, payload: stage, accel, guests: 2, log_dir: out })?;
+    if lab.repeated_boots > 0 {
+        println!("Boots that failed and were tried once more: {}.", lab.repeated_boots);
+    }
+    Ok((Vmm::Qemu(accel), Box::new(lab)))
+}
+
+/// Measures in two guests, adding columns.
 fn guests(
-    stage: &Path,
-    image: &image::Image,
-    accel: Accel,
+    lab: &mut dyn Guests,
+    vmm: Vmm,
     out: &Path,
     columns: &mut Vec<Column>,
     failures: &mut Vec<String>,
-) -> Result<usize> {
-    let mut lab = Lab::start(&Plan { image, payload: stage, accel, guests: 2, log_dir: out })?;
-    let (repeats, window) = match accel {
-        Accel::Kvm => ("-i 1000 -x 100", "-i 50 -x 5"),
-        Accel::Tcg => ("-i 20 -x 5", "-i 3 -x 1 -W 16"),
+) -> Result<()> {
+    let (repeats, window) = match vmm.is_emulated() {
+        false => ("-i 1000 -x 100", "-i 50 -x 5"),
+        true => ("-i 20 -x 5", "-i 3 -x 1 -W 16"),
     };
     for layer in [Layer::Vmshm, Layer::Tcp] {
         let mut measure = |program: &str, options: &str| {
@@ -76,15 +135,13 @@ fn guests(
             let log = out.join(format!("guests-{}-{program}.log", layer.name()));
             // Always our own: a user's OSU build may need libraries that the guests do not have.
             let command = format!("{PAYLOAD}/bin/{program} -m 0:1048576 {options}");
-            progress::during(&heading, |_| {
-                osu::parse(&guest_mpi::run(&mut lab, 2, layer, &command, &log, LIMIT)?)
-            })
+            progress::during(&heading, |_| osu::parse(&guest_mpi::run(lab, 2, layer, &command, &log, LIMIT)?))
         };
         let latency = kept(measure("osu_latency", repeats), failures)?;
         let bandwidth = kept(measure("osu_bw", window), failures)?;
         columns.push(Column { place: "guests", layer, latency, bandwidth });
     }
-    Ok(lab.repeated_boots)
+    Ok(())
 }
 
 fn host(stage: &Path, out: &Path, columns: &mut Vec<Column>, failures: &mut Vec<String>) -> Result<()> {
@@ -110,14 +167,14 @@ fn host(stage: &Path, out: &Path, columns: &mut Vec<Column>, failures: &mut Vec<
 
 /// A failed job leaves a gap in the table and is told at the end; only an interrupt ends the demo at once.
 fn kept(result: Result<Points>, failures: &mut Vec<String>) -> Result<Points> {
-    crate::base::cleanup::check()?;
+    cleanup::check()?;
     Ok(result.unwrap_or_else(|error| {
         failures.push(format!("{error:#}"));
         Points::new()
     }))
 }
 
-fn report(columns: &[Column], accel: Accel, repeated_boots: usize) -> String {
+fn report(columns: &[Column], vmm: Vmm) -> String {
     let mut table = Table::default();
     let name = |c: &Column| format!("{}: {}", c.place, c.layer.name());
     let mut heading = vec!["latency, µs".to_owned()];
@@ -139,23 +196,20 @@ fn report(columns: &[Column], accel: Accel, repeated_boots: usize) -> String {
     table.row(heading);
     rows(&mut table, |c| &c.bandwidth);
     let mut text = table.render();
-    text += &match accel {
-        Accel::Tcg => {
+    text += match vmm {
+        Vmm::Qemu(Accel::Tcg) => {
             "\n'guests' are two virtual machines emulated by QEMU (TCG): these columns show that it \
              works. They are NO MEASUREMENT and say nothing about speed.\n"
-                .to_owned()
         }
-        Accel::Kvm => "\n'guests' are two virtual machines run by KVM.\n".to_owned(),
+        Vmm::Qemu(Accel::Kvm) => "\n'guests' are two virtual machines run by KVM under QEMU.\n",
+        Vmm::Ours => "\n'guests' are two virtual machines run by KVM under our VMM.\n",
     };
     text += "'host' is two processes on this machine, measured once and beside whatever else runs here.\n";
-    if repeated_boots > 0 {
-        text += &format!("Boots that failed and were tried once more: {repeated_boots}.\n");
-    }
     text
 }
 
-fn draw(columns: &[Column], accel: Accel, out: &Path) -> Result<[PathBuf; 2]> {
-    let emulated = |c: &Column| c.place == "guests" && accel == Accel::Tcg;
+fn draw(columns: &[Column], vmm: Vmm, out: &Path) -> Result<[PathBuf; 2]> {
+    let emulated = |c: &Column| c.place == "guests" && vmm.is_emulated();
     let series = |points: fn(&Column) -> &Points| -> Vec<Series> {
         columns
             .iter()
@@ -172,9 +226,9 @@ fn draw(columns: &[Column], accel: Accel, out: &Path) -> Result<[PathBuf; 2]> {
             })
             .collect()
     };
-    let caption = match accel {
-        Accel::Tcg => "MPI through vmshm (thin lines: emulated guests, no measurement)",
-        Accel::Kvm => "MPI through vmshm",
+    let caption = match vmm.is_emulated() {
+        true => "MPI through vmshm (thin lines: emulated guests, no measurement)",
+        false => "MPI through vmshm",
     };
     plot::draw(
         &out.join("demo"),

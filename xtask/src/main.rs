@@ -1,4 +1,4 @@
-//! The developer's one command: `cargo xtask demo | test | layers | bench | vmm-lab | install | uninstall | image | kmod`.
+//! The developer's one command: `cargo xtask demo | test | layers | bench | vmm-lab | lab | install | uninstall | image | kmod`.
 
 mod base;
 mod bench;
@@ -66,6 +66,8 @@ enum Task {
         #[arg(value_name = "PART", value_parser = clap::builder::PossibleValuesParser::new(vmm_lab::names()))]
         parts: Vec<String>,
     },
+    /// Give a shell on that host, with the VMM, kernels and disk images there
+    Lab,
     /// Build with optimisation and install plugin, tool, driver sources, completions and man pages
     Install {
         /// Directory below which bin, lib and share are filled, as /usr/local
@@ -116,7 +118,16 @@ fn run(task: Task) -> Result<bool> {
             Ok(report.broken == 0)
         }
         Task::Bench(options) => bench::run(&workspace, &options),
-        Task::VmmLab { parts } => vmm_lab::run(&workspace, &parts),
+        Task::VmmLab { parts } => {
+            let logs = workspace.target.join("vmm-lab");
+            let seen = vmm_lab::run(&workspace, &parts, &logs)?;
+            println!("{} checks, {} failed; consoles: {}", seen.wanted, seen.missing.len(), logs.display());
+            for missing in &seen.missing {
+                println!("  {missing}");
+            }
+            Ok(seen.missing.is_empty())
+        }
+        Task::Lab => vmm_lab::shell(&workspace),
         Task::Install { prefix } => {
             let logs = workspace.target.join("install");
             packages::ensure(&[packages::BUILD], &logs)?;

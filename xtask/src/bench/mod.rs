@@ -9,7 +9,7 @@ mod measured;
 mod raw;
 mod report;
 mod target;
-mod vm;
+pub mod vm;
 mod way;
 
 use std::fs;

@@ -37,6 +37,7 @@ pub const GUESTS: &[Need] = &[
     need("qemu-system-x86", "runs the virtual machines"),
     need("mmdebstrap", "makes the file system of the guests"),
     need("e2fsprogs", "puts that file system into an image"),
+    need("openssh-client", "talks to guests under our VMM"),
 ];
 
 /// Packages that make the chroot in which the guest driver is built.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs::OpenOptions;
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use clap::ValueEnum;
 
 use super::image::Image;
 use crate::base::cleanup;
-use crate::base::process::{Running, mortal};
+use crate::base::process::{Running, last_lines, mortal};
 
 /// Marker that the first program of a guest prints.
 pub const USER_SPACE: &str = "vmshm-guest: user space reached";
@@ -95,7 +96,20 @@ fn try_kvm(image: &Image, log_dir: &Path) -> Result<Option<String>> {
         .arg("-initrd")
         .arg(&image.initramfs)
         .args(["-append", "console=ttyS0 quiet panic=-1"]);
-    let mut running = Running::start(command, "QEMU with KVM", &log_dir.join("kvm-trial.log"))?;
+    trial(command, "QEMU with KVM", &log_dir.join("kvm-trial.log"))
+}
+
+/// The same under our own VMM, which `tool` has.
+pub fn try_ours(image: &Image, tool: &Path, log_dir: &Path) -> Result<Option<String>> {
+    let mut command = mortal(tool);
+    command.args(["vm", "run", "--memory", "256M"]).arg("--kernel").arg(&image.kernel);
+    command.arg("--initrd").arg(&image.initramfs).args(["--append", "console=ttyS0 quiet panic=-1"]);
+    trial(command, "our VMM", &log_dir.join("vmm-trial.log"))
+}
+
+/// Boots a kernel; `None` if it reaches user space, else why not.
+fn trial(command: Command, what: &str, log: &Path) -> Result<Option<String>> {
+    let mut running = Running::start(command, what, log)?;
     let begin = Instant::now();
     while begin.elapsed() < TRIAL {
         cleanup::check()?;
@@ -103,12 +117,13 @@ fn try_kvm(image: &Image, log_dir: &Path) -> Result<Option<String>> {
             return Ok(None);
         }
         if let Some(status) = running.poll()? {
-            return Ok(Some(format!("/dev/kvm exists, but a trial boot ended with {status}")));
+            let said = last_lines(&running.text(), 1);
+            return Ok(Some(format!("a trial boot of {what} ended with {status} ({})", said.trim())));
         }
         thread::sleep(Duration::from_millis(100));
     }
     Ok(Some(format!(
-        "/dev/kvm exists, but a stock kernel did not reach user space on it within {} s",
+        "/dev/kvm exists, but a stock kernel did not reach user space on it under {what} within {} s",
         TRIAL.as_secs()
     )))
 }

@@ -23,8 +23,6 @@ const ANSWER_END: &[u8] = b"\n\x1e";
 pub struct Spec<'a> {
     /// Its number in the lab, from 0.
     pub number: usize,
-    /// How many guests the lab has.
-    pub guests: usize,
     /// Kernel and root file system.
     pub image: &'a Image,
     /// A drive with the programs of this run.
@@ -91,8 +89,8 @@ impl Guest {
             .arg(format!(
                 // no_timer_check: without it, one emulated boot in a dozen panics.
                 "console=ttyS0 quiet panic=-1 no_timer_check tsc=reliable mitigations=off \
-                 vmshm.id={} vmshm.guests={}",
-                spec.number, spec.guests
+                 ip=10.77.0.{}:::255.255.255.0:{name}:eth0:off vmshm.control",
+                spec.number + 1
             ))
             .arg("-drive")
             .arg(format!("file={},format=raw,if=virtio,snapshot=on", file(&spec.image.root)))

@@ -5,6 +5,9 @@ mod guest;
 pub mod image;
 mod qmp;
 pub mod region;
+pub mod set;
+
+pub use guest::Answer;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +21,7 @@ use tempfile::TempDir;
 use crate::base::process::{self, Running};
 use crate::base::progress;
 use accel::Accel;
-use guest::{Answer, Guest, Spec};
+use guest::{Guest, Spec};
 use image::Image;
 use qmp::Qmp;
 use region::Region;
@@ -32,6 +35,25 @@ const PROCESSORS: usize = 1;
 const MEMORY: usize = 1024;
 const BOOT: Duration = Duration::from_secs(60);
 const UNPLUG: Duration = Duration::from_secs(15);
+
+/// Guests that obey.
+pub trait Guests {
+    /// How many there are.
+    fn size(&self) -> usize;
+
+    /// Runs a script as root in one of them; `limit` is for real hardware.
+    fn run(&mut self, guest: usize, script: &str, limit: Duration) -> Result<Answer>;
+}
+
+impl Guests for Lab {
+    fn size(&self) -> usize {
+        Self::size(self)
+    }
+
+    fn run(&mut self, guest: usize, script: &str, limit: Duration) -> Result<Answer> {
+        Self::run(self, guest, script, limit)
+    }
+}
 
 /// Parts of a lab.
 #[derive(Debug)]
@@ -247,7 +269,6 @@ fn boot_all(
         devices.extend(region.iter().chain(extra).cloned());
         guests.push(Guest::start(&Spec {
             number,
-            guests: count,
             image: plan.image,
             payload,
             accel: plan.accel,
@@ -296,7 +317,7 @@ fn network(number: usize, count: usize, sockets: &Path) -> Vec<String> {
 }
 
 /// Puts a directory into a small drive; much faster than copying files into a running guest.
-fn payload_drive(payload: &Path, dir: &Path) -> Result<PathBuf> {
+pub fn payload_drive(payload: &Path, dir: &Path) -> Result<PathBuf> {
     let drive = dir.join("payload.ext4");
     let used = process::capture(Command::new("du").arg("-sm").arg(payload))?;
     let used: u64 =

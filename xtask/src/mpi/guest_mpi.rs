@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use super::host_mpi::{AS_ROOT, Layer};
 use crate::base::process::last_lines;
-use crate::lab::{Lab, PAYLOAD};
+use crate::lab::{Guests, PAYLOAD};
 
 /// The ordinary user that the guests have, besides root.
 pub const USER: &str = "mpi";
@@ -71,7 +71,7 @@ impl<'a> Job<'a> {
 
 /// Runs `program` (with arguments) with so many ranks, dealt to the guests in turn; returns what it printed.
 pub fn run(
-    lab: &mut Lab,
+    lab: &mut dyn Guests,
     ranks: usize,
     layer: Layer,
     program: &str,
@@ -82,7 +82,7 @@ pub fn run(
 }
 
 /// Runs a job; returns what it printed.
-pub fn run_job(lab: &mut Lab, job: &Job<'_>, log: &Path, limit: Duration) -> Result<String> {
+pub fn run_job(lab: &mut dyn Guests, job: &Job<'_>, log: &Path, limit: Duration) -> Result<String> {
     let (guests, Job { layer, program, .. }) = (lab.size(), job);
     let script = job.script(guests);
     let answer = lab.run(0, &script, limit);

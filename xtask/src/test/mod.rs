@@ -16,7 +16,8 @@ use crate::debian::packages;
 use crate::install::stage;
 use crate::lab::accel::{self, Wish};
 use crate::lab::image;
-use tally::Tally;
+use crate::vmm_lab;
+use tally::{Count, Tally};
 
 /// Runs the chosen steps; true if none failed.
 pub fn run(workspace: &Workspace, wish: Wish, choice: &Choice) -> Result<bool> {
@@ -60,6 +61,18 @@ pub fn run(workspace: &Workspace, wish: Wish, choice: &Choice) -> Result<bool> {
     };
     cleanup::check()?;
     repeated += driver::steps(&prepared, &mut tally)?;
+    tally.step("vmm-lab", |logs| {
+        let seen = vmm_lab::run(workspace, &[], logs)?;
+        for missing in &seen.missing {
+            println!("FAILED  {missing}");
+        }
+        let note = match seen.repeated.is_empty() {
+            true => String::new(),
+            false => format!("run once more: {}", seen.repeated.join(", ")),
+        };
+        let failed = seen.missing.len();
+        Ok(Count { passed: seen.wanted - failed, failed, note, ..Count::default() })
+    })?;
     if repeated > 0 {
         println!("Boots that failed and were tried once more: {repeated}.");
     }
