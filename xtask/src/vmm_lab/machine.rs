@@ -49,6 +49,11 @@ const HOST_MODULES: &[&str] = &[
     "ccp",
     "kvm",
     "kvm-amd",
+    "vfio",
+    "vfio_iommu_type1",
+    "vfio_virqfd",
+    "vfio-pci-core",
+    "vfio-pci",
 ];
 const GUEST_MODULES: &[&str] = &[
     "virtio",
@@ -62,7 +67,26 @@ const GUEST_MODULES: &[&str] = &[
     "virtio_net",
     "rng-core",
     "virtio-rng",
+    "crc64",
+    "crc64_rocksoft_generic",
+    "crc64-rocksoft",
+    "crct10dif_common",
+    "crct10dif_generic",
+    "crc-t10dif",
+    "t10-pi",
+    "nvme-core",
+    "nvme",
 ];
+
+/// An IOMMU, and an NVMe controller for a VM below a root port of node 1.
+const DEVICES: &[&str] = &[
+    "intel-iommu,intremap=on,aw-bits=48",
+    "pxb-pcie,id=node1,bus_nr=32,numa_node=1,bus=pcie.0",
+    "pcie-root-port,id=root0,chassis=1,bus=node1",
+    "nvme,drive=nvme,serial=vmshm,bus=root0",
+];
+/// What the controller's disk begins with.
+const DISK: &str = "vmshm passes it through";
 
 /// What the emulated host boots from.
 #[derive(Debug)]
@@ -71,6 +95,7 @@ pub struct Machine {
     initramfs: PathBuf,
     root: PathBuf,
     payload: PathBuf,
+    disk: PathBuf,
     _work: TempDir,
 }
 
@@ -115,7 +140,11 @@ impl Machine {
         process::capture(Command::new("chmod").arg("755").arg(lab.join("host")))?;
         let payload = payload_drive(&tree, work.path())?;
         let initramfs = initramfs(&kernel, "host", INITRAMFS_INIT, work.path(), |_| Ok(()))?;
-        Ok(Self { kernel: kernel.join("vmlinuz"), initramfs, root: image.root, payload, _work: work })
+        let disk = work.path().join("disk");
+        fs::write(&disk, DISK)?;
+        fs::File::options().write(true).open(&disk)?.set_len(1 << 20)?;
+        let kernel = kernel.join("vmlinuz");
+        Ok(Self { kernel, initramfs, root: image.root, payload, disk, _work: work })
     }
 
     /// QEMU; `words` are for the scripts, on the kernel's command line.
@@ -149,13 +178,20 @@ impl Machine {
         }
         command.args(["-nodefaults", "-display", "none", "-no-reboot"]);
         command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initramfs);
-        for drive in [&self.root, &self.payload] {
-            let file = drive.display().to_string().replace(',', ",,");
-            command.arg("-drive").arg(format!("file={file},format=raw,if=virtio,readonly=on"));
+        let file = |path: &Path| path.display().to_string().replace(',', ",,");
+        // With a bus that is named, since QEMU would take the one that has only room for bridges.
+        for (name, drive) in [("root", &self.root), ("payload", &self.payload)] {
+            let drive = format!("file={},format=raw,if=none,readonly=on,id={name}", file(drive));
+            command.args(["-drive", &drive]);
+            command.args(["-device", &format!("virtio-blk-pci,drive={name},bus=pcie.0")]);
         }
-        command
-            .arg("-append")
-            .arg(format!("console=ttyS0 quiet no_timer_check tsc=reliable mitigations=off panic=-1 {words}"));
+        command.arg("-drive").arg(format!("file={},format=raw,if=none,id=nvme", file(&self.disk)));
+        for device in DEVICES {
+            command.args(["-device", device]);
+        }
+        command.arg("-append").arg(format!(
+            "console=ttyS0 quiet no_timer_check tsc=reliable mitigations=off panic=-1 intel_iommu=on {words}"
+        ));
         command
     }
 }
