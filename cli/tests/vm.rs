@@ -60,6 +60,8 @@ fn a_kernel_prints_to_the_terminal_and_switches_the_vm_off() {
     let kernel = kernel.to_str().unwrap();
     let out = host.ok(&["vm", "run", "--kernel", kernel, "--memory", "16M", "--region", "job:1"]);
     assert_eq!(out, "hello");
+    let regions: serde_json::Value = serde_json::from_str(&host.ok(&["region", "list", "--json"])).unwrap();
+    assert_eq!(regions[0]["free_sections"], regions[0]["sections"], "what was free before is free again");
     let out = host.ok(&["vm", "run", "--kernel", kernel, "--memory", "16M", "--numa-node", "auto"]);
     assert_eq!(out, "hello");
     // More vCPUs than the host has CPUs.

@@ -1,7 +1,7 @@
 //! Power: the port by which a guest switches itself off or resets itself (ACPI's sleep control and reset registers), and
 //! the button by which it is asked to.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use kvm_bindings::{KVM_IRQCHIP_IOAPIC, kvm_irqchip};
 use vmm_sys_util::eventfd::EventFd;
@@ -57,7 +57,8 @@ pub fn add(vm: &Vm) -> Result<(), Error> {
 #[derive(Debug)]
 pub struct Button {
     line: EventFd,
-    space: Arc<Space>,
+    /// Not kept alive: whoever waits for a signal outlives the VM, whose sections go back when its memory goes.
+    space: Weak<Space>,
 }
 
 impl Button {
@@ -65,13 +66,14 @@ impl Button {
         let doing = || "make the power button's interrupt";
         let line = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).map_err(Error::io(doing()))?;
         vm.space().fd().register_irqfd(&line, BUTTON).map_err(Error::kvm(doing()))?;
-        Ok(Self { line, space: Arc::clone(vm.space()) })
+        Ok(Self { line, space: Arc::downgrade(vm.space()) })
     }
 
     /// Asks the guest to switch itself off. `false` where no kernel listens: it masks the interrupt.
     pub fn press(&self) -> bool {
         let mut chip = kvm_irqchip { chip_id: KVM_IRQCHIP_IOAPIC, ..kvm_irqchip::default() };
-        if self.space.fd().get_irqchip(&mut chip).is_err() {
+        let read = self.space.upgrade().map(|space| space.fd().get_irqchip(&mut chip));
+        if !matches!(read, Some(Ok(()))) {
             return false;
         }
         // SAFETY: KVM fills in this member of the union for this chip; all of its bits are integers.

@@ -87,6 +87,23 @@ pub const PARTS: &[Part] = &[
         ],
     },
     Part {
+        name: "power",
+        host: include_str!("../../vmm/power/host"),
+        guest: include_str!("../../vmm/power/guest"),
+        mpi: false,
+        wanted: &[
+            "vm0-section-is-kept",
+            "vm0-console-typed",
+            "vm0-button",
+            "console-printed",
+            "ping",
+            "vhost-is-told",
+            "vm0-switched-off",
+            "button-is-told",
+            "reset-is-told",
+        ],
+    },
+    Part {
         name: "mpi",
         host: include_str!("../../vmm/mpi/host"),
         guest: "",
@@ -99,7 +116,8 @@ pub const PARTS: &[Part] = &[
             "vm0-memory-type",
             "vm1-section",
             "vm1-memory-type",
-            // How the job ends is told, not wanted: without XSAVE a rank died by an illegal instruction here.
+            "job-ended",
+            "job-checks",
             "job-uses-vmshm",
             "down",
             "region-is-gone",
