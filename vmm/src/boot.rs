@@ -18,7 +18,7 @@ use crate::memory::Ram;
 use crate::numa::Numa;
 use crate::port::RootBus;
 use crate::vm::Vm;
-use crate::{acpi, cpuid, layout, segment, smbios};
+use crate::{acpi, cpuid, layout, power, segment, smbios};
 
 const GDT: u64 = 0x1000;
 const BOOT_PARAMS: u64 = 0x7000;
@@ -164,6 +164,7 @@ impl Image {
             write(ram, table, *at)?;
         }
         write(ram, &smbios::tables(self.uuid), smbios::START)?;
+        write(ram, &power::FIRMWARE, power::FIRMWARE_START)?;
 
         // Page tables for the first 4 GiB, one to one, on pages of 2 MiB; the kernel makes its own soon.
         let mut tables = vec![0u64; 512 * 6];

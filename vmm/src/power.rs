@@ -25,6 +25,15 @@ pub const SLEEP: u8 = 1 << 5;
 /// The value of the reset register that makes it so.
 pub const RESET: u8 = 1;
 
+/// Where a program in real mode finds the firmware's first instruction. Linux goes there to reboot: with ACPI of the
+/// hardware-reduced kind it expects EFI to do it, finds none, and turns to the BIOS.
+pub const FIRMWARE_START: u64 = 0xf_fff0;
+/// All the firmware that there is: mov dx, reset register; mov al, [`RESET`]; out dx, al; hlt; jmp to the hlt.
+pub const FIRMWARE: [u8; 9] = {
+    let [low, high] = ((PORT + RESET_REGISTER) as u16).to_le_bytes();
+    [0xba, low, high, 0xb0, RESET, 0xee, 0xf4, 0xeb, 0xfd]
+};
+
 /// The button's interrupt, a pin of the I/O APIC.
 pub const BUTTON: u32 = 5;
 
