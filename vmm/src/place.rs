@@ -37,11 +37,17 @@ pub fn cpus(nodes: &[u32], vcpus: usize, placement: Placement) -> Result<Vec<usi
             why: format!("is less than that of the NUMA nodes, {}: give one for each, at least", nodes.len()),
         });
     }
-    // Refuses what does not exist.
-    nodes.iter().try_for_each(|&node| usable(node).map(drop))?;
-    let free = vmshm_host::nodes().into_iter().map(|node| Ok((node.id, usable(node.id)?)));
-    let chosen = choose(free.collect::<Result<_, Error>>()?, nodes, vcpus, placement, nearest)?;
     let taken = taken();
+    let free = in_order(&taken)?;
+    if let Some(node) = nodes.iter().find(|&node| !free.contains_key(node)) {
+        let known: Vec<_> = free.keys().map(u32::to_string).collect();
+        return Err(Error::Invalid {
+            what: "NUMA node",
+            value: node.to_string(),
+            why: format!("does not exist on this host; there are: {}", known.join(", ")),
+        });
+    }
+    let chosen = choose(free, nodes, vcpus, placement, nearest)?;
     let shared: Vec<_> = chosen.iter().filter(|cpu| taken.contains(cpu)).collect();
     if !shared.is_empty() {
         tracing::warn!(cpus = ?shared, "another VM's vCPUs run on these CPUs too: they take turns");
@@ -49,26 +55,24 @@ pub fn cpus(nodes: &[u32], vcpus: usize, placement: Placement) -> Result<Vec<usi
     Ok(chosen)
 }
 
-/// All CPUs of a node that this process may use, in the order in which VMs get them: those last that another VM has.
+/// All CPUs that this process may use, by node, in the order in which VMs get them: those last that another VM has.
 ///
 /// # Errors
-/// No such node.
-pub fn usable(node: u32) -> Result<Vec<usize>, Error> {
-    let all = vmshm_host::nodes();
-    let Some(found) = all.iter().find(|found| found.id == node) else {
-        let known: Vec<_> = all.iter().map(|node| node.id.to_string()).collect();
-        return Err(Error::Invalid {
-            what: "NUMA node",
-            value: node.to_string(),
-            why: format!("does not exist on this host; there are: {}", known.join(", ")),
-        });
-    };
+/// The operating system refuses to say which these are.
+pub fn usable() -> Result<BTreeMap<u32, Vec<usize>>, Error> {
+    in_order(&taken())
+}
+
+/// The same, where another VM has these.
+fn in_order(taken: &[usize]) -> Result<BTreeMap<u32, Vec<usize>>, Error> {
     let allowed = allowed()?;
-    let usable = list(&found.cpus).into_iter().filter(|&cpu| allowed.is_set(cpu).unwrap_or(false)).collect();
-    let taken = taken();
-    let (taken, free): (Vec<_>, Vec<_>) =
-        by_thread(usable, siblings).into_iter().partition(|cpu| taken.contains(cpu));
-    Ok([free, taken].concat())
+    let of = |node: Node| {
+        let cpus = list(&node.cpus).into_iter().filter(|&cpu| allowed.is_set(cpu).unwrap_or(false)).collect();
+        let (last, first): (Vec<_>, Vec<_>) =
+            by_thread(cpus, siblings).into_iter().partition(|cpu| taken.contains(cpu));
+        (node.id, [first, last].concat())
+    };
+    Ok(vmshm_host::nodes().into_iter().map(of).collect())
 }
 
 /// CPUs on which vCPUs of running VMs are pinned, as far as this user may see.
@@ -135,7 +139,8 @@ fn choose(
 /// # Errors
 /// The kernel knows none.
 pub fn all() -> Result<Vec<u32>, Error> {
-    let has_cpus = |node: &Node| usable(node.id).is_ok_and(|cpus| !cpus.is_empty());
+    let usable = in_order(&[])?;
+    let has_cpus = |node: &Node| usable.get(&node.id).is_some_and(|cpus| !cpus.is_empty());
     let found = vmshm_host::nodes().into_iter().filter(|node| node.has_memory && has_cpus(node));
     let found: Vec<_> = found.map(|node| node.id).collect();
     if found.is_empty() {

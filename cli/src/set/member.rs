@@ -19,13 +19,10 @@ pub struct Member {
 
 /// The members of a set on this host, as many as it has nodes unless `vms` says otherwise.
 pub fn members(vms: Option<usize>, vcpus: Option<usize>) -> anyhow::Result<Vec<Member>> {
-    let mut found = Vec::new();
-    for node in nodes().into_iter().filter(|node| node.has_memory) {
-        let cpus = place::usable(node.id)?;
-        if !cpus.is_empty() {
-            found.push((node.id, cpus));
-        }
-    }
+    let mut usable = place::usable()?;
+    let with_memory = nodes().into_iter().filter(|node| node.has_memory);
+    let found = with_memory.filter_map(|node| Some((node.id, usable.remove(&node.id)?)));
+    let found: Vec<_> = found.filter(|(_, cpus)| !cpus.is_empty()).collect();
     if !found.is_empty() {
         return share(&found, vms.unwrap_or(found.len()), vcpus);
     }
