@@ -12,11 +12,11 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
     VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 
 use crate::error::Error;
-use crate::virtio::{Backend, Done};
+use crate::virtio::{Backend, Done, serve_all};
 
 const SECTOR: u64 = 512;
 /// What is copied as a whole when a guest first writes to it.
@@ -178,26 +178,19 @@ impl Backend for Disk {
     }
 
     fn process(&mut self, _: usize, queue: &mut Queue, memory: &GuestMemoryMmap) -> Done {
-        let mut done = Done::default();
-        while let Some(chain) = queue.pop_descriptor_chain(memory) {
-            let head = chain.head_index();
-            let len = match (chain.clone().reader(memory), chain.writer(memory)) {
-                // The last byte that the guest gives is for the status.
-                (Ok(mut reader), Ok(mut writer)) if writer.available_bytes() > 0 => {
-                    let (readable, room) = (reader.available_bytes(), writer.available_bytes() - 1);
-                    let mut status_at = match writer.split_at(room) {
-                        Ok(last) => last,
-                        Err(_) => continue,
-                    };
-                    let (status, moved) = self.request(&mut reader, readable, &mut writer, room);
-                    let _ = status_at.write_all(&[status as u8]);
-                    moved as u32 + 1
-                }
-                _ => 0,
+        serve_all(queue, memory, |chain| {
+            let (Ok(mut reader), Ok(mut writer)) = (chain.clone().reader(memory), chain.writer(memory))
+            else {
+                return 0;
             };
-            done.used |= queue.add_used(memory, head, len).is_ok();
-        }
-        done
+            let (readable, room) = (reader.available_bytes(), writer.available_bytes());
+            // The last byte that the guest gives is for the status.
+            let Some(room) = room.checked_sub(1) else { return 0 };
+            let Ok(mut status_at) = writer.split_at(room) else { return 0 };
+            let (status, moved) = self.request(&mut reader, readable, &mut writer, room);
+            let _ = status_at.write_all(&[status as u8]);
+            moved as u32 + 1
+        })
     }
 }
 

@@ -12,7 +12,7 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::error::Error;
 use crate::socket_name::SocketName;
-use crate::virtio::{Backend, Done};
+use crate::virtio::{Backend, Done, serve_all};
 
 /// Queue of what is typed. The other one is of what is printed.
 const TYPED: usize = 0;
@@ -92,18 +92,15 @@ impl Hvc {
     }
 
     fn drain(&self, queue: &mut Queue, memory: &GuestMemoryMmap) -> Done {
-        let mut done = Done::default();
-        while let Some(chain) = queue.pop_descriptor_chain(memory) {
-            let head = chain.head_index();
+        serve_all(queue, memory, |chain| {
             if let Ok(mut reader) = chain.reader(memory) {
                 let mut bytes = [0; MOST];
                 while let Ok(len @ 1..) = reader.read(&mut bytes) {
                     self.print(&bytes[..len]);
                 }
             }
-            done.used |= queue.add_used(memory, head, 0).is_ok();
-        }
-        done
+            0
+        })
     }
 }
 

@@ -21,7 +21,7 @@ use crate::socket_name::SocketName;
 use crate::space::Space;
 use crate::stream::Stream;
 use crate::vhost::Vhost;
-use crate::virtio::{Backend, Done, Virtio, Worker};
+use crate::virtio::{Backend, Done, Virtio, Worker, serve_all};
 
 /// Queue of frames to the guest, and from it.
 const RECEIVE: usize = 0;
@@ -187,9 +187,7 @@ impl Net {
 
     /// Frames of the guest to outside.
     fn drain(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap) -> Done {
-        let mut done = Done::default();
-        while let Some(chain) = queue.pop_descriptor_chain(memory) {
-            let head = chain.head_index();
+        serve_all(queue, memory, |chain| {
             if let Ok(mut reader) = chain.reader(memory) {
                 let len = reader.available_bytes();
                 let mut frame = [0; HEADER + FRAME];
@@ -197,9 +195,8 @@ impl Net {
                     self.send(&frame[HEADER..len]);
                 }
             }
-            done.used |= queue.add_used(memory, head, 0).is_ok();
-        }
-        done
+            0
+        })
     }
 }
 

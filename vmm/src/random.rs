@@ -3,11 +3,11 @@
 use std::fs::File;
 use std::io::{Read, Write};
 
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 
 use crate::error::Error;
-use crate::virtio::{Backend, Done};
+use crate::virtio::{Backend, Done, serve_all};
 
 /// Most bytes for one buffer: what a guest asks for at once is less.
 const MOST: usize = 4096;
@@ -35,9 +35,7 @@ impl Backend for Random {
     }
 
     fn process(&mut self, _: usize, queue: &mut Queue, memory: &GuestMemoryMmap) -> Done {
-        let mut done = Done::default();
-        while let Some(chain) = queue.pop_descriptor_chain(memory) {
-            let head = chain.head_index();
+        serve_all(queue, memory, |chain| {
             let mut bytes = [0; MOST];
             let len = chain.writer(memory).map_or(0, |mut writer| {
                 let len = writer.available_bytes().min(MOST);
@@ -45,8 +43,7 @@ impl Backend for Random {
                     self.0.read_exact(&mut bytes[..len]).and_then(|()| writer.write_all(&bytes[..len]));
                 filled.map_or(0, |()| len)
             });
-            done.used |= queue.add_used(memory, head, len as u32).is_ok();
-        }
-        done
+            len as u32
+        })
     }
 }

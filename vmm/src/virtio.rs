@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::Mutex;
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::{DescriptorChain, Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -70,6 +70,21 @@ pub(crate) struct Done {
     pub(crate) used: bool,
     /// Whether the guest has to give buffers before more can be taken from outside.
     pub(crate) starved: bool,
+}
+
+/// Gives every buffer of a queue back, with as many bytes written as `serve` says.
+pub(crate) fn serve_all<'m>(
+    queue: &mut Queue,
+    memory: &'m GuestMemoryMmap,
+    mut serve: impl FnMut(DescriptorChain<&'m GuestMemoryMmap>) -> u32,
+) -> Done {
+    let mut done = Done::default();
+    while let Some(chain) = queue.pop_descriptor_chain(memory) {
+        let head = chain.head_index();
+        let len = serve(chain);
+        done.used |= queue.add_used(memory, head, len).is_ok();
+    }
+    done
 }
 
 /// Interrupt vectors of a device: one per queue, and one for changes of its configuration, without which drivers do not
@@ -285,16 +300,7 @@ impl Virtio {
         bars: [u64; 2],
         interrupts: Arc<dyn Interrupts>,
     ) -> Result<Arc<Self>, Error> {
-        let mut device = Self::new(backend, bars, interrupts);
-        let doing = || format!("make the events of {}", B::NAME);
-        let new = || EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).map_err(Error::io(doing()));
-        device.kicks = (0..B::QUEUES).map(|_| new()).collect::<Result<_, _>>()?;
-        let mut calls = Vec::new();
-        for _ in 0..vectors(B::QUEUES) {
-            let call = new()?;
-            device.msix.lock().add_event(call.try_clone().map_err(Error::io(doing()))?);
-            calls.push(call);
-        }
+        let (mut device, calls) = Self::with_events(backend, bars, interrupts)?;
         device.kernel = Some(Kernel { vhost, calls });
         Ok(Arc::new(device))
     }
@@ -305,26 +311,30 @@ impl Virtio {
         bars: [u64; 2],
         interrupts: Arc<dyn Interrupts>,
     ) -> Result<(Self, Engine<B>, EventFd), Error> {
-        let mut device = Self::new(&backend, bars, interrupts);
-        let doing = || format!("make the events of {}", B::NAME);
-        let new = || EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).map_err(Error::io(doing()));
-        let copy = |event: &EventFd| event.try_clone().map_err(Error::io(doing()));
-        let mut kicks = Vec::new();
-        let mut calls = Vec::new();
-        for _ in 0..B::QUEUES {
-            let kick = new()?;
-            kicks.push(copy(&kick)?);
-            device.kicks.push(kick);
-        }
-        for _ in 0..vectors(B::QUEUES) {
-            let call = new()?;
-            calls.push(copy(&call)?);
-            device.msix.lock().add_event(call);
-        }
-        let stop = new()?;
+        let (device, calls) = Self::with_events(&backend, bars, interrupts)?;
+        let copy = |event: &EventFd| event.try_clone().map_err(making::<B>());
+        let kicks = device.kicks.iter().map(copy).collect::<Result<_, _>>()?;
+        let stop = event::<B>()?;
         let state = Arc::clone(&device.state);
         let engine = Engine { backend, state, kicks, calls, stop: copy(&stop)?, starved: false };
         Ok((device, engine, stop))
+    }
+
+    /// A device, and for each of its vectors what raises its interrupt.
+    fn with_events<B: Backend>(
+        backend: &B,
+        bars: [u64; 2],
+        interrupts: Arc<dyn Interrupts>,
+    ) -> Result<(Self, Vec<EventFd>), Error> {
+        let mut device = Self::new(backend, bars, interrupts);
+        device.kicks = (0..B::QUEUES).map(|_| event::<B>()).collect::<Result<_, _>>()?;
+        let mut calls = Vec::new();
+        for _ in 0..vectors(B::QUEUES) {
+            let call = event::<B>()?;
+            device.msix.get_mut().add_event(call.try_clone().map_err(making::<B>())?);
+            calls.push(call);
+        }
+        Ok((device, calls))
     }
 
     /// A device without a thread.
@@ -502,6 +512,14 @@ impl<B: Backend> Engine<B> {
             let _ = call.write(1);
         }
     }
+}
+
+fn making<B: Backend>() -> impl FnOnce(std::io::Error) -> Error {
+    Error::io(format!("make the events of {}", B::NAME))
+}
+
+fn event<B: Backend>() -> Result<EventFd, Error> {
+    EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).map_err(making::<B>())
 }
 
 fn borrow(event: &EventFd) -> BorrowedFd<'_> {
