@@ -10,12 +10,24 @@ use crate::interrupts::{Interrupts, Message};
 use crate::pci::Config;
 
 /// Capability id.
-const CAPABILITY: u8 = 0x11;
+pub(crate) const CAPABILITY: u8 = 0x11;
 /// Message control, in the capability: all is switched on; all is masked.
 pub(crate) const ENABLE: u16 = 1 << 15;
 pub(crate) const MASK_ALL: u16 = 1 << 14;
+/// The bits of message control's upper byte that the guest may change.
+pub(crate) const WRITABLE: u8 = ((ENABLE | MASK_ALL) >> 8) as u8;
 const ENTRY: u64 = 16;
 const MASKED: u32 = 1;
+
+/// Bytes of a table.
+pub(crate) fn table_len(vectors: u32) -> u64 {
+    u64::from(vectors) * ENTRY
+}
+
+/// Bytes of the pending bits.
+pub(crate) fn pending_len(vectors: u32) -> u64 {
+    u64::from(vectors).next_multiple_of(64) / 8
+}
 
 /// Where the parts lie in a BAR of their own, as QEMU lays them out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,9 +38,8 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn new(vectors: u32) -> Self {
-        let pending = (u64::from(vectors) * ENTRY).max(0x800);
-        let words = u64::from(vectors).next_multiple_of(64) / 8;
-        Self { pending, bar_len: (pending + words).next_power_of_two().max(0x1000) }
+        let pending = table_len(vectors).max(0x800);
+        Self { pending, bar_len: (pending + pending_len(vectors)).next_power_of_two().max(0x1000) }
     }
 }
 
@@ -39,7 +50,7 @@ pub(crate) fn add_capability(config: &mut Config, vectors: u32, bar: usize) -> u
     body.extend((bar as u32).to_le_bytes());
     body.extend((Place::new(vectors).pending as u32 | bar as u32).to_le_bytes());
     let mut writable = [0; 10];
-    writable[1] = ((ENABLE | MASK_ALL) >> 8) as u8;
+    writable[1] = WRITABLE;
     config.add_capability(CAPABILITY, &body, &writable)
 }
 

@@ -12,16 +12,20 @@ use crate::bus::Device;
 
 /// Bytes of a function's configuration space.
 pub const CONFIG_LEN: usize = 4096;
-/// Offset of the first BAR.
-const BAR0: usize = 0x10;
 pub(crate) const COMMAND: usize = 4;
 pub(crate) const STATUS: usize = 6;
+/// 0 for a device, 1 for a bridge.
+pub(crate) const HEADER_TYPE: usize = 0x0e;
+/// Offset of the first BAR.
+pub(crate) const BAR0: usize = 0x10;
 pub(crate) const CAPABILITIES: usize = 0x34;
 /// Memory decoding: BARs answer.
 pub(crate) const COMMAND_MEMORY: u8 = 1 << 1;
 /// Command bits that a guest may set: memory, bus master, no INTx.
 pub(crate) const COMMAND_WRITABLE: u16 = 0b0000_0100_0000_0110;
 const STATUS_CAPABILITIES: u16 = 1 << 4;
+/// Id of the PCI Express capability.
+pub(crate) const EXPRESS: u8 = 0x10;
 
 /// Who a function is.
 #[derive(Debug, Clone, Copy)]

@@ -8,12 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::pci::{COMMAND, COMMAND_WRITABLE, Config, Function, Identity};
+use crate::pci::{COMMAND, COMMAND_WRITABLE, Config, EXPRESS, Function, HEADER_TYPE, Identity};
 
 /// What a window begins at and ends at a multiple of.
 pub const WINDOW_UNIT: u64 = 1 << 20;
 
-const HEADER_TYPE: usize = 0x0e;
 const BUSES: usize = 0x18;
 const SECONDARY: usize = 0x19;
 const WINDOWS: usize = 0x20;
@@ -25,7 +24,6 @@ const CONTROL_WRITABLE: u16 = CONTROL_RESET | 0b11;
 /// Memory decoding, bus master.
 const COMMAND_ON: [u8; 2] = [0b110, 0];
 
-const EXPRESS: u8 = 0x10;
 /// Lanes, and the generation of the link, which nothing depends on but what programs print.
 const LANES: u16 = 16;
 const GENERATION: u16 = 5;
@@ -123,10 +121,9 @@ impl Function for Port {
 
     fn configured(&self) {
         let reset = self.config.lock().word(CONTROL) & CONTROL_RESET != 0;
-        if reset && !self.in_reset.swap(reset, Ordering::AcqRel) {
+        if !self.in_reset.swap(reset, Ordering::AcqRel) && reset {
             self.below.reset();
         }
-        self.in_reset.store(reset, Ordering::Release);
     }
 }
 

@@ -219,11 +219,11 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::shape::{HEADER_TYPE, MSI};
+    use super::super::shape::MSI;
     use super::fake::*;
     use super::*;
     use crate::bus::Device;
-    use crate::pci::{Ecam, Root, Window};
+    use crate::pci::{Ecam, HEADER_TYPE, Root, Window};
     use crate::recorder::Recorder;
 
     fn set_up() -> (Arc<Root>, Ecam, Arc<Log>, Arc<Recorder>) {

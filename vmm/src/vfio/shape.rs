@@ -3,20 +3,16 @@
 use super::device::Physical;
 use crate::host_device::{Address, Refusal};
 use crate::msix;
-use crate::pci::{BarKind, CAPABILITIES, CONFIG_LEN, Config, Identity, STATUS};
+use crate::pci::{BAR0, BarKind, CAPABILITIES, CONFIG_LEN, Config, EXPRESS, HEADER_TYPE, Identity, STATUS};
 
-/// Header types but this one are bridges; the bit beside it says that there are more functions.
-pub(super) const HEADER_TYPE: usize = 0x0e;
+/// The bit of the header's type that says that there are more functions.
 pub(super) const MANY_FUNCTIONS: u8 = 0x80;
 const PROGRAMMING: usize = 0x09;
-pub(super) const BAR0: usize = 0x10;
 pub(super) const PIN: usize = 0x3d;
 const HEADER_LEN: usize = 0x40;
 const EXTENDED: usize = 0x100;
 
 pub(super) const MSI: u8 = 0x05;
-pub(super) const EXPRESS: u8 = 0x10;
-pub(super) const MSIX: u8 = 0x11;
 /// Bytes of the MSI-X capability.
 const MSIX_LEN: usize = 12;
 /// Device types of the Express capability, in the high half of its third byte.
@@ -56,11 +52,11 @@ pub(super) struct MsixPlace {
 
 impl MsixPlace {
     pub(super) fn table_len(&self) -> u64 {
-        u64::from(self.vectors) * 16
+        msix::table_len(self.vectors)
     }
 
     pub(super) fn pending_len(&self) -> u64 {
-        u64::from(self.vectors).next_multiple_of(64) / 8
+        msix::pending_len(self.vectors)
     }
 }
 
@@ -164,7 +160,7 @@ impl Shape {
     }
 
     fn find_msix(&self) -> Option<MsixPlace> {
-        let (_, capability) = self.capabilities().into_iter().find(|(id, _)| *id == MSIX)?;
+        let (_, capability) = self.capabilities().into_iter().find(|(id, _)| *id == msix::CAPABILITY)?;
         if capability + MSIX_LEN > EXTENDED {
             return None;
         }
@@ -203,11 +199,11 @@ impl Shape {
             match id {
                 // Not offered beside MSI-X and the line. An id of 0 is one without content.
                 MSI => put(at, &[0], &[0]),
-                MSIX if self.msix.is_some_and(|msix| msix.capability == at) => {
+                msix::CAPABILITY if self.msix.is_some_and(|msix| msix.capability == at) => {
                     let mut body = self.config[at..at + MSIX_LEN].to_vec();
                     body[3] &= 0b111;
                     let mut writable = [0; MSIX_LEN];
-                    writable[3] = ((msix::ENABLE | msix::MASK_ALL) >> 8) as u8;
+                    writable[3] = msix::WRITABLE;
                     put(at, &body, &writable);
                 }
                 // Below a port there is a link.

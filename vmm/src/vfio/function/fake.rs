@@ -2,9 +2,9 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::super::shape::{BAR0, EXPRESS, HEADER_TYPE, MANY_FUNCTIONS, MSI, MSIX, PIN};
+use super::super::shape::{MANY_FUNCTIONS, MSI, PIN};
 use super::*;
-use crate::pci::{CAPABILITIES, CONFIG_LEN, STATUS};
+use crate::pci::{BAR0, CAPABILITIES, CONFIG_LEN, EXPRESS, HEADER_TYPE, STATUS};
 use crate::port::Port;
 use crate::recorder::Recorder;
 
@@ -70,7 +70,7 @@ pub(super) fn registers() -> Vec<u8> {
     put(PIN, &[1]);
     put(0x40, &[1, 0x50]);
     put(0x50, &[MSI, 0x60, 0x80, 0]);
-    put(0x60, &[MSIX, 0x70, 4, 0x80, 0, 0x20, 0, 0, 0, 0x30, 0, 0]);
+    put(0x60, &[msix::CAPABILITY, 0x70, 4, 0x80, 0, 0x20, 0, 0, 0, 0x30, 0, 0]);
     put(0x70, &[EXPRESS, 0, 0x92, 0]);
     put(0x100, &(0x140 << 20 | 1 << 16 | 1u32).to_le_bytes());
     put(0x140, &(1 << 16 | 0x10u32).to_le_bytes());
