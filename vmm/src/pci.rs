@@ -23,7 +23,7 @@ pub(crate) const CAPABILITIES: usize = 0x34;
 pub(crate) const COMMAND_MEMORY: u8 = 1 << 1;
 /// Command bits that a guest may set: memory, bus master, no INTx.
 pub(crate) const COMMAND_WRITABLE: u16 = 0b0000_0100_0000_0110;
-const STATUS_CAPABILITIES: u16 = 1 << 4;
+pub(crate) const STATUS_CAPABILITIES: u16 = 1 << 4;
 /// Id of the PCI Express capability.
 pub(crate) const EXPRESS: u8 = 0x10;
 
@@ -342,18 +342,18 @@ const ENABLE: u32 = 1 << 31;
 /// The old way to configuration space, which kernels use before they have read where the ECAM window is.
 #[derive(Debug)]
 pub struct Ports {
-    root: Arc<Root>,
+    ecam: Ecam,
     address: Mutex<u32>,
 }
 
 impl Ports {
     /// The ports of a bus.
     pub fn new(root: Arc<Root>) -> Self {
-        Self { root, address: Mutex::new(0) }
+        Self { ecam: Ecam(root), address: Mutex::new(0) }
     }
 
     /// The offset in the ECAM window that an access to the data port means.
-    fn ecam(&self, offset: u64) -> Option<u64> {
+    fn place(&self, offset: u64) -> Option<u64> {
         let address = *self.address.lock();
         let place = u64::from(address >> 8 & 0xffff) << 12 | u64::from(address & 0xfc);
         Some(place + offset.checked_sub(DATA)?).filter(|_| address & ENABLE != 0)
@@ -365,20 +365,16 @@ impl Device for Ports {
         data.fill(0xff);
         if offset == 0 && data.len() == 4 {
             data.copy_from_slice(&self.address.lock().to_le_bytes());
-        } else if let Some(at) = self.ecam(offset)
-            && let Some((function, register)) = self.root.decode(at, data.len())
-        {
-            function.load(register, data);
+        } else if let Some(at) = self.place(offset) {
+            self.ecam.read(at, data);
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
         if let (0, Ok(word)) = (offset, <[u8; 4]>::try_from(data)) {
             *self.address.lock() = u32::from_le_bytes(word);
-        } else if let Some(at) = self.ecam(offset)
-            && let Some((function, register)) = self.root.decode(at, data.len())
-        {
-            function.store(register, data);
+        } else if let Some(at) = self.place(offset) {
+            self.ecam.write(at, data);
         }
     }
 }

@@ -3,7 +3,10 @@
 use super::device::Physical;
 use crate::host_device::{Address, Refusal};
 use crate::msix;
-use crate::pci::{BAR0, BarKind, CAPABILITIES, CONFIG_LEN, Config, EXPRESS, HEADER_TYPE, Identity, STATUS};
+use crate::pci::{
+    BAR0, BarKind, CAPABILITIES, CONFIG_LEN, Config, EXPRESS, HEADER_TYPE, Identity, STATUS,
+    STATUS_CAPABILITIES,
+};
 
 /// The bit of the header's type that says that there are more functions.
 pub(super) const MANY_FUNCTIONS: u8 = 0x80;
@@ -132,7 +135,7 @@ impl Shape {
     /// Capabilities: id and offset.
     fn capabilities(&self) -> Vec<(u8, usize)> {
         let mut found = Vec::new();
-        if self.word(STATUS) & 1 << 4 == 0 {
+        if self.word(STATUS) & STATUS_CAPABILITIES == 0 {
             return found;
         }
         let mut at = usize::from(self.config[CAPABILITIES] & !3);
