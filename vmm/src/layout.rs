@@ -117,17 +117,18 @@ pub fn stack(lens: &[u64], start: u64, room: u64) -> Option<Vec<u64>> {
     Some(places)
 }
 
-/// What is left of a range without others that lie in it: address and length of each part.
+/// What is left of a range without others: address and length of each part.
 pub(crate) fn without(range: (u64, u64), taken: impl Iterator<Item = (u64, u64)>) -> Vec<(u64, u64)> {
     let mut taken: Vec<_> = taken.filter(|(_, len)| *len > 0).collect();
     taken.sort_unstable();
     let (mut next, end) = (range.0, range.0 + range.1);
     let mut left = Vec::new();
     for (start, len) in taken.into_iter().chain([(end, 0)]) {
-        if next < start {
-            left.push((next, start - next));
+        let until = start.min(end);
+        if next < until {
+            left.push((next, until - next));
         }
-        next = start + len;
+        next = next.max(start + len);
     }
     left
 }
@@ -180,6 +181,11 @@ mod tests {
         assert_eq!(without((8, 8), [].into_iter()), [(8, 8)]);
         assert_eq!(without((8, 8), [(12, 2), (0, 0), (8, 1)].into_iter()), [(9, 3), (14, 2)]);
         assert_eq!(without((8, 8), [(12, 4), (8, 4)].into_iter()), []);
+        assert_eq!(
+            without((8, 8), [(15, 9), (4, 6), (9, 3)].into_iter()),
+            [(12, 3)],
+            "they overlap and reach out"
+        );
     }
 
     #[test]

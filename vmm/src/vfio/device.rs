@@ -19,6 +19,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::dma::{Dma, refusal};
 use crate::error::Error;
 use crate::host_device::{Found, Refusal};
+use crate::layout;
 use crate::space::Space;
 
 const PAGE: u64 = 0x1000;
@@ -240,22 +241,12 @@ impl Drop for Memory {
 fn without(areas: &[(u64, u64)], trapped: &[(u64, u64)]) -> Vec<(u64, u64)> {
     let down = |at: u64| at & !(PAGE - 1);
     let up = |at: u64| at.next_multiple_of(PAGE);
-    let mut trapped: Vec<_> = trapped.iter().map(|(at, len)| (down(*at), up(at + len))).collect();
-    trapped.sort_unstable();
-    let mut left = Vec::new();
-    for (start, len) in areas {
-        let (mut next, end) = (up(*start), down(start + len));
-        for (from, to) in &trapped {
-            if next < *from && next < end {
-                left.push((next, end.min(*from) - next));
-            }
-            next = next.max(*to);
-        }
-        if next < end {
-            left.push((next, end - next));
-        }
-    }
-    left
+    let touched = || trapped.iter().map(|(at, len)| (down(*at), up(at + len) - down(*at)));
+    let left = |(start, len): &(u64, u64)| {
+        let start_of_page = up(*start);
+        layout::without((start_of_page, down(start + len).saturating_sub(start_of_page)), touched())
+    };
+    areas.iter().flat_map(left).collect()
 }
 
 #[cfg(test)]
