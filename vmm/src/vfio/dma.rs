@@ -42,10 +42,6 @@ impl Dma {
     pub(crate) fn new(devices: &[Found], kvm: VfioDeviceFd) -> Result<Self, Refusal> {
         let kvm = Some(Arc::new(kvm));
         let iommufd = Path::new("/dev/iommu");
-        let refused = |path: &Path| {
-            let path = path.to_owned();
-            move |error| refusal(&error, &path)
-        };
         if iommufd.exists() && devices.iter().all(|device| device.path.join("vfio-dev").exists()) {
             let fd = IommuFd::new().map_err(|error| match &error {
                 IommufdError::OpenIommufd(cause) if cause.kind() == io::ErrorKind::PermissionDenied => {
@@ -53,11 +49,12 @@ impl Dma {
                 }
                 _ => kernel("open /dev/iommu", &error),
             })?;
-            let space = VfioIommufd::new(Arc::new(fd), None, kvm).map_err(refused(iommufd))?;
+            let space =
+                VfioIommufd::new(Arc::new(fd), None, kvm).map_err(|error| refusal(&error, iommufd))?;
             return Ok(Self::Iommufd(Arc::new(space)));
         }
         let container = Path::new("/dev/vfio/vfio");
-        let space = VfioContainer::new(kvm).map_err(refused(container))?;
+        let space = VfioContainer::new(kvm).map_err(|error| refusal(&error, container))?;
         Ok(Self::Container(Arc::new(space)))
     }
 
