@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use crate::sysfs::list;
+use crate::sysfs::{list, siblings};
 
 /// What processors share, from the outermost on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,7 +138,7 @@ fn host_groups(cpu: usize) -> [usize; Level::Thread as usize] {
         })
     };
     let package = first("topology/core_siblings_list".into()).unwrap_or(0);
-    let core = first("topology/thread_siblings_list".into()).unwrap_or(cpu);
+    let core = siblings(cpu).first().copied().unwrap_or(cpu);
     [package, cache("3").unwrap_or(package), cache("2").unwrap_or(core), core]
 }
 
