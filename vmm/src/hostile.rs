@@ -27,7 +27,7 @@ use crate::ivshmem::{Addresses, Ivshmem};
 use crate::layout;
 use crate::msix::{self, Msix};
 use crate::net::Net;
-use crate::pci::{Ecam, Function, PORTS, Ports, Root, Window};
+use crate::pci::{Ecam, Function, PORTS, PlaceBar, Ports, Root, Window};
 use crate::random::Random;
 use crate::recorder::Recorder;
 use crate::shared::Shared;
@@ -83,7 +83,7 @@ impl Buses {
         let at = |device: u64| layout::BARS_32 + device * ROOM;
         let addresses =
             |device| Addresses { registers: at(device), table: at(device) + ROOM / 2, memory: 1 << 40 };
-        let place = || -> crate::ivshmem::PlaceMemory {
+        let place = || -> PlaceBar {
             Box::new(|address| assert!(address.is_none_or(|address| address % REGION == 0)))
         };
         let lines = Arc::new(Recorder::default());

@@ -16,7 +16,7 @@ use vmshm_host::Bells as Ringer;
 
 use crate::interrupts::Interrupts;
 use crate::msix::{self, Msix};
-use crate::pci::{BarKind, Config, Function, Identity};
+use crate::pci::{BarKind, Config, Function, Identity, PlaceBar};
 
 const TABLE_BAR: usize = 1;
 /// Most interrupt vectors of a peer that are kept; MSI-X has no more.
@@ -37,9 +37,6 @@ pub(crate) struct Addresses {
     pub(crate) table: u64,
     pub(crate) memory: u64,
 }
-
-/// Shows the region to the guest at an address, or not at all.
-pub(crate) type PlaceMemory = Box<dyn Fn(Option<u64>) + Send + Sync>;
 
 /// Rings where KVM does not listen. Never waits, whatever a peer makes of its event. One for all devices, since the kernel
 /// takes long to end such a queue; made with the first device, before threads are confined.
@@ -95,14 +92,14 @@ struct Registers {
 /// One ivshmem device.
 pub(crate) struct Ivshmem {
     config: Mutex<Config>,
-    place: PlaceMemory,
+    place: PlaceBar,
     registers: Mutex<Registers>,
     bells: Option<Mutex<Bells>>,
 }
 
 impl Ivshmem {
     /// A device without doorbells for a region of `len` bytes.
-    pub(crate) fn plain(len: u64, at: &Addresses, place: PlaceMemory) -> Self {
+    pub(crate) fn plain(len: u64, at: &Addresses, place: PlaceBar) -> Self {
         Self { config: Mutex::new(config(len, at)), place, registers: Mutex::default(), bells: None }
     }
 
@@ -110,7 +107,7 @@ impl Ivshmem {
     pub(crate) fn doorbell(
         len: u64,
         at: &Addresses,
-        place: PlaceMemory,
+        place: PlaceBar,
         id: u16,
         vectors: u32,
         interrupts: Arc<dyn Interrupts>,
@@ -251,7 +248,7 @@ mod tests {
     const LEN: u64 = 1 << 30;
     const AT: Addresses = Addresses { registers: 0xc000_0000, table: 0xc000_1000, memory: 1 << 40 };
 
-    fn nowhere() -> PlaceMemory {
+    fn nowhere() -> PlaceBar {
         Box::new(|_| ())
     }
 

@@ -4,7 +4,6 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use uuid::Uuid;
 use vmshm_host::Region;
 
@@ -16,9 +15,10 @@ use crate::error::Error;
 use crate::host::Host;
 use crate::hvc::Hvc;
 use crate::interrupts::{Interrupts, KvmInterrupts};
-use crate::ivshmem::{Addresses, Ivshmem, PlaceMemory};
+use crate::ivshmem::{Addresses, Ivshmem};
 use crate::memory::{Ram, RamOptions};
 use crate::net::Net;
+use crate::numa::virtual_node;
 use crate::pci::{Ecam, MOST, PORTS, Ports, Root, Window};
 use crate::port::RootBus;
 use crate::power::Button;
@@ -28,13 +28,19 @@ use crate::shared::Shared;
 use crate::topology::Topology;
 use crate::virtio::{Virtio, Worker};
 use crate::vm::{Running, Vm};
-use crate::{bare, layout, place, power, rights, vfio};
+use crate::{bare, layout, pci, place, power, rights, vfio};
 
 /// Room for the registers of a device, and as much again for its MSI-X table, which has at most 64 KiB.
 const REGISTERS_ROOM: u64 = 0x1_0000;
 
 /// Room for those of all devices on the root bus. Behind it lie the windows of root ports.
 const REGISTERS: u64 = 2 * REGISTERS_ROOM * MOST as u64;
+
+/// Addresses of the registers, and of the MSI-X table, of the device of that number.
+fn registers(device: usize) -> [u64; 2] {
+    let registers = layout::BARS_32 + 2 * REGISTERS_ROOM * device as u64;
+    [registers, registers + REGISTERS_ROOM]
+}
 
 /// Where devices answer, for programs: configuration space of the first bus, registers, local APIC.
 const DEVICES: [(u64, u64); 3] =
@@ -227,9 +233,10 @@ impl Machine {
         let mut mapped: Vec<_> = places.iter().copied().zip(lens.iter().copied()).collect();
         for (index, ((len, memory), server)) in lens.into_iter().zip(places).zip(servers).enumerate() {
             vm.place(index, memory)?;
-            let registers = layout::BARS_32 + 2 * REGISTERS_ROOM * index as u64;
-            let at = Addresses { registers, table: registers + REGISTERS_ROOM, memory };
-            let place = place_memory(&vm, index);
+            let [registers, table] = registers(index);
+            let at = Addresses { registers, table, memory };
+            let space = Arc::clone(vm.space());
+            let place = pci::follow("a region".into(), move |address| space.place(index, address));
             let device = match server {
                 None => Arc::new(Ivshmem::plain(len, &at, place)),
                 Some((id, vectors, connection)) => {
@@ -241,8 +248,7 @@ impl Machine {
             };
             // Kernels learn of its node by its root bus, while there are buses left.
             let mut bus = 0;
-            if let Some(node) =
-                ram_nodes.iter().position(|node| ram_nodes.len() > 1 && Some(*node) == homes[index])
+            if let Some(node) = virtual_node(ram_nodes, homes[index])
                 && roots.len() + 1 < usize::from(layout::BUSES)
             {
                 bus = layout::BUSES - 1 - roots.len() as u8;
@@ -257,12 +263,8 @@ impl Machine {
             root.add(device).expect("the number of devices was checked");
             workers.extend(worker);
         };
-        let mut index = mapped.len() as u64;
-        let mut next = || {
-            let registers = layout::BARS_32 + 2 * REGISTERS_ROOM * index;
-            index += 1;
-            [registers, registers + REGISTERS_ROOM]
-        };
+        let mut places = (mapped.len()..).map(registers);
+        let mut next = || places.next().expect("numbers have no end");
         let (space, lines) = (vm.space(), &interrupts);
         let with_thread = |(device, worker)| (device, Some(worker));
         for disk in plan.disks {
@@ -338,17 +340,4 @@ impl Machine {
             self.contents.fill(ram)
         })
     }
-}
-
-/// Moves a region when the guest moves its BAR. A place that is taken hides the region, of which is told once.
-fn place_memory(vm: &Vm, index: usize) -> PlaceMemory {
-    let space = Arc::clone(vm.space());
-    let told = Mutex::new(false);
-    Box::new(move |address| {
-        if let Err(error) = space.place(index, address)
-            && !std::mem::replace(&mut *told.lock(), true)
-        {
-            tracing::warn!(%error, "the guest moved a region to where it cannot be");
-        }
-    })
 }

@@ -63,6 +63,11 @@ impl Numa {
     }
 }
 
+/// The guest's node that a node of the host has become; none where the guest does not know of nodes, since it has one.
+pub(crate) fn virtual_node(nodes: &[u32], host: Option<u32>) -> Option<usize> {
+    nodes.iter().position(|&node| nodes.len() > 1 && Some(node) == host)
+}
+
 fn access_under(sysfs: &Path, nodes: &[u32]) -> Vec<Access> {
     let mut known = Vec::new();
     for (to, node) in nodes.iter().enumerate() {

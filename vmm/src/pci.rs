@@ -5,10 +5,12 @@
 //! kernels keep these.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
 use crate::bus::Device;
+use crate::error::Error;
 
 /// Bytes of a function's configuration space.
 pub const CONFIG_LEN: usize = 4096;
@@ -61,6 +63,25 @@ impl BarKind {
 struct Bar {
     kind: BarKind,
     len: u64,
+}
+
+/// Shows the memory of a BAR to the guest at an address, or not at all.
+pub(crate) type PlaceBar = Box<dyn Fn(Option<u64>) + Send + Sync>;
+
+/// Memory that follows its BAR. A place that is taken hides it, of which the log tells once: a guest can bring it about as
+/// often as it likes.
+pub(crate) fn follow(
+    what: String,
+    place: impl Fn(Option<u64>) -> Result<(), Error> + Send + Sync + 'static,
+) -> PlaceBar {
+    let told = AtomicBool::new(false);
+    Box::new(move |address| {
+        if let Err(error) = place(address)
+            && !told.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!(%error, "the guest moved {what} to where it cannot be");
+        }
+    })
 }
 
 /// A function's configuration space: bytes, and which of their bits the guest may change.

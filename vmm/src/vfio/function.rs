@@ -13,11 +13,8 @@ use super::shape::{Bar, MsixPlace, Shape};
 use crate::error::Error;
 use crate::interrupts::Interrupts;
 use crate::msix::{self, Msix};
-use crate::pci::{COMMAND, COMMAND_MEMORY, Config, Function};
+use crate::pci::{COMMAND, COMMAND_MEMORY, Config, Function, PlaceBar};
 use crate::port::Room;
-
-/// Shows the memory of a BAR to the guest at an address, or not at all.
-pub(super) type PlaceBar = Box<dyn Fn(Option<u64>) + Send + Sync>;
 
 /// Interrupts of the function.
 struct Signals {

@@ -13,16 +13,15 @@ mod shape;
 use std::path::Path;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use crate::error::Error;
 pub use crate::host_device::{Address, Found, Refusal, bound, look, memlock};
 use crate::interrupts::Interrupts;
-use crate::layout;
+use crate::numa::virtual_node;
 use crate::port::{Port, Room, RootBus};
 use crate::space::Space;
+use crate::{layout, pci};
 use device::Device;
-use function::{Passed, PlaceBar};
+use function::Passed;
 use plan::plan;
 use shape::Shape;
 
@@ -73,24 +72,17 @@ pub(crate) fn open(
     let opened = opened.collect::<Result<Vec<_>, Refusal>>()?;
     space.allow_dma(Box::new(dma))?;
 
-    let node = |found: &Found| nodes.iter().position(|&node| nodes.len() > 1 && Some(node) == found.node);
-    let functions = found.iter().zip(&opened).map(|(found, (_, shape))| (node(found), shape.bars.clone()));
+    let functions = found.iter().zip(&opened);
+    let functions =
+        functions.map(|(found, (_, shape))| (virtual_node(nodes, found.node), shape.bars.clone()));
     let (places, roots) = plan(&functions.collect::<Vec<_>>(), room, device, buses)?;
     let mut ports = Vec::new();
     for (((physical, shape), found), place) in opened.into_iter().zip(found).zip(places) {
         let mut memory = Vec::new();
         for &(bar, address) in &place.bars {
             let parts = physical.memory(bar, &shape.trapped(bar), space)?;
-            let told = Mutex::new(false);
-            let name = found.address.clone();
-            let place = move |address: Option<u64>| {
-                if let Err(error) = parts.place(address)
-                    && !std::mem::replace(&mut *told.lock(), true)
-                {
-                    tracing::warn!(device = %name, %error, "the guest moved BAR {bar} to where it cannot be");
-                }
-            };
-            memory.push((bar, address, Box::new(place) as PlaceBar));
+            let what = format!("BAR {bar} of {}", found.address);
+            memory.push((bar, address, pci::follow(what, move |address| parts.place(address))));
         }
         let pin = layout::line(place.port.1 as u32);
         let passed = Passed::new(Box::new(physical), &shape, memory, room, Arc::clone(interrupts), pin)?;
