@@ -6,10 +6,10 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use common::{LIMIT, Place, kvm, rings};
+use common::{LIMIT, Place, kvm, machine, rings};
 use nix::sys::eventfd::EventFd;
 use vmshm_host::{CreateOptions, PageSize, Server, ServerOptions, section_socket};
-use vmshm_vmm::{Attachment, End, Error, Guest, Host, Machine, Plan, RamOptions, layout};
+use vmshm_vmm::{Attachment, End, Error, Host, Machine, RamOptions, layout};
 
 const VECTORS: u32 = 2;
 /// Where the first device's parts lie.
@@ -29,22 +29,9 @@ fn start(
     let len = region.header().region_len;
     let bar = layout::place_64(&[len], host.address_bits(), 2 << 20).unwrap()[0];
     let own = bar + region.entry(section).unwrap().offset;
-    let plan = Plan {
-        guest: Guest::Program {
-            code: rings(),
-            arguments: [CONFIG, REGISTERS, TABLE, u64::from(peer) << 16, own, u64::from(waits)],
-        },
-        uuid: uuid::Uuid::from_u128(7),
-        vcpus: 1,
-        ram: RamOptions::anywhere(2 << 20, PageSize::Base),
-        regions: vec![Attachment::Doorbell { socket: section_socket(socket, section), vectors: VECTORS }],
-        disks: Vec::new(),
-        nets: Vec::new(),
-        devices: Vec::new(),
-        console: None,
-        cpus: Vec::new(),
-    };
-    Machine::start(host, plan, Box::new(std::io::sink()), |_, _| ())
+    let arguments = [CONFIG, REGISTERS, TABLE, u64::from(peer) << 16, own, u64::from(waits)];
+    let region = Attachment::Doorbell { socket: section_socket(socket, section), vectors: VECTORS };
+    machine(host, rings(), arguments, 1, RamOptions::anywhere(2 << 20, PageSize::Base), region)
 }
 
 #[test]

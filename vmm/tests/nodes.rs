@@ -2,9 +2,9 @@
 
 mod common;
 
-use common::{LIMIT, Place, asks, kvm};
+use common::{LIMIT, Place, asks, kvm, machine};
 use vmshm_host::{CreateOptions, PageSize};
-use vmshm_vmm::{Attachment, End, Guest, Machine, Plan, RamOptions, layout};
+use vmshm_vmm::{Attachment, End, RamOptions, layout};
 
 /// Configuration space of device 0 on the last bus, as the port for addresses takes it.
 const LAST_BUS: u64 = 1 << 31 | (layout::BUSES as u64 - 1) << 16;
@@ -19,19 +19,9 @@ fn a_region_is_found_on_the_root_bus_of_its_node() {
     let own = region.entry(1).unwrap().offset;
     // Two nodes of the guest, both from one of the host's.
     let nodes = [node.id, node.id];
-    let plan = Plan {
-        guest: Guest::Program { code: asks(), arguments: [LAST_BUS, bar + own, 0, 0, 0, 0] },
-        uuid: uuid::Uuid::from_u128(7),
-        vcpus: 2,
-        ram: RamOptions { nodes: &nodes, ..RamOptions::anywhere(4 << 20, PageSize::Base) },
-        regions: vec![Attachment::Plain { region: Box::new(region), section: 1 }],
-        disks: Vec::new(),
-        nets: Vec::new(),
-        devices: Vec::new(),
-        console: None,
-        cpus: Vec::new(),
-    };
-    let machine = Machine::start(&host, plan, Box::new(std::io::sink()), |_, _| ()).unwrap();
+    let ram = RamOptions { nodes: &nodes, ..RamOptions::anywhere(4 << 20, PageSize::Base) };
+    let region = Attachment::Plain { region: Box::new(region), section: 1 };
+    let machine = machine(&host, asks(), [LAST_BUS, bar + own, 0, 0, 0, 0], 2, ram, region).unwrap();
     assert_eq!(machine.running.wait(LIMIT), Some(End::PowerOff));
     assert_eq!(place.word(own), 0x1110_1af4, "the device");
     assert_eq!(place.word(own + 8), bar & 0xffff_ffff | 0xc, "its memory BAR's lower half");

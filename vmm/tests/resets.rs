@@ -2,9 +2,9 @@
 
 mod common;
 
-use common::{LIMIT, Place, kvm, resets};
+use common::{LIMIT, Place, kvm, machine, resets};
 use vmshm_host::{CreateOptions, PageSize};
-use vmshm_vmm::{Attachment, End, Guest, Machine, Plan, RamOptions, layout};
+use vmshm_vmm::{Attachment, End, RamOptions, layout};
 
 /// Where the first device's configuration space lies.
 const CONFIG: u64 = layout::ECAM + (1 << 15);
@@ -17,19 +17,9 @@ fn a_reset_keeps_the_section_and_puts_devices_memory_and_vcpus_back() {
     let len = region.header().region_len;
     let bar = layout::place_64(&[len], host.address_bits(), 2 << 20).unwrap()[0];
     let own = region.entry(1).unwrap().offset;
-    let plan = Plan {
-        guest: Guest::Program { code: resets(), arguments: [CONFIG, bar + own, 0, 0, 0, 0] },
-        uuid: uuid::Uuid::from_u128(7),
-        vcpus: 2,
-        ram: RamOptions::anywhere(2 << 20, PageSize::Base),
-        regions: vec![Attachment::Plain { region: Box::new(region), section: 1 }],
-        disks: Vec::new(),
-        nets: Vec::new(),
-        devices: Vec::new(),
-        console: None,
-        cpus: Vec::new(),
-    };
-    let machine = Machine::start(&host, plan, Box::new(std::io::sink()), |_, _| ()).unwrap();
+    let ram = RamOptions::anywhere(2 << 20, PageSize::Base);
+    let region = Attachment::Plain { region: Box::new(region), section: 1 };
+    let machine = machine(&host, resets(), [CONFIG, bar + own, 0, 0, 0, 0], 2, ram, region).unwrap();
     let mut lives = 1;
     loop {
         match machine.running.wait(LIMIT) {

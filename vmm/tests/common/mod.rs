@@ -6,7 +6,10 @@ use std::arch::global_asm;
 use std::time::Duration;
 
 use vmshm_host::{CreateOptions, PageSize, Region, RegionName, Registry};
-use vmshm_vmm::{End, Error, Host, Ram, RamOptions, Running, Shared, Topology, Vm, bare, power};
+use vmshm_vmm::{
+    Attachment, End, Error, Guest, Host, Machine, Plan, Ram, RamOptions, Running, Shared, Topology, Vm, bare,
+    power,
+};
 
 /// Where the programs see the region.
 pub const BAR: u64 = 1 << 35;
@@ -68,6 +71,30 @@ impl Place {
         self.region().read(&mut bytes, offset).unwrap();
         u64::from_ne_bytes(bytes)
     }
+}
+
+/// A machine with one region and no other device, which runs a program with these arguments.
+pub fn machine(
+    host: &Host,
+    code: &[u8],
+    arguments: [u64; 6],
+    vcpus: usize,
+    ram: RamOptions<'_>,
+    region: Attachment,
+) -> Result<Machine, Error> {
+    let plan = Plan {
+        guest: Guest::Program { code, arguments },
+        uuid: uuid::Uuid::from_u128(7),
+        vcpus,
+        ram,
+        regions: vec![region],
+        disks: Vec::new(),
+        nets: Vec::new(),
+        devices: Vec::new(),
+        console: None,
+        cpus: Vec::new(),
+    };
+    Machine::start(host, plan, Box::new(std::io::sink()), |_, _| ())
 }
 
 pub fn ended(vm: Running) -> End {
