@@ -27,7 +27,6 @@ struct Twin {
     child: Child,
     /// Its memory.
     ram: GuestMemoryMmap,
-    ended: bool,
 }
 
 impl Drop for Twin {
@@ -41,7 +40,6 @@ impl Twin {
     /// What it left, if it ended; an error where that went wrong.
     fn look(&mut self) -> Result<Option<Vec<u8>>, String> {
         let Some(status) = self.child.try_wait().map_err(text)? else { return Ok(None) };
-        self.ended = true;
         if status.code() != Some(ENDED) {
             let mut said = String::new();
             let _ = self.child.stderr.take().map(|mut pipe| pipe.read_to_string(&mut said));
@@ -100,7 +98,7 @@ pub fn in_vms(
             });
         }
         let child = command.spawn().map_err(|error| format!("cannot start {PROGRAM}: {error}"))?;
-        Ok(Twin { child, ram, ended: false })
+        Ok(Twin { child, ram })
     };
     let mut twins = [start(0)?, start(1)?];
     let mut left = [None, None];
@@ -112,7 +110,7 @@ pub fn in_vms(
         // Rarely, since the guests have all CPUs that this process may use.
         std::thread::sleep(Duration::from_millis(250));
         for (twin, left) in twins.iter_mut().zip(&mut left) {
-            if !twin.ended {
+            if left.is_none() {
                 *left = twin.look()?;
             }
         }
