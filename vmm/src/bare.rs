@@ -3,14 +3,14 @@
 //! A vCPU that starts at privilege level 3 runs natively even on a KVM in software, where kernels crawl. Ports are
 //! open to the program, memory is mapped one to one, and there are no interrupt handlers: an exception ends the VM.
 
-use kvm_bindings::{kvm_msr_entry, kvm_segment, kvm_xcrs};
+use kvm_bindings::{kvm_segment, kvm_xcrs};
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Address, Bytes, GuestAddress};
 
 use crate::error::Error;
 use crate::host::Host;
+use crate::long_mode::{CR0, WRITE_BACK, set_flat, set_msr};
 use crate::memory::Ram;
-use crate::segment;
 use crate::vm::Vm;
 
 /// Where a program lies in the guest.
@@ -28,14 +28,11 @@ const HUGE: u64 = 2 << 20;
 
 const PRESENT_WRITE_USER: u64 = 0b111;
 const HUGE_PAGE: u64 = 1 << 7;
-const CR0: u64 = 0x8005_0033;
 /// PAE, SSE, XSAVE.
 const CR4: u64 = 1 << 5 | 1 << 9 | 1 << 10;
 const CR4_OSXSAVE: u64 = 1 << 18;
 /// Long mode, no-execute.
 const EFER: u64 = 1 << 8 | 1 << 10 | 1 << 11;
-const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
-const MTRR_ENABLE_WRITE_BACK: u64 = 1 << 11 | 6;
 
 /// Loads a program at [`CODE`], and lets each vCPU begin there with the values that `arguments` gives it in the
 /// registers of the C calling convention (rdi, rsi, rdx, rcx, r8, r9).
@@ -157,9 +154,7 @@ fn set_registers(
 ) -> Result<(), kvm_ioctls::Error> {
     vcpu.set_cpuid2(&host.cpuid)?;
     let mut sregs = vcpu.get_sregs()?;
-    sregs.cs = segment::flat(0x33, 0b1011, 3, true);
-    let data = segment::flat(0x2b, 0b0011, 3, false);
-    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+    set_flat(&mut sregs, 0x33, 0x2b, 3);
     sregs.tr = kvm_segment {
         base: TSS,
         limit: TSS_LIMIT,
@@ -181,10 +176,7 @@ fn set_registers(
         xcrs.xcrs[0].value = u64::from(features);
         vcpu.set_xcrs(&xcrs)?;
     }
-    let default_type =
-        kvm_msr_entry { index: MSR_MTRR_DEF_TYPE, data: MTRR_ENABLE_WRITE_BACK, ..kvm_msr_entry::default() };
-    let msrs = kvm_bindings::Msrs::from_entries(&[default_type]).expect("one is not too many");
-    vcpu.set_msrs(&msrs)?;
+    set_msr(vcpu, WRITE_BACK)?;
     let mut regs = vcpu.get_regs()?;
     regs.rip = CODE;
     // As after a call: the stack's end is 8 less than a multiple of 16.

@@ -5,7 +5,6 @@ use std::io::{self, Seek};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::{Cap, VcpuFd};
 use linux_loader::bootparam::{boot_e820_entry, boot_params};
 use linux_loader::loader::{BzImage, KernelLoader};
@@ -14,11 +13,12 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::error::Error;
 use crate::host::Host;
+use crate::long_mode::{CR0, WRITE_BACK, set_flat, set_msr};
 use crate::memory::Ram;
 use crate::numa::Numa;
 use crate::port::RootBus;
 use crate::vm::Vm;
-use crate::{acpi, cpuid, layout, power, segment, smbios};
+use crate::{acpi, cpuid, layout, power, smbios};
 
 const GDT: u64 = 0x1000;
 const BOOT_PARAMS: u64 = 0x7000;
@@ -38,11 +38,8 @@ const XLF_KERNEL_64: u16 = 1;
 /// A boot loader without a number of its own.
 const LOADER_UNKNOWN: u8 = 0xff;
 
-const CR0: u64 = 0x8005_0033;
 const CR4_PAE: u64 = 1 << 5;
 const EFER: u64 = 1 << 8 | 1 << 10;
-const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
-const MTRR_ENABLE_WRITE_BACK: u64 = 1 << 11 | 6;
 const MSR_MISC_ENABLE: u32 = 0x1a0;
 const FAST_STRINGS: u64 = 1;
 /// KVM shows MONITOR and MWAIT only where this is set.
@@ -304,19 +301,13 @@ fn memory_map(ram: u64) -> Vec<(u64, u64, u32)> {
 
 fn set_msrs(vcpu: &VcpuFd, mwait: bool) -> Result<(), kvm_ioctls::Error> {
     let misc = FAST_STRINGS | if mwait { ENABLE_MONITOR } else { 0 };
-    for (index, data) in [(MSR_MTRR_DEF_TYPE, MTRR_ENABLE_WRITE_BACK), (MSR_MISC_ENABLE, misc)] {
-        let entry = kvm_msr_entry { index, data, ..kvm_msr_entry::default() };
-        vcpu.set_msrs(&Msrs::from_entries(&[entry]).expect("one is not too many"))?;
-    }
-    Ok(())
+    [WRITE_BACK, (MSR_MISC_ENABLE, misc)].into_iter().try_for_each(|msr| set_msr(vcpu, msr))
 }
 
 /// Long mode at privilege level 0, interrupts off, the parameters' address in rsi: as the boot protocol wants it.
 fn enter(vcpu: &VcpuFd, rip: u64) -> Result<(), kvm_ioctls::Error> {
     let mut sregs = vcpu.get_sregs()?;
-    sregs.cs = segment::flat(0x10, 0b1011, 0, true);
-    let data = segment::flat(0x18, 0b0011, 0, false);
-    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+    set_flat(&mut sregs, 0x10, 0x18, 0);
     (sregs.gdt.base, sregs.gdt.limit) = (GDT, 31);
     (sregs.idt.base, sregs.idt.limit) = (0, 0);
     sregs.cr0 = CR0;

@@ -25,6 +25,7 @@ mod hvc;
 mod interrupts;
 mod ivshmem;
 pub mod layout;
+mod long_mode;
 mod machine;
 mod memory;
 mod msix;
@@ -38,7 +39,6 @@ mod random;
 #[cfg(any(test, feature = "fuzz"))]
 mod recorder;
 mod rights;
-mod segment;
 pub mod serial;
 mod shared;
 pub mod smbios;
