@@ -45,7 +45,7 @@ const FAST_STRINGS: u64 = 1;
 /// KVM shows MONITOR and MWAIT only where this is set.
 const ENABLE_MONITOR: u64 = 1 << 18;
 
-/// What is booted.
+/// Kernel, initial file system and command line.
 #[derive(Debug, Clone, Copy)]
 pub struct Linux<'a> {
     /// The kernel, a bzImage.
@@ -56,7 +56,7 @@ pub struct Linux<'a> {
     pub command_line: &'a str,
 }
 
-/// What lies in RAM before a kernel runs. The files stay open, so that a reset finds the same ones.
+/// Contents of the RAM before a kernel runs. The files stay open, so that a reset finds the same ones.
 #[derive(Debug)]
 pub(crate) struct Image {
     kernel: Opened,
@@ -251,7 +251,7 @@ fn load_kernel(memory: &Ram, image: &Image) -> Result<u64, Error> {
     Ok(loaded.kernel_load.0)
 }
 
-/// What a file is that people take for a kernel, as its first bytes tell; none where it may be a bzImage.
+/// Kind of a file that people take for a kernel, as its first bytes tell; none where it may be a bzImage.
 fn other_kind(file: &File) -> Option<&'static str> {
     let begins = |at: u64, magic: &[u8]| {
         let mut bytes = vec![0; magic.len()];

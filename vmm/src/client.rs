@@ -21,7 +21,7 @@ use crate::thread;
 /// Most descriptors that the kernel lets anybody send at once. With less room, those that fit would be ours, and none known.
 const MOST_DESCRIPTORS: usize = 253;
 
-/// What the server gave.
+/// Gifts of the server: region, id and connection.
 pub(crate) struct Given {
     pub(crate) region: Region,
     /// Our id; modulo the number of sections, our section.

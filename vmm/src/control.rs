@@ -1,4 +1,4 @@
-//! What all threads of a VM agree on: whether it runs, rests or has ended, and how.
+//! State that all threads of a VM agree on: whether it runs, rests or has ended, and how.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -44,7 +44,7 @@ impl State {
     }
 }
 
-/// What all threads of a VM agree on.
+/// State that all threads of a VM agree on.
 #[derive(Debug, Default)]
 pub(crate) struct Control {
     /// Whether vCPUs must look at the state before they run on.

@@ -1,4 +1,4 @@
-//! What KVM counts of a VM and of each vCPU (KVM_GET_STATS_FD): exits by reason, faults, injected interrupts.
+//! KVM's counters of a VM and of each vCPU (KVM_GET_STATS_FD): exits by reason, faults, injected interrupts.
 //!
 //! Which counters there are is the kernel's choice, and is read from it once.
 

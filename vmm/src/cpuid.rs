@@ -1,4 +1,4 @@
-//! What the guest's processors say of themselves: all that KVM offers, with the guest's own topology.
+//! CPUID of the guest's processors: all that KVM offers, with the guest's own topology.
 //!
 //! Numbers of the host's cores must not shine through, or the guest would take its vCPUs for siblings that they are not.
 
@@ -18,7 +18,7 @@ const KVM_FEATURES: u32 = 0x4000_0001;
 /// No vCPU is ever kept from running for long, so that spinning beats giving way.
 const KVM_HINTS_REALTIME: u32 = 1;
 
-/// What a vCPU has that KVM does not tell by itself.
+/// Features of a vCPU that KVM does not tell by itself.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Extras {
     /// The local APIC's timer takes deadlines.

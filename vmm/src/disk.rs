@@ -1,6 +1,6 @@
 //! A virtio disk over a raw image that the guest may only read, or of which it has a private copy.
 //!
-//! What a guest writes to its copy goes to a file without a name, and is gone with the VM. The image itself is never
+//! A guest's writes to its copy go to a file without a name, and are gone with the VM. The image itself is never
 //! written to, so that many VMs may start from one.
 
 use std::fs::File;
@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::virtio::{Backend, Done, serve_all};
 
 const SECTOR: u64 = 512;
-/// What is copied as a whole when a guest first writes to it.
+/// Unit of copy on write: copied as a whole when a guest first writes to it.
 const BLOCK: u64 = 64 << 10;
 const ID: &[u8; 20] = b"vmshm\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 

@@ -23,15 +23,15 @@ pub enum Error {
     Capability {
         /// KVM's name of it.
         capability: &'static str,
-        /// What to do.
+        /// The cure.
         cure: &'static str,
     },
     /// KVM or the operating system refused.
     #[error("cannot {doing}: {cause}")]
     Io {
-        /// What was tried.
+        /// The attempt, as a verb with its object.
         doing: String,
-        /// What it answered.
+        /// Its answer.
         cause: io::Error,
     },
     /// An argument makes no sense.
@@ -41,7 +41,7 @@ pub enum Error {
         what: &'static str,
         /// Its value.
         value: String,
-        /// What is wrong with it, and what to give instead.
+        /// The fault, and what to give instead.
         why: String,
     },
     /// Something is wrong with the region.
@@ -80,13 +80,13 @@ pub enum Error {
     /// Memory does not suffice.
     #[error("{wanted} are wanted {place}, but {free} free there: {cure}")]
     NoRoom {
-        /// What is wanted.
+        /// Number of pages, and their length.
         wanted: String,
         /// Where.
         place: String,
-        /// What there is: `120 pages are`, say.
+        /// Number of free ones with its verb: `120 are`, say.
         free: String,
-        /// What to do.
+        /// The cure.
         cure: String,
     },
 }

@@ -1,10 +1,10 @@
 //! Which system calls each kind of thread may make once it is set up: seccomp filters as data.
 //!
-//! Whoever gives a thread a new duty adds its calls here, to that kind alone: `vmshm vm run --seccomp log` tells which.
+//! A thread's new duty adds its calls here, to that kind alone: `vmshm vm run --seccomp log` tells which.
 
 use libc::c_long;
 
-/// What a thread is there for.
+/// Kind of a thread, by its duty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// Runs guest code, and answers for devices.
@@ -46,7 +46,7 @@ pub(crate) enum Call {
 
 use Call::{Any, NoExecute, Own, Refused, Request};
 
-/// What the language's runtime needs in any thread: memory, locks, its own end, and a word on standard error.
+/// Calls of the language's runtime, in any thread: memory, locks, its own end, and a word on standard error.
 const RUNTIME: &[Call] = &[
     Any(libc::SYS_brk),
     Any(libc::SYS_clock_gettime),
@@ -128,7 +128,7 @@ const VHOST_SET_VRING_KICK: u32 = 0x4008_af20;
 const VHOST_SET_VRING_CALL: u32 = 0x4008_af21;
 const VHOST_NET_SET_BACKEND: u32 = 0x4008_af30;
 
-/// What follows from what a guest stores to devices, or from their reset: BARs move, interrupts are connected, queues go to
+/// Requests that follow from a guest's stores to devices, or from their reset: BARs move, interrupts are connected, queues go to
 /// the kernel and come back.
 const CONFIGURES: Call = Request(
     libc::SYS_ioctl,
@@ -244,7 +244,7 @@ const MAIN: &[Call] = &[
     Any(libc::SYS_unlink),
 ];
 
-/// What a kind of thread may call.
+/// Calls that a kind of thread may make.
 pub(crate) fn calls(kind: Kind) -> impl Iterator<Item = Call> {
     let own = match kind {
         Kind::Vcpu => VCPU,

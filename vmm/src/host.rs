@@ -26,7 +26,7 @@ const OLD: &str = "use Linux 5.15 or later on x86-64";
 #[derive(Debug)]
 pub struct Host {
     pub(crate) kvm: Kvm,
-    /// What KVM can show to guests.
+    /// CPUID as KVM can show it to guests.
     pub(crate) cpuid: CpuId,
 }
 

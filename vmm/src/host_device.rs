@@ -65,7 +65,7 @@ pub enum Refusal {
     NoDevice {
         /// Its address.
         address: Address,
-        /// What else may help.
+        /// Further advice.
         hint: &'static str,
     },
     /// Nothing translates the addresses that devices use.
@@ -169,15 +169,15 @@ pub enum Refusal {
     Unfit {
         /// The device.
         address: Address,
-        /// What is odd.
+        /// The oddity.
         why: String,
     },
     /// The kernel refused.
     #[error("cannot {doing}: {cause}; `dmesg` may say more")]
     Kernel {
-        /// What was tried.
+        /// The attempt, as a verb with its object.
         doing: String,
-        /// What it answered.
+        /// Its answer.
         cause: String,
     },
 }

@@ -103,7 +103,7 @@ impl Buses {
         Self { memory, ports }
     }
 
-    /// Whatever was stored, everybody still says who they are.
+    /// Ids of the functions, which no store changes.
     fn check(&self) {
         let ids = [0x29c0_8086u32, 0x1110_1af4, 0x1110_1af4, 0x1044_1af4, 0x000c_1b36];
         for (device, id) in (0u64..).zip(ids) {
@@ -228,7 +228,7 @@ pub fn queues(data: &[u8]) {
         0 => queue(Disk::open(&image, None).expect("an image"), data),
         1 => queue(Disk::open(&image, Some(dir)).expect("room for a copy"), data),
         2 => {
-            // What is sent to ourselves comes in again.
+            // A loop: frames that are sent come in again.
             let net = Net::socket(&near, &far, [2; 6]).expect("a socket");
             let _ = std::fs::remove_file(&far);
             std::os::unix::fs::symlink(&near, &far).expect("a link");
@@ -244,7 +244,7 @@ pub fn queues(data: &[u8]) {
         4 => {
             let net = Net::listen(&near, [2; 6]).expect("a socket");
             let peer = UnixStream::connect(&near).expect("a network");
-            // What a peer sends is anything as well.
+            // A peer's bytes are anything as well.
             send(&peer, data, &[]);
             queue(net, data);
         }
@@ -294,7 +294,7 @@ fn queue<B: Backend>(backend: B, data: &[u8]) {
     });
 }
 
-/// What a driver does: features, the same queue of eight entries for all, ready.
+/// A driver's steps: features, the same queue of eight entries for all, ready.
 fn set_up<B: Backend>(write: &impl Fn(u64, &[u8])) {
     write(0x14, &[0]);
     write(0x08, &1u32.to_le_bytes());
@@ -405,7 +405,7 @@ fn send(socket: &UnixStream, bytes: &[u8], fds: &[OwnedFd]) {
     let rights = [ControlMessage::ScmRights(&raw)];
     let control = if raw.is_empty() { &[][..] } else { &rights };
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-    // What does not fit is not sent: a server may fall silent at any time.
+    // A message that does not fit is not sent: a server may fall silent at any time.
     let _ = sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(bytes)], control, flags, None);
 }
 
@@ -463,7 +463,7 @@ mod tests {
 
     use super::*;
 
-    /// What libFuzzer found worth keeping, and what was once wrong.
+    /// Seeds: inputs that libFuzzer found worth keeping, and ones that once went wrong.
     fn seeds(target: &str) -> Vec<Vec<u8>> {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds").join(target);
         let files = std::fs::read_dir(&dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));

@@ -41,7 +41,7 @@ impl Hvc {
         Ok(Self { listener, client: None, _name: name })
     }
 
-    /// What the client has sent; an error where nobody has.
+    /// Receives from the client; an error where nothing has come.
     fn receive(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         loop {
             let client = match &self.client {
@@ -58,7 +58,7 @@ impl Hvc {
         }
     }
 
-    /// Prints. What nobody reads is lost: a guest does not wait for a person.
+    /// Prints. Output that nobody reads is lost: a guest does not wait for a person.
     fn print(&self, bytes: &[u8]) {
         if let Some(client) = &self.client {
             let _ = send(client.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);

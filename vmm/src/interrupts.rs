@@ -18,7 +18,7 @@ use crate::space::Space;
 /// Pins of the I/O APIC; messages have higher numbers.
 const PINS: u32 = 24;
 
-/// What a device writes to raise an interrupt: an address and a word.
+/// Message-signalled interrupt: the address and the word that a device writes to raise it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Message {
     /// Address.
@@ -27,7 +27,7 @@ pub struct Message {
     pub data: u32,
 }
 
-/// Whatever turns eventfds into interrupts.
+/// Interrupt controller, which turns eventfds into interrupts.
 pub trait Interrupts: Send + Sync {
     /// A number for a new interrupt.
     fn allocate(&self) -> u32;

@@ -61,7 +61,7 @@ struct Bells {
 #[derive(Debug)]
 struct Bell {
     event: EventFd,
-    /// What the guest stores to ring it.
+    /// The word that the guest stores to ring it.
     word: u32,
     /// The address at which KVM listens to that by itself.
     listens: Option<u64>,

@@ -117,7 +117,7 @@ pub fn stack(lens: &[u64], start: u64, room: u64) -> Option<Vec<u64>> {
     Some(places)
 }
 
-/// What is left of a range without others: address and length of each part.
+/// The rest of a range without others: address and length of each part.
 pub(crate) fn without(range: (u64, u64), taken: impl Iterator<Item = (u64, u64)>) -> Vec<(u64, u64)> {
     let mut taken: Vec<_> = taken.filter(|(_, len)| *len > 0).collect();
     taken.sort_unstable();

@@ -65,7 +65,7 @@ pub enum Attachment {
     },
 }
 
-/// What runs in a machine.
+/// Software that runs in a machine.
 #[derive(Debug, Clone, Copy)]
 pub enum Guest<'a> {
     /// A kernel.
@@ -74,15 +74,15 @@ pub enum Guest<'a> {
     Program {
         /// Its code.
         code: &'a [u8],
-        /// What each of its vCPUs begins with.
+        /// Arguments with which each of its vCPUs begins.
         arguments: [u64; 6],
     },
 }
 
-/// What a machine shall be like.
+/// Plan of a machine.
 #[derive(Debug)]
 pub struct Plan<'a> {
-    /// What runs in it.
+    /// Software that runs in it.
     pub guest: Guest<'a>,
     /// The UUID that the guest sees as its own, and by which it finds a section without doorbells.
     pub uuid: Uuid,
@@ -120,7 +120,7 @@ pub struct Machine {
     _workers: Vec<Worker>,
 }
 
-/// What lies in RAM before the guest runs.
+/// Contents of the RAM before the guest runs.
 #[derive(Debug)]
 enum Contents {
     Linux(boot::Image),
@@ -166,11 +166,11 @@ fn take(attachment: Attachment, uuid: Uuid) -> Result<Taken, Error> {
 }
 
 impl Machine {
-    /// Builds a machine and starts it. What the guest prints goes to `out`; `progress` hears how much of the RAM is
+    /// Builds a machine and starts it. The guest's output goes to `out`; `progress` hears how much of the RAM is
     /// touched.
     ///
     /// # Errors
-    /// Whatever cannot be had: section, memory, CPUs, kernel, KVM.
+    /// Something cannot be had: section, memory, CPUs, kernel, KVM.
     pub fn start(
         host: &Host,
         plan: Plan<'_>,

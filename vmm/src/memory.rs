@@ -18,7 +18,7 @@ const STEP: usize = 256 << 20;
 /// Pages as large as this are used where the kernel has them, so the RAM begins on such an address.
 const HUGE: usize = 2 << 20;
 
-/// What the RAM of a VM shall be like.
+/// Options of a VM's RAM.
 #[derive(Debug, Clone, Copy)]
 pub struct RamOptions<'a> {
     /// Bytes, a multiple of the page size.

@@ -7,7 +7,7 @@ use crate::layout;
 use crate::memory::Ram;
 use crate::sysfs::{NODES, distances};
 
-/// What the host's firmware says of a node's memory, seen from a node's CPUs.
+/// Latency and bandwidth of a node's memory, seen from a node's CPUs, as the host's firmware tells them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Access {
     /// Virtual nodes: whose CPUs, and whose memory.

@@ -29,7 +29,7 @@ pub(crate) const STATUS_CAPABILITIES: u16 = 1 << 4;
 /// Id of the PCI Express capability.
 pub(crate) const EXPRESS: u8 = 0x10;
 
-/// Who a function is.
+/// Identity of a function.
 #[derive(Debug, Clone, Copy)]
 pub struct Identity {
     /// Vendor and device.
@@ -42,7 +42,7 @@ pub struct Identity {
     pub revision: u8,
 }
 
-/// What a BAR is.
+/// Kind of a BAR.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BarKind {
     /// Below 4 GiB, not prefetchable: registers.
@@ -170,7 +170,7 @@ impl Config {
         self.bytes.copy_from_slice(&self.initial);
     }
 
-    /// What a load sees; ones outside the space.
+    /// Loads; ones outside the space.
     pub fn read(&self, offset: usize, data: &mut [u8]) {
         let end = offset.saturating_add(data.len());
         match self.bytes.get(offset..end) {

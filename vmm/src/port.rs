@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use crate::pci::{COMMAND, COMMAND_WRITABLE, Config, EXPRESS, Function, HEADER_TYPE, Identity};
 
-/// What a window begins at and ends at a multiple of.
+/// Unit of windows, which begin and end at multiples of it.
 pub const WINDOW_UNIT: u64 = 1 << 20;
 
 const BUSES: usize = 0x18;

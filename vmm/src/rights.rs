@@ -1,4 +1,4 @@
-//! What threads give up for good once they are set up, besides system calls: the user that started them, capabilities,
+//! Rights that threads give up for good once they are set up, besides system calls: the user that started them, capabilities,
 //! files.
 
 use std::io;
@@ -15,7 +15,7 @@ use nix::unistd::{Gid, Group, Uid, User as Account, geteuid, getgrouplist};
 
 use crate::error::Error;
 
-/// Whom threads become.
+/// The user that threads become.
 static USER: OnceLock<User> = OnceLock::new();
 
 /// As whom a VM's threads run once they are set up.

@@ -74,7 +74,7 @@ impl Console {
         Ok(console)
     }
 
-    /// Puts the registers back to what they are at first. What was typed and not read yet stays.
+    /// Puts the registers back to what they are at first. Typed bytes that were not read yet stay.
     pub(crate) fn reset(&self) {
         let mut port = self.port.lock();
         // Line control first: one of its bits turns the next register into another.

@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::memory::Ram;
 use crate::shared::Shared;
 
-/// What passed-through devices reach, by the guest's physical addresses.
+/// DMA: memory that passed-through devices reach, by the guest's physical addresses.
 pub(crate) trait Reach: std::fmt::Debug + Send + Sync {
     /// Lets devices reach memory at a guest-physical address; without `writable` they can only read it, and what they
     /// write is refused.
@@ -161,7 +161,7 @@ impl Space {
         Ok(self.bars.len() - 1)
     }
 
-    /// Shows a region to the guest at an address, or no more. What lay at the old address is gone.
+    /// Shows a region to the guest at an address, or no more. It no longer lies at the old one.
     ///
     /// # Errors
     /// Other memory lies there, or KVM refuses; then the guest does not see the region. Or the IOMMU does; then devices
@@ -257,7 +257,7 @@ mod tests {
     use crate::memory::RamOptions;
     use crate::place::Placement;
 
-    /// What devices reach: start, length, and whether they may write.
+    /// Ranges that devices reach: start, length, and whether they may write.
     #[derive(Debug, Default, Clone)]
     struct Recorder(Arc<Mutex<Vec<(u64, u64, bool)>>>);
 

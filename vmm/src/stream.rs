@@ -23,7 +23,7 @@ pub(crate) struct Stream {
     /// Where peers come to, one after the other. The connecting end has none, and is alone once its peer has left.
     listener: Option<(UnixListener, SocketName)>,
     peer: Option<UnixStream>,
-    /// What came and is not taken yet.
+    /// Bytes that came and are not taken yet.
     came: Vec<u8>,
     /// The rest of a frame of which the socket took a part: nothing else may go before it.
     rest: Vec<u8>,
@@ -43,7 +43,7 @@ impl Stream {
         Ok(Self { listener: None, peer, came: Vec::new(), rest: Vec::new() })
     }
 
-    /// What can be read when there is something to do.
+    /// The descriptor that can be read when there is something to do.
     pub(crate) fn source(&self) -> Option<BorrowedFd<'_>> {
         let listener = || self.listener.as_ref().map(|(listener, _)| listener.as_fd());
         self.peer.as_ref().map(AsFd::as_fd).or_else(listener)
@@ -113,7 +113,7 @@ impl Stream {
         Ok(())
     }
 
-    /// What of these bytes the socket did not take.
+    /// Sends, and returns the bytes that the socket did not take.
     fn put(&mut self, bytes: &[u8]) -> io::Result<Vec<u8>> {
         let fd = self.peer()?.as_raw_fd();
         match send(fd, bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL).map_err(io::Error::from) {

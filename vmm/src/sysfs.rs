@@ -1,4 +1,4 @@
-//! What the kernel says of this host's CPUs and nodes.
+//! sysfs: this host's CPUs and nodes, as the kernel describes them.
 
 use std::fs;
 use std::path::Path;

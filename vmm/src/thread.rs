@@ -22,7 +22,7 @@ use crate::filters::{self, Call};
 use crate::rights;
 pub use crate::rights::User;
 
-/// What becomes of a system call that a thread's filter does not name.
+/// The fate of a system call that a thread's filter does not name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(u8)]
 pub enum Seccomp {

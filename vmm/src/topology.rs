@@ -1,4 +1,4 @@
-//! Which vCPUs share a core, caches and a package. What the guest is told of it stands in [CPUID](crate::cpuid).
+//! Which vCPUs share a core, caches and a package. The guest learns of it by [CPUID](crate::cpuid).
 //!
 //! vCPUs that are pinned are to each other what their CPUs are. An APIC id is made of numbers, one per level: the package,
 //! its third-level cache, the second-level cache in that, the core, the thread. So what two vCPUs share is seen from the
@@ -9,7 +9,7 @@ use std::fs;
 
 use crate::sysfs::{list, siblings};
 
-/// What processors share, from the outermost on.
+/// Levels of what processors share, from the outermost on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Level {
     Package,
@@ -125,8 +125,8 @@ impl Topology {
     }
 }
 
-/// The groups of a CPU of this host down to its core, each named by the first CPU in it. What the kernel does not tell is
-/// taken for shared by the package, or for the core's own.
+/// The groups of a CPU of this host down to its core, each named by the first CPU in it. A level that the kernel does not
+/// tell of is taken for shared by the package, or for the core's own.
 fn host_groups(cpu: usize) -> [usize; Level::Thread as usize] {
     let dir = format!("/sys/devices/system/cpu/cpu{cpu}");
     let read = |path: String| fs::read_to_string(format!("{dir}/{path}")).ok();

@@ -13,7 +13,7 @@ use crate::space::Space;
 /// Why KVM gave up: an instruction that it cannot emulate.
 const EMULATION: u32 = kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
 
-/// What the threads of a VM's vCPUs use.
+/// Memory and buses, which the threads of a VM's vCPUs use.
 #[derive(Debug)]
 pub(crate) struct Parts {
     pub(crate) space: Arc<Space>,
@@ -87,7 +87,7 @@ pub(crate) fn run(vcpu: &Mutex<VcpuFd>, number: usize, vm: &Parts, control: &Arc
     }
 }
 
-/// What KVM could not do for the guest.
+/// The internal error by which KVM gave up.
 fn internal_error(vcpu: &mut VcpuFd, number: usize) -> End {
     let rip = vcpu.get_regs().map_or(0, |regs| regs.rip);
     // SAFETY: KVM fills this member of the union for the exit that was just seen; all of its bits are integers.

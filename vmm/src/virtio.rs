@@ -41,7 +41,7 @@ const NOTIFY: u64 = 0x3000;
 const REGISTERS_LEN: u64 = 0x4000;
 const COMMON_LEN: usize = 0x38;
 
-/// What a device does with its queues.
+/// Backend: a device's own part, which works on its queues.
 pub(crate) trait Backend: Send + 'static {
     /// The device's type, as the standard numbers it.
     const TYPE: u16;
@@ -63,7 +63,7 @@ pub(crate) trait Backend: Send + 'static {
     fn process(&mut self, index: usize, queue: &mut Queue, memory: &GuestMemoryMmap) -> Done;
 }
 
-/// What came of looking at a queue.
+/// Outcome of a look at a queue.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Done {
     /// Whether buffers went back to the guest.
@@ -228,7 +228,7 @@ pub(crate) struct Virtio {
     device_config: Vec<u8>,
     /// One per queue: the guest has put something into it.
     kicks: Vec<EventFd>,
-    /// What sees to the queues where no thread of this process does.
+    /// vhost: sees to the queues where no thread of this process does.
     kernel: Option<Kernel>,
 }
 
@@ -248,7 +248,7 @@ impl Kernel {
             if let Err(why) = self.vhost.start(index, &slot.queue, kick, call) {
                 tracing::warn!(index, why, "a queue of a network card stands still");
             }
-            // What the driver put there before it was ready.
+            // Buffers that the driver put there before it was ready.
             let _ = kick.write(1);
         }
     }
@@ -286,7 +286,7 @@ impl Virtio {
     ) -> Result<(Arc<Self>, Worker), Error> {
         let (device, engine, stop) = Self::pair(backend, [registers, table], interrupts)?;
         let space = Arc::clone(space);
-        // What the thread had comes back, so that whoever joins it drops that: it takes more than the thread may do.
+        // Returned, so that the joining thread drops it all: that takes more than this thread may do.
         let work = move || Box::new((engine.run(space.ram().map()), space)) as Box<dyn Any + Send>;
         let thread = thread::spawn(thread::Kind::Device, B::NAME, work)
             .map_err(Error::io(format!("start the thread of {}", B::NAME)))?;
@@ -431,7 +431,7 @@ impl Function for Virtio {
                 match (before, state.status & STATUS_DRIVER_OK, &self.kernel) {
                     (0, 0, _) => {}
                     (0, _, Some(kernel)) => kernel.start(&state.slots, &self.kicks),
-                    // What the driver put into queues before it was ready waits there.
+                    // Buffers that the driver put into queues before it was ready wait there.
                     (0, _, None) => self.kicks.iter().for_each(|kick| drop(kick.write(1))),
                     (_, 0, Some(kernel)) => kernel.stop(state.slots.len()),
                     _ => {}
@@ -447,7 +447,7 @@ impl Function for Virtio {
     }
 }
 
-/// What the thread of a device has.
+/// State of a device's thread.
 pub(crate) struct Engine<B> {
     backend: B,
     state: Arc<Mutex<State>>,
@@ -486,7 +486,7 @@ impl<B: Backend> Engine<B> {
                 if let Some(kick) = self.kicks.get(i) {
                     let _ = kick.read();
                 }
-                // What comes behind the kicks is the source, which is queue 0's.
+                // Behind the kicks comes the source, which is queue 0's.
                 self.process(if i < self.kicks.len() { i } else { 0 }, memory);
             }
         }

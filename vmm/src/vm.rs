@@ -79,7 +79,7 @@ impl Vm {
         for shared in shared {
             space.add(shared)?;
         }
-        // What KVM calls the number of a vCPU is its APIC id.
+        // KVM's number of a vCPU is its APIC id.
         let vcpus = topology.ids().iter().enumerate().map(|(number, &id)| {
             space.fd().create_vcpu(id.into()).map_err(Error::kvm(format!("create vCPU {number}")))
         });
@@ -118,7 +118,7 @@ impl Vm {
         &self.vcpus
     }
 
-    /// What the vCPUs share.
+    /// Topology of the vCPUs: what they share.
     pub(crate) fn topology(&self) -> &Topology {
         &self.topology
     }
@@ -279,7 +279,7 @@ impl Running {
         Ok(())
     }
 
-    /// What KVM counts.
+    /// KVM's counters.
     pub fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.counters)
     }

@@ -1,4 +1,4 @@
-//! What a thread may not do ends its process. Each case runs in a process of its own: this test's, started again.
+//! A forbidden call of a thread ends its process. Each case runs in a process of its own: this test's, started again.
 
 use std::process::Command;
 
@@ -94,7 +94,7 @@ fn without_filters_threads_still_open_no_file_and_have_no_capability() {
         if unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, 0, 0, 1) } > 0 {
             assert_eq!(opened.unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
         }
-        // SAFETY: plain integers. Whoever has CAP_SYS_NICE may.
+        // SAFETY: plain integers. CAP_SYS_NICE would allow it.
         let nicer = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -1) };
         assert_eq!(
             (nicer, std::io::Error::last_os_error().kind()),

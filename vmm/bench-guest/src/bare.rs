@@ -1,4 +1,4 @@
-//! What an operating system and a C library do elsewhere: memory, the clock, the end.
+//! Stand-ins for an operating system and a C library: memory, the clock, the end.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::arch::asm;

@@ -1,4 +1,4 @@
-//! What the program is told and what it answers, and where: the program and those who start it both include this file.
+//! Board: the program's orders and answers, and where they lie. The program and those who start it both include this file.
 
 /// Where the [`Board`] lies. The image and its stack lie below, as `bare.rs` of the VMM says.
 pub const BOARD: u64 = 0x20_0000;
@@ -40,7 +40,7 @@ pub struct Board {
     pub wrong: u64,
     /// Ticks of each stream, from the first message to the answer to the last.
     pub streams: [[u64; STREAMS]; SIZES.len()],
-    /// What a panic said.
+    /// Text of a panic.
     pub text: [u8; 256],
 }
 

@@ -55,7 +55,7 @@ struct Side {
     under_way: VecDeque<Fragment>,
     /// A line in our section and one in the peer's.
     lines: [u64; 2],
-    /// What the line said last.
+    /// The line's last content.
     line_turn: u64,
     /// Where the next sample goes.
     sample: *mut u32,

@@ -18,7 +18,7 @@ mod firmware;
 
 /// QEMU as it is found.
 pub const PROGRAM: &str = "qemu-system-x86_64";
-/// What the program stores to port 0x600 when it ends, as QEMU's `isa-debug-exit` passes it on.
+/// QEMU's exit code for what the program stores to port 0x600 when it ends, as `isa-debug-exit` makes it.
 const ENDED: i32 = 0x34 << 1 | 1;
 
 /// One of the twins.
@@ -37,7 +37,7 @@ impl Drop for Twin {
 }
 
 impl Twin {
-    /// What it left, if it ended; an error where that went wrong.
+    /// The memory that it left, if it ended; an error where that went wrong.
     fn look(&mut self) -> Result<Option<Vec<u8>>, String> {
         let Some(status) = self.child.try_wait().map_err(text)? else { return Ok(None) };
         if status.code() != Some(ENDED) {

@@ -31,7 +31,7 @@ const REGION_LEN: u64 = 64 << 20;
 /// For one round of one way.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// What runs the twins.
+/// The place where the twins run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
     /// Two VMs of ours.
@@ -45,7 +45,7 @@ pub enum Way {
 /// Times of many turns, in ticks of the time stamp counter.
 pub type Samples = Vec<u32>;
 
-/// What one pair of twins measured. All times are ticks.
+/// The figures of one pair of twins. All times are ticks.
 #[derive(Debug)]
 pub struct Round {
     /// Round trips of a bare cache line, before all else and after it.
@@ -138,7 +138,7 @@ fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
-/// What the twins left in their RAM, from the board to the heap.
+/// The RAM that the twins left, from the board to the heap.
 type Left = [Vec<u8>; 2];
 
 const LEFT_LEN: usize = (board::HEAP - BOARD) as usize;

@@ -75,7 +75,7 @@ pub(super) fn dsdt(platform: &Platform<'_>) -> Sdt {
     .to_aml_bytes(&mut dsdt);
 
     let ports = IO::new(pci::PORTS as u16, pci::PORTS as u16, 1, 8);
-    // What the other root buses have is theirs alone.
+    // Addresses of the other root buses are theirs alone.
     let last = platform.roots.iter().map(|root| root.first).min().unwrap_or(layout::BUSES) - 1;
     let rooms = [(layout::BARS_32, layout::BARS_32_LEN), platform.bars_64];
     let taken = |wide: usize| platform.roots.iter().map(move |root| root.room[wide]);

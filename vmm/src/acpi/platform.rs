@@ -1,10 +1,10 @@
-//! What the tables are made from.
+//! Platform: what the tables are made from.
 
 use crate::numa::Numa;
 use crate::port::RootBus;
 use crate::topology::{Cache, Topology};
 
-/// What the tables tell.
+/// Platform, as the tables tell of it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Platform<'a> {
     /// vCPUs, whose ids end with [`LAST_ID`](super::LAST_ID).

@@ -79,7 +79,7 @@ impl Device {
     fn load(&self, region: u32, at: u64, data: &mut [u8]) {
         data.fill(0xff);
         if let Some(place) = self.place(region, at, data.len()) {
-            // What the device does not answer stays all ones, as on a bus.
+            // A load that the device does not answer stays all ones, as on a bus.
             let _ = pread(self.file(), data, place);
         }
     }
@@ -237,7 +237,7 @@ impl Drop for Memory {
     }
 }
 
-/// What is left of areas, in whole pages, without the pages that the ranges of `trapped` touch.
+/// The rest of areas, in whole pages, without the pages that the ranges of `trapped` touch.
 fn without(areas: &[(u64, u64)], trapped: &[(u64, u64)]) -> Vec<(u64, u64)> {
     let down = |at: u64| at & !(PAGE - 1);
     let up = |at: u64| at.next_multiple_of(PAGE);

@@ -141,7 +141,7 @@ impl Reach for Dma {
     }
 }
 
-/// What the crate's error means when a device, or the file at `path`, was opened.
+/// Meaning of the crate's error when a device, or the file at `path`, was opened.
 pub(super) fn refusal(error: &VfioError, path: &Path) -> Refusal {
     let path = path.to_owned();
     let cause = match error {

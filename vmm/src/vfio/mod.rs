@@ -42,7 +42,7 @@ pub(crate) fn check(addresses: &[Address], memory: u64) -> Result<Vec<Found>, Re
     Ok(found)
 }
 
-/// What comes of opening devices: ports with their root bus, in order, and root buses besides bus 0.
+/// Opened devices: ports with their root bus, in order, and root buses besides bus 0.
 pub(crate) type Opened = (Vec<(u8, Arc<Port>)>, Vec<RootBus>);
 
 /// Opens devices, lets them reach all memory of the guest, and puts each below a root port. The first port on bus 0 is

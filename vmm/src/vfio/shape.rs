@@ -1,4 +1,4 @@
-//! What a function of the host is like, and what of its configuration space the VMM keeps.
+//! Header, BARs and capabilities of a function of the host, and the part of its configuration space that the VMM keeps.
 
 use super::device::Physical;
 use crate::host_device::{Address, Refusal};
@@ -63,7 +63,7 @@ impl MsixPlace {
     }
 }
 
-/// What a function is like.
+/// Header, BARs and capabilities of a function.
 #[derive(Debug)]
 pub(super) struct Shape {
     config: Vec<u8>,

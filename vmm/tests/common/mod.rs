@@ -1,4 +1,4 @@
-//! What the tests on `/dev/kvm` share: a region of their own, and bare-metal programs.
+//! Shared by the tests on `/dev/kvm`: a region of their own, and bare-metal programs.
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 

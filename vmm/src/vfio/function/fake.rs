@@ -8,7 +8,7 @@ use crate::pci::{BAR0, CAPABILITIES, CONFIG_LEN, EXPRESS, HEADER_TYPE, STATUS};
 use crate::port::Port;
 use crate::recorder::Recorder;
 
-/// What is asked of a function that is no more than its registers.
+/// Log of a function that is no more than its registers: what is asked of it.
 #[derive(Default)]
 pub(crate) struct Log {
     pub(super) config: Mutex<Vec<u8>>,
