@@ -40,7 +40,7 @@ pub use ledger::Ledger;
 pub use lock::Lock;
 pub use memory::{available as available_memory, format_bytes};
 pub use name::RegionName;
-pub use numa::{Node, nodes};
+pub use numa::{Node, nodes, parse_list};
 pub use plan::Plan;
 pub use process::Process;
 pub use region::Region;

@@ -49,7 +49,7 @@ fn nodes_under(sysfs: &Path) -> Vec<Node> {
 }
 
 /// Numbers from a kernel list such as `0-3,8`; what is no number is skipped.
-fn parse_list(list: &str) -> Vec<u32> {
+pub fn parse_list(list: &str) -> Vec<u32> {
     let mut numbers = Vec::new();
     for part in list.trim().split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));

@@ -3,16 +3,14 @@
 use std::fs;
 use std::path::Path;
 
+use vmshm_host::parse_list;
+
 /// The folder of nodes.
 pub(crate) const NODES: &str = "/sys/devices/system/node";
 
 /// Numbers from a kernel list such as `0-3,8`; what is no number is skipped.
 pub(crate) fn list(text: &str) -> Vec<usize> {
-    let part = |part: &str| {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        Some(first.parse::<usize>().ok()?..=last.parse::<usize>().ok()?)
-    };
-    text.trim().split(',').filter_map(part).flatten().collect()
+    parse_list(text).into_iter().map(|number| number as usize).collect()
 }
 
 /// The threads of a CPU's core, itself among them.
@@ -32,8 +30,10 @@ pub(crate) fn nearest(node: u32) -> Vec<u32> {
 pub(crate) fn distances(sysfs: &Path, from: u32) -> Vec<(u32, u8)> {
     let text = fs::read_to_string(sysfs.join(format!("node{from}/distance"))).unwrap_or_default();
     let online = fs::read_to_string(sysfs.join("online")).unwrap_or_default();
-    let nodes = list(&online).into_iter().map(|node| node as u32);
-    nodes.zip(text.split_whitespace().filter_map(|word| word.parse().ok())).collect()
+    parse_list(&online)
+        .into_iter()
+        .zip(text.split_whitespace().filter_map(|word| word.parse().ok()))
+        .collect()
 }
 
 #[cfg(test)]
