@@ -1,5 +1,6 @@
 //! Assignment of sections, and their return to the host.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
 
 use uuid::Uuid;
@@ -49,7 +50,6 @@ impl Region {
         let _host = self.lock_section(section)?;
         // Nobody's while it is emptied, which takes long: without the ledger's lock, for which others wait.
         row.kept = 0;
-        (row.entry.owner_pid, row.entry.owner_start, row.entry.vm_id) = (0, 0, 0);
         self.decide(section, &row, State::Free)?;
         drop(lock);
         self.clear(section, &row.entry, &AtomicBool::new(false))?;
@@ -78,7 +78,6 @@ impl Region {
             self.check_left(section, &row.entry)?;
         }
         row.kept = 0;
-        (row.entry.owner_pid, row.entry.owner_start, row.entry.vm_id) = (0, 0, 0);
         self.decide(section, &row, State::Free)
     }
 
@@ -97,11 +96,21 @@ impl Region {
         Ok(was_free)
     }
 
+    /// Error for a section that can't be given to others now.
+    pub(crate) fn busy(&self, section: u32, why: String) -> Error {
+        Error::SectionBusy { name: self.name(), section, why }
+    }
+
+    /// Error for a section whose VM runs, as these processes.
+    fn has_vm<'a>(&self, section: u32, pids: impl IntoIterator<Item = &'a u32>) -> Error {
+        let by = users::describe(pids);
+        self.busy(section, format!("is in use by the VM of {by}: shut that down first"))
+    }
+
     fn occupied(&self, section: u32) -> Error {
         let pids = self.ledger().and_then(|ledger| FileId::of(ledger.file()));
         let pids = pids.map(|file| users(&file).holding(occupied_byte(section))).unwrap_or_default();
-        let why = format!("is in use by the VM of {}: shut that down first", users::describe(&pids));
-        Error::SectionBusy { name: self.name(), section, why }
+        self.has_vm(section, &pids)
     }
 
     /// Refuses while a VM runs in the section without a server's help, other than this process's own.
@@ -112,26 +121,18 @@ impl Region {
     /// Refuses while the VM that a row speaks of lives, as far as this host can tell.
     fn check_left(&self, section: u32, entry: &SectionEntry) -> Result<(), Error> {
         self.check_unoccupied(section)?;
-        let by = match State::of(entry) {
-            State::Free => None,
+        let pids = match State::of(entry) {
+            State::Free => BTreeSet::new(),
             State::Joined => {
                 let owner = owner(entry);
-                owner.is_alive().then(|| users::describe(&[owner.pid]))
+                owner.is_alive().then_some(owner.pid).into_iter().collect()
             }
             State::Assigned => {
                 let uuid = Uuid::from_bytes(entry.vm_uuid).to_string();
-                let pids = users_among(&self.file_id()?, |pid| users::mentions(pid, &uuid)).pids;
-                (!pids.is_empty()).then(|| users::describe(&pids))
+                users_among(&self.file_id()?, |pid| users::mentions(pid, &uuid)).pids
             }
         };
-        match by {
-            None => Ok(()),
-            Some(by) => Err(Error::SectionBusy {
-                name: self.name(),
-                section,
-                why: format!("is in use by the VM of {by}: shut that down first"),
-            }),
-        }
+        if pids.is_empty() { Ok(()) } else { Err(self.has_vm(section, &pids)) }
     }
 
     /// Keeps host processes away from a section while its row changes; refuses where some use it.
@@ -142,24 +143,21 @@ impl Region {
         match lock {
             Some(lock) => Ok(lock),
             None => {
-                let pids = users(&self.file_id()?).holding(byte);
-                Err(Error::SectionBusy {
-                    name: self.name(),
-                    section,
-                    why: format!(
-                        "is in use by host processes ({}): end those, or choose another section",
-                        users::describe(&pids)
-                    ),
-                })
+                let by = users::describe(&users(&self.file_id()?).holding(byte));
+                let why = format!("is in use by host processes ({by}): end those, or choose another section");
+                Err(self.busy(section, why))
             }
         }
     }
 
     /// Notes a row in the ledger, whose lock is held, and publishes it: the state last, so that whoever reads the new state can
-    /// read the rest.
+    /// read the rest. Only the row of a VM that has joined names its process and its id.
     pub(crate) fn decide(&self, section: u32, row: &Row, state: State) -> Result<(), Error> {
         let ledger = self.ledger()?;
         let mut row = *row;
+        if state != State::Joined {
+            (row.entry.owner_pid, row.entry.owner_start, row.entry.vm_id) = (0, 0, 0);
+        }
         row.entry.state = ledger.row(section)?.entry.state;
         let offset = RegionHeader::entry_offset(section);
         self.write(row.entry.as_bytes(), offset)?;

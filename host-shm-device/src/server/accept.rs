@@ -154,11 +154,10 @@ impl Accept {
     ) -> Result<Place, Error> {
         let region = &peers.region;
         earlier.forget_released(region)?;
-        let busy = |section, why: String| Error::SectionBusy { name: region.name(), section, why };
         if let Some(section) = door {
             let other = peers.pid(section);
             if let Some(pid) = other.or(self.waiting.get(&section).map(|waiting| waiting.process.pid)) {
-                return Err(busy(section, format!("has a VM already (pid {pid})")));
+                return Err(region.busy(section, format!("has a VM already (pid {pid})")));
             }
         }
         // A VM that comes back to a restarted server gets what it had, and is no new member.
@@ -170,7 +169,7 @@ impl Accept {
             if door == Some(section) {
                 let pid = vm.process.pid;
                 let why = format!("is kept by a VM that an earlier server gave it to (pid {pid})");
-                return Err(busy(section, why));
+                return Err(region.busy(section, why));
             }
         }
         let candidates = match door {
@@ -199,7 +198,7 @@ impl Accept {
                 Err(_) => {}
             }
         }
-        Err(busy(
+        Err(region.busy(
             door.unwrap_or(0),
             "and all others are taken: release one with `vmshm region release`, or make a region with more \
              --sections"

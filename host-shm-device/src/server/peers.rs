@@ -181,12 +181,10 @@ impl Peers {
     }
 
     fn send(&mut self, section: u32) {
-        let vectors = self.vectors as usize;
-        let bound = 4 * (self.region.header().sections as usize + 4) * (vectors + 1);
+        let bound = 4 * (self.region.header().sections as usize + 4) * (self.vectors as usize + 1);
         let Some(peer) = self.connected.get_mut(&section) else { return };
         let had = peer.outbox.len();
-        let sent = peer.outbox.send(&peer.socket);
-        match sent {
+        match peer.outbox.send(&peer.socket) {
             Sent::Gone => return self.leave(section),
             Sent::Blocked if peer.outbox.len() > bound => {
                 warn!(section, pid = peer.pid, "the client does not read what it is told");
@@ -199,7 +197,7 @@ impl Peers {
             Sent::All => {}
         }
         if had > 0 {
-            debug!(section, sent = had - self.connected.get(&section).map_or(0, |p| p.outbox.len()), "sent");
+            debug!(section, sent = had - peer.outbox.len(), "sent");
         }
     }
 
@@ -219,8 +217,7 @@ impl Peers {
     pub(super) fn give_back(&mut self, section: u32) {
         let result = self.region.ledger().and_then(|ledger| {
             let _lock = ledger.lock()?;
-            let mut row = ledger.row(section)?;
-            (row.entry.owner_pid, row.entry.owner_start, row.entry.vm_id) = (0, 0, 0);
+            let row = ledger.row(section)?;
             self.region.decide(section, &row, if row.kept == 0 { State::Free } else { State::Assigned })
         });
         self.changed = true;
