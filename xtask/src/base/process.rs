@@ -57,6 +57,14 @@ pub fn last_lines(text: &str, count: usize) -> String {
     lines[from..].iter().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n")
 }
 
+/// A program for administrators, which Debian keeps where only root's PATH looks.
+pub fn administrative(name: &str) -> Command {
+    let mut command = Command::new(name);
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
+    command
+}
+
 /// A command that the kernel ends when xtask dies without a chance to clean up (SIGKILL).
 ///
 /// `setpriv` is part of util-linux, which every Debian has.

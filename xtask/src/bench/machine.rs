@@ -1,4 +1,4 @@
-//! What was measured on: the processor and its caches, as Linux tells them.
+//! The machine of a measurement: processor, caches and load, as Linux tells them.
 
 use std::fs;
 use std::path::Path;
@@ -57,6 +57,12 @@ impl Machine {
         let caches = if self.caches.is_empty() { "unknown".into() } else { self.caches.join(", ") };
         format!("{} (family {}, model {}, caches {caches})", self.name, self.family, self.model)
     }
+}
+
+/// Processes that ran or wanted to, on average over the last minute.
+pub fn load() -> String {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split_whitespace().next().unwrap_or("unknown").to_owned()
 }
 
 #[cfg(test)]

@@ -21,6 +21,9 @@ pub struct Measured {
     /// Nanoseconds of a bare cache line, one way, before each round.
     #[serde(default)]
     pub lines: Vec<f64>,
+    /// Whether this is the quieter of two measurements.
+    #[serde(default)]
+    pub is_repeated: bool,
 }
 
 /// The machine is noisy where a bare line takes so many times as long in one round as in another.
@@ -40,14 +43,26 @@ pub struct Ratio {
 impl Measured {
     /// Whether what the machine did besides shows in a measurement that has nothing to do with us or our peers.
     pub fn is_noisy(&self) -> bool {
-        spread(&self.lines).is_some_and(|line| line.max > NOISY * line.min)
+        self.noise() > NOISY
+    }
+
+    /// The slowest round's bare line divided by the fastest one's.
+    fn noise(&self) -> f64 {
+        spread(&self.lines).map_or(1.0, |line| line.max / line.min)
+    }
+
+    /// The quieter of two measurements of a case, by the bare line: to choose by the figures would flatter them.
+    pub fn quieter(self, again: Self) -> Self {
+        let chosen = if again.noise() < self.noise() { again } else { self };
+        Self { is_repeated: true, ..chosen }
     }
 
     /// The bare cache line beside the rounds, as a phrase.
     pub fn line(&self) -> Option<String> {
         let Spread { min, median, max } = spread(&self.lines)?;
         let noisy = if self.is_noisy() { ", a noisy machine" } else { "" };
-        Some(format!("a bare cache line {median:.0} ns one way ({min:.0}..{max:.0}{noisy})"))
+        let repeated = if self.is_repeated { ", in the quieter of two measurements" } else { "" };
+        Some(format!("a bare cache line {median:.0} ns one way ({min:.0}..{max:.0}{noisy}{repeated})"))
     }
 
     /// All sizes that some way was measured with.
@@ -108,7 +123,8 @@ mod tests {
             (name.to_owned(), rounds.to_vec())
         };
         let ways = vec![way("vmshm", [1.0, 1.0]), way("one", [2.0, 2.0]), way("two", [4.0, 5.0])];
-        Measured { case: "x".into(), unit: "y".into(), less_is_better, ways, lines: Vec::new() }
+        let lines = Vec::new();
+        Measured { case: "x".into(), unit: "y".into(), less_is_better, ways, lines, is_repeated: false }
     }
 
     #[test]
@@ -140,6 +156,19 @@ mod tests {
         assert_eq!(
             noisy.line().as_deref(),
             Some("a bare cache line 75 ns one way (70..85, a noisy machine)")
+        );
+    }
+
+    #[test]
+    fn of_two_measurements_the_quieter_one_stays_and_says_so() {
+        let of = |lines: &[f64]| Measured { lines: lines.to_vec(), ..measured(true) };
+        let chosen = of(&[70.0, 90.0]).quieter(of(&[80.0, 84.0]));
+        assert_eq!(chosen.lines, [80.0, 84.0]);
+        assert!(chosen.line().unwrap().ends_with("(80..84, in the quieter of two measurements)"));
+        let chosen = of(&[70.0, 90.0]).quieter(of(&[70.0, 100.0]));
+        assert_eq!(chosen.lines, [70.0, 90.0]);
+        assert!(
+            chosen.line().unwrap().ends_with("(70..90, a noisy machine, in the quieter of two measurements)")
         );
     }
 }

@@ -244,7 +244,7 @@ mod tests {
         let way = |name: &str, figure: f64| (name.to_owned(), vec![vec![(8, 1.0), (16, figure)]]);
         let ways = vec![way("vmshm", 0.9), way("vader 2-copy", 1.0), way("vader CMA", 3.0), way("tcp", 0.1)];
         let (case, unit) = ("osu_latency".into(), "µs".into());
-        let one = Measured { case, unit, less_is_better: true, ways, lines: Vec::new() };
+        let one = Measured { case, unit, less_is_better: true, ways, lines: Vec::new(), is_repeated: false };
         let text = summary(&[one], None).unwrap().render_left();
         assert!(text.contains(" 1.00 (1.00..1.00) vader 2-copy, 8 B  "), "{text}");
         assert!(text.contains("MISSED") && !text.contains("met"), "{text}");

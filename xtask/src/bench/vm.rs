@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::machine::Machine;
+use super::machine::{self, Machine};
 use super::report::Report;
 use crate::base::process::{self, last_lines};
 use crate::base::progress;
@@ -85,7 +85,7 @@ pub fn run(workspace: &Workspace, rounds: u16, quick: bool) -> Result<bool> {
         "Measured on {}, {}; the region on pages of {pages}, load {} at the end.",
         Machine::here().describe(),
         kvm(Path::new("/sys/module"), &fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
-        fs::read_to_string("/proc/loadavg").unwrap_or_default().split(' ').next().unwrap_or("unknown"),
+        machine::load(),
     ));
     print!("{}", report.text);
     fs::write(out.join("vm.md"), &report.markdown)?;
@@ -210,7 +210,7 @@ fn draw(rounds: &[Round], out: &Path) -> Result<std::path::PathBuf> {
     Ok(svg)
 }
 
-/// What this host's KVM is, as its modules and its processor tell.
+/// This host's KVM, as its modules and its processor tell.
 fn kvm(modules: &Path, cpuinfo: &str) -> String {
     let names = fs::read_dir(modules).into_iter().flatten().flatten();
     let mut names: Vec<_> = names.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
