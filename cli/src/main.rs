@@ -13,6 +13,7 @@ mod region;
 mod serve;
 mod set;
 mod shell;
+mod signals;
 mod size;
 mod tune;
 mod vm;
@@ -44,7 +45,7 @@ What does not work, `vmshm doctor` names on the host and in the VMs.
 
 Environment:
   VMSHM_DIR       folder of the regions
-  VMSHM_RUN_DIR   folder of the server's sockets (/run/vmshm)
+  VMSHM_RUN_DIR   folder of the server's sockets, and of what `up` starts (/run/vmshm)
   VMSHM_DEVICE    region of MPI programs: name, file, /dev/vmshmN or PCI address
   VMSHM_SECTION   section of processes on a host; a VM's is the host's choice
   VMSHM_HEAP, VMSHM_HEAP_MIN   see `vmshm env --help`

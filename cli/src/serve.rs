@@ -8,11 +8,9 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::PathBuf;
 
 use anyhow::Context;
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
 use vmshm_host::{DEFAULT_VECTORS, Registry, Server, ServerOptions};
 
-use crate::log;
+use crate::{log, signals};
 
 /// Options of `vmshm serve`.
 #[derive(Debug, clap::Args)]
@@ -55,13 +53,7 @@ impl Args {
         log::begin();
 
         // Blocked before the sockets exist, so that no signal leaves them behind.
-        let mut signals = SigSet::empty();
-        signals.add(Signal::SIGINT);
-        signals.add(Signal::SIGTERM);
-        signals.add(Signal::SIGHUP);
-        signals.thread_block().context("cannot block signals")?;
-        let stop = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
-            .context("cannot wait for signals")?;
+        let stop = signals::descriptor()?;
 
         let region = Registry::from_env().open(&self.name)?;
         let options = ServerOptions {

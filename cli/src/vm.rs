@@ -7,6 +7,7 @@ mod stats;
 mod status;
 mod stop;
 mod terminal;
+mod view;
 
 /// Virtual machines that this program runs itself, on this host's KVM.
 #[derive(Debug, clap::Subcommand)]

@@ -1,4 +1,4 @@
-//! What a host needs.
+//! Checks of a host.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -9,7 +9,9 @@ use std::process::{Command, Stdio};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, Group, access, geteuid};
-use vmshm_host::{Registry, State, available_memory, format_bytes, inspect, nodes, pools, run_dir};
+use vmshm_host::{
+    Error, Listed, Region, Registry, State, available_memory, format_bytes, inspect, nodes, pools, run_dir,
+};
 
 use vmshm_vmm::vfio;
 
@@ -19,16 +21,21 @@ use super::{cgroup, denial, guest_pat, numa_balancing, passthrough, remove_ipc};
 /// All checks of a host.
 pub fn checks() -> Vec<Check> {
     let registry = Registry::from_env();
+    let listed = registry.list();
+    let sound =
+        listed.iter().flatten().filter_map(|entry| Some((&entry.name[..], entry.region.as_ref().ok()?)));
+    let sound: Vec<(&str, &Region)> = sound.collect();
+    let (dirs, sizes) = (dirs(&sound), sizes(&sound));
     let mut checks = vec![kvm(), qemu()];
     checks.extend(directory(registry.dir()));
     checks.push(group());
     checks.extend(memory());
-    checks.extend(regions(&registry));
-    checks.extend(cgroup::checks(&sizes(&registry)));
+    checks.extend(regions(listed));
+    checks.extend(cgroup::checks(&sizes));
     checks.extend(guest_pat::checks());
     checks.extend(passthrough::checks(Path::new("/"), vfio::memlock()));
     checks.extend(sockets(&run_dir()));
-    checks.extend(denial::checks(&dirs(&registry), &run_dir()));
+    checks.extend(denial::checks(&dirs, &run_dir()));
     checks
 }
 
@@ -141,9 +148,8 @@ fn memory() -> Vec<Check> {
 }
 
 /// The folders in which regions have their memory, as QEMU is told them.
-fn dirs(registry: &Registry) -> Vec<PathBuf> {
-    let listed = registry.list().unwrap_or_default().into_iter();
-    let files = listed.filter_map(|entry| fs::canonicalize(entry.region.ok()?.path()).ok());
+fn dirs(regions: &[(&str, &Region)]) -> Vec<PathBuf> {
+    let files = regions.iter().filter_map(|(_, region)| fs::canonicalize(region.path()).ok());
     let mut dirs: Vec<_> = files.filter_map(|file| Some(file.parent()?.to_owned())).collect();
     dirs.sort();
     dirs.dedup();
@@ -151,14 +157,16 @@ fn dirs(registry: &Registry) -> Vec<PathBuf> {
 }
 
 /// Name, bytes, and bytes of a page of each region.
-fn sizes(registry: &Registry) -> Vec<(String, u64, u64)> {
-    let listed = registry.list().unwrap_or_default().into_iter();
-    let sound = listed.filter_map(|entry| Some((entry.name, *entry.region.ok()?.header())));
-    sound.map(|(name, header)| (name, header.region_len, header.page_len)).collect()
+fn sizes(regions: &[(&str, &Region)]) -> Vec<(String, u64, u64)> {
+    let size = |&(name, region): &(&str, &Region)| {
+        let header = region.header();
+        (name.to_owned(), header.region_len, header.page_len)
+    };
+    regions.iter().map(size).collect()
 }
 
-fn regions(registry: &Registry) -> Vec<Check> {
-    let listed = match registry.list() {
+fn regions(listed: Result<Vec<Listed>, Error>) -> Vec<Check> {
+    let listed = match listed {
         Ok(listed) => listed,
         Err(error) => return vec![Check::missing(error.to_string(), "ask the directory's owner, or root")],
     };

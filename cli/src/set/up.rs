@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signalfd::SignalFd;
 use vmshm_host::{CreateOptions, PageSize, Process, RegionName, Registry, format_bytes, section_socket};
 use vmshm_vmm::{Host, place};
 
@@ -19,7 +18,7 @@ use super::member::{Member, members};
 use super::network::{Network, exists};
 use super::state::{Condition, Set, Vm, run_dir};
 use crate::shell::quote;
-use crate::size;
+use crate::{signals, size};
 
 /// Of a region, for each VM, unless its size is given.
 const SHARE: u64 = 1 << 30;
@@ -31,7 +30,8 @@ const LISTENING: Duration = Duration::from_secs(10);
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
-  vmshm up job --kernel /boot/vmlinuz-7.2 --initrd /boot/initrd.img-7.2 --disk node.raw --append root=/dev/vda1 --memory 64G
+  vmshm up job --kernel /boot/vmlinuz-7.2 --initrd /boot/initrd.img-7.2 \\
+      --disk node.raw --append root=/dev/vda1 --memory 64G
   vmshm ps
   vmshm down job
 
@@ -45,8 +45,11 @@ and `systemd.hostname=NAME`. Distributions with systemd obey after `systemctl en
 systemd-network-generator`, dracut's initial file systems and kernels with CONFIG_IP_PNP by themselves.
 
 For other users root makes the network once, in addresses of the site's choice; BRIDGE-K is the tap device of VM K:
-  ip link add BRIDGE type bridge && ip address add 10.99.0.254/24 dev BRIDGE && ip link set BRIDGE up
-  ip tuntap add BRIDGE-0 mode tap user USER && ip link set BRIDGE-0 master BRIDGE up
+  ip link add BRIDGE type bridge
+  ip address add 10.99.0.254/24 dev BRIDGE
+  ip link set BRIDGE up
+  ip tuntap add BRIDGE-0 mode tap user USER
+  ip link set BRIDGE-0 master BRIDGE up
 
 The set's folder is NAME below /run/vmshm (for other users than root below XDG_RUNTIME_DIR/vmshm), or below VMSHM_RUN_DIR: \
 ssh_config, hostfile, rankfile, and what each VM prints in vmK.log.")]
@@ -97,7 +100,7 @@ pub struct Args {
     dry_run: bool,
 }
 
-/// What is to be started.
+/// The VMs of a set with their network and region, before they are started.
 struct Plan {
     members: Vec<Member>,
     network: Network,
@@ -375,7 +378,7 @@ fn away_from(cpus: &[usize], mut command: Command) -> anyhow::Result<Child> {
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// What ssh and mpirun read.
+/// Writes the files that ssh and mpirun read.
 fn write_files(set: &Set) -> anyhow::Result<()> {
     let (mut ssh, mut hosts, mut ranks) = (String::new(), String::new(), String::new());
     let mut rank = 0;
@@ -413,10 +416,7 @@ struct Interrupt(SignalFd);
 
 impl Interrupt {
     fn new() -> anyhow::Result<Self> {
-        let mut signals = SigSet::empty();
-        [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().for_each(|signal| signals.add(signal));
-        signals.thread_block().context("cannot block signals")?;
-        Ok(Self(SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC).context("cannot wait for signals")?))
+        signals::descriptor().map(Self)
     }
 
     fn pause(&self) -> anyhow::Result<()> {

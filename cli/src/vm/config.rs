@@ -131,7 +131,7 @@ mod tests {
         run: Run,
     }
 
-    /// What comes of a file and words behind it.
+    /// Options from a file and words behind it.
     fn parse(file: &str, words: &[&str]) -> Result<Args, String> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("job.toml");

@@ -1,5 +1,5 @@
-//! What a running VM tells of itself, to its user and to root, on an abstract unix socket: no file, no directory that must
-//! be writable, and nothing left behind by a VMM that is killed.
+//! The monitor of a running VM, which tells its user and root of it on an abstract unix socket: no file, no directory that
+//! must be writable, and nothing left behind by a VMM that is killed.
 
 use std::io::{self, Read, Write};
 use std::os::linux::net::SocketAddrExt;
@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub struct Answer {
     /// Its regions and sections, as on the command line.
     pub regions: Vec<String>,
-    /// What KVM has counted so far.
+    /// Counts of KVM so far.
     pub counts: Counts,
 }
 
@@ -27,7 +27,7 @@ fn address(pid: u32) -> io::Result<SocketAddr> {
     SocketAddr::from_abstract_name(format!("vmshm-vm-{pid}"))
 }
 
-/// Lets others ask. Who does so before there is a machine waits.
+/// Lets others ask, who wait until there is a machine.
 pub fn listen() -> io::Result<UnixListener> {
     UnixListener::bind_addr(&address(std::process::id())?)
 }

@@ -7,7 +7,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use nix::sys::signal::{SigSet, Signal};
 use uuid::Uuid;
 use vmshm_host::{DEFAULT_VECTORS, PageSize, Region, Registry, format_bytes, nodes, section_socket, socket};
 use vmshm_vmm::boot::Linux;
@@ -19,15 +18,17 @@ use vmshm_vmm::{
 use super::monitor;
 use super::stop;
 use super::terminal::{self, Raw};
-use crate::{log, size};
+use crate::{log, signals, size};
 
 /// Options of `vmshm vm run`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
   vmshm region create job --size 8G --sections 2 --nodes 0,1
-  vmshm vm run --kernel /boot/vmlinuz --initrd image.cpio --numa-node 0 --cpus 8 --memory 16G --region job:0
-  vmshm vm run --kernel /boot/vmlinuz --initrd image.cpio --numa-node 1 --cpus 8 --memory 16G --region job:1
+  vmshm vm run --kernel /boot/vmlinuz --initrd image.cpio --cpus 8 \\
+      --memory 16G --numa-node 0 --region job:0
+  vmshm vm run --kernel /boot/vmlinuz --initrd image.cpio --cpus 8 \\
+      --memory 16G --numa-node 1 --region job:1
 
 The same options in a file, job.toml, for `vmshm vm run job.toml`:
   kernel = \"/boot/vmlinuz\"
@@ -68,7 +69,7 @@ pub struct Args {
     /// host's distances, cores and caches
     #[arg(long, group = "where")]
     numa_map: bool,
-    /// What becomes of CPUs and memory that a node lacks: an error, or a warning, and they come from elsewhere
+    /// CPUs and memory that a node lacks are an error, or come from elsewhere with a warning
     #[arg(long, default_value = "require", value_parser = placement, value_name = "require|prefer", requires = "where")]
     placement: Placement,
     /// A region and which section of it the VM gets; may be given several times
@@ -159,7 +160,7 @@ fn wanted(text: &str) -> Result<Wanted, String> {
     Ok(Wanted { name: name.to_owned(), section })
 }
 
-/// What a network card is joined to.
+/// The other end of a network card.
 #[derive(Debug, Clone)]
 enum Link {
     Socket(PathBuf, PathBuf),
@@ -254,9 +255,7 @@ impl Args {
             user.choose()?;
         }
         // Blocked before any thread exists, so that the signal wakes nobody but the one that waits for it.
-        let mut signals = SigSet::empty();
-        [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().for_each(|signal| signals.add(signal));
-        signals.thread_block().context("cannot block signals")?;
+        let signals = signals::block()?;
         if !place::leave(&cpus)? {
             tracing::warn!("no CPU is left for the VMM's other threads: they disturb the vCPUs");
         }
@@ -346,7 +345,7 @@ impl Args {
         regions.into_iter().map(attach).collect()
     }
 
-    /// What would be done.
+    /// Prints where all of the VM would go.
     fn describe(
         &self,
         regions: &[(Region, u32)],

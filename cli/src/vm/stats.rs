@@ -5,14 +5,14 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::io::Write as _;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::Serialize;
 
 use super::monitor::{self, Answer};
-use super::status::{pids, vcpus};
+use super::status::{pids, stat_field, vcpus};
+use super::view::{View, title};
 
 /// Options of `vmshm vm stats`.
 #[derive(Debug, clap::Args)]
@@ -22,15 +22,11 @@ counts: names are its own (pf_: faults on the guest's memory; irq_injections: in
 
 Steal is the time in which a vCPU would have run but had no CPU; faults are those of the whole VMM.")]
 pub struct Args {
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    /// Count anew every so many seconds, rather than one second once
-    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1", conflicts_with = "json")]
-    watch: Option<u64>,
+    #[command(flatten)]
+    view: View,
 }
 
-/// What was counted of a VM, per second.
+/// Counts of a VM, per second.
 #[derive(Debug, Serialize)]
 struct Vm {
     pid: u32,
@@ -65,27 +61,14 @@ struct Sample {
 impl Args {
     /// Prints the table or JSON.
     pub fn run(&self) -> anyhow::Result<()> {
-        let mut out = std::io::stdout();
         let mut before = samples();
-        loop {
-            std::thread::sleep(Duration::from_secs(self.watch.unwrap_or(1).max(1)));
+        self.view.pause();
+        let look = || {
             let now = samples();
-            let vms: Vec<_> =
-                now.iter().filter_map(|(pid, now)| Some(between(*pid, before.get(pid)?, now))).collect();
-            if self.json {
-                serde_json::to_writer_pretty(&mut out, &vms)?;
-                writeln!(out)?;
-                return Ok(());
-            }
-            // Home, and clear what is below.
-            let begin = if self.watch.is_some() { "\x1b[H\x1b[J" } else { "" };
-            write!(out, "{begin}{}", table(&vms))?;
-            out.flush()?;
-            if self.watch.is_none() {
-                return Ok(());
-            }
-            before = now;
-        }
+            let since = std::mem::replace(&mut before, now);
+            before.iter().filter_map(|(pid, now)| Some(between(*pid, since.get(pid)?, now))).collect()
+        };
+        self.view.show(look, table)
     }
 }
 
@@ -108,10 +91,8 @@ fn sample(pid: u32) -> Option<Sample> {
     });
     let waited = waited.collect();
     let stat = fs::read_to_string(dir.join("stat")).ok()?;
-    // Behind the name, which may contain anything, comes field 3; faults are fields 10 and 12.
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(7).step_by(2);
-    let mut next = || fields.next()?.parse().ok();
-    Some(Sample { at: Instant::now(), answer, waited, faults: [next()?, next()?] })
+    let faults = [stat_field(&stat, 10)?, stat_field(&stat, 12)?];
+    Some(Sample { at: Instant::now(), answer, waited, faults })
 }
 
 fn between(pid: u32, before: &Sample, now: &Sample) -> Vm {
@@ -153,7 +134,6 @@ fn table(vms: &[Vm]) -> String {
 }
 
 fn write_vm(text: &mut String, vm: &Vm) -> std::fmt::Result {
-    let regions = if vm.regions.is_empty() { "no region".to_owned() } else { vm.regions.join(", ") };
     let counted = vm.vcpus.iter().any(|vcpu| vcpu.kvm.contains_key("exits"));
     let exits = match counted {
         true => format!("{:.1} exits", sum(vm, "exits")),
@@ -162,8 +142,8 @@ fn write_vm(text: &mut String, vm: &Vm) -> std::fmt::Result {
     };
     writeln!(
         text,
-        "VM of pid {}, {regions}, per second: {exits}, {:.1} page faults of the VMM ({:.1} with I/O)",
-        vm.pid,
+        "{}, per second: {exits}, {:.1} page faults of the VMM ({:.1} with I/O)",
+        title(vm.pid, &vm.regions),
         vm.minor_faults + vm.major_faults,
         vm.major_faults
     )?;
@@ -190,6 +170,8 @@ fn sum(vm: &Vm, name: &str) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use vmshm_vmm::Counts;
 
     use super::*;

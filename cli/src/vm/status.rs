@@ -5,14 +5,14 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::str::FromStr;
 
 use serde::Serialize;
 use vmshm_host::format_bytes;
 
 use super::monitor;
+use super::view::{View, title};
 
 /// Width of a bar that stands for all of a memory.
 const BAR: u64 = 20;
@@ -24,12 +24,8 @@ A vCPU whose node differs from its memory's pays for every cache miss: what lies
 
 Of a region that part is shown which this host process has touched, or its guest.")]
 pub struct Args {
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    /// Show it anew every so many seconds
-    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1", conflicts_with = "json")]
-    watch: Option<u64>,
+    #[command(flatten)]
+    view: View,
 }
 
 /// A VM of this host that the user may look into.
@@ -66,29 +62,8 @@ struct Memory {
 impl Args {
     /// Prints the table or JSON.
     pub fn run(&self) -> anyhow::Result<()> {
-        let mut out = std::io::stdout();
-        if self.json {
-            serde_json::to_writer_pretty(&mut out, &all())?;
-            writeln!(out)?;
-            return Ok(());
-        }
-        loop {
-            let text = table(&all());
-            let Some(seconds) = self.watch else {
-                out.write_all(text.as_bytes())?;
-                return Ok(());
-            };
-            // Home, and clear what is below.
-            write!(out, "\x1b[H\x1b[J{text}")?;
-            out.flush()?;
-            std::thread::sleep(Duration::from_secs(seconds.max(1)));
-        }
+        self.view.show(|| pids().into_iter().filter_map(look).collect(), table)
     }
-}
-
-/// All running VMs.
-fn all() -> Vec<Vm> {
-    pids().into_iter().filter_map(look).collect()
 }
 
 /// The processes of all running VMs.
@@ -112,6 +87,12 @@ pub fn vcpus(dir: &Path) -> BTreeMap<u32, PathBuf> {
     };
     let tasks = fs::read_dir(dir.join("task")).into_iter().flatten().flatten();
     tasks.filter_map(|task| Some((number(&task.path())?, task.path()))).collect()
+}
+
+/// A field of a process's or thread's `stat`, with its number in proc(5).
+pub fn stat_field<T: FromStr>(stat: &str, number: usize) -> Option<T> {
+    // Behind the name, which may contain anything, comes field 3.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(number - 3)?.parse().ok()
 }
 
 /// Looks at a process; `None` where it is no VM of ours, or ended meanwhile.
@@ -146,8 +127,7 @@ fn leakage(memory: &[Memory], vcpu_nodes: &[u32]) -> u64 {
 
 fn vcpu(number: u32, task: &Path) -> Option<Vcpu> {
     let stat = fs::read_to_string(task.join("stat")).ok()?;
-    // Behind the name, which may contain anything, comes field 3; the CPU is field 39.
-    let cpu = stat.rsplit_once(')')?.1.split_whitespace().nth(36)?.parse().ok()?;
+    let cpu = stat_field(&stat, 39)?;
     let status = fs::read_to_string(task.join("status")).ok()?;
     let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
     Some(Vcpu { number, cpu, node: node_of(cpu), allowed: allowed.trim().to_owned() })
@@ -218,12 +198,8 @@ fn table(vms: &[Vm]) -> String {
 }
 
 fn write_vm(text: &mut String, vm: &Vm) -> std::fmt::Result {
-    let regions = if vm.regions.is_empty() { "no region".to_owned() } else { vm.regions.join(", ") };
-    writeln!(
-        text,
-        "VM of pid {}, {regions}: {} % of its memory on other nodes than its own",
-        vm.pid, vm.leakage
-    )?;
+    let title = title(vm.pid, &vm.regions);
+    writeln!(text, "{title}: {} % of its memory on other nodes than its own", vm.leakage)?;
     for vcpu in &vm.vcpus {
         let node = vcpu.node.map_or(String::new(), |node| format!(", node {node}"));
         writeln!(text, "  vCPU {:<4} on CPU {}{node}; may run on {}", vcpu.number, vcpu.cpu, vcpu.allowed)?;
