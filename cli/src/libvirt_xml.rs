@@ -19,7 +19,7 @@ pub struct Args {
     device: DeviceArgs,
 }
 
-/// What the text is made from.
+/// The domain, region and device that the text is about.
 struct Domain {
     device: Device,
     /// Where the section lies.

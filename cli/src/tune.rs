@@ -46,7 +46,7 @@ impl Args {
     }
 }
 
-/// What is known of the ways of copying.
+/// Findings on the ways of copying.
 struct Copies {
     /// The length from which on `rep movsb` is taken, bytes; the largest number where never.
     string_from: usize,

@@ -1,4 +1,4 @@
-//! What the threads of a running VM may still do, as /proc shows it.
+//! Rights of the threads of a running VM, as /proc shows them.
 
 mod common;
 

@@ -16,7 +16,7 @@ pub trait Number: Copy + Default + PartialEq + std::fmt::Debug {
     fn datatype() -> ffi::MPI_Datatype;
     /// A small number from random bits: sums of many stay exact.
     fn from_bits(bits: u64) -> Self;
-    /// What MPI should compute for `a` and `b`.
+    /// The result that MPI should compute for `a` and `b`.
     fn combine(op: Op, a: Self, b: Self) -> Self;
 }
 

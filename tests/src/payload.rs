@@ -15,7 +15,7 @@ fn mix(value: u64) -> u64 {
 
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// What determines the bytes of one message.
+/// The key that determines the bytes of one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key(u64);
 
@@ -108,9 +108,9 @@ pub fn compare(expected: &[u8], got: &[u8]) -> Result<(), Mismatch> {
 pub struct Mismatch {
     /// Offset of the first wrong byte.
     pub first: usize,
-    /// What should have stood there; `None` past the end of the expected bytes.
+    /// The byte wanted there; `None` past the end of the expected bytes.
     pub expected: Option<u8>,
-    /// What stood there; `None` past the end of the bytes got.
+    /// The byte there; `None` past the end of the bytes got.
     pub got: Option<u8>,
     /// How many bytes are wrong.
     pub wrong: usize,

@@ -19,7 +19,7 @@ enum Part {
     Float,
     /// Double precision.
     Double,
-    /// What C calls `long double`: 80 bits in 16 bytes.
+    /// C's `long double`: 80 bits in 16 bytes.
     Long,
 }
 

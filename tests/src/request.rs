@@ -8,10 +8,10 @@ use mpi::ffi;
 use crate::buffer::Buffer;
 use crate::universe::{Rank, Tag, int, succeed};
 
-/// What MPI tells about a received message.
+/// MPI's status of a received message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Status {
-    /// Who sent it.
+    /// The sender.
     pub source: Rank,
     /// Its tag.
     pub tag: Tag,

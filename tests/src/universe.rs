@@ -109,7 +109,7 @@ pub fn abort_on_panic(describe: impl Fn(&str) + Send + Sync + 'static) {
     }));
 }
 
-/// What an MPI function returns when it worked.
+/// The return value of MPI functions that worked.
 pub const SUCCESS: c_int = 0;
 
 /// Panics with MPI's own text if `code` is an error.

@@ -74,8 +74,8 @@ impl Window {
         unsafe { ffi::MPI_Win_detach(self.raw, start.cast()) }
     }
 
-    /// What MPI calls the place of an offset in `target`'s memory. In a dynamic window, offset 0 of who has attached the memory
-    /// of [`Window::dynamic`]; any other place is told by its address, see [`Window::by_address`].
+    /// The displacement, in MPI's terms, of an offset in `target`'s memory. In a dynamic window, offset 0 belongs to the member
+    /// that has attached the memory of [`Window::dynamic`]; any other place is told by its address, see [`Window::by_address`].
     fn place(&self, target: Rank, offset: usize) -> ffi::MPI_Aint {
         let start = usize::try_from(target).ok().and_then(|target| self.starts.get(target));
         aint(start.unwrap_or(&0).wrapping_add(offset))
@@ -288,7 +288,7 @@ pub enum Change {
     One,
 }
 
-/// What [`Epoch::touch`] does.
+/// An operation of [`Epoch::touch`].
 #[derive(Clone, Copy, Debug)]
 pub enum Touch {
     /// `MPI_Put`.
@@ -303,7 +303,7 @@ pub enum Touch {
     Swap,
 }
 
-/// What [`Epoch::give`] does.
+/// An operation of [`Epoch::give`].
 #[derive(Clone, Copy, Debug)]
 pub enum Unequal {
     /// `MPI_Put`.
@@ -541,7 +541,7 @@ impl<'d> Epoch<'_, 'd> {
     }
 
     /// Gives all of `data` to `count` numbers at `offset` in `target`'s memory, be they as many or not: MPI's code for that.
-    /// What they were is in `before` when the epoch has ended, if that is asked for.
+    /// `before` has them as they were, when the epoch has ended, if that is asked for.
     pub fn give(
         &self,
         how: Unequal,

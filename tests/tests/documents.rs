@@ -1,4 +1,4 @@
-//! What the documents name exists.
+//! Tests and files that the documents name exist.
 
 use std::fs;
 use std::path::{Path, PathBuf};

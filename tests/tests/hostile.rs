@@ -13,7 +13,7 @@ use memmap2::{MmapOptions, MmapRaw};
 use vmshm_host::CreateOptions;
 use vmshm_tests::payload::{Key, Random};
 
-/// What is written over a section.
+/// Contents that are written over a section.
 #[derive(Clone, Copy, Debug)]
 enum Rubbish {
     /// Random words anywhere.

@@ -34,7 +34,7 @@ struct Column {
     bandwidth: Points,
 }
 
-/// What runs the guests.
+/// The VMM of the guests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Vmm {
     Ours,

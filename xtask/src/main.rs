@@ -40,13 +40,13 @@ struct Cli {
 enum Task {
     /// Show an MPI program talking between two virtual machines, beside TCP, and on this host
     Demo {
-        /// What runs the virtual machines
+        /// How the virtual machines run
         #[arg(long, value_enum, default_value = "auto")]
         accel: Wish,
     },
     /// Run the tests; prints what it skips and why
     Test {
-        /// What runs the virtual machines
+        /// How the virtual machines run
         #[arg(long, value_enum, default_value = "auto")]
         accel: Wish,
         /// Run only this step, by the name that its line shows; may be given several times

@@ -18,7 +18,7 @@ struct Limit {
     file: PathBuf,
 }
 
-/// What the limits mean for regions of these names, bytes, and bytes of a page.
+/// Findings on the limits, for regions of these names, bytes, and bytes of a page.
 pub fn checks(regions: &[(String, u64, u64)]) -> Vec<Check> {
     checks_under(Path::new("/"), regions)
 }

@@ -12,7 +12,7 @@ pub enum Verdict {
 #[derive(Debug)]
 pub struct Check {
     pub verdict: Verdict,
-    /// What was found.
+    /// The finding.
     pub what: String,
     /// How to mend it.
     pub cure: Option<String>,

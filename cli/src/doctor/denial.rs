@@ -1,4 +1,4 @@
-//! What AppArmor or SELinux has denied to the VMs' QEMU: libvirt confines each of them, and knows nothing of our regions.
+//! Denials of AppArmor or SELinux to the VMs' QEMU: libvirt confines each of them, and knows nothing of our regions.
 
 use std::fs;
 use std::path::{Path, PathBuf};

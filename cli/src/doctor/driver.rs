@@ -17,11 +17,11 @@ use super::check::Check;
 /// The first kernel that the driver can be built for.
 const FIRST_KERNEL: (u32, u32) = (7, 2);
 
-/// What works without the driver, for those who cannot have it.
+/// The cure for those who cannot have the driver: what works without it.
 const WITHOUT: &str = "without it root can use the device, through sysfs: by polling only, and uncached where KVM honours the \
      guest's memory type (AMD; Intel with a device passed through, or QEMU's honor-guest-pat=on)";
 
-/// What is known of the driver and its devices.
+/// Findings on the driver and its devices.
 #[derive(Debug)]
 pub struct Driver {
     /// The devices in `/dev`, in order.
@@ -136,7 +136,7 @@ fn denied(node: &Path) -> Check {
     Check::missing(what, cure)
 }
 
-/// What a device of the driver offers.
+/// Properties of a device of the driver.
 fn describe(node: &str, info: &DeviceInfo, region: &Region) -> Vec<Check> {
     let sections = region.sections().len();
     let text = format!(

@@ -1,4 +1,4 @@
-//! What a VM needs.
+//! Checks of a VM.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -9,11 +9,11 @@ use std::path::Path;
 
 use super::check::Check;
 
-/// What a VM's guest needs when its word counts.
+/// The cure where a guest's memory type counts.
 const CURE: &str =
     "load the guest driver in its VMs, where their kernels can have it: see guest-kmod/README.md";
 
-/// What holds on this host, and for the VMs that run on it.
+/// Whether guests' memory types count on this host, and for the VMs that run on it.
 pub fn checks() -> Vec<Check> {
     checks_under(Path::new("/"))
 }

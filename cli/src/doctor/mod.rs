@@ -42,7 +42,7 @@ pub struct Args {
     prefix: Option<PathBuf>,
 }
 
-/// What would keep an MPI job from what `vmshm env` has just set up, each in a line with its cure: for processes that find
+/// Obstacles between an MPI job and what `vmshm env` has just set up, each in a line with its cure: for processes that find
 /// the plugin by `component_path`, and that use this region of the host, or else the machine's device.
 pub fn obstacles(component_path: &str, region: Option<&Region>) -> Vec<String> {
     let mut checks = Vec::new();

@@ -1,4 +1,4 @@
-//! What MPI programs need, on hosts and in VMs.
+//! Checks of Open MPI and its plugin, on hosts and in VMs.
 
 use std::path::Path;
 

@@ -140,7 +140,7 @@ mod tests {
     use super::super::check::Verdict;
     use super::*;
 
-    /// What `ompi_info` of Debian 12 prints, but for the lists.
+    /// Output of Debian 12's `ompi_info`, but for the lists.
     fn parameters(pml: &str, mtl: &str) -> String {
         format!(
             "mca:pml:base:param:pml:value:{pml}\n\

@@ -53,7 +53,7 @@ fn last_system_user(root: &Path) -> u32 {
     number.unwrap_or(999)
 }
 
-/// What logind does, and where it says so. Unless anything sets it, the default that distributions note in a comment counts.
+/// The setting of logind, and where it stands. Unless anything sets it, the default that distributions note in a comment counts.
 fn setting(root: &Path) -> (bool, Option<PathBuf>) {
     let mut found = (None, None);
     let mut default = true;

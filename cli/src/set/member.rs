@@ -1,4 +1,4 @@
-//! Who is in a set: one VM for each NUMA node, or several on each, none of which shares a CPU with another.
+//! The members of a set: one VM for each NUMA node, or several on each, none of which shares a CPU with another.
 
 use anyhow::bail;
 use vmshm_host::nodes;

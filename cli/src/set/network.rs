@@ -155,7 +155,7 @@ impl Network {
         format!("{}/{}", Ipv4Addr::from(u32::from(self.host) & self.mask()), self.prefix)
     }
 
-    /// What tells a guest its address: `ip=`, as kernels and initial file systems have it.
+    /// The word that tells a guest its address: `ip=`, as kernels and initial file systems have it.
     pub fn kernel_argument(&self, vm: usize, name: &str) -> anyhow::Result<String> {
         Ok(format!("ip={}:::{}:{name}:eth0:off", self.address(vm)?, Ipv4Addr::from(self.mask())))
     }

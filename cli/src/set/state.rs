@@ -1,4 +1,4 @@
-//! What a set consists of, written down as it comes into being, so that it can be ended whatever happens.
+//! The parts of a set, written down as they come into being, so that it can be ended whatever happens.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -39,7 +39,7 @@ pub struct Set {
     pub server: Option<Process>,
     /// Network devices that were made for it, in the order in which they go.
     pub links: Vec<String>,
-    /// What the console of a VM shows when it is up, if that is not told by its ssh port.
+    /// Text on the console of a VM that is up, if that is not told by its ssh port.
     pub ready: Option<String>,
     /// Its VMs.
     pub vms: Vec<Vm>,
@@ -62,7 +62,7 @@ pub struct Vm {
     pub process: Process,
 }
 
-/// What a VM does.
+/// The state of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Condition {
@@ -174,7 +174,7 @@ impl Set {
         self.dir.join(format!("{name}.log"))
     }
 
-    /// What a VM does.
+    /// The state of a VM, now.
     pub fn condition(&self, vm: &Vm) -> Condition {
         if !vm.process.is_alive() {
             return Condition::Ended;
@@ -187,8 +187,8 @@ impl Set {
         if answers { Condition::Answers } else { Condition::Runs }
     }
 
-    /// Ends all of it: VMs that have not switched off after `patience` are stopped. What is gone already is no error, so
-    /// this can be repeated.
+    /// Ends all of it: VMs that have not switched off after `patience` are stopped. Parts that are gone already are no error,
+    /// so this can be repeated.
     pub fn end(&self, patience: Duration) -> anyhow::Result<()> {
         let alive = || self.vms.iter().map(|vm| vm.process).filter(Process::is_alive);
         if !patience.is_zero() {

@@ -79,7 +79,7 @@ fn raise(arguments: &Arguments, world: &Comm) -> i64 {
     failures
 }
 
-/// What both sides do: messages between the groups, then within the merged group. Gives the number
+/// The part of both sides: messages between the groups, then within the merged group. Gives the number
 /// of wrong messages that anyone found.
 fn meet(seed: u64, across: Comm, is_child: bool) -> i64 {
     let side = u64::from(is_child);

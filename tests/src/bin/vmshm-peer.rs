@@ -70,7 +70,7 @@ struct Process {
     /// Memory that is under way, by token, and to which friend.
     lent: HashMap<u64, (usize, Fragment)>,
     next_token: u64,
-    /// What came from peers that nobody has told us of yet.
+    /// Messages from peers that nobody has told us of yet.
     strangers: HashMap<Peer, Vec<Vec<u8>>>,
     /// The friend for whose message the section had no room: nobody else gets memory before it.
     hungry: Option<usize>,

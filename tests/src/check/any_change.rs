@@ -1,5 +1,5 @@
 //! Changes of other processes' memory chosen at random: functions, operations, numbers, datatypes on both sides, ways to
-//! synchronise. What the memory must hold is computed by every rank from the seed.
+//! synchronise. The memory as it must be afterwards is computed by every rank from the seed.
 
 use crate::check::one_sided::{is_alone, on_both, on_ours};
 use crate::check::{Case, Context, Outcome};
@@ -100,7 +100,7 @@ impl Planned {
         (self.offset, self.there.1, &self.there.0)
     }
 
-    /// What is there in `memory`, packed.
+    /// The elements there in `memory`, packed.
     fn look(&self, memory: &[u8]) -> Vec<u8> {
         self.there.0.pack(self.there.1, &memory[self.offset..])
     }

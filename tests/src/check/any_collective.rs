@@ -1,5 +1,5 @@
 //! Collective operations chosen at random: operations, datatypes, lengths, roots, in place or not, on communicators of all
-//! shapes. What each must give is computed by every rank from the seed.
+//! shapes. The result that each must give is computed by every rank from the seed.
 
 use std::ffi::{c_int, c_void};
 use std::time::Duration;
@@ -156,7 +156,7 @@ fn reduce_once(ctx: &Context, number: usize) {
 struct Padded {
     number: i64,
     index: i32,
-    /// What a function writes with its elements, though the datatype does not name it.
+    /// Bytes that a function writes with its elements, though the datatype does not name them.
     padding: [u8; 4],
 }
 

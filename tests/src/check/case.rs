@@ -11,7 +11,7 @@ pub enum Outcome {
     Skipped(String),
 }
 
-/// What a case wants before it runs.
+/// Conditions under which a case runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Needs {
     /// Any number of ranks.
@@ -29,7 +29,7 @@ pub enum Needs {
 pub struct Case {
     /// `group/name`.
     pub name: &'static str,
-    /// What it shows, in one line.
+    /// Its subject, in one line.
     pub about: &'static str,
     pub(super) needs: Needs,
     pub(super) run: fn(&Context) -> Outcome,

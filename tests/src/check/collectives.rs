@@ -47,7 +47,7 @@ fn numbers<T: Number>(ctx: &Context, rank: Rank, number: usize, length: usize) -
     (0..length).map(|_| T::from_bits(random.next_u64())).collect()
 }
 
-/// What an operation over `ranks` must give.
+/// The result that an operation over `ranks` must give.
 fn combined<T: Number>(
     ctx: &Context,
     ranks: std::ops::Range<Rank>,

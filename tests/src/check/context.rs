@@ -1,4 +1,4 @@
-//! What a case works with: its communicator, its payloads and its record of failures.
+//! The tools of a case: its communicator, its payloads and its record of failures.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};

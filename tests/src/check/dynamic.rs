@@ -47,7 +47,7 @@ fn address(memory: &mut Buffer) -> usize {
     memory.payload_mut().as_mut_ptr().expose_provenance()
 }
 
-/// What all ranks say.
+/// The numbers that all ranks tell.
 fn tell(ctx: &Context, number: usize) -> Vec<usize> {
     as_numbers(&ctx.comm.all_gather(&(number as i64).to_ne_bytes())).into_iter().map(|n| n as usize).collect()
 }

@@ -14,7 +14,7 @@ use crate::payload::Random;
 use crate::reduction::in_place;
 use crate::universe::{int, succeed};
 
-/// What untouched memory holds.
+/// The bytes of untouched memory.
 pub(super) const BLANK: u8 = 0x5a;
 
 /// An operation of MPI's.
@@ -57,10 +57,10 @@ impl Kind {
     }
 }
 
-/// What travels: from the first rank to the second, or to all if that is not a matter of the operation.
+/// The way of a message: from the first rank to the second, or to all if that is not a matter of the operation.
 type Pair = (usize, usize);
 
-/// What all members know about an operation.
+/// An operation as all members know it.
 #[derive(Debug)]
 pub(super) struct Plan {
     kind: Kind,
@@ -200,7 +200,7 @@ fn blank_aligned(random: &mut Random, length: usize, alignment: usize) -> Buffer
     memory
 }
 
-/// What one rank gives to an operation, or gets from it: parts in its memory.
+/// Parts of a rank's memory that it gives to an operation, or gets from it.
 #[derive(Debug)]
 struct Side {
     datatype: Datatype,
@@ -209,7 +209,7 @@ struct Side {
     /// Where each part begins, in elements.
     places: Vec<c_int>,
     memory: Buffer,
-    /// What the memory must hold afterwards.
+    /// The memory as it must be afterwards.
     expected: Vec<u8>,
 }
 
@@ -253,7 +253,7 @@ impl Side {
         }
     }
 
-    /// What MPI is told of it.
+    /// Its arguments in a call of MPI.
     fn arguments(&mut self) -> Arguments {
         let data: *mut c_void = self.memory.payload_mut().as_mut_ptr().cast();
         let Some((&count, &place)) = self.counts.first().zip(self.places.first()) else {

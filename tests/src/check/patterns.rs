@@ -1,4 +1,4 @@
-//! Who talks to whom: oneself, neighbours, all, one, anyone.
+//! Partners of a message: oneself, neighbours, all, one, anyone.
 
 use crate::buffer::Buffer;
 use crate::check::{Case, Context, Outcome};

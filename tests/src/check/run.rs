@@ -12,7 +12,7 @@ use crate::collective::Op;
 use crate::comm::Comm;
 use crate::universe::{Universe, abort_on_panic};
 
-/// What to run and how.
+/// Choice of cases, and how they run.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The cases, by name or by the beginning of their names; all if empty.

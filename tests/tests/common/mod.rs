@@ -89,7 +89,7 @@ pub struct Process {
     name: String,
 }
 
-/// What a process says of one of its peers.
+/// A process's word on one of its peers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Friend {
     pub id: u32,
@@ -166,7 +166,7 @@ impl Process {
         friends
     }
 
-    /// What the process says of the latest life of `other`.
+    /// The process's word on the latest life of `other`.
     pub fn about(&mut self, other: u32) -> Friend {
         let friends = self.report();
         let found = friends.iter().rev().find(|friend| friend.id == other);

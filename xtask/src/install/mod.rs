@@ -237,7 +237,8 @@ fn link(to: &str, at: &Path) -> Result<()> {
         .with_context(|| format!("cannot make the link {}", at.display()))
 }
 
-fn write(bytes: &[u8], to: &Path, mode: u32) -> Result<()> {
+/// Writes a file with these permissions, as a whole, and makes the folders above it.
+pub fn write(bytes: &[u8], to: &Path, mode: u32) -> Result<()> {
     let Some(dir) = to.parent() else {
         bail!("{} is no place for a file", to.display());
     };

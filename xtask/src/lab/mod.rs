@@ -322,11 +322,8 @@ pub fn payload_drive(payload: &Path, dir: &Path) -> Result<PathBuf> {
     let used = process::capture(Command::new("du").arg("-sm").arg(payload))?;
     let used: u64 =
         used.split_whitespace().next().and_then(|s| s.parse().ok()).context("du printed no size")?;
-    let mut command = Command::new("mke2fs");
-    // Debian keeps mke2fs where only root's PATH looks.
-    let path = std::env::var("PATH").unwrap_or_default();
+    let mut command = process::administrative("mke2fs");
     command
-        .env("PATH", format!("{path}:/usr/sbin:/sbin"))
         .args(["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-d"])
         .arg(payload)
         .arg(&drive)

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -39,12 +40,10 @@ impl Set {
         let set = Self { tool: payload.join("bin/vmshm"), size, dir, files };
         // The guests let each other in by this key, and its owner.
         let key = set.key();
-        let mut dump = Command::new("debugfs");
-        let path = std::env::var("PATH").unwrap_or_default();
-        dump.env("PATH", format!("{path}:/usr/sbin:/sbin")).arg("-R");
-        dump.arg(format!("dump /root/.ssh/id_ed25519 {}", key.display())).arg(&image.root);
+        let mut dump = process::administrative("debugfs");
+        dump.arg("-R").arg(format!("dump /root/.ssh/id_ed25519 {}", key.display())).arg(&image.root);
         process::capture(&mut dump)?;
-        process::capture(Command::new("chmod").arg("600").arg(&key))?;
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o600))?;
         let mut up = set.vmshm("up");
         up.args(["--vms", &size.to_string(), "--cpus", &PROCESSORS.to_string()]);
         up.args(["--memory", &format!("{MEMORY}M"), "--region", REGION, "--timeout", "120"]);

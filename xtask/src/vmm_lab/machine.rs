@@ -92,10 +92,10 @@ const DEVICES: &[&str] = &[
     "pcie-root-port,id=root0,chassis=1,bus=node1",
     "nvme,drive=nvme,serial=vmshm,bus=root0",
 ];
-/// What the controller's disk begins with.
+/// The beginning of the controller's disk.
 const DISK: &str = "vmshm passes it through";
 
-/// What the emulated host boots from.
+/// Kernel, initramfs and drives of the emulated host.
 #[derive(Debug)]
 pub struct Machine {
     kernel: PathBuf,
@@ -143,8 +143,7 @@ impl Machine {
         install::place(&guest, &tree.join("images/guest"), 0o644)?;
         let lab = tree.join("lab");
         scripts(&lab.join("parts"), |part| part.host)?;
-        fs::write(lab.join("host"), HOST)?;
-        process::capture(Command::new("chmod").arg("755").arg(lab.join("host")))?;
+        install::write(HOST.as_bytes(), &lab.join("host"), 0o755)?;
         let payload = payload_drive(&tree, work.path())?;
         let initramfs = initramfs(&kernel, "host", INITRAMFS_INIT, work.path(), |_| Ok(()))?;
         let disk = work.path().join("disk");
@@ -272,8 +271,7 @@ fn initramfs(
         let entry = entry?;
         fs::copy(entry.path(), tree.join("modules").join(entry.file_name()))?;
     }
-    fs::write(tree.join("init"), init)?;
-    process::capture(Command::new("chmod").arg("755").arg(tree.join("init")))?;
+    install::write(init.as_bytes(), &tree.join("init"), 0o755)?;
     fill(&tree)?;
     let file = work.join(kind);
     let script = "cd \"$1\" && find . | \"$2\" cpio -o -H newc -R 0:0 > \"$3\"";

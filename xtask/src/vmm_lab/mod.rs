@@ -20,12 +20,12 @@ use part::{PARTS, Part};
 /// For a boot with all parts.
 const LIMIT: Duration = Duration::from_secs(1200);
 
-/// What was seen.
+/// Findings of a run.
 #[derive(Debug, Default)]
 pub struct Seen {
     /// How many checks there are.
     pub wanted: usize,
-    /// What is missing of them, with the reason.
+    /// Those of them that are missing, with the reason.
     pub missing: Vec<String>,
     /// Parts that failed once, and were run once more.
     pub repeated: Vec<&'static str>,
@@ -36,7 +36,7 @@ pub fn names() -> Vec<&'static str> {
     PARTS.iter().map(|part| part.name).collect()
 }
 
-/// Runs these parts, all where none is named. What fails is run once more, since the emulated machine fails now and then.
+/// Runs these parts, all where none is named. Parts that fail run once more, since the emulated machine fails now and then.
 pub fn run(workspace: &Workspace, names: &[String], logs: &Path) -> Result<Seen> {
     let is_chosen = |part: &&Part| names.is_empty() || names.iter().any(|name| name == part.name);
     let mut todo: Vec<&Part> = PARTS.iter().filter(is_chosen).collect();

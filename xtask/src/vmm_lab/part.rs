@@ -1,4 +1,4 @@
-//! Parts of the VMM's lab: a script for the host, one for its VMs, and what both together must say.
+//! Parts of the VMM's lab: a script for the host, one for its VMs, and the checks that both must pass together.
 //!
 //! A new part is a folder of `xtask/vmm` and an entry of [`PARTS`]. Its scripts see what `host` and `guest-init` define,
 //! and call `check` for each thing that is wanted here.
@@ -8,13 +8,13 @@
 pub struct Part {
     /// Its name, with which all that it says begins.
     pub name: &'static str,
-    /// What the host runs.
+    /// The host's script.
     pub host: &'static str,
-    /// What each VM runs that the part starts by `vm`.
+    /// The script of each VM that the part starts by `vm`.
     pub guest: &'static str,
     /// Whether it needs MPI programs and the guest driver.
     pub mpi: bool,
-    /// What must be seen: `vmm-lab: ok NAME-` and this. A VM's own checks begin with its name.
+    /// Checks that must succeed: `vmm-lab: ok NAME-` and this must be seen. A VM's own begin with its name.
     pub wanted: &'static [&'static str],
 }
 
@@ -156,7 +156,7 @@ pub const PARTS: &[Part] = &[
 ];
 
 impl Part {
-    /// What of this part a console does not show, each with what it says instead.
+    /// Checks of this part that a console does not show, each with what it says instead.
     pub fn missing(&self, console: &str) -> Vec<String> {
         let says = |what: &str| {
             let wanted = format!("vmm-lab: {what}");

@@ -14,7 +14,7 @@ use crate::layout::Layout;
 use crate::mapping::{Map, PAGE};
 use crate::report::Report;
 
-/// Who rings whom, and how often.
+/// Peer, slots and number of the rings.
 #[derive(Debug, clap::Args)]
 pub struct Options {
     /// The other VM's section

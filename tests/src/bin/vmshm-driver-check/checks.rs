@@ -188,7 +188,7 @@ pub fn calls(path: &Path, vacant: Option<u32>, report: &mut Report) -> Result<()
     Ok(())
 }
 
-/// What an eventfd has counted.
+/// The count of an eventfd, which is zero from then on.
 pub fn taken(mut event: &File) -> Result<u64> {
     let mut bytes = [0; 8];
     event.read_exact(&mut bytes)?;

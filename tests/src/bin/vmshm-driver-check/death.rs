@@ -47,7 +47,7 @@ pub enum Command {
 const TAG: u8 = 3;
 /// Messages to each victim, each answered.
 const MESSAGES: u64 = 20;
-/// What takes longer will not come.
+/// Longer waits are in vain.
 const LIMIT: Duration = Duration::from_secs(60);
 const NAP: Duration = Duration::from_micros(200);
 

@@ -37,7 +37,7 @@ impl Device {
         self.file.as_raw_fd()
     }
 
-    /// What the driver tells of the device.
+    /// The device as the driver describes it.
     pub fn info(&self) -> io::Result<DeviceInfo> {
         let mut info = DeviceInfo::new_zeroed();
         ioctl(self.fd(), driver::INFO, &raw mut info)?;

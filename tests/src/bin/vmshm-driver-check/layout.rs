@@ -15,9 +15,9 @@ use crate::mapping::{Map, PAGE};
 /// The region behind a device.
 #[derive(Debug)]
 pub struct Layout {
-    /// What the driver says.
+    /// The device as the driver describes it.
     pub info: DeviceInfo,
-    /// What the region says.
+    /// The region's header.
     pub header: RegionHeader,
     /// Its table.
     pub sections: Vec<SectionEntry>,

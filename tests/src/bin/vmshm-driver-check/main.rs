@@ -36,7 +36,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// What the device says of itself
+    /// The device as it describes itself
     Info,
     /// Mappings: what is offered and what is refused
     Mmap,
@@ -63,7 +63,7 @@ enum Command {
         /// The other VM's section
         #[arg(long)]
         section: u32,
-        /// What it was given
+        /// The seed that it was given
         #[arg(long)]
         seed: u64,
     },

@@ -1,4 +1,4 @@
-//! What one VM writes into its section, another reads.
+//! Patterns that one VM writes into its section and another reads.
 
 use std::path::Path;
 use std::sync::atomic::Ordering;

@@ -64,7 +64,7 @@ impl Pci {
     }
 }
 
-/// What the threads have done.
+/// Work that the threads have done.
 #[derive(Debug, Default)]
 struct Work {
     stop: AtomicBool,

@@ -110,7 +110,7 @@ pub fn children(expected: bool) {
     }
 }
 
-/// What handlers of this program have in large memory: forks prepared, and forks seen in a child.
+/// Counts of this program's fork handlers, in large memory: forks prepared, and forks seen in a child.
 struct State {
     early: [u32; 2],
     late: [u32; 2],

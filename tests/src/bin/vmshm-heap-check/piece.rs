@@ -10,7 +10,7 @@ pub const LARGE: usize = 1 << 20;
 pub struct Piece {
     memory: *mut c_void,
     len: usize,
-    /// What all bytes are.
+    /// The value of all its bytes.
     pub byte: u8,
 }
 
