@@ -45,6 +45,9 @@ pub use plan::Plan;
 pub use process::Process;
 pub use region::Region;
 pub use registry::{DEFAULT_DIR, Listed, Registry};
-pub use server::{DEFAULT_RUN_DIR, DEFAULT_VECTORS, Server, ServerOptions, run_dir, section_socket, socket};
+pub use server::{
+    CALL_TAKEN, DEFAULT_RUN_DIR, DEFAULT_VECTORS, Server, ServerOptions, call_address, run_dir,
+    section_socket, socket,
+};
 pub use state::State;
 pub use users::{Users, users};

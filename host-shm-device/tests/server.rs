@@ -5,12 +5,12 @@ mod common;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use common::{Client, Host, receive, state, until};
-use vmshm_host::{CreateOptions, RegionName, Server, State, section_socket};
+use vmshm_host::{CALL_TAKEN, CreateOptions, RegionName, Server, State, call_address, section_socket};
 
 /// A process that holds a connection of its own: bash's /dev/tcp knows no unix sockets, perl does.
 fn vm(path: PathBuf) -> Child {
@@ -351,6 +351,34 @@ fn a_member_that_comes_back_to_a_restarted_server_gets_its_section_again() {
     assert_eq!(region.entry(1).unwrap().generation, 1);
     drop(before);
     assert_eq!(state(&region, 1), State::Joined);
+}
+
+#[test]
+fn a_restarted_server_calls_vms_which_join_again_or_else_keep_their_sections() {
+    let host = Host::new();
+    let region = host.create("r", 3);
+    let server = host.serve("r", 1);
+    let before: Vec<_> = (0..2).map(|_| Client::join(&host.socket(), 1).unwrap()).collect();
+    // The second one never answers.
+    let listeners = [0, 1]
+        .map(|section| UnixListener::bind_addr(&call_address(before[0].inode(), section).unwrap()).unwrap());
+    drop(server);
+    let answer = std::thread::spawn({
+        let listener = listeners[0].try_clone().unwrap();
+        move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            socket.write_all(&[CALL_TAKEN]).unwrap();
+            Client::greet(socket, 1).unwrap()
+        }
+    });
+    let _server = host.serve("r", 1);
+    let again = answer.join().unwrap();
+    assert_eq!((again.id, again.inode()), (0, before[0].inode()));
+    again.wait_for_rings("that it has joined", 1);
+    assert_eq!(region.entry(0).unwrap().generation, 1, "it is no new member");
+    assert_eq!(state(&region, 1), State::Joined);
+    drop(again);
+    until("the end of the first frees its section", || state(&region, 0) == State::Free);
 }
 
 #[test]

@@ -176,6 +176,13 @@ const DEVICE: &[Call] = &[
 
 const CLIENT: &[Call] = &[
     Any(libc::SYS_recvmsg),
+    // The call of a restarted server: by which user, and with which file.
+    Any(libc::SYS_accept4),
+    Any(libc::SYS_getsockopt),
+    Any(libc::SYS_geteuid),
+    Any(libc::SYS_sendto),
+    Any(libc::SYS_fstat),
+    Any(libc::SYS_statx),
     Request(libc::SYS_fcntl, 1, &[libc::F_DUPFD_CLOEXEC as u32]),
     Request(libc::SYS_ioctl, 1, &[KVM_SET_GSI_ROUTING, KVM_IRQFD, KVM_IOEVENTFD]),
 ];

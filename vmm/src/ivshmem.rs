@@ -2,7 +2,7 @@
 //!
 //! BAR 0 has the registers, BAR 1 the MSI-X table (with doorbells only), BAR 2 the region itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::{Arc, LazyLock};
 
@@ -52,6 +52,9 @@ struct Bells {
     msix: Msix,
     capability: usize,
     peers: BTreeMap<u16, Vec<Bell>>,
+    /// Ids of an earlier server, which hold until this one tells of the VM of that section.
+    earlier: BTreeSet<u16>,
+    sections: u32,
     interrupts: Arc<dyn Interrupts>,
     /// Where the doorbell register is now.
     register: Option<u64>,
@@ -79,6 +82,14 @@ impl Bells {
             }
             bell.listens =
                 self.register.filter(|&register| self.interrupts.listen(register, bell.word, &bell.event));
+        }
+    }
+
+    fn remove(&mut self, id: u16) {
+        for bell in self.peers.remove(&id).into_iter().flatten() {
+            if let Some(register) = bell.listens {
+                self.interrupts.unlisten(register, bell.word, &bell.event);
+            }
         }
     }
 }
@@ -119,7 +130,8 @@ impl Ivshmem {
         let register = config.bar(REGISTERS_BAR as usize).map(|bar| bar + REG_DOORBELL);
         let msix = Msix::new(vectors, Arc::clone(&interrupts));
         LazyLock::force(&RINGER);
-        let bells = Bells { id, msix, capability, peers: BTreeMap::new(), interrupts, register };
+        let (peers, earlier) = (BTreeMap::new(), BTreeSet::new());
+        let bells = Bells { id, msix, capability, peers, earlier, sections: 1, interrupts, register };
         let bells = Some(Mutex::new(bells));
         Self { config: Mutex::new(config), place, registers: Mutex::default(), bells }
     }
@@ -130,6 +142,11 @@ impl Ivshmem {
         // SAFETY: the descriptor is ours and goes over to the new owner.
         let event = unsafe { EventFd::from_raw_fd(event.into_raw_fd()) };
         let mut bells = bells.lock();
+        let same = |earlier: &u16| u32::from(*earlier) % bells.sections == u32::from(id) % bells.sections;
+        for earlier in bells.earlier.iter().copied().filter(same).collect::<Vec<_>>() {
+            bells.earlier.remove(&earlier);
+            bells.remove(earlier);
+        }
         if bells.id == id
             && let Ok(own) = event.try_clone()
         {
@@ -146,13 +163,17 @@ impl Ivshmem {
     /// A peer has left.
     pub(crate) fn remove_peer(&self, id: u16) {
         if let Some(bells) = &self.bells {
-            let mut bells = bells.lock();
-            for bell in bells.peers.remove(&id).into_iter().flatten() {
-                if let Some(register) = bell.listens {
-                    bells.interrupts.unlisten(register, bell.word, &bell.event);
-                }
-            }
+            bells.lock().remove(id);
         }
+    }
+
+    /// The next server of the same region has given us this id, and will tell of our vectors and of its peers.
+    pub(crate) fn rejoin(&self, id: u16, sections: u32) {
+        let Some(bells) = &self.bells else { return };
+        let mut bells = bells.lock();
+        (bells.id, bells.sections) = (id, sections);
+        bells.earlier = bells.peers.keys().copied().collect();
+        bells.msix.forget_events();
     }
 
     fn ring(&self, word: u32) {
@@ -374,6 +395,35 @@ mod tests {
         assert_eq!(recorder.connected.lock().len(), 0);
         assert_eq!((word(&device, REG_INTR_MASK), word(&device, REG_IV_POSITION)), (0, 3));
         assert_eq!(device.config.lock().bar(2), Some(AT.memory));
+    }
+
+    #[test]
+    fn after_a_server_s_restart_each_section_rings_as_the_new_one_says() {
+        let (device, recorder) = doorbell();
+        device.write(1, 12, &[0; 4]);
+        device.bells.as_ref().unwrap().lock().msix.set_control(msix::ENABLE);
+        for id in [3, 6, 9] {
+            device.add_vector(id, event().1);
+        }
+        assert_eq!(recorder.connected.lock().len(), 1);
+        // Four sections: 3 is our section's, 2 that of 6, 1 that of 9.
+        device.rejoin(7, 4);
+        assert_eq!(word(&device, REG_IV_POSITION), 7);
+        assert_eq!(recorder.connected.lock().len(), 0);
+        let ((own, own_fd), (peer, peer_fd)) = (event(), event());
+        device.add_vector(6, peer_fd);
+        device.add_vector(7, own_fd);
+        assert_eq!(recorder.connected.lock().len(), 1);
+        for id in [6u32, 7, 3] {
+            device.write(0, REG_DOORBELL, &(id << 16).to_le_bytes());
+        }
+        assert_eq!((own.read().unwrap(), peer.read().unwrap()), (1, 1));
+        let at = AT.registers + REG_DOORBELL;
+        let listens = recorder.listens.lock().clone();
+        assert_eq!(listens, [(at, 9 << 16), (at, 6 << 16), (at, 7 << 16)], "9 has not come back yet");
+        device.remove_peer(6);
+        device.add_vector(1, event().1);
+        assert_eq!(*recorder.listens.lock(), [(at, 7 << 16), (at, 1 << 16)]);
     }
 
     #[test]

@@ -102,6 +102,17 @@ impl Msix {
         true
     }
 
+    /// Forgets all events: those that come next are for the first vectors again.
+    pub(crate) fn forget_events(&mut self) {
+        for vector in &mut self.vectors {
+            if let Some(event) = vector.event.take()
+                && vector.connected.take().is_some()
+            {
+                self.interrupts.disconnect(vector.number, &event);
+            }
+        }
+    }
+
     /// The events of all vectors that have one, in order.
     pub(crate) fn events(&self) -> impl Iterator<Item = &EventFd> {
         self.vectors.iter().filter_map(|vector| vector.event.as_ref())

@@ -33,6 +33,7 @@ use socket::Listener;
 use take_over::Earlier;
 
 pub use socket::{DEFAULT_RUN_DIR, run_dir, section_socket, socket};
+pub use take_over::{CALL_TAKEN, call_address};
 
 use crate::dir::prepare_dir;
 use crate::error::Error;

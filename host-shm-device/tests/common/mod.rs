@@ -91,7 +91,11 @@ pub struct Client {
 impl Client {
     /// Joins; fails where the server turns us away.
     pub fn join(path: &Path, vectors: usize) -> std::io::Result<Self> {
-        let socket = UnixStream::connect(path)?;
+        Self::greet(UnixStream::connect(path)?, vectors)
+    }
+
+    /// The same on a connection that is there.
+    pub fn greet(socket: UnixStream, vectors: usize) -> std::io::Result<Self> {
         socket.set_read_timeout(Some(Duration::from_secs(20)))?;
         let (version, none) = receive(&socket)?;
         assert_eq!((version, none.is_none()), (0, true));

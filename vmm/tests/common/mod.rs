@@ -3,7 +3,8 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::arch::global_asm;
-use std::time::Duration;
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 
 use vmshm_host::{CreateOptions, PageSize, Region, RegionName, Registry};
 use vmshm_vmm::{
@@ -24,6 +25,15 @@ pub fn kvm() -> Option<Host> {
             None
         }
         Err(error) => panic!("{error}"),
+    }
+}
+
+/// Waits until something holds.
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + LIMIT;
+    while !holds() {
+        assert!(Instant::now() < end, "{what}");
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 
@@ -64,6 +74,10 @@ impl Place {
         vm.place(0, BAR).unwrap();
         bare::load(host, &vm, code, &mapped, |_| arguments).unwrap();
         vm.start(|_| ()).unwrap()
+    }
+
+    pub fn set_word(&self, offset: u64, word: u64) {
+        self.region().file().write_all_at(&word.to_ne_bytes(), offset).unwrap();
     }
 
     pub fn word(&self, offset: u64) -> u64 {
@@ -227,9 +241,10 @@ program!(
     "jmp 4b",
 );
 
-// Sets MSI-X vector 0 up as interrupt 0x41, rings the doorbell in ecx (again and again where r9 is 0, else once its own
-// has rung), and notes in its section its position and that its own has rung. The interrupt is seen as a request that
-// waits in the local APIC.
+// Sets MSI-X vector 0 up as interrupt 0x41, and notes its position in its section (r8). Once the third word there is not 0
+// any more, vector 0 becomes interrupt 0x42, which the first word tells by 1: what rang before is not taken for a peer. Then
+// it rings the doorbell in ecx (again and again where r9 is 0, else once its own has rung), which the first word tells by 2.
+// The interrupt is seen as a request that waits in the local APIC. Powers off when the third word is 2.
 program!(
     rings,
     "vmshm_rings",
@@ -242,18 +257,26 @@ program!(
     "mov word ptr [rdi + 0x42], 0x8000",
     "mov ebx, [rsi + 8]",
     "mov [r8 + 8], ebx",
-    "2: test r9, r9",
-    "jnz 3f",
+    "2: pause",
+    "cmp qword ptr [r8 + 16], 0",
+    "je 2b",
+    "mov dword ptr [rdx + 8], 0x42",
+    "mov qword ptr [r8], 1",
+    "3: test r9, r9",
+    "jnz 4f",
     "mov [rsi + 12], ecx",
-    "3: pause",
+    "4: pause",
     "mov ebx, [rax + 0x220]",
-    "test ebx, 2",
-    "jz 2b",
-    "mov qword ptr [r8], 2",
+    "test ebx, 4",
+    "jz 3b",
     "mov [rsi + 12], ecx",
+    "mov qword ptr [r8], 2",
+    "5: pause",
+    "cmp qword ptr [r8 + 16], 2",
+    "jne 5b",
     "mov dx, 0x600",
     "mov al, 0x34",
     "out dx, al",
-    "4: pause",
-    "jmp 4b",
+    "6: pause",
+    "jmp 6b",
 );
