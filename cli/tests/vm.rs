@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use common::kernel::{ECHOES, kernel, kvm, prints_and_switches_off};
+use common::kernel::{ECHOES, kernel, kvm, prints_and_switches_off, vmlinux};
 use common::{Host, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
@@ -64,6 +64,11 @@ fn a_kernel_prints_to_the_terminal_and_switches_the_vm_off() {
     assert_eq!(regions[0]["free_sections"], regions[0]["sections"], "what was free before is free again");
     let out = host.ok(&["vm", "run", "--kernel", kernel, "--memory", "16M", "--numa-node", "auto"]);
     assert_eq!(out, "hello");
+    // An uncompressed kernel, which needs the memory that its program headers name.
+    let vmlinux = vmlinux(&host, &prints_and_switches_off("hello"));
+    let vmlinux = vmlinux.to_str().unwrap();
+    assert_eq!(host.ok(&["vm", "run", "--kernel", vmlinux, "--memory", "32M"]), "hello");
+    assert!(host.fails(&["vm", "run", "--kernel", vmlinux, "--memory", "16M"]).contains("is too small"));
     // More vCPUs than the host has CPUs.
     let many = ["vm", "run", "--kernel", kernel, "--memory", "16M", "--cpus", "200", "--numa-map"];
     assert!(host.fails(&many).contains("is more than there are CPUs: "));

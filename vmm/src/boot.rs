@@ -1,4 +1,4 @@
-//! Starting a Linux kernel (bzImage) by its 64-bit boot protocol, without firmware.
+//! Starting a Linux kernel (bzImage, or the ELF file `vmlinux`) by its 64-bit boot protocol, without firmware.
 
 use std::fs::File;
 use std::io::{self, Seek};
@@ -6,8 +6,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use kvm_ioctls::{Cap, VcpuFd};
-use linux_loader::bootparam::{boot_e820_entry, boot_params};
-use linux_loader::loader::{BzImage, KernelLoader};
+use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
+use linux_loader::loader::elf::{self, Elf};
+use linux_loader::loader::{self, BzImage, KernelLoader};
 use uuid::Uuid;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -28,13 +29,17 @@ const COMMAND_LINE: u64 = 0x2_0000;
 const COMMAND_LINE_MOST: usize = 2048;
 /// RAM below 1 MiB that a kernel may use.
 const LOW_RAM: u64 = 0x9_fc00;
-/// From the start of a 64-bit kernel to where it is entered.
+/// From the start of a bzImage's 64-bit kernel to where it is entered.
 const ENTRY: u64 = 0x200;
 
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
 /// The setup header says that there is a 64-bit entry.
 const XLF_KERNEL_64: u16 = 1;
+/// Beginnings of an ELF file, and of one with a 64-bit program that is not moved, for x86-64, from its byte 16 on.
+const ELF: &[u8] = b"\x7fELF";
+const ELF_64: &[u8] = b"\x7fELF\x02\x01\x01";
+const ELF_PROGRAM: &[u8] = &[2, 0, 62, 0];
 /// A boot loader without a number of its own.
 const LOADER_UNKNOWN: u8 = 0xff;
 
@@ -48,7 +53,7 @@ const ENABLE_MONITOR: u64 = 1 << 18;
 /// Kernel, initial file system and command line.
 #[derive(Debug, Clone, Copy)]
 pub struct Linux<'a> {
-    /// The kernel, a bzImage.
+    /// The kernel, a bzImage or `vmlinux`.
     pub kernel: &'a Path,
     /// The initial file system.
     pub initrd: Option<&'a Path>,
@@ -98,7 +103,7 @@ impl Opened {
 /// Loads a kernel with all it needs to find the machine, and lets vCPU 0 begin there. The guest sees `uuid` as its own.
 ///
 /// # Errors
-/// A file that cannot be read or is no 64-bit bzImage, RAM too small for it, or KVM refuses.
+/// A file that cannot be read or is no 64-bit kernel, RAM too small for it, or KVM refuses.
 pub(crate) fn load(
     host: &Host,
     vm: &Vm,
@@ -147,14 +152,14 @@ pub(crate) fn load(
         vcpu.set_cpuid2(&cpuid).map_err(Error::kvm(doing()))?;
         set_msrs(vcpu, extras.mwait).map_err(Error::kvm(doing()))?;
         if number == 0 {
-            enter(vcpu, kernel + ENTRY).map_err(Error::kvm(doing()))?;
+            enter(vcpu, kernel).map_err(Error::kvm(doing()))?;
         }
     }
     Ok(image)
 }
 
 impl Image {
-    /// Writes all of it to RAM. Returns where the kernel begins.
+    /// Writes all of it to RAM. Returns where the kernel is entered.
     pub(crate) fn fill(&self, ram: &Ram) -> Result<u64, Error> {
         let kernel = load_kernel(ram, self)?;
         for (at, table) in &self.tables {
@@ -195,29 +200,45 @@ fn too_small(ram: &Ram, error: &dyn std::fmt::Display) -> Error {
     }
 }
 
-/// Loads the kernel, its initial file system and its parameters. Returns where the kernel begins.
+/// Loads the kernel, its initial file system and its parameters. Returns where the kernel is entered.
 fn load_kernel(memory: &Ram, image: &Image) -> Result<u64, Error> {
     let path = image.kernel.path.display();
     let wrong = |why: &str| Error::Invalid {
         what: "the kernel",
         value: path.to_string(),
-        why: format!("{why}: give a bzImage for x86-64, such as /boot/vmlinuz-..."),
+        why: format!("{why}: give a bzImage for x86-64, such as /boot/vmlinuz-..., or its vmlinux"),
     };
     let mut file = image.kernel.rewound().map_err(Error::io(format!("read the kernel {path}")))?;
     if let Some(kind) = other_kind(file) {
         return Err(wrong(&format!("is {kind}")));
     }
     let len = image.kernel.len;
-    if layout::HIGH_RAM + len > memory.len() {
+    let is_elf = begins(file, 0, ELF);
+    // Of a bzImage all is loaded, of an ELF file what its program headers say.
+    if !is_elf && layout::HIGH_RAM + len > memory.len() {
         return Err(too_small(memory, &format!("it has {len} bytes")));
     }
-    let ram = memory.map();
-    let loaded =
-        BzImage::load(ram, None, &mut file, Some(GuestAddress(layout::HIGH_RAM))).map_err(|error| {
+    let (ram, first) = (memory.map(), Some(GuestAddress(layout::HIGH_RAM)));
+    let loaded = match is_elf {
+        true => Elf::load(ram, None, &mut file, first),
+        false => BzImage::load(ram, None, &mut file, first),
+    };
+    let loaded = loaded.map_err(|error| match error {
+        loader::Error::Elf(elf::Error::ReadKernelImage) => too_small(memory, &error),
+        _ => {
             tracing::debug!(%error, "the loader gives up");
             wrong("is no kernel with Linux's boot protocol")
-        })?;
-    let mut header = loaded.setup_header.ok_or_else(|| wrong("has no setup header"))?;
+        }
+    })?;
+    if loaded.kernel_end > memory.len().min(layout::LOW_RAM_END) {
+        return Err(too_small(memory, &format!("it ends at {:#x}", loaded.kernel_end)));
+    }
+    let entry = loaded.kernel_load.0 + if is_elf { 0 } else { ENTRY };
+    if !(layout::HIGH_RAM..loaded.kernel_end).contains(&entry) {
+        return Err(wrong("is no Linux kernel: its entry lies outside of it"));
+    }
+    let header = if is_elf { Some(elf_header()) } else { loaded.setup_header };
+    let mut header = header.ok_or_else(|| wrong("has no setup header"))?;
     if header.xloadflags & XLF_KERNEL_64 == 0 {
         return Err(wrong("has no 64-bit entry"));
     }
@@ -248,24 +269,42 @@ fn load_kernel(memory: &Ram, image: &Image) -> Result<u64, Error> {
         params.e820_entries = i as u8 + 1;
     }
     ram.write_obj(params, GuestAddress(BOOT_PARAMS)).map_err(|error| too_small(memory, &error))?;
-    Ok(loaded.kernel_load.0)
+    Ok(entry)
 }
 
-/// Kind of a file that people take for a kernel, as its first bytes tell; none where it may be a bzImage.
+/// The setup header of a kernel without one: what the first part of a bzImage would say.
+fn elf_header() -> setup_header {
+    setup_header {
+        boot_flag: 0xaa55,
+        header: u32::from_le_bytes(*b"HdrS"),
+        version: 0x20f,
+        xloadflags: XLF_KERNEL_64,
+        cmdline_size: COMMAND_LINE_MOST as u32 - 1,
+        initrd_addr_max: 0x7fff_ffff,
+        kernel_alignment: 1 << 24,
+        ..setup_header::default()
+    }
+}
+
+/// Whether a file has these bytes there.
+fn begins(file: &File, at: u64, bytes: &[u8]) -> bool {
+    let mut found = vec![0; bytes.len()];
+    file.read_exact_at(&mut found, at).is_ok() && found == bytes
+}
+
+/// Kind of a file that people take for a kernel, as its first bytes tell; none where it may be a kernel.
 fn other_kind(file: &File) -> Option<&'static str> {
-    let begins = |at: u64, magic: &[u8]| {
-        let mut bytes = vec![0; magic.len()];
-        file.read_exact_at(&mut bytes, at).is_ok() && bytes == magic
-    };
-    let kinds: [(u64, &[u8], &str); 6] = [
-        (0, b"\x7fELF", "an ELF file, as the vmlinux from which a bzImage is made"),
+    if begins(file, 0, ELF) && !(begins(file, 0, ELF_64) && begins(file, 16, ELF_PROGRAM)) {
+        return Some("an ELF file, but not of a kernel for x86-64");
+    }
+    let kinds: [(u64, &[u8], &str); 5] = [
         (0, b"\x1f\x8b", "compressed by gzip, or a kernel for another processor"),
         (0, b"\xfd7zXZ", "compressed by xz"),
         (0, b"\x28\xb5\x2f\xfd", "compressed by zstd"),
         (0x38, b"ARM\x64", "a kernel for 64-bit ARM"),
         (0, b"070701", "an initial file system"),
     ];
-    kinds.into_iter().find(|(at, magic, _)| begins(*at, magic)).map(|(_, _, kind)| kind)
+    kinds.into_iter().find(|(at, magic, _)| begins(file, *at, magic)).map(|(_, _, kind)| kind)
 }
 
 /// Loads the initial file system as high as the kernel can reach. Returns its address and length.

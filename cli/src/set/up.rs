@@ -56,7 +56,7 @@ ssh_config, hostfile, rankfile, and what each VM prints in vmK.log.")]
 pub struct Args {
     /// Name of the set, and of its region
     name: String,
-    /// The kernel, a bzImage
+    /// The kernel, a bzImage or the vmlinux that it was made from
     #[arg(long, value_name = "FILE")]
     kernel: PathBuf,
     /// The initial file system

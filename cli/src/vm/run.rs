@@ -43,7 +43,7 @@ no kernel listens to the button, they stop the VM at once. The VM can write its 
 
 Logs go to standard error; VMSHM_LOG=debug shows more.")]
 pub struct Args {
-    /// The kernel, a bzImage
+    /// The kernel, a bzImage or the vmlinux that it was made from
     #[arg(long, value_name = "FILE")]
     kernel: PathBuf,
     /// The initial file system

@@ -29,6 +29,26 @@ pub fn kernel(host: &Host, code: &[u8]) -> PathBuf {
     path
 }
 
+/// Writes an ELF file of one segment at 16 MiB, as a vmlinux has several; `code` is its entry.
+pub fn vmlinux(host: &Host, code: &[u8]) -> PathBuf {
+    let mut image = b"\x7fELF\x02\x01\x01".to_vec();
+    image.resize(16, 0);
+    let start = 0x100_0000u64;
+    // A program for x86-64 with one program header of 56 bytes behind this one of 64, and no sections.
+    image.extend([2u16, 62, 1, 0].iter().flat_map(|word| word.to_le_bytes()));
+    image.extend([start, 64, 0].iter().flat_map(|word| word.to_le_bytes()));
+    image.extend([0u16, 0, 64, 56, 1, 0, 0, 0].iter().flat_map(|word| word.to_le_bytes()));
+    // It is to be loaded, from 4096 on, and has as much memory again.
+    let len = code.len() as u64;
+    image.extend([1u32, 5].iter().flat_map(|word| word.to_le_bytes()));
+    image.extend([4096, 0, start, len, 2 * len, 4096].iter().flat_map(|word| word.to_le_bytes()));
+    image.resize(4096, 0);
+    image.extend(code);
+    let path = host.dir.path().join("vmlinux");
+    fs::write(&path, image).unwrap();
+    path
+}
+
 /// mov dx, 0x3f8; mov al, C; out dx, al - for each; then mov dx, 0x600; mov al, 0x34; out dx, al; jmp here.
 pub fn prints_and_switches_off(text: &str) -> Vec<u8> {
     let mut code = vec![0x66, 0xba, 0xf8, 0x03];
