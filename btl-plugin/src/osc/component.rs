@@ -167,7 +167,7 @@ pub unsafe extern "C" fn select(
             Err(code) => return code,
         };
         let below = below.filter(|_| all.iter().all(|other| *other == which));
-        let code = match make(win, &wanted, &names, below.is_none()) {
+        let code = match create(win, &wanted, &names, below.is_none()) {
             Ok(true) => {
                 *model = ompi::MPI_WIN_UNIFIED as c_int;
                 SUCCESS
@@ -221,7 +221,7 @@ unsafe fn hand_down(
 ///
 /// # Safety
 /// All of it is Open MPI's, for a new window. All processes call this with names of all of them.
-unsafe fn make(
+unsafe fn create(
     win: *mut ompi_win_t,
     wanted: &Wanted,
     names: &[EndpointName],
@@ -231,12 +231,12 @@ unsafe fn make(
     unsafe {
         let is_dynamic = wanted.flavor == ompi::MPI_WIN_FLAVOR_DYNAMIC;
         let is_direct = !is_dynamic && direct::is_possible(names);
-        if is_direct && direct::make(win, wanted, names)? {
+        if is_direct && direct::create(win, wanted, names)? {
             return Ok(true);
         }
         if wanted.flavor == ompi::MPI_WIN_FLAVOR_SHARED || (is_direct || is_dynamic) && !is_last {
             return Ok(false);
         }
-        served::make(win, wanted, names, is_last)
+        served::create(win, wanted, names, is_last)
     }
 }

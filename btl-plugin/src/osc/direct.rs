@@ -71,7 +71,7 @@ pub fn is_possible(names: &[EndpointName]) -> bool {
 ///
 /// # Safety
 /// All of it is Open MPI's, for a new window. All processes call this with names of all of them.
-pub unsafe fn make(win: *mut ompi_win_t, wanted: &Wanted, names: &[EndpointName]) -> Result<bool, c_int> {
+pub unsafe fn create(win: *mut ompi_win_t, wanted: &Wanted, names: &[EndpointName]) -> Result<bool, c_int> {
     // SAFETY: the caller vouches for all.
     let Some(members) = (unsafe { members::meet(wanted, names, State::len(names.len()), true, false)? })
     else {

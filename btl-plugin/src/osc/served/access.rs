@@ -5,8 +5,9 @@ use std::ffi::{c_int, c_void};
 use std::ops::Range;
 use std::slice;
 
+use super::block::REPLY_LEN;
 use super::request::{Kind, Request};
-use super::{REPLY_LEN, Served, Side};
+use super::window::{Served, Side};
 use crate::ompi::{self, ompi_op_t};
 use crate::osc::access::{Access, Local, Remote, read};
 use crate::osc::numbers::{Number, Numbers, Runs, TOO_MANY, WRONG_TYPE, packed, unpack};

@@ -3,8 +3,9 @@
 use std::cell::Cell;
 use std::ffi::c_int;
 
+use super::block::Word;
 use super::request::{Kind, Request};
-use super::{Served, Side, Word, forget};
+use super::window::{Served, Side, forget};
 use crate::ompi;
 use crate::osc::epochs::{Epochs, Groups, Locked, all, order, pause};
 use crate::osc::members::Members;
