@@ -3,8 +3,8 @@
 use std::ffi::{c_int, c_void};
 
 use super::epochs::rest;
-use super::members::{Member, checked, code};
-use super::window::of;
+use super::members::Member;
+use super::window::{checked, code, of};
 use crate::ompi::{self, ompi_datatype_t, ompi_op_t, ompi_request_t, ompi_win_t};
 
 /// Elements in memory of the caller's.

@@ -4,16 +4,16 @@ use std::ffi::{CStr, c_int, c_uint, c_void};
 
 use vmshm_transport::abi::EndpointName;
 
-use super::members::{Wanted, gather};
-use super::{direct, others, served};
+use super::meet::Wanted;
+use super::members::gather;
+use super::window::SUCCESS;
+use super::{direct, message_windows, served};
 use crate::mpool;
 use crate::ompi::help::{self, Topic};
 use crate::ompi::{
     self, ompi_communicator_t, ompi_osc_base_component_t, ompi_win_t, opal_info_t, opal_proc_t,
 };
 use crate::process::{INSTANCE, params};
-
-const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
 
 /// Registers the parameter.
 pub unsafe extern "C" fn register() -> c_int {
@@ -207,7 +207,7 @@ unsafe fn hand_down(
         let Some(make) = (*below).osc_select else { return ompi::OPAL_ERR_NOT_SUPPORTED };
         let code = make(win, base, size, unit, comm, info, flavor.cast_signed(), model);
         if code == SUCCESS && is_messages {
-            others::watch(ompi::vmshm_osc_module(win));
+            message_windows::watch(ompi::vmshm_osc_module(win));
         }
         code
     }

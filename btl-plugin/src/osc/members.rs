@@ -1,17 +1,13 @@
 //! The processes of a window, and where their memory is.
 
-use std::ffi::{c_int, c_void};
+use std::ffi::c_int;
 use std::ptr;
 
-use memmap2::MmapMut;
-use vmshm_transport::abi::{EndpointId, EndpointName};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::mpool;
-use crate::ompi::{self, ompi_communicator_t, ompi_datatype_t, opal_info_t};
-use crate::process::{INSTANCE, is_wanted};
-
-const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
+use super::memory::Memory;
+use super::window::checked;
+use crate::ompi::{self, ompi_communicator_t, ompi_datatype_t};
 
 /// All processes of a window.
 pub struct Members {
@@ -22,7 +18,7 @@ pub struct Members {
     /// Each of them.
     pub all: Vec<Member>,
     /// What was taken for it, given back in the end.
-    _memory: Vec<Memory>,
+    pub _memory: Vec<Memory>,
 }
 
 impl Drop for Members {
@@ -52,7 +48,8 @@ pub unsafe fn gather<T: FromBytes + IntoBytes + Immutable + Clone>(
         let len = size_of::<T>() as c_int;
         ompi::vmshm_osc_exchange(comm, mine.as_bytes().as_ptr().cast(), all.as_mut_ptr().cast(), len)
     };
-    if code == SUCCESS { Ok(all) } else { Err(code) }
+    checked(code)?;
+    Ok(all)
 }
 
 #[cfg(test)]
@@ -88,217 +85,6 @@ pub struct Member {
     pub unit: c_int,
     /// Words of its own in its section, for the others.
     pub words: *mut u8,
-}
-
-/// Windows are aligned to pages.
-const ALIGNMENT: usize = 4096;
-
-/// Memory for a window.
-enum Memory {
-    /// Of the section.
-    Section(*mut u8),
-    /// Other memory, on pages of its own.
-    Ordinary(MmapMut),
-}
-
-impl Memory {
-    /// So many bytes of the section, the last ones if need be.
-    fn for_words(len: usize) -> Option<Self> {
-        mpool::take_aligned(len, ALIGNMENT, true).map(Self::Section)
-    }
-
-    /// So many bytes for the user: of the section if that is wanted and there is room, or ordinary ones if they will do.
-    fn for_user(len: usize, anywhere: bool) -> Option<Self> {
-        if is_wanted()
-            && let Some(placed) = mpool::take_aligned(len, ALIGNMENT, false)
-        {
-            return Some(Self::Section(placed));
-        }
-        if anywhere { MmapMut::map_anon(len).ok().map(Self::Ordinary) } else { None }
-    }
-
-    fn start(&mut self) -> *mut u8 {
-        match self {
-            Self::Section(start) => *start,
-            Self::Ordinary(pages) => pages.as_mut_ptr(),
-        }
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        if let Self::Section(start) = self {
-            mpool::give_back(*start);
-        }
-    }
-}
-
-/// What a process tells the others of its memory.
-#[repr(C)]
-#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
-struct Exposed {
-    /// 1 where the memory is where it may be, and the process is ready.
-    is_ready: u64,
-    /// Offset in the region of the first byte, or [`ELSEWHERE`].
-    offset: u64,
-    /// Bytes, of the window and of all parts of it that lie in this memory.
-    len: u64,
-    held: u64,
-    /// Offset in the region of its words.
-    words: u64,
-    /// What displacements count in, bytes.
-    unit: u64,
-}
-
-/// The memory is not in the region.
-const ELSEWHERE: u64 = u64::MAX;
-
-/// A window as `MPI_Win_create` and its like ask for it.
-pub struct Wanted {
-    /// Who takes part.
-    pub comm: *mut ompi_communicator_t,
-    /// Where the user's memory is, or is to be told; NULL for a dynamic window.
-    pub base: *mut *mut c_void,
-    /// Bytes.
-    pub size: usize,
-    /// What displacements count in, bytes.
-    pub unit: c_int,
-    /// `MPI_WIN_FLAVOR_...`
-    pub flavor: u32,
-    /// The user's hints.
-    pub info: *mut opal_info_t,
-}
-
-/// Meets all processes, each with so many bytes of words, all zero; or nobody if some process is not `ready`, has no room for
-/// its words, or has its memory outside its section and that is not to be `anywhere`.
-///
-/// # Errors
-/// Open MPI's code.
-///
-/// # Safety
-/// All of it is Open MPI's, for a new window. All processes call this with names of all of them.
-pub unsafe fn meet(
-    wanted: &Wanted,
-    names: &[EndpointName],
-    words: usize,
-    ready: bool,
-    anywhere: bool,
-) -> Result<Option<Members>, c_int> {
-    // SAFETY: the caller vouches for all.
-    let (me, parts, given) = unsafe {
-        let me = usize::try_from(ompi::vmshm_coll_rank(wanted.comm)).unwrap_or(0);
-        let parts = if wanted.flavor == ompi::MPI_WIN_FLAVOR_SHARED {
-            let mine = [wanted.size as u64, ompi::vmshm_osc_is_apart(wanted.info).into()];
-            gather(wanted.comm, &mine, names.len())?
-        } else {
-            Vec::new()
-        };
-        let given = match wanted.flavor {
-            ompi::MPI_WIN_FLAVOR_CREATE => Some((*wanted.base).cast::<u8>()),
-            // There is no base, nor room to tell one.
-            ompi::MPI_WIN_FLAVOR_DYNAMIC => Some(ptr::null_mut()),
-            _ => None,
-        };
-        (me, parts, given)
-    };
-    // The parts of a joint window follow each other, in the section of the first process. They are apart where all want that.
-    let is_joint = parts.iter().any(|[_, is_apart]| *is_apart == 0);
-    let held = if is_joint {
-        let all = parts.iter().try_fold(0u64, |sum, [size, _]| sum.checked_add(*size));
-        if me == 0 { all.and_then(|all| usize::try_from(all).ok()) } else { Some(0) }
-    } else {
-        Some(wanted.size)
-    };
-    let mut own_words = Memory::for_words(words);
-    let mut memory = match held {
-        Some(held) if given.is_none() && held > 0 => Memory::for_user(held, anywhere),
-        _ => None,
-    };
-    let start = given.or_else(|| memory.as_mut().map(Memory::start));
-    let expose = |address: *mut u8, len: usize| {
-        INSTANCE.lock().as_ref()?.engine.endpoint().expose(address, len as u64)
-    };
-    let offset = match held {
-        Some(0) => Some(0),
-        Some(held) => start.and_then(|start| expose(start, held).or(anywhere.then_some(ELSEWHERE))),
-        None => None,
-    };
-    let words_offset = own_words.as_mut().and_then(|taken| {
-        // SAFETY: so many bytes were taken, and nobody knows of them.
-        unsafe { taken.start().write_bytes(0, words) };
-        expose(taken.start(), words)
-    });
-    let mine = Exposed {
-        is_ready: u64::from(ready && offset.is_some() && words_offset.is_some()),
-        offset: offset.unwrap_or(0),
-        len: wanted.size as u64,
-        held: held.unwrap_or(0) as u64,
-        words: words_offset.unwrap_or(0),
-        unit: wanted.unit.unsigned_abs().into(),
-    };
-    // SAFETY: as above.
-    let all: Vec<Exposed> = unsafe { gather(wanted.comm, &mine, names.len())? };
-    if all.iter().any(|exposed| exposed.is_ready != 1) {
-        return Ok(None);
-    }
-    let mut all = members(&all, names, is_joint, words, anywhere);
-    if let (ELSEWHERE, Some(all), Some(start)) = (mine.offset, &mut all, start) {
-        all[me] = Member { base: start, is_mapped: true, ..all[me] };
-    }
-    // SAFETY: as above. Who finds something wrong with what another one says leaves nobody behind.
-    let agreed = unsafe { gather(wanted.comm, &u64::from(all.is_some()), names.len())? };
-    let Some(all) = all.filter(|_| agreed.iter().all(|agreed| *agreed == 1)) else { return Ok(None) };
-    let mut comm = ptr::null_mut();
-    // SAFETY: as above.
-    unsafe {
-        let code = ompi::vmshm_osc_dup(wanted.comm, &mut comm);
-        if code != SUCCESS {
-            return Err(code);
-        }
-        if given.is_none() {
-            *wanted.base = all[me].base.cast();
-        }
-    }
-    let memory = own_words.into_iter().chain(memory).collect();
-    Ok(Some(Members { comm, me, all, _memory: memory }))
-}
-
-/// All processes; None where some memory is not in the section of who says so, unless it may be `anywhere`.
-fn members(
-    all: &[Exposed],
-    names: &[EndpointName],
-    is_joint: bool,
-    words: usize,
-    anywhere: bool,
-) -> Option<Vec<Member>> {
-    let instance = INSTANCE.lock();
-    let endpoint = instance.as_ref()?.engine.endpoint();
-    let address = |rank: usize, offset: u64, len: u64| {
-        let (section, _) = endpoint.region().place(EndpointId(names[rank].id))?;
-        section.contains(offset, len).then(|| endpoint.address(offset, len))
-    };
-    let mut before = 0u64;
-    let member = |(rank, exposed): (usize, &Exposed)| {
-        let words = address(rank, exposed.words, words as u64).filter(|at| at.cast::<u64>().is_aligned())?;
-        let is_mapped = !anywhere || exposed.offset != ELSEWHERE;
-        let base = if is_joint {
-            let offset = all[0].offset.checked_add(before)?;
-            before = before.checked_add(exposed.len).filter(|end| *end <= all[0].held)?;
-            if all[0].held == 0 { ptr::null_mut() } else { address(0, offset, exposed.len)? }
-        } else if exposed.len == 0 || !is_mapped {
-            ptr::null_mut()
-        } else {
-            address(rank, exposed.offset, exposed.len)?
-        };
-        Some(Member {
-            base,
-            is_mapped,
-            len: usize::try_from(exposed.len).ok()?,
-            unit: c_int::try_from(exposed.unit).ok()?,
-            words,
-        })
-    };
-    all.iter().enumerate().map(member).collect()
 }
 
 impl Member {
@@ -337,15 +123,3 @@ impl Member {
 
 /// The access leaves the window.
 pub const OUT_OF_RANGE: c_int = ompi::OMPI_ERR_RMA_RANGE as c_int;
-
-/// The code of a result.
-#[inline]
-pub fn code(result: Result<(), c_int>) -> c_int {
-    result.err().unwrap_or(SUCCESS)
-}
-
-/// A code as a result.
-#[inline]
-pub fn checked(code: c_int) -> Result<(), c_int> {
-    if code == SUCCESS { Ok(()) } else { Err(code) }
-}

@@ -11,26 +11,32 @@
 //! none of them, it is served, and who owns the memory reads it for others too.
 //!
 //! - `component`: what Open MPI calls once, and for each new window.
-//! - `members`: the processes of a window, and where their memory is.
-//! - `window`: windows of ours behind Open MPI's; `calls`: their functions, as Open MPI wants them.
-//! - `access`, `epochs`: what they do for both kinds of windows, and what each kind has to do itself.
-//! - `numbers`: where the data of elements lie, to be moved or for an operation.
-//! - `direct`, `state`: direct windows, and the words that say when they may be accessed.
-//! - `served`: served windows.
-//! - `others`: what we know of windows that others make.
+//! - `meet`: the processes of a new window exchange where their memory is; `members`: they and their memory; `memory`: what a
+//!   window allocates.
+//! - `window`: windows of ours behind Open MPI's; `functions`: their functions, as Open MPI wants them.
+//! - `access`: put, get, accumulate and so on; `active_target`: fence, post, start, complete, wait; `passive_target`: lock,
+//!   unlock, flush; `epochs`: what a kind of window has to do itself for these.
+//! - `datatype`: predefined datatypes; `runs`: where the data of elements lie; `accumulate`: operands and results.
+//! - `direct`: direct windows; `served`: served windows.
+//! - `message_windows`: whether there are windows, of ours or of another component, that need this process's progress.
 
 mod access;
-mod calls;
+mod accumulate;
+mod active_target;
 mod component;
+mod datatype;
 mod direct;
 mod epochs;
+mod functions;
+mod meet;
 mod members;
-mod numbers;
-mod others;
+mod memory;
+mod message_windows;
+mod passive_target;
+mod runs;
 mod served;
-mod state;
 mod window;
 
 pub use component::{finalize, init, publish, query, register, select};
-pub use others::is_used;
+pub use message_windows::is_used;
 pub use served::{TAG, accept};

@@ -10,7 +10,9 @@ use super::request::{Kind, Request};
 use super::window::{Served, Side};
 use crate::ompi::{self, ompi_op_t};
 use crate::osc::access::{Access, Local, Remote, read};
-use crate::osc::numbers::{Number, Numbers, Runs, TOO_MANY, WRONG_TYPE, packed, unpack};
+use crate::osc::accumulate::Numbers;
+use crate::osc::datatype::{Number, WRONG_TYPE};
+use crate::osc::runs::{Runs, TOO_MANY, packed, unpack};
 use crate::process::MODULE;
 
 /// Most bytes of a request: others are copied by the origin while the target copies this one. Every process has some memory

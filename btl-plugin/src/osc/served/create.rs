@@ -10,7 +10,8 @@ use super::block::{BLOCK, Block};
 use super::window::{FUNCTIONS, Served, Side, forget, remember};
 use crate::ompi::{self, ompi_communicator_t, ompi_win_t};
 use crate::osc::epochs::Groups;
-use crate::osc::members::{self, Member, Wanted};
+use crate::osc::meet::{Wanted, meet};
+use crate::osc::members::Member;
 use crate::process::INSTANCE;
 
 /// Makes a served window, or returns false if some process has no room for its words, or has its memory outside its section
@@ -30,7 +31,7 @@ pub unsafe fn create(
     // SAFETY: the caller vouches for all.
     let peers = unsafe { connect(wanted.comm, names) };
     // SAFETY: as above.
-    let met = unsafe { members::meet(wanted, names, names.len() * BLOCK, peers.is_some(), anywhere)? };
+    let met = unsafe { meet(wanted, names, names.len() * BLOCK, peers.is_some(), anywhere)? };
     let (Some(mut members), Some(peers)) = (met, peers) else { return Ok(false) };
     let is_dynamic = wanted.flavor == ompi::MPI_WIN_FLAVOR_DYNAMIC;
     if is_dynamic {

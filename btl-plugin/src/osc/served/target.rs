@@ -9,7 +9,7 @@ use zerocopy::IntoBytes;
 use super::block::{Block, REPLY_LEN, Word};
 use super::request::{Kind, Request};
 use super::window::{KNOWN, Served};
-use crate::osc::numbers::Number;
+use crate::osc::datatype::Number;
 
 /// Words of operands for which no memory is allocated.
 const FEW: usize = 8;

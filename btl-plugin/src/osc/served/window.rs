@@ -11,9 +11,9 @@ use super::block::Block;
 use super::locks::Locks;
 use crate::ompi::{ompi_osc_base_module_t, ompi_win_t};
 use crate::osc::epochs::{Groups, Locked};
-use crate::osc::members::{self, Member, Members};
-use crate::osc::window::of;
-use crate::osc::{calls, others};
+use crate::osc::members::{Member, Members};
+use crate::osc::window::{code, of};
+use crate::osc::{functions, message_windows};
 use crate::process::Lock;
 
 /// A served window.
@@ -37,7 +37,7 @@ pub struct Served {
 pub const FUNCTIONS: ompi_osc_base_module_t = ompi_osc_base_module_t {
     osc_win_attach: Some(attach),
     osc_win_detach: Some(detach),
-    ..calls::functions::<Served>()
+    ..functions::functions::<Served>()
 };
 
 /// The two sides of this process and another one of the window, or itself: their blocks, and counts of what was asked for.
@@ -101,24 +101,24 @@ impl Side {
 unsafe extern "C" fn attach(win: *mut ompi_win_t, start: *mut c_void, len: usize) -> c_int {
     // SAFETY: Open MPI gives a window.
     let Some(attached) = &unsafe { of::<Served>(win) }.attached else { return NOT_ATTACHED };
-    members::code(attached.borrow_mut().attach(start.expose_provenance(), len))
+    code(attached.borrow_mut().attach(start.expose_provenance(), len))
 }
 
 /// `MPI_Win_detach`.
 unsafe extern "C" fn detach(win: *mut ompi_win_t, start: *const c_void) -> c_int {
     // SAFETY: Open MPI gives a window.
     let Some(attached) = &unsafe { of::<Served>(win) }.attached else { return NOT_ATTACHED };
-    members::code(attached.borrow_mut().detach(start.addr()))
+    code(attached.borrow_mut().detach(start.addr()))
 }
 
 /// Takes requests for a window.
 pub fn remember(window: *const Served) {
     KNOWN.lock().push(Known(window));
-    others::count(1);
+    message_windows::count(1);
 }
 
 /// Takes no more requests for a window.
 pub fn forget(window: *const Served) {
     KNOWN.lock().retain(|known| !ptr::eq(known.0, window));
-    others::count(-1);
+    message_windows::count(-1);
 }

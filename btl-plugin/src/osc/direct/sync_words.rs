@@ -13,7 +13,7 @@ const LOOKS: u32 = 1 << 8;
 
 /// The words of one process.
 #[derive(Debug, Clone, Copy)]
-pub struct State(*mut u8);
+pub struct SyncWords(*mut u8);
 
 /// Where each word lies, bytes.
 #[derive(Debug, Clone, Copy)]
@@ -32,7 +32,7 @@ enum Word {
     Posts = 3 * LINE as isize,
 }
 
-impl State {
+impl SyncWords {
     /// How many bytes a process of a window needs, of `count` in all.
     pub fn len(count: usize) -> usize {
         Word::Posts as usize + count.div_ceil(64) * 8
@@ -41,7 +41,7 @@ impl State {
     /// The words at an address.
     ///
     /// # Safety
-    /// [`State::len`] bytes are mapped there to be written, as long as this or a copy of it is used, are aligned to 8
+    /// [`SyncWords::len`] bytes are mapped there to be written, as long as this or a copy of it is used, are aligned to 8
     /// bytes, and were all zero before anyone used them.
     pub unsafe fn new(at: *mut u8) -> Self {
         Self(at)
@@ -77,13 +77,13 @@ impl State {
         self.word(Word::Read).fetch_add(1, Ordering::Release);
     }
 
-    /// Ends [`State::lock_alone`].
+    /// Ends [`SyncWords::lock_alone`].
     pub fn unlock_alone(&self) {
         self.word(Word::Write).fetch_add(1, Ordering::Release);
         self.word(Word::Read).fetch_add(1, Ordering::Release);
     }
 
-    /// Ends [`State::lock_shared`].
+    /// Ends [`SyncWords::lock_shared`].
     pub fn unlock_shared(&self) {
         self.word(Word::Write).fetch_add(1, Ordering::Release);
     }
@@ -156,13 +156,13 @@ mod tests {
 
     impl Shared {
         fn new() -> Self {
-            let words = (0..State::len(70).div_ceil(8)).map(|_| UnsafeCell::new(0)).collect();
+            let words = (0..SyncWords::len(70).div_ceil(8)).map(|_| UnsafeCell::new(0)).collect();
             Self { words, numbers: UnsafeCell::new([0; 2]) }
         }
 
-        fn state(&self) -> State {
+        fn sync(&self) -> SyncWords {
             // SAFETY: there are as many bytes for as long as this is borrowed, aligned and zero.
-            unsafe { State::new(UnsafeCell::raw_get(self.words.as_ptr()).cast()) }
+            unsafe { SyncWords::new(UnsafeCell::raw_get(self.words.as_ptr()).cast()) }
         }
 
         fn numbers(&self) -> [*mut u64; 2] {
@@ -194,16 +194,16 @@ mod tests {
             for number in 0..4 {
                 let shared = &shared;
                 scope.spawn(move || {
-                    let state = shared.state();
+                    let sync = shared.sync();
                     for turn in 0..2000 {
                         if (turn + number) % 3 == 0 {
-                            state.lock_alone(thread::yield_now);
+                            sync.lock_alone(thread::yield_now);
                             shared.count();
-                            state.unlock_alone();
+                            sync.unlock_alone();
                         } else {
-                            state.lock_shared(thread::yield_now);
+                            sync.lock_shared(thread::yield_now);
                             shared.look();
-                            state.unlock_shared();
+                            sync.unlock_shared();
                         }
                     }
                 });
@@ -217,15 +217,15 @@ mod tests {
     #[test]
     fn shared_locks_are_had_at_the_same_time() {
         let shared = Shared::new();
-        let state = shared.state();
+        let sync = shared.sync();
         let wait = || panic!("it waited");
-        state.lock_shared(wait);
-        state.lock_shared(wait);
-        state.unlock_shared();
-        state.unlock_shared();
-        state.lock_alone(wait);
-        state.unlock_alone();
-        state.lock_shared(wait);
+        sync.lock_shared(wait);
+        sync.lock_shared(wait);
+        sync.unlock_shared();
+        sync.unlock_shared();
+        sync.lock_alone(wait);
+        sync.unlock_alone();
+        sync.lock_shared(wait);
     }
 
     #[test]
@@ -235,7 +235,7 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..2000 {
-                        shared.state().guarded(thread::yield_now, || shared.count());
+                        shared.sync().guarded(thread::yield_now, || shared.count());
                     }
                 });
             }
@@ -246,18 +246,18 @@ mod tests {
     #[test]
     fn posts_and_completions_are_counted_once() {
         let shared = Shared::new();
-        let state = shared.state();
-        state.post(3);
-        state.post(69);
-        state.take_post(69, || panic!("it was posted"));
-        state.take_post(3, || panic!("it was posted"));
+        let sync = shared.sync();
+        sync.post(3);
+        sync.post(69);
+        sync.take_post(69, || panic!("it was posted"));
+        sync.take_post(3, || panic!("it was posted"));
         // SAFETY: nobody else uses the words.
         assert!(shared.words.iter().all(|word| unsafe { *word.get() } == 0));
-        assert!(!state.take_completed(2));
-        state.complete();
-        assert!(!state.take_completed(2));
-        state.complete();
-        assert!(state.take_completed(2));
-        assert!(!state.take_completed(1));
+        assert!(!sync.take_completed(2));
+        sync.complete();
+        assert!(!sync.take_completed(2));
+        sync.complete();
+        assert!(sync.take_completed(2));
+        assert!(!sync.take_completed(1));
     }
 }

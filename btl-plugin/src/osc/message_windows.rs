@@ -1,4 +1,4 @@
-//! Windows whose accesses come as messages: others wait for this process to look for them.
+//! Windows whose accesses come as messages: their origins wait until this process makes progress.
 
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicIsize, Ordering};
@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicIsize, Ordering};
 use crate::ompi::{self, ompi_osc_base_module_free_fn_t, ompi_osc_base_module_t, ompi_win_t};
 use crate::process::Lock;
 
-/// How many there are.
+/// How many such windows there are.
 static COUNT: AtomicIsize = AtomicIsize::new(0);
 
-/// Those of other components, by their modules, and how they end.
+/// Such windows of other components, by their modules, and how they end.
 static WATCHED: Lock<Vec<Watched>> = Lock::new(Vec::new());
 
 struct Watched {
@@ -25,7 +25,7 @@ pub fn is_used() -> bool {
     COUNT.load(Ordering::Relaxed) > 0
 }
 
-/// One more of them, or one less.
+/// Counts one such window more, or one less.
 pub fn count(change: isize) {
     COUNT.fetch_add(change, Ordering::Relaxed);
 }

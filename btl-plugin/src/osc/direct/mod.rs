@@ -1,23 +1,24 @@
 //! Direct windows: everyone may write everyone's memory, and does all by itself. So it is in an open region, and among
 //! processes of one section.
 
+mod sync_words;
+
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
 use std::ptr;
 
 use vmshm_transport::abi::{EndpointId, EndpointName};
 
+use self::sync_words::SyncWords;
 use super::access::{Access, Local, Remote, read};
-use super::calls;
+use super::accumulate::Numbers;
 use super::epochs::{Epochs, Groups, Locked, order, pause, rest};
-use super::members::{self, Member, Members, Wanted, checked};
-use super::numbers::Numbers;
-use super::state::State;
-use super::window::of;
+use super::functions;
+use super::meet::{Wanted, meet};
+use super::members::{Member, Members};
+use super::window::{SUCCESS, checked, of};
 use crate::ompi::{self, ompi_op_t, ompi_osc_base_module_t, ompi_win_t};
 use crate::process::INSTANCE;
-
-const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
 
 /// Most bytes of operands at a time, so that they can be counted.
 const MOST: usize = 1 << 30;
@@ -41,14 +42,14 @@ struct Direct {
 struct Target {
     member: Member,
     /// Its words.
-    state: State,
+    sync: SyncWords,
     /// How this process has locked it.
     lock: Cell<Option<Locked>>,
 }
 
 /// The window's own functions.
 const FUNCTIONS: ompi_osc_base_module_t =
-    ompi_osc_base_module_t { osc_win_shared_query: Some(shared_query), ..calls::functions::<Direct>() };
+    ompi_osc_base_module_t { osc_win_shared_query: Some(shared_query), ..functions::functions::<Direct>() };
 
 /// Whether all processes with these names may write each other's sections.
 pub fn is_possible(names: &[EndpointName]) -> bool {
@@ -73,15 +74,14 @@ pub fn is_possible(names: &[EndpointName]) -> bool {
 /// All of it is Open MPI's, for a new window. All processes call this with names of all of them.
 pub unsafe fn create(win: *mut ompi_win_t, wanted: &Wanted, names: &[EndpointName]) -> Result<bool, c_int> {
     // SAFETY: the caller vouches for all.
-    let Some(members) = (unsafe { members::meet(wanted, names, State::len(names.len()), true, false)? })
-    else {
+    let Some(members) = (unsafe { meet(wanted, names, SyncWords::len(names.len()), true, false)? }) else {
         return Ok(false);
     };
     let target = |member: &Member| Target {
         member: *member,
         // SAFETY: its process has cleared so many bytes there; they are in the region, which stays mapped, and may be
         // written, as `is_possible` said.
-        state: unsafe { State::new(member.words) },
+        sync: unsafe { SyncWords::new(member.words) },
         lock: Cell::new(None),
     };
     let window = Box::new(Direct {
@@ -126,7 +126,7 @@ impl Access for Direct {
         unsafe {
             let process = self.target(target.rank)?;
             let to = target.within(&process.member)?;
-            process.state.guarded(pause, || combine(&origin, &to, op))
+            process.sync.guarded(pause, || combine(&origin, &to, op))
         }
     }
 
@@ -142,7 +142,7 @@ impl Access for Direct {
         unsafe {
             let process = self.target(target.rank)?;
             let to = target.within(&process.member)?;
-            process.state.guarded(pause, || {
+            process.sync.guarded(pause, || {
                 to.copy_to(&result)?;
                 combine(&origin, &to, op)
             })
@@ -163,7 +163,7 @@ impl Access for Direct {
             let at = target.within(&process.member)?.at;
             checked(
                 process
-                    .state
+                    .sync
                     .guarded(pause, || ompi::vmshm_osc_swap(origin, compare, result, target.datatype, at)),
             )
         }
@@ -217,20 +217,20 @@ impl Epochs for Direct {
     }
 
     fn await_post(&self, rank: usize) {
-        self.targets[self.members.me].state.take_post(rank, pause);
+        self.targets[self.members.me].sync.take_post(rank, pause);
     }
 
     fn complete(&self, rank: usize) -> Result<(), c_int> {
-        self.targets[rank].state.complete();
+        self.targets[rank].sync.complete();
         Ok(())
     }
 
     fn post(&self, rank: usize) {
-        self.targets[rank].state.post(self.members.me);
+        self.targets[rank].sync.post(self.members.me);
     }
 
     fn take_completed(&self, ranks: &[usize]) -> bool {
-        let have_all = self.targets[self.members.me].state.take_completed(ranks.len() as u64);
+        let have_all = self.targets[self.members.me].sync.take_completed(ranks.len() as u64);
         if have_all {
             order();
         }
@@ -239,10 +239,10 @@ impl Epochs for Direct {
 
     #[inline]
     fn ask_lock(&self, rank: usize, kind: Locked) -> Result<(), c_int> {
-        let state = &self.targets[rank].state;
+        let sync = &self.targets[rank].sync;
         match kind {
-            Locked::Alone => state.lock_alone(pause),
-            Locked::Shared => state.lock_shared(pause),
+            Locked::Alone => sync.lock_alone(pause),
+            Locked::Shared => sync.lock_shared(pause),
             Locked::Unchecked => {}
         }
         Ok(())
@@ -256,10 +256,10 @@ impl Epochs for Direct {
 
     #[inline]
     fn unlock(&self, rank: usize, kind: Locked) -> Result<(), c_int> {
-        let state = &self.targets[rank].state;
+        let sync = &self.targets[rank].sync;
         match kind {
-            Locked::Alone => state.unlock_alone(),
-            Locked::Shared => state.unlock_shared(),
+            Locked::Alone => sync.unlock_alone(),
+            Locked::Shared => sync.unlock_shared(),
             Locked::Unchecked => {}
         }
         rest();

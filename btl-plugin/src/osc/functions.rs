@@ -3,8 +3,9 @@
 use std::ffi::{c_int, c_void};
 
 use super::access::{self, Access};
-use super::epochs::{self, Epochs};
+use super::epochs::Epochs;
 use super::window::of;
+use super::{active_target as active, passive_target as passive};
 use crate::ompi::{self, ompi_osc_base_module_t, ompi_win_t};
 
 /// The functions of a kind of window, which begins with a copy of them.
@@ -24,22 +25,22 @@ pub const fn functions<W: Access + Epochs>() -> ompi_osc_base_module_t {
         osc_rget: Some(access::rget::<W>),
         osc_raccumulate: Some(access::raccumulate::<W>),
         osc_rget_accumulate: Some(access::rget_accumulate::<W>),
-        osc_fence: Some(epochs::fence::<W>),
-        osc_start: Some(epochs::start::<W>),
-        osc_complete: Some(epochs::complete::<W>),
-        osc_post: Some(epochs::post::<W>),
-        osc_wait: Some(epochs::wait::<W>),
-        osc_test: Some(epochs::test::<W>),
-        osc_lock: Some(epochs::lock::<W>),
-        osc_unlock: Some(epochs::unlock::<W>),
-        osc_lock_all: Some(epochs::lock_all::<W>),
-        osc_unlock_all: Some(epochs::unlock_all::<W>),
-        osc_sync: Some(epochs::sync::<W>),
-        osc_flush: Some(epochs::flush::<W>),
-        osc_flush_all: Some(epochs::flush_all::<W>),
+        osc_fence: Some(active::fence::<W>),
+        osc_start: Some(active::start::<W>),
+        osc_complete: Some(active::complete::<W>),
+        osc_post: Some(active::post::<W>),
+        osc_wait: Some(active::wait::<W>),
+        osc_test: Some(active::test::<W>),
+        osc_lock: Some(passive::lock::<W>),
+        osc_unlock: Some(passive::unlock::<W>),
+        osc_lock_all: Some(passive::lock_all::<W>),
+        osc_unlock_all: Some(passive::unlock_all::<W>),
+        osc_sync: Some(passive::sync::<W>),
+        osc_flush: Some(passive::flush::<W>),
+        osc_flush_all: Some(passive::flush_all::<W>),
         // Origins are read, and results written, before their function returns.
-        osc_flush_local: Some(epochs::flush_local::<W>),
-        osc_flush_local_all: Some(epochs::sync::<W>),
+        osc_flush_local: Some(passive::flush_local::<W>),
+        osc_flush_local_all: Some(passive::sync::<W>),
     }
 }
 
