@@ -4,8 +4,8 @@ use std::ffi::{c_int, c_void};
 use std::ptr;
 
 use super::datatype::{Shape, is_in_place};
-use super::run::{Not, SUCCESS, must_take, with};
-use super::state::Met;
+use super::group::Met;
+use super::run::{NotDone, SUCCESS, must_take, with};
 use crate::ompi::{self, mca_coll_base_module_t, ompi_communicator_t, ompi_datatype_t};
 
 /// `MPI_Allgather`.
@@ -56,7 +56,7 @@ unsafe fn all_gather(
     mine: Shape,
     contiguous: bool,
     place: impl Fn(usize) -> (Shape, *mut c_void),
-) -> Result<(), Not> {
+) -> Result<(), NotDone> {
     let (size, me) = (met.group.size(), met.group.me());
     let (my_shape, my_place) = place(me);
     // SAFETY: the caller vouches for the buffers.

@@ -3,7 +3,7 @@
 use std::ffi::{c_int, c_void};
 
 use super::datatype::{Parts, Shape, is_in_place, parts};
-use super::run::{Not, SUCCESS, must_take, with};
+use super::run::{NotDone, SUCCESS, must_take, with};
 use crate::ompi::{self, mca_coll_base_module_t, ompi_communicator_t, ompi_datatype_t};
 
 /// `MPI_Alltoall`.
@@ -32,7 +32,7 @@ pub unsafe extern "C" fn alltoall(
                 let (size, me) = (met.group.size(), met.group.me());
                 must_take(met, len.saturating_mul(size - 1))?;
                 if !met.group.has_shares() {
-                    return Err(Not::Ours);
+                    return Err(NotDone::Declined);
                 }
                 let mut kept = Ok(());
                 let all = if is_in_place(from) {

@@ -7,6 +7,7 @@ use vmshm_transport::abi::EndpointName;
 
 use super::functions;
 use super::hierarchy::{By, has_neighbours, is_one_region};
+use super::meet::Members;
 use super::names::name_of;
 use super::state::{self, State};
 use crate::ompi::{self, mca_coll_base_module_t, ompi_communicator_t, vmshm_coll_module_t};
@@ -84,7 +85,7 @@ unsafe fn offer(comm: *mut ompi_communicator_t) -> Option<State> {
         if !is_one_region(&names) && levels.is_none() {
             return None;
         }
-        Some(State::new(me, procs, names, endpoints, levels))
+        Some(State::new(Members { me, procs, names, endpoints }, levels))
     }
 }
 

@@ -4,7 +4,7 @@ use std::ffi::{c_int, c_void};
 use std::ptr;
 
 use super::datatype::{Shape, is_in_place};
-use super::run::{Not, SUCCESS, must_take, with};
+use super::run::{NotDone, SUCCESS, must_take, with};
 use crate::ompi::{self, mca_coll_base_module_t, ompi_communicator_t, ompi_datatype_t};
 
 /// Parts of more than so many chunks are gathered by the component below, which takes 0.8 to 0.9 of the time for them.
@@ -35,7 +35,7 @@ pub unsafe extern "C" fn gather(
             comm,
             |met| {
                 if part.bytes() > met.chunks_of(MOST_GATHERED) {
-                    return Err(Not::Ours);
+                    return Err(NotDone::Declined);
                 }
                 must_take(met, part.bytes())?;
                 let (root, me, size, len) = (root as usize, met.group.me(), met.group.size(), part.bytes());

@@ -5,7 +5,8 @@
 //! [`vmshm_transport::collective`]; here is the translation:
 //!
 //! - `component`: what Open MPI calls once, and for each new communicator; `names`: what processes have published.
-//! - `state`: a communicator's module: its group, made when it is first used.
+//! - `state`: a communicator's module; `meet`: its group, made at the first operation; `group`: that group and its memory;
+//!   `waiting`: how it waits for members.
 //! - `functions`: what a module takes over; `run`: an operation's way.
 //! - `barrier`, `bcast`, `reduce`, `allreduce`, `allgather`, `gather`, `scatter`, `alltoall`: the operations.
 //! - `vector`: those of parts of any lengths.
@@ -40,7 +41,10 @@ mod component;
 mod datatype;
 mod functions;
 mod gather;
+mod group;
 mod hierarchy;
+mod meet;
+
 mod names;
 mod op;
 mod reduce;
@@ -48,6 +52,7 @@ mod run;
 mod scatter;
 mod state;
 mod vector;
+mod waiting;
 
 pub use component::{comm_query, init_query, register};
 pub use state::close;

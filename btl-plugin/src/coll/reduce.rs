@@ -6,7 +6,7 @@ use std::ptr;
 use super::datatype::{Shape, is_in_place};
 use super::hierarchy::Levels;
 use super::op::Operation;
-use super::run::{ELSEWHERE, Not, SUCCESS, in_levels, must_take, with};
+use super::run::{ELSEWHERE, NotDone, SUCCESS, in_levels, must_take, with};
 use crate::ompi::{self, mca_coll_base_module_t, ompi_communicator_t, ompi_datatype_t, ompi_op_t};
 
 /// `MPI_Reduce`.
@@ -44,7 +44,7 @@ pub unsafe extern "C" fn reduce(
             |met| {
                 must_take(met, shape.bytes())?;
                 if !met.group.fits(shape.element()) || shape.goes_back() {
-                    return Err(Not::Ours);
+                    return Err(NotDone::Declined);
                 }
                 let root = root as usize;
                 let source = shape.source(if is_in_place(from) { to } else { from })?;

@@ -4,32 +4,33 @@ use std::ffi::c_int;
 
 use vmshm_transport::collective::CollError;
 
+use super::group::Met;
 use super::hierarchy::Levels;
-use super::state::{Met, State};
+use super::state::State;
 use crate::ompi::{self, mca_coll_base_module_t, ompi_communicator_t, vmshm_coll_module_t};
 
 /// Open MPI's code for success.
 pub const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
 
 /// Why an operation is not done here.
-pub enum Not {
-    /// The component below does it.
-    Ours,
+pub enum NotDone {
+    /// It is left to the component below.
+    Declined,
     /// It failed, with Open MPI's code.
-    Possible(c_int),
+    Failed(c_int),
     /// The members are out of step.
-    Whole(CollError),
+    OutOfStep(CollError),
 }
 
-impl From<CollError> for Not {
+impl From<CollError> for NotDone {
     fn from(broken: CollError) -> Self {
-        Not::Whole(broken)
+        NotDone::OutOfStep(broken)
     }
 }
 
-impl From<c_int> for Not {
+impl From<c_int> for NotDone {
     fn from(rc: c_int) -> Self {
-        Not::Possible(rc)
+        NotDone::Failed(rc)
     }
 }
 
@@ -41,7 +42,7 @@ impl From<c_int> for Not {
 pub unsafe fn with(
     module: *mut mca_coll_base_module_t,
     comm: *mut ompi_communicator_t,
-    work: impl FnOnce(&mut Met) -> Result<(), Not>,
+    work: impl FnOnce(&mut Met) -> Result<(), NotDone>,
     below: impl FnOnce(&mut ompi::mca_coll_base_comm_coll_t) -> Option<c_int>,
 ) -> c_int {
     let module = module.cast::<vmshm_coll_module_t>();
@@ -50,15 +51,15 @@ pub unsafe fn with(
     // SAFETY: the caller vouches for the module and its communicator.
     let done = match unsafe { state.met(module, comm) } {
         Ok(Some(met)) => work(met),
-        Ok(None) => Err(Not::Ours),
-        Err(rc) => Err(Not::Possible(rc)),
+        Ok(None) => Err(NotDone::Declined),
+        Err(rc) => Err(NotDone::Failed(rc)),
     };
     match done {
         Ok(()) => SUCCESS,
         // SAFETY: what is below was saved when the module was enabled.
-        Err(Not::Ours) => below(unsafe { &mut (*module).below }).unwrap_or(ompi::OPAL_ERROR),
-        Err(Not::Possible(rc)) => rc,
-        Err(Not::Whole(broken)) => state.fail(broken),
+        Err(NotDone::Declined) => below(unsafe { &mut (*module).below }).unwrap_or(ompi::OPAL_ERROR),
+        Err(NotDone::Failed(rc)) => rc,
+        Err(NotDone::OutOfStep(broken)) => state.fail(broken),
     }
 }
 
@@ -90,6 +91,6 @@ pub unsafe fn in_levels(
 
 /// Fails where payloads of `len` bytes a step are not for us.
 #[inline]
-pub fn must_take(met: &mut Met, len: usize) -> Result<(), Not> {
-    if met.takes(len)? { Ok(()) } else { Err(Not::Ours) }
+pub fn must_take(met: &mut Met, len: usize) -> Result<(), NotDone> {
+    if met.takes(len)? { Ok(()) } else { Err(NotDone::Declined) }
 }

@@ -4,7 +4,7 @@ use std::ffi::{c_int, c_void};
 use std::ptr;
 
 use super::datatype::{Shape, is_in_place, parts};
-use super::run::{Not, SUCCESS, must_take, with};
+use super::run::{NotDone, SUCCESS, must_take, with};
 use crate::ompi::{self, mca_coll_base_module_t, ompi_communicator_t, ompi_datatype_t};
 
 /// `MPI_Scatter`.
@@ -35,7 +35,7 @@ pub unsafe extern "C" fn scatter(
                 let (root, me, size, len) = (root as usize, met.group.me(), met.group.size(), part.bytes());
                 must_take(met, len.saturating_mul(size - 1))?;
                 if !met.group.has_shares() {
-                    return Err(Not::Ours);
+                    return Err(NotDone::Declined);
                 }
                 if root != me {
                     let sink = part.sink(to);

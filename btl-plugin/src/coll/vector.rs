@@ -7,8 +7,8 @@ use vmshm_transport::collective::{CollError, Given, Late, Part};
 
 use super::datatype::Shape;
 use super::datatype::is_in_place;
-use super::run::{Not, with};
-use super::state::Met;
+use super::group::Met;
+use super::run::{NotDone, with};
 use crate::ompi::help;
 use crate::ompi::{self, mca_coll_base_module_t, ompi_communicator_t, ompi_datatype_t, ompi_request_t};
 
@@ -60,18 +60,18 @@ impl<G: Fn(usize) -> Elements, T: Fn(usize) -> Elements> Messages<'_, G, T> {
 
     /// Ends an exchange that came to this: waits for all messages. After [`CollError::LengthMismatch`], too, they are under way, and the
     /// members are at the same step.
-    fn end(&mut self, done: Result<(), CollError>) -> Result<(), Not> {
+    fn end(&mut self, done: Result<(), CollError>) -> Result<(), NotDone> {
         match done {
             Err(broken @ CollError::LengthMismatch { .. }) => {
                 // What this fails with is told anyway.
                 let _ = self.wait();
                 help::verbose(&format!("a collective operation failed: {broken}"));
-                Err(Not::Possible(ompi::MPI_ERR_TRUNCATE as c_int))
+                Err(NotDone::Failed(ompi::MPI_ERR_TRUNCATE as c_int))
             }
             Err(broken) => {
                 // Messages may still come here.
                 mem::forget(mem::take(&mut self.unwanted));
-                Err(Not::Whole(broken))
+                Err(NotDone::OutOfStep(broken))
             }
             Ok(()) => Ok(self.wait()?),
         }
@@ -126,7 +126,7 @@ unsafe fn exchange(
     only: Option<usize>,
     given: impl Fn(usize) -> Elements,
     taken: impl Fn(usize) -> Elements,
-) -> Result<(), Not> {
+) -> Result<(), NotDone> {
     met.ask_for_room()?;
     let (size, me, room) = (met.group.size(), met.group.me(), met.group.chunk());
     let is_plain = |(shape, _): Elements| shape.bytes() == 0 || shape.is_contiguous();
@@ -255,7 +255,7 @@ pub(super) unsafe extern "C" fn scatterv(
             comm,
             |met| {
                 if !met.group.has_tables() {
-                    return Err(Not::Ours);
+                    return Err(NotDone::Declined);
                 }
                 let (me, root) = (met.group.me(), root as usize);
                 if root != me {
@@ -304,7 +304,7 @@ pub(super) unsafe extern "C" fn alltoallv(
             |met| {
                 // What arrives would take the place of what is sent; it is so at all members.
                 if is_in_place(from) || !met.group.has_tables() {
-                    return Err(Not::Ours);
+                    return Err(NotDone::Declined);
                 }
                 let (from_element, to_element) = (Shape::new(from_type, 1), Shape::new(to_type, 1));
                 let given = |member: usize| {
