@@ -25,7 +25,7 @@ pub unsafe extern "C" fn allgather(
         if part.bytes() == 0 {
             return SUCCESS;
         }
-        let place = |member: usize| part.behind(to, member as isize * to_count as isize);
+        let place = |member: usize| part.part(to, member);
         with(
             module,
             comm,

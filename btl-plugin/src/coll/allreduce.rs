@@ -5,7 +5,7 @@ use std::ffi::{c_int, c_void};
 use super::datatype::{Shape, is_in_place};
 use super::hierarchy::Levels;
 use super::op::Operation;
-use super::run::{ELSEWHERE, NotDone, SUCCESS, in_levels, must_take, with};
+use super::run::{NotDone, SUCCESS, in_levels, must_take, with};
 use crate::ompi::{self, mca_coll_base_module_t, ompi_communicator_t, ompi_datatype_t, ompi_op_t};
 
 /// `MPI_Allreduce`.
@@ -24,13 +24,11 @@ pub unsafe extern "C" fn allreduce(
         if shape.bytes() == 0 {
             return SUCCESS;
         }
-        let levels = |levels: &Levels| match !shape.goes_back() && ompi::vmshm_coll_commutes(op) {
-            true => levels.allreduce(from, to, count, datatype, op),
-            false => Err(ELSEWHERE),
+        let levels = |levels: &Levels| {
+            let is_theirs = !shape.goes_back() && ompi::vmshm_coll_commutes(op);
+            is_theirs.then(|| levels.allreduce(from, to, count, datatype, op))
         };
-        if let Some(rc) = in_levels(module, comm, levels)
-            && rc != ELSEWHERE
-        {
+        if let Some(rc) = in_levels(module, comm, levels) {
             return rc;
         }
         with(

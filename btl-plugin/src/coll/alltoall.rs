@@ -1,9 +1,10 @@
-//! `MPI_Alltoall`.
+//! `MPI_Alltoall`, `MPI_Alltoallv`.
 
 use std::ffi::{c_int, c_void};
 
 use super::datatype::{Parts, Shape, is_in_place, parts};
 use super::run::{NotDone, SUCCESS, must_take, with};
+use super::vector::{elements, exchange};
 use crate::ompi::{self, mca_coll_base_module_t, ompi_communicator_t, ompi_datatype_t};
 
 /// `MPI_Alltoall`.
@@ -24,7 +25,7 @@ pub unsafe extern "C" fn alltoall(
         if len == 0 {
             return SUCCESS;
         }
-        let place = |member: usize| part.behind(to, member as isize * to_count as isize);
+        let place = |member: usize| part.part(to, member);
         with(
             module,
             comm,
@@ -44,9 +45,7 @@ pub unsafe extern "C" fn alltoall(
                     Parts::Packed(packed)
                 } else {
                     let shape = Shape::new(from_type, from_count);
-                    let out = |member: usize| {
-                        shape.behind(from.cast_mut(), member as isize * from_count as isize).cast_const()
-                    };
+                    let out = |member: usize| shape.part(from.cast_mut(), member).cast_const();
                     kept = shape.copy(out(me), &part, place(me));
                     if shape.bytes() == len {
                         parts(&shape, size, out)?
@@ -71,6 +70,57 @@ pub unsafe extern "C" fn alltoall(
             |below| {
                 let (function, module) = (below.coll_alltoall?, below.coll_alltoall_module);
                 Some(function(from, from_count, from_type, to, to_count, to_type, comm, module))
+            },
+        )
+    }
+}
+
+/// `MPI_Alltoallv`.
+pub unsafe extern "C" fn alltoallv(
+    from: *const c_void,
+    from_counts: *const c_int,
+    from_places: *const c_int,
+    from_type: *mut ompi_datatype_t,
+    to: *mut c_void,
+    to_counts: *const c_int,
+    to_places: *const c_int,
+    to_type: *mut ompi_datatype_t,
+    comm: *mut ompi_communicator_t,
+    module: *mut mca_coll_base_module_t,
+) -> c_int {
+    // SAFETY: Open MPI calls this for all members of a communicator that the module was made for; there are counts and places
+    // for each member.
+    unsafe {
+        with(
+            module,
+            comm,
+            |met| {
+                // What arrives would take the place of what is sent; it is so at all members.
+                if is_in_place(from) || !met.group.has_tables() {
+                    return Err(NotDone::Declined);
+                }
+                let given = elements(from_type, from.cast_mut(), from_counts, from_places);
+                let taken = elements(to_type, to, to_counts, to_places);
+                let (mine, my_place) = given(met.group.me());
+                let (kept, kept_place) = taken(met.group.me());
+                let kept = mine.copy(my_place, &kept, kept_place);
+                exchange(met, comm, None, given, taken)?;
+                Ok(kept?)
+            },
+            |below| {
+                let (function, module) = (below.coll_alltoallv?, below.coll_alltoallv_module);
+                Some(function(
+                    from,
+                    from_counts,
+                    from_places,
+                    from_type,
+                    to,
+                    to_counts,
+                    to_places,
+                    to_type,
+                    comm,
+                    module,
+                ))
             },
         )
     }

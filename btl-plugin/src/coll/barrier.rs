@@ -12,7 +12,7 @@ pub unsafe extern "C" fn barrier(
 ) -> c_int {
     // SAFETY: Open MPI calls this for all members of a communicator that the module was made for.
     unsafe {
-        if let Some(rc) = in_levels(module, comm, |levels| levels.barrier()) {
+        if let Some(rc) = in_levels(module, comm, |levels| Some(levels.barrier())) {
             return rc;
         }
         with(

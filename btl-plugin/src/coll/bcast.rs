@@ -22,7 +22,7 @@ pub unsafe extern "C" fn bcast(
         if shape.bytes() == 0 {
             return SUCCESS;
         }
-        let levels = |levels: &Levels| levels.bcast(buffer, count, datatype, root as usize);
+        let levels = |levels: &Levels| Some(levels.bcast(buffer, count, datatype, root as usize));
         if let Some(rc) = in_levels(module, comm, levels) {
             return rc;
         }

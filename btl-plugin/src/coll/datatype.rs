@@ -92,6 +92,12 @@ impl Shape {
         buffer.wrapping_byte_offset(self.layout.extent.wrapping_mul(elements))
     }
 
+    /// Where a member's part lies in a buffer that has one of this shape for each.
+    #[inline]
+    pub fn part(&self, buffer: *mut c_void, member: usize) -> *mut c_void {
+        self.behind(buffer, member as isize * self.count as isize)
+    }
+
     /// The bytes of a buffer to be sent.
     ///
     /// # Safety

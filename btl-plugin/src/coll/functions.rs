@@ -5,7 +5,7 @@
 //!
 //! Where a member fails to copy its own part it does the rest all the same: the others go on to the next step.
 
-use super::{allgather, allreduce, alltoall, barrier, bcast, gather, reduce, scatter, vector};
+use super::{allgather, allreduce, alltoall, barrier, bcast, gather, reduce, scatter};
 use crate::ompi::mca_coll_base_module_t;
 
 /// Gives a module our functions.
@@ -19,12 +19,12 @@ pub unsafe fn fill(module: *mut mca_coll_base_module_t) {
     module.coll_allgatherv = Some(allgather::allgatherv);
     module.coll_allreduce = Some(allreduce::allreduce);
     module.coll_alltoall = Some(alltoall::alltoall);
-    module.coll_alltoallv = Some(vector::alltoallv);
+    module.coll_alltoallv = Some(alltoall::alltoallv);
     module.coll_barrier = Some(barrier::barrier);
     module.coll_bcast = Some(bcast::bcast);
     module.coll_gather = Some(gather::gather);
-    module.coll_gatherv = Some(vector::gatherv);
+    module.coll_gatherv = Some(gather::gatherv);
     module.coll_reduce = Some(reduce::reduce);
     module.coll_scatter = Some(scatter::scatter);
-    module.coll_scatterv = Some(vector::scatterv);
+    module.coll_scatterv = Some(scatter::scatterv);
 }

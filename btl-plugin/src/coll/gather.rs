@@ -1,10 +1,11 @@
-//! `MPI_Gather`.
+//! `MPI_Gather`, `MPI_Gatherv`.
 
 use std::ffi::{c_int, c_void};
 use std::ptr;
 
 use super::datatype::{Shape, is_in_place};
 use super::run::{NotDone, SUCCESS, must_take, with};
+use super::vector::{elements, exchange, nothing};
 use crate::ompi::{self, mca_coll_base_module_t, ompi_communicator_t, ompi_datatype_t};
 
 /// Parts of more than so many chunks are gathered by the component below, which takes 0.8 to 0.9 of the time for them.
@@ -29,7 +30,7 @@ pub unsafe extern "C" fn gather(
         if part.bytes() == 0 {
             return SUCCESS;
         }
-        let place = |member: usize| part.behind(to, member as isize * to_count as isize);
+        let place = |member: usize| part.part(to, member);
         with(
             module,
             comm,
@@ -66,6 +67,51 @@ pub unsafe extern "C" fn gather(
             |below| {
                 let (function, module) = (below.coll_gather?, below.coll_gather_module);
                 Some(function(from, from_count, from_type, to, to_count, to_type, root, comm, module))
+            },
+        )
+    }
+}
+
+/// `MPI_Gatherv`.
+pub unsafe extern "C" fn gatherv(
+    from: *const c_void,
+    from_count: c_int,
+    from_type: *mut ompi_datatype_t,
+    to: *mut c_void,
+    counts: *const c_int,
+    places: *const c_int,
+    to_type: *mut ompi_datatype_t,
+    root: c_int,
+    comm: *mut ompi_communicator_t,
+    module: *mut mca_coll_base_module_t,
+) -> c_int {
+    // SAFETY: Open MPI calls this for all members of a communicator that the module was made for; at the root there is a
+    // count and a place for each member, and only its `to` is used.
+    unsafe {
+        with(
+            module,
+            comm,
+            |met| {
+                let (me, root) = (met.group.me(), root as usize);
+                if root != me {
+                    let mine = Shape::new(from_type, from_count);
+                    let given = |member: usize| {
+                        if member == root { (mine, from.cast_mut()) } else { nothing(mine) }
+                    };
+                    return exchange(met, comm, Some(root), given, |_| nothing(mine));
+                }
+                let part = elements(to_type, to, counts, places);
+                let (my_shape, my_place) = part(me);
+                let kept = match is_in_place(from) {
+                    true => Ok(()),
+                    false => Shape::new(from_type, from_count).copy(from, &my_shape, my_place),
+                };
+                exchange(met, comm, Some(root), |_| nothing(my_shape), part)?;
+                Ok(kept?)
+            },
+            |below| {
+                let (function, module) = (below.coll_gatherv?, below.coll_gatherv_module);
+                Some(function(from, from_count, from_type, to, counts, places, to_type, root, comm, module))
             },
         )
     }

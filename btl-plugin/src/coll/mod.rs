@@ -9,7 +9,7 @@
 //!   `waiting`: how it waits for members.
 //! - `functions`: what a module takes over; `run`: an operation's way.
 //! - `barrier`, `bcast`, `reduce`, `allreduce`, `allgather`, `gather`, `scatter`, `alltoall`: the operations.
-//! - `vector`: those of parts of any lengths.
+//! - `vector`: the exchange of parts of any lengths, for gatherv, scatterv and alltoallv.
 //! - `datatype`: buffers of any datatype as bytes; `op`: Open MPI's operations on those.
 //! - `hierarchy`: operations in two levels, for members of several regions or virtual machines, where the user wants that.
 //!

@@ -6,7 +6,7 @@ use std::ptr;
 use super::datatype::{Shape, is_in_place};
 use super::hierarchy::Levels;
 use super::op::Operation;
-use super::run::{ELSEWHERE, NotDone, SUCCESS, in_levels, must_take, with};
+use super::run::{NotDone, SUCCESS, in_levels, must_take, with};
 use crate::ompi::{self, mca_coll_base_module_t, ompi_communicator_t, ompi_datatype_t, ompi_op_t};
 
 /// `MPI_Reduce`.
@@ -26,16 +26,12 @@ pub unsafe extern "C" fn reduce(
         if shape.bytes() == 0 {
             return SUCCESS;
         }
-        let levels = |levels: &Levels| match !shape.goes_back()
-            && ompi::vmshm_coll_commutes(op)
-            && levels.is_led_by(root as usize)
-        {
-            true => levels.reduce(from, to, count, datatype, op, root as usize),
-            false => Err(ELSEWHERE),
+        let levels = |levels: &Levels| {
+            let root = root as usize;
+            let is_theirs = !shape.goes_back() && ompi::vmshm_coll_commutes(op) && levels.is_led_by(root);
+            is_theirs.then(|| levels.reduce(from, to, count, datatype, op, root))
         };
-        if let Some(rc) = in_levels(module, comm, levels)
-            && rc != ELSEWHERE
-        {
+        if let Some(rc) = in_levels(module, comm, levels) {
             return rc;
         }
         with(

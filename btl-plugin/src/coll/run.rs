@@ -63,10 +63,7 @@ pub unsafe fn with(
     }
 }
 
-/// Says that an operation is not for the levels: no code of Open MPI's.
-pub const ELSEWHERE: c_int = c_int::MIN;
-
-/// Does an operation in levels, if there are some; returns Open MPI's code.
+/// Does an operation in levels, if there are some and `work` does not decline; returns Open MPI's code.
 ///
 /// # Safety
 /// As [`State::met`].
@@ -74,7 +71,7 @@ pub const ELSEWHERE: c_int = c_int::MIN;
 pub unsafe fn in_levels(
     module: *mut mca_coll_base_module_t,
     comm: *mut ompi_communicator_t,
-    work: impl FnOnce(&Levels) -> Result<(), c_int>,
+    work: impl FnOnce(&Levels) -> Option<Result<(), c_int>>,
 ) -> Option<c_int> {
     let module = module.cast::<vmshm_coll_module_t>();
     // SAFETY: as in `with`; the state is not borrowed while Open MPI may call us again.
@@ -86,7 +83,7 @@ pub unsafe fn in_levels(
     }
     // SAFETY: as above.
     let state = unsafe { &*(*module).state.cast::<State>() };
-    state.levels().map(|levels| work(levels).err().unwrap_or(SUCCESS))
+    state.levels().and_then(work).map(|done| done.err().unwrap_or(SUCCESS))
 }
 
 /// Fails where payloads of `len` bytes a step are not for us.

@@ -1,10 +1,11 @@
-//! `MPI_Scatter`.
+//! `MPI_Scatter`, `MPI_Scatterv`.
 
 use std::ffi::{c_int, c_void};
 use std::ptr;
 
 use super::datatype::{Shape, is_in_place, parts};
 use super::run::{NotDone, SUCCESS, must_take, with};
+use super::vector::{elements, exchange, nothing};
 use crate::ompi::{self, mca_coll_base_module_t, ompi_communicator_t, ompi_datatype_t};
 
 /// `MPI_Scatter`.
@@ -26,8 +27,7 @@ pub unsafe extern "C" fn scatter(
         if part.bytes() == 0 {
             return SUCCESS;
         }
-        let place =
-            |member: usize| part.behind(from.cast_mut(), member as isize * from_count as isize).cast_const();
+        let place = |member: usize| part.part(from.cast_mut(), member).cast_const();
         with(
             module,
             comm,
@@ -53,6 +53,52 @@ pub unsafe extern "C" fn scatter(
             |below| {
                 let (function, module) = (below.coll_scatter?, below.coll_scatter_module);
                 Some(function(from, from_count, from_type, to, to_count, to_type, root, comm, module))
+            },
+        )
+    }
+}
+
+/// `MPI_Scatterv`.
+pub unsafe extern "C" fn scatterv(
+    from: *const c_void,
+    counts: *const c_int,
+    places: *const c_int,
+    from_type: *mut ompi_datatype_t,
+    to: *mut c_void,
+    to_count: c_int,
+    to_type: *mut ompi_datatype_t,
+    root: c_int,
+    comm: *mut ompi_communicator_t,
+    module: *mut mca_coll_base_module_t,
+) -> c_int {
+    // SAFETY: Open MPI calls this for all members of a communicator that the module was made for; at the root there is a
+    // count and a place for each member, and only its `from` is used.
+    unsafe {
+        with(
+            module,
+            comm,
+            |met| {
+                if !met.group.has_tables() {
+                    return Err(NotDone::Declined);
+                }
+                let (me, root) = (met.group.me(), root as usize);
+                if root != me {
+                    let mine = Shape::new(to_type, to_count);
+                    let taken = |member: usize| if member == root { (mine, to) } else { nothing(mine) };
+                    return exchange(met, comm, None, |_| nothing(mine), taken);
+                }
+                let part = elements(from_type, from.cast_mut(), counts, places);
+                let (my_shape, my_place) = part(me);
+                let kept = match is_in_place(to) {
+                    true => Ok(()),
+                    false => my_shape.copy(my_place, &Shape::new(to_type, to_count), to),
+                };
+                exchange(met, comm, None, part, |_| nothing(my_shape))?;
+                Ok(kept?)
+            },
+            |below| {
+                let (function, module) = (below.coll_scatterv?, below.coll_scatterv_module);
+                Some(function(from, counts, places, from_type, to, to_count, to_type, root, comm, module))
             },
         )
     }

@@ -1,4 +1,4 @@
-//! Operations whose parts have any lengths: gatherv, scatterv, alltoallv.
+//! The exchange of parts of any lengths, by which gatherv, scatterv and alltoallv work.
 
 use std::ffi::{c_int, c_void};
 use std::{mem, ptr};
@@ -6,14 +6,13 @@ use std::{mem, ptr};
 use vmshm_transport::collective::{CollError, Given, Late, Part};
 
 use super::datatype::Shape;
-use super::datatype::is_in_place;
 use super::group::Met;
-use super::run::{NotDone, with};
+use super::run::NotDone;
 use crate::ompi::help;
-use crate::ompi::{self, mca_coll_base_module_t, ompi_communicator_t, ompi_datatype_t, ompi_request_t};
+use crate::ompi::{self, ompi_communicator_t, ompi_datatype_t, ompi_request_t};
 
 /// A part of a buffer: how many elements, and where.
-type Elements = (Shape, *mut c_void);
+pub type Elements = (Shape, *mut c_void);
 
 /// The messages that bring what is too long for a slot.
 struct Messages<'a, G, T> {
@@ -120,7 +119,7 @@ impl<G: Fn(usize) -> Elements, T: Fn(usize) -> Elements> Late for Messages<'_, G
 ///
 /// # Safety
 /// The parts have their shapes, and do not overlap.
-unsafe fn exchange(
+pub unsafe fn exchange(
     met: &mut Met,
     comm: *mut ompi_communicator_t,
     only: Option<usize>,
@@ -184,158 +183,26 @@ unsafe fn exchange(
     }
 }
 
+/// Each member's part of a buffer, by its rank, as operations of the vector kind are told it.
+///
+/// # Safety
+/// While the result is used: the datatype is one of Open MPI, and there is a count and a place for each member.
+pub unsafe fn elements(
+    datatype: *mut ompi_datatype_t,
+    buffer: *mut c_void,
+    counts: *const c_int,
+    places: *const c_int,
+) -> impl Fn(usize) -> Elements + Copy {
+    // SAFETY: the caller vouches for the datatype.
+    let element = unsafe { Shape::new(datatype, 1) };
+    move |member: usize| {
+        // SAFETY: the caller vouches for the member's count and place.
+        let (count, place) = unsafe { (*counts.add(member), *places.add(member)) };
+        (element.times(count), element.behind(buffer, place as isize))
+    }
+}
+
 /// No elements.
-fn nothing(shape: Shape) -> Elements {
+pub fn nothing(shape: Shape) -> Elements {
     (shape.times(0), ptr::null_mut())
-}
-
-pub(super) unsafe extern "C" fn gatherv(
-    from: *const c_void,
-    from_count: c_int,
-    from_type: *mut ompi_datatype_t,
-    to: *mut c_void,
-    counts: *const c_int,
-    places: *const c_int,
-    to_type: *mut ompi_datatype_t,
-    root: c_int,
-    comm: *mut ompi_communicator_t,
-    module: *mut mca_coll_base_module_t,
-) -> c_int {
-    // SAFETY: Open MPI calls this for all members of a communicator that the module was made for; at the root there is a
-    // count and a place for each member, and only its `to` is used.
-    unsafe {
-        with(
-            module,
-            comm,
-            |met| {
-                let (me, root) = (met.group.me(), root as usize);
-                if root != me {
-                    let mine = Shape::new(from_type, from_count);
-                    let given = |member: usize| {
-                        if member == root { (mine, from.cast_mut()) } else { nothing(mine) }
-                    };
-                    return exchange(met, comm, Some(root), given, |_| nothing(mine));
-                }
-                let element = Shape::new(to_type, 1);
-                let part = |member: usize| {
-                    (element.times(*counts.add(member)), element.behind(to, *places.add(member) as isize))
-                };
-                let (my_shape, my_place) = part(me);
-                let kept = match is_in_place(from) {
-                    true => Ok(()),
-                    false => Shape::new(from_type, from_count).copy(from, &my_shape, my_place),
-                };
-                exchange(met, comm, Some(root), |_| nothing(element), part)?;
-                Ok(kept?)
-            },
-            |below| {
-                let (function, module) = (below.coll_gatherv?, below.coll_gatherv_module);
-                Some(function(from, from_count, from_type, to, counts, places, to_type, root, comm, module))
-            },
-        )
-    }
-}
-
-pub(super) unsafe extern "C" fn scatterv(
-    from: *const c_void,
-    counts: *const c_int,
-    places: *const c_int,
-    from_type: *mut ompi_datatype_t,
-    to: *mut c_void,
-    to_count: c_int,
-    to_type: *mut ompi_datatype_t,
-    root: c_int,
-    comm: *mut ompi_communicator_t,
-    module: *mut mca_coll_base_module_t,
-) -> c_int {
-    // SAFETY: as in `gatherv`; only the root's `from` is used.
-    unsafe {
-        with(
-            module,
-            comm,
-            |met| {
-                if !met.group.has_tables() {
-                    return Err(NotDone::Declined);
-                }
-                let (me, root) = (met.group.me(), root as usize);
-                if root != me {
-                    let mine = Shape::new(to_type, to_count);
-                    let taken = |member: usize| if member == root { (mine, to) } else { nothing(mine) };
-                    return exchange(met, comm, None, |_| nothing(mine), taken);
-                }
-                let element = Shape::new(from_type, 1);
-                let part = |member: usize| {
-                    let place = element.behind(from.cast_mut(), *places.add(member) as isize);
-                    (element.times(*counts.add(member)), place)
-                };
-                let (my_shape, my_place) = part(me);
-                let kept = match is_in_place(to) {
-                    true => Ok(()),
-                    false => my_shape.copy(my_place, &Shape::new(to_type, to_count), to),
-                };
-                exchange(met, comm, None, part, |_| nothing(element))?;
-                Ok(kept?)
-            },
-            |below| {
-                let (function, module) = (below.coll_scatterv?, below.coll_scatterv_module);
-                Some(function(from, counts, places, from_type, to, to_count, to_type, root, comm, module))
-            },
-        )
-    }
-}
-
-pub(super) unsafe extern "C" fn alltoallv(
-    from: *const c_void,
-    from_counts: *const c_int,
-    from_places: *const c_int,
-    from_type: *mut ompi_datatype_t,
-    to: *mut c_void,
-    to_counts: *const c_int,
-    to_places: *const c_int,
-    to_type: *mut ompi_datatype_t,
-    comm: *mut ompi_communicator_t,
-    module: *mut mca_coll_base_module_t,
-) -> c_int {
-    // SAFETY: as in `gatherv`; all counts and places are there for each member.
-    unsafe {
-        with(
-            module,
-            comm,
-            |met| {
-                // What arrives would take the place of what is sent; it is so at all members.
-                if is_in_place(from) || !met.group.has_tables() {
-                    return Err(NotDone::Declined);
-                }
-                let (from_element, to_element) = (Shape::new(from_type, 1), Shape::new(to_type, 1));
-                let given = |member: usize| {
-                    let place = from_element.behind(from.cast_mut(), *from_places.add(member) as isize);
-                    (from_element.times(*from_counts.add(member)), place)
-                };
-                let taken = |member: usize| {
-                    let place = to_element.behind(to, *to_places.add(member) as isize);
-                    (to_element.times(*to_counts.add(member)), place)
-                };
-                let (mine, my_place) = given(met.group.me());
-                let (kept, kept_place) = taken(met.group.me());
-                let kept = mine.copy(my_place, &kept, kept_place);
-                exchange(met, comm, None, given, taken)?;
-                Ok(kept?)
-            },
-            |below| {
-                let (function, module) = (below.coll_alltoallv?, below.coll_alltoallv_module);
-                Some(function(
-                    from,
-                    from_counts,
-                    from_places,
-                    from_type,
-                    to,
-                    to_counts,
-                    to_places,
-                    to_type,
-                    comm,
-                    module,
-                ))
-            },
-        )
-    }
 }
