@@ -63,7 +63,7 @@ pub fn open() {
     }
     let found = INSTANCE.lock().as_ref().map(|instance| {
         let endpoint = instance.engine.endpoint();
-        // What hugetlbfs calls a block is a page.
+        // A page is hugetlbfs's block.
         let page = endpoint.memory().file().metadata().map_or(0, |data| data.blksize() as usize);
         (
             ChunkAllocator::of(endpoint),

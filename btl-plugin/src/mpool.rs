@@ -93,7 +93,7 @@ pub fn give_back(address: *mut u8) {
     }
 }
 
-/// What is in ordinary memory since the section was full.
+/// Allocations in ordinary memory since the section was full.
 struct Refused {
     count: AtomicU64,
     bytes: AtomicU64,

@@ -71,7 +71,7 @@ extern "C" fn in_child() {
 fn after(function: impl FnOnce(&Table) -> unsafe extern "C" fn(*mut c_void)) {
     if let Some(table) = table() {
         let key = HANDOVER.load(Ordering::Relaxed);
-        // SAFETY: as above; what this thread's `before` got is handed on once.
+        // SAFETY: the key exists; the table's functions do what they promise. The value that this thread's `before` got is handed on once.
         unsafe {
             let handover = libc::pthread_getspecific(key);
             libc::pthread_setspecific(key, ptr::null());

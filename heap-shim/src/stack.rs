@@ -30,7 +30,7 @@ unsafe extern "C" {
 /// Enough for a program's fork handlers, bytes. Pages that are not used cost nothing.
 const LEN: usize = 1 << 20;
 
-/// Below the stack, so that who needs more is stopped, bytes.
+/// Guard below the stack, bytes: a thread that needs more is stopped.
 const GUARD: usize = 64 << 10;
 
 /// Lies on top of the stack that is used meanwhile: like it, in memory that a child has its own of.
@@ -97,7 +97,7 @@ pub unsafe fn attributes_off_section(from: *const pthread_attr_t) -> Option<pthr
     placed(start)?;
     let mut own = MaybeUninit::<pthread_attr_t>::uninit();
     let to = own.as_mut_ptr();
-    // SAFETY: as above; `to` is initialised by the first call, and each value has its place.
+    // SAFETY: the caller vouches for `from`; `to` is initialised by the first call, and each value has its place.
     unsafe {
         if libc::pthread_attr_init(to) != 0 {
             return None;

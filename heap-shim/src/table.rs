@@ -49,7 +49,7 @@ pub unsafe extern "C" fn vmshm_heap_register(table: *const Table) -> c_int {
         return 0;
     }
     START.store(start, Ordering::Relaxed);
-    // Release: who sees the length sees the start, and the table.
+    // Release: a reader that sees the length sees the start, and the table.
     LEN.store(end - start, Ordering::Release);
     MIN.store(min, Ordering::Release);
     0
@@ -58,7 +58,7 @@ pub unsafe extern "C" fn vmshm_heap_register(table: *const Table) -> c_int {
 const _: Register = vmshm_heap_register;
 
 /// Whether the process's allocator is this library's, and glibc's behind it. Others define glibc's own names too, and lock
-/// themselves before a fork, when the plugin waits for who allocates.
+/// themselves before a fork, when the plugin waits for allocating threads.
 fn is_alone() -> bool {
     let base = |address| library(address).dli_fbase;
     let own = base((&raw const TABLE).cast());

@@ -48,7 +48,7 @@ const VERSION_1: Names = Names {
 const VERSION_2: Names =
     Names { mount: "/sys/fs/cgroup", limit: "/memory.max", usage: "/memory.current", cache: "inactive_file" };
 
-/// What a line of `/proc/self/cgroup` says: the least of the group and all above it.
+/// Memory left to the cgroup of a line of `/proc/self/cgroup`: the least of the group and all above it.
 fn of_hierarchy(root: &str, line: &str) -> Option<usize> {
     let (_, rest) = line.split_once(':')?;
     let (controllers, mut group) = rest.split_once(':')?;

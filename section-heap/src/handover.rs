@@ -1,7 +1,7 @@
-//! What a child gets at a fork: the program's memory in the section, as it is between the last handler before the fork and
+//! The handover to a child at a fork: the program's memory in the section, as it is between the last handler before the fork and
 //! the first one after it.
 //!
-//! The section is shared with all who map it, so a child's pages are copies, made before the fork and moved into place
+//! The section is shared with all its readers, so a child's pages are copies, made before the fork and moved into place
 //! after it. No lock is held in between: glibc takes its own there, under which other threads may allocate. They get
 //! ordinary memory meanwhile, so that the list of blocks that the child gets is complete.
 //!
@@ -28,7 +28,7 @@ const RANGES: usize = 64;
 /// The least length of such a range, bytes, and what both ends are multiples of: a large page of the processor.
 pub const GRAIN: usize = 2 << 20;
 
-/// What the thread that forks hands to its child and takes back in the parent. It lies in a mapping of its own, with the
+/// State that the forking thread hands to its child and takes back in the parent. It lies in a mapping of its own, with the
 /// list of blocks behind it: no allocator is asked, since others' handlers may have locked theirs.
 #[derive(Debug)]
 pub struct Handover {

@@ -29,7 +29,7 @@ fn is_under_way() -> bool {
     FORKS.load(Ordering::Relaxed) > 0
 }
 
-/// What is placed where. None before `begin`.
+/// The heap's blocks. None before `begin`.
 static HEAP: Lock<Option<Heap>> = Lock::new(None);
 
 #[derive(Debug)]
@@ -39,7 +39,7 @@ struct Heap {
     page: usize,
 }
 
-/// What became of [`begin`].
+/// The outcome of [`begin`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Begun {
     /// Allocations are placed in the section from now on.
@@ -107,12 +107,12 @@ fn table_of(range: Range<usize>, min: usize) -> Table {
     }
 }
 
-/// What [`end`] leaves.
+/// The outcome of [`end`].
 #[derive(Debug)]
 pub struct Ended {
     /// The program still uses some of the memory: then the section has to stay as it is.
     pub is_used: bool,
-    /// What became of the allocations; none in a child, or where there was no heap.
+    /// Counts of allocations; none in a child, or where there was no heap.
     pub counts: Option<Counts>,
 }
 
@@ -154,14 +154,14 @@ fn shim() -> Option<table::Register> {
     }
 }
 
-/// ChunkAllocator `work` on the heap, if there is one and this thread is not inside it already. Leaves `errno` as it was.
+/// Runs `work` on the heap, if there is one and this thread is not inside it already. Leaves `errno` as it was.
 fn with<T>(work: impl FnOnce(&mut Heap) -> T) -> Option<T> {
     // SAFETY: the thread's own variable.
     let errno: *mut c_int = unsafe { libc::__errno_location() };
-    // SAFETY: as above.
+    // SAFETY: the thread's own variable.
     let before = unsafe { *errno };
     let done = HEAP.enter().and_then(|mut held| held.as_mut().map(work));
-    // SAFETY: as above.
+    // SAFETY: the thread's own variable.
     unsafe { *errno = before };
     done
 }

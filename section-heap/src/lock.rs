@@ -33,7 +33,7 @@ impl<T> Lock<T> {
 
     /// The value; None where any thread holds it.
     pub fn try_enter(&self) -> Option<Held<'_, T>> {
-        // SAFETY: as above.
+        // SAFETY: the mutex is initialised and never moves, being in a static.
         let is_ours = unsafe { libc::pthread_mutex_trylock(self.mutex.get()) } == 0;
         is_ours.then(|| Held(self))
     }
@@ -50,7 +50,7 @@ impl<T> Deref for Held<'_, T> {
 
 impl<T> DerefMut for Held<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: as above.
+        // SAFETY: this thread holds the mutex, and no second guard exists.
         unsafe { &mut *self.0.value.get() }
     }
 }

@@ -48,13 +48,13 @@ pub fn once(news: News, text: fmt::Arguments) {
         let mut line = Line { bytes: [0; 1024], len: 0 };
         // SAFETY: a plain question.
         let process = unsafe { libc::getpid() };
-        // What does not fit is cut.
+        // A longer text is cut.
         let _ = write!(line, "[{process}] {}: {text}", LABEL.get().unwrap_or(&"vmshm"));
         line.bytes[line.len] = b'\n';
         // SAFETY: so many bytes are there. Where standard error is closed, nobody wants to know.
         unsafe { libc::write(libc::STDERR_FILENO, line.bytes.as_ptr().cast(), line.len + 1) };
     }
-    // SAFETY: as above.
+    // SAFETY: the thread's own variable.
     unsafe { *errno = before };
 }
 

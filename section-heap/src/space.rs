@@ -1,6 +1,6 @@
 //! Which parts of the section are the program's: whole pages, from runs of the section's chunks.
 //!
-//! What is known of them lies outside of the section, in ordinary memory.
+//! The records of blocks lie outside of the section, in ordinary memory.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use range_alloc::RangeAllocator;
 use vmshm_transport::{ChunkAllocator, Holder, Memory};
 
-/// What blocks are made of, bytes.
+/// Unit of blocks, bytes.
 pub const PAGE: usize = 4096;
 
 /// A run that is shared by smaller blocks, bytes.
@@ -27,7 +27,7 @@ pub struct Space<M: Memory> {
     blocks: BTreeMap<usize, Block>,
     /// Shared runs by their address.
     extents: BTreeMap<usize, Extent>,
-    /// What happened so far.
+    /// Counts so far.
     pub counts: Counts,
 }
 
@@ -49,7 +49,7 @@ struct Extent {
 // SAFETY: the pointers are addresses of the process's memory, which any thread may use.
 unsafe impl<M: Memory> Send for Space<M> where ChunkAllocator<Arc<M>>: Send {}
 
-/// What became of the allocations.
+/// Counts of allocations.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Counts {
     /// Allocations in the section.
@@ -159,7 +159,7 @@ impl<M: Memory> Space<M> {
         self.runs.addresses()
     }
 
-    /// What the program has: the addresses that it knows, in order, and where each block ends.
+    /// The program's blocks: the addresses that it knows, in order, and where each block ends.
     pub fn blocks(&self) -> impl ExactSizeIterator<Item = Range<usize>> {
         self.blocks.iter().map(|(address, block)| *address..block.start.addr() + block.len)
     }

@@ -19,7 +19,8 @@ pub unsafe extern "C" fn allgather(
     comm: *mut ompi_communicator_t,
     module: *mut mca_coll_base_module_t,
 ) -> c_int {
-    // SAFETY: as in `barrier`; the buffers have so many elements, `to` for each member.
+    // SAFETY: Open MPI calls this for all members of the module's communicator. `from` has its elements, and `to` has them for
+    // each member.
     unsafe {
         let part = Shape::new(to_type, to_count);
         if part.bytes() == 0 {
@@ -103,7 +104,8 @@ pub unsafe extern "C" fn allgatherv(
     comm: *mut ompi_communicator_t,
     module: *mut mca_coll_base_module_t,
 ) -> c_int {
-    // SAFETY: as in `allgather`; there is a count and a place for each member.
+    // SAFETY: Open MPI calls this for all members of the module's communicator. `from` has its elements, and for each member
+    // there is a count and a place in `to`.
     unsafe {
         let part = |member: usize| {
             let shape = Shape::new(to_type, *counts.add(member));

@@ -18,7 +18,8 @@ pub unsafe extern "C" fn allreduce(
     comm: *mut ompi_communicator_t,
     module: *mut mca_coll_base_module_t,
 ) -> c_int {
-    // SAFETY: as in `barrier`; the buffers have `count` elements, for which the operation is defined.
+    // SAFETY: Open MPI calls this for all members of the module's communicator. The buffers have `count` elements, for which
+    // the operation is defined.
     unsafe {
         let shape = Shape::new(datatype, count);
         if shape.bytes() == 0 {

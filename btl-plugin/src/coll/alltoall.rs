@@ -18,7 +18,8 @@ pub unsafe extern "C" fn alltoall(
     comm: *mut ompi_communicator_t,
     module: *mut mca_coll_base_module_t,
 ) -> c_int {
-    // SAFETY: as in `allgather`; both buffers have so many elements for each member.
+    // SAFETY: Open MPI calls this for all members of the module's communicator. Both buffers have their elements for each
+    // member.
     unsafe {
         let part = Shape::new(to_type, to_count);
         let len = part.bytes();
@@ -37,7 +38,7 @@ pub unsafe extern "C" fn alltoall(
                 }
                 let mut kept = Ok(());
                 let all = if is_in_place(from) {
-                    // What arrives takes the place of what is sent.
+                    // Received parts take the place of sent ones.
                     let mut packed = vec![0u8; len * size];
                     for (member, bytes) in packed.chunks_exact_mut(len).enumerate() {
                         part.pack(place(member), bytes.as_mut_ptr())?;
@@ -95,7 +96,7 @@ pub unsafe extern "C" fn alltoallv(
             module,
             comm,
             |met| {
-                // What arrives would take the place of what is sent; it is so at all members.
+                // Received parts would take the place of sent ones; all members give `MPI_IN_PLACE`, or none.
                 if is_in_place(from) || !met.group.has_tables() {
                     return Err(NotDone::Declined);
                 }

@@ -16,7 +16,7 @@ pub unsafe extern "C" fn bcast(
     comm: *mut ompi_communicator_t,
     module: *mut mca_coll_base_module_t,
 ) -> c_int {
-    // SAFETY: as in `barrier`; the buffer has `count` elements.
+    // SAFETY: Open MPI calls this for all members of the module's communicator. The buffer has `count` elements.
     unsafe {
         let shape = Shape::new(datatype, count);
         if shape.bytes() == 0 {

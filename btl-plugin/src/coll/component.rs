@@ -1,4 +1,4 @@
-//! What Open MPI calls for the component, and for each new communicator.
+//! The component's functions, which Open MPI calls once, and for each new communicator.
 
 use std::ffi::c_int;
 use std::ptr;
@@ -23,7 +23,7 @@ pub unsafe extern "C" fn register() -> c_int {
     ompi::OPAL_SUCCESS as c_int
 }
 
-/// What the members are parted by, so that each part does an operation first, if the user wants that.
+/// The criterion that parts the members into levels, if the user wants levels.
 fn parted_by(names: &[EndpointName], endpoints: u32) -> Option<By> {
     let levels = params::coll_levels();
     let (by, least) = match is_one_region(names) {

@@ -23,7 +23,8 @@ pub unsafe extern "C" fn gather(
     comm: *mut ompi_communicator_t,
     module: *mut mca_coll_base_module_t,
 ) -> c_int {
-    // SAFETY: as in `allgather`; only the root's `to` is used.
+    // SAFETY: Open MPI calls this for all members of the module's communicator. `from` has its elements, and at the root `to`
+    // has them for each member.
     unsafe {
         let is_root = ompi::vmshm_coll_rank(comm) == root;
         let part = if is_root { Shape::new(to_type, to_count) } else { Shape::new(from_type, from_count) };

@@ -6,7 +6,7 @@
 //! part that is a region may have sections for parts itself.
 //!
 //! These communicators are made at the first operation, which takes collective operations that the program knows nothing
-//! of. So levels are for those who ask for them.
+//! of. So levels are made where the user asks for them (`coll_vmshm_levels`).
 
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
@@ -19,12 +19,12 @@ use super::datatype::is_in_place;
 use super::op::Room;
 use crate::ompi::{self, ompi_communicator_t, ompi_datatype_t, ompi_op_t};
 
-/// What members are parted by.
+/// The criterion that parts members.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum By {
     /// The region that they see.
     Region,
-    /// The section of the region that they all see, which has so many endpoints in each.
+    /// The section of the region that all members see.
     Section {
         /// Endpoints of a section.
         endpoints: u32,
@@ -40,7 +40,7 @@ impl fmt::Display for By {
     }
 }
 
-/// Who is in which part: for each member the part's number, and its number in the part. Parts are numbered in the order of
+/// The parts: for each member the part's number, and the member's number in the part. Parts are numbered in the order of
 /// their first members, which lead them.
 #[derive(Debug, PartialEq, Eq)]
 struct Parts(Vec<(usize, usize)>);
@@ -79,7 +79,7 @@ pub struct Levels {
     parts: Parts,
     me: usize,
     low: *mut ompi_communicator_t,
-    /// NULL for those who do not lead.
+    /// The leaders' communicator; NULL in other members.
     up: *mut ompi_communicator_t,
 }
 
@@ -103,7 +103,7 @@ impl Levels {
         let parts = Parts::new(names, by);
         let (part, number) = parts.0[me];
         let leads = if number == 0 { 0 } else { -1 };
-        // What is made is freed if the rest fails.
+        // Dropped, and its communicators freed, if the rest fails.
         let mut levels = Self { parts, me, low: ptr::null_mut(), up: ptr::null_mut() };
         // SAFETY: the caller vouches for the communicator; both pointers are written.
         unsafe {
@@ -146,7 +146,7 @@ impl Levels {
     ) -> Done {
         let (from, number) = self.parts.0[root];
         let is_first = self.parts.0[self.me].0 == from;
-        // SAFETY: as in `barrier`; the caller vouches for the rest.
+        // SAFETY: the communicators live as long as this value; the caller vouches for the buffer.
         unsafe {
             let low =
                 |root: usize| done(ompi::vmshm_coll_bcast(buffer, count, datatype, root as c_int, self.low));
@@ -171,7 +171,7 @@ impl Levels {
         op: *mut ompi_op_t,
     ) -> Done {
         let mine = if is_in_place(from) && !self.leads() { to.cast_const() } else { from };
-        // SAFETY: as in `bcast`.
+        // SAFETY: the communicators live as long as this value; the caller vouches for the buffers.
         unsafe {
             done(ompi::vmshm_coll_reduce(mine, to, count, datatype, op, 0, self.low))?;
             if self.leads() {
@@ -193,7 +193,8 @@ impl Levels {
         root: usize,
     ) -> Done {
         let is_root = self.me == root;
-        // SAFETY: as in `bcast`; what leaders keep of their parts has room for all elements.
+        // SAFETY: the communicators live as long as this value; the caller vouches for the buffers, and `room` has room for all
+        // elements of a part.
         unsafe {
             if !self.leads() {
                 return done(ompi::vmshm_coll_reduce(from, to, count, datatype, op, 0, self.low));

@@ -30,7 +30,7 @@
 //! everyone's time. What each member says by itself, as in a barrier or an allreduce, does cross for each of them where two
 //! leaders would need two crossings; but these are under way at the same time, while levels would put two more ways between
 //! cores one after the other. That can pay only for many members a VM; barriers of more than eight go in rounds instead.
-//! Who has such machines can try it (`coll_vmshm_levels` 2). With 4 and 8 members on 2 cores it takes 1.1 to 4 times as long.
+//! A user of such machines can try it (`coll_vmshm_levels` 2). With 4 and 8 members on 2 cores it takes 1.1 to 4 times as long.
 
 mod allgather;
 mod allreduce;

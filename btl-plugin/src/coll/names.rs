@@ -7,7 +7,7 @@ use vmshm_transport::abi::EndpointName;
 
 use crate::ompi::{self, opal_proc_t};
 
-/// What processes have published, so that it is asked for once.
+/// Endpoints that processes have published, so that Open MPI is asked once.
 static NAMES: Mutex<Option<HashMap<usize, Option<EndpointName>>>> = Mutex::new(None);
 
 /// The endpoint that a process has published.
@@ -21,7 +21,7 @@ pub unsafe fn name_of(proc: *const opal_proc_t) -> Option<EndpointName> {
     *names.entry(proc.addr()).or_insert_with(|| unsafe { ompi::lookup(proc) })
 }
 
-/// Forgets what processes have published.
+/// Forgets all endpoints.
 pub fn forget_names() {
     *NAMES.lock() = None;
 }

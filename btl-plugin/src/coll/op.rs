@@ -13,7 +13,7 @@ use crate::ompi::{self, ompi_op_t};
 pub struct Operation<'a> {
     op: *mut ompi_op_t,
     shape: &'a Shape,
-    /// Whether it is one of MPI's own on numbers, once that was asked: who only gives an operand need not know.
+    /// Whether it is one of MPI's own on numbers, once that was asked: a member that only gives an operand need not know.
     is_intrinsic: Option<bool>,
     /// Private copies of operands.
     left: Room,
@@ -33,7 +33,7 @@ impl<'a> Operation<'a> {
     fn is_intrinsic(&mut self) -> bool {
         let (op, shape) = (self.op, self.shape);
         *self.is_intrinsic.get_or_insert_with(|| {
-            // SAFETY: who made this vouches for both.
+            // SAFETY: the caller of `new` vouches for both.
             shape.is_contiguous() && unsafe { ompi::vmshm_coll_is_intrinsic(op, shape.datatype()) }
         })
     }

@@ -20,7 +20,8 @@ pub unsafe extern "C" fn reduce(
     comm: *mut ompi_communicator_t,
     module: *mut mca_coll_base_module_t,
 ) -> c_int {
-    // SAFETY: as in `allreduce`; only the root's `to` is used.
+    // SAFETY: Open MPI calls this for all members of the module's communicator. The buffers have `count` elements, for which
+    // the operation is defined; only the root's `to` is used.
     unsafe {
         let shape = Shape::new(datatype, count);
         if shape.bytes() == 0 {

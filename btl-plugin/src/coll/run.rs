@@ -14,9 +14,9 @@ pub const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
 
 /// Why an operation is not done here.
 pub enum NotDone {
-    /// It is left to the component below.
+    /// The component below is to do it.
     Declined,
-    /// It failed, with Open MPI's code.
+    /// Failed with Open MPI's code; the members are in step.
     Failed(c_int),
     /// The members are out of step.
     OutOfStep(CollError),
@@ -74,14 +74,14 @@ pub unsafe fn in_levels(
     work: impl FnOnce(&Levels) -> Option<Result<(), c_int>>,
 ) -> Option<c_int> {
     let module = module.cast::<vmshm_coll_module_t>();
-    // SAFETY: as in `with`; the state is not borrowed while Open MPI may call us again.
+    // SAFETY: the module has a state as long as it lives, which is not borrowed while Open MPI may call us again.
     if let Some(by) = unsafe { (*(*module).state.cast::<State>()).levels_due() } {
         // SAFETY: the caller vouches for both.
         if let Err(rc) = unsafe { State::make_levels(module, comm, by) } {
             return Some(rc);
         }
     }
-    // SAFETY: as above.
+    // SAFETY: the module has a state as long as it lives, and its communicator is used by one thread at a time.
     let state = unsafe { &*(*module).state.cast::<State>() };
     state.levels().and_then(work).map(|done| done.err().unwrap_or(SUCCESS))
 }

@@ -20,7 +20,8 @@ pub unsafe extern "C" fn scatter(
     comm: *mut ompi_communicator_t,
     module: *mut mca_coll_base_module_t,
 ) -> c_int {
-    // SAFETY: as in `allgather`; only the root's `from` is used.
+    // SAFETY: Open MPI calls this for all members of the module's communicator. `to` has its elements, and at the root `from`
+    // has them for each member.
     unsafe {
         let is_root = ompi::vmshm_coll_rank(comm) == root;
         let part = if is_root { Shape::new(from_type, from_count) } else { Shape::new(to_type, to_count) };

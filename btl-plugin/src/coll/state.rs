@@ -41,7 +41,7 @@ enum Stage {
     New,
     /// The members have met.
     Met(Box<Met>),
-    /// They could not; the component below does it all.
+    /// The members could not meet: the component below does all operations.
     Declined,
     /// An operation has failed with this code: the members are not at the same step any more.
     Broken(c_int),
@@ -53,7 +53,7 @@ static STATES: Mutex<Vec<Kept>> = Mutex::new(Vec::new());
 #[derive(PartialEq)]
 struct Kept(*mut State);
 
-// SAFETY: as State.
+// SAFETY: a `State` may be used by any thread, see there.
 unsafe impl Send for Kept {}
 
 /// Called before the region is left: nothing of ours uses it afterwards.
@@ -94,7 +94,7 @@ impl State {
         }
     }
 
-    /// What parts the levels that are still to be made.
+    /// The parting of levels that are still to be made.
     #[inline]
     pub fn levels_due(&self) -> Option<By> {
         match self.hierarchy {
@@ -113,7 +113,8 @@ impl State {
         comm: *mut ompi_communicator_t,
         by: By,
     ) -> Result<(), c_int> {
-        // SAFETY: as in `met`; the state is not borrowed while Open MPI may call us again.
+        // SAFETY: the caller vouches for the module, which has a state as long as it lives, and for its communicator. The state
+        // is not borrowed while Open MPI may call us again.
         unsafe {
             let state = (*module).state.cast::<State>();
             // Making them takes operations on this communicator, which are to be done without.
@@ -141,7 +142,7 @@ impl State {
         }
     }
 
-    /// Gives it to a module.
+    /// Moves a state to the heap, for a module, and lists it.
     pub fn keep(state: Self) -> *mut Self {
         let state = Box::into_raw(Box::new(state));
         STATES.lock().push(Kept(state));

@@ -62,7 +62,7 @@ impl<G: Fn(usize) -> Elements, T: Fn(usize) -> Elements> Messages<'_, G, T> {
     fn end(&mut self, done: Result<(), CollError>) -> Result<(), NotDone> {
         match done {
             Err(broken @ CollError::LengthMismatch { .. }) => {
-                // What this fails with is told anyway.
+                // The mismatch is reported in place of an error of this wait.
                 let _ = self.wait();
                 help::verbose(&format!("a collective operation failed: {broken}"));
                 Err(NotDone::Failed(ompi::MPI_ERR_TRUNCATE as c_int))
@@ -161,7 +161,7 @@ pub unsafe fn exchange(
         let mut sinks = Vec::with_capacity(size);
         for member in 0..size {
             let (shape, buffer) = given(member);
-            // What certainly is a message needs no packing here.
+            // A part that certainly goes as a message needs no packing here.
             let packs = member != me && (shape.is_contiguous() || shape.bytes() <= room);
             sources.push((packs.then(|| shape.source(buffer)).transpose()?, shape.bytes()));
             let (shape, buffer) = taken(member);

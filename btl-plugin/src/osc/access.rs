@@ -1,4 +1,4 @@
-//! What Open MPI calls to access another process's memory, for both kinds of windows.
+//! Put, get, accumulate and their like, for both kinds of windows, as Open MPI calls them.
 
 use std::ffi::{c_int, c_void};
 
@@ -14,7 +14,7 @@ pub struct Local {
     pub at: *mut c_void,
     /// How many.
     pub count: c_int,
-    /// What each of them is.
+    /// Their datatype.
     pub datatype: *mut ompi_datatype_t,
 }
 
@@ -27,7 +27,7 @@ pub struct Remote {
     pub displacement: isize,
     /// How many.
     pub count: c_int,
-    /// What each of them is.
+    /// Their datatype.
     pub datatype: *mut ompi_datatype_t,
 }
 
@@ -35,7 +35,7 @@ impl Remote {
     /// The elements, where their process's memory is mapped.
     ///
     /// # Errors
-    /// They leave it.
+    /// The elements leave the memory.
     ///
     /// # Safety
     /// The datatype is Open MPI's.
@@ -67,7 +67,7 @@ impl Local {
 /// Reads elements of a process's memory that is mapped.
 ///
 /// # Errors
-/// They leave it.
+/// The elements leave the memory.
 ///
 /// # Safety
 /// The datatypes are Open MPI's, and the origin has room for its elements.

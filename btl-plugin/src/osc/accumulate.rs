@@ -11,7 +11,7 @@ use crate::ompi::{self, ompi_datatype_t, ompi_op_t};
 
 /// Numbers of the target's that an operation is for.
 pub struct Numbers {
-    /// What each of them is.
+    /// Their datatype.
     pub number: Number,
     /// Where they are.
     pub runs: Runs,
@@ -24,7 +24,7 @@ impl Numbers {
     /// So many elements of a datatype, counted from where they begin.
     ///
     /// # Errors
-    /// They are not all of one predefined datatype, or the operation is not defined for it.
+    /// The elements are not all of one predefined datatype, or the operation is not defined for it.
     ///
     /// # Safety
     /// The datatype and the operation are Open MPI's.
@@ -53,7 +53,7 @@ impl Numbers {
     /// Whether elements of the origin's are such numbers, and lie in memory as if packed.
     ///
     /// # Errors
-    /// They are others.
+    /// The origin's elements are of another datatype.
     ///
     /// # Safety
     /// The datatype is Open MPI's.
@@ -69,7 +69,7 @@ impl Numbers {
     /// The packed operands for them.
     ///
     /// # Errors
-    /// They are others, or more.
+    /// The origin's elements are of another datatype, or more than the target's.
     ///
     /// # Safety
     /// The datatype is Open MPI's, and has its elements there.
@@ -93,7 +93,7 @@ impl Numbers {
     /// Gives what they were to the origin, from packed bytes.
     ///
     /// # Errors
-    /// It wants others, or has no room for them.
+    /// The origin's elements are of another datatype, or too few.
     ///
     /// # Safety
     /// The datatype is Open MPI's, and has room for its elements there.

@@ -67,7 +67,7 @@ pub unsafe extern "C" fn start<W: Epochs>(
 
 /// `MPI_Win_complete`.
 pub unsafe extern "C" fn complete<W: Epochs>(win: *mut ompi_win_t) -> c_int {
-    // What was written directly is seen before its end is told.
+    // Direct stores are seen before the epoch's end is told.
     order();
     // SAFETY: Open MPI gives a window.
     let window = unsafe { of::<W>(win) };

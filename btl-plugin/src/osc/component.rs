@@ -1,4 +1,4 @@
-//! What Open MPI calls once, and for each new window.
+//! The component's functions, which Open MPI calls once, and for each new window.
 
 use std::ffi::{CStr, c_int, c_uint, c_void};
 

@@ -12,10 +12,10 @@ use crate::ompi::{self, ompi_datatype_t};
 /// Elements are not all of one predefined datatype, or not of the other side's.
 pub const WRONG_TYPE: c_int = ompi::MPI_ERR_TYPE as c_int;
 
-/// What one number is.
+/// A predefined datatype, of which each element is a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Number {
-    /// What all processes call the datatype.
+    /// The datatype's name, the same in all processes.
     pub name: u16,
     /// Bytes of data.
     pub size: usize,
@@ -45,10 +45,11 @@ impl Number {
         Self { name: name as u16, size, extent, held, datatype }
     }
 
-    /// What each of a datatype's elements consists of, and whether it is one itself. To be moved, it may consist of bytes.
+    /// The predefined datatype that a datatype's elements consist of, and whether it is that datatype itself. For a mere move
+    /// (`is_moved`), elements may consist of bytes.
     ///
     /// # Errors
-    /// It has several predefined datatypes, or one that this machine does not know.
+    /// The datatype has several predefined datatypes, or one that this machine does not know.
     ///
     /// # Safety
     /// The datatype is Open MPI's.

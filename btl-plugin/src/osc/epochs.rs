@@ -22,14 +22,14 @@ static CALLS: AtomicU32 = AtomicU32::new(0);
 pub enum Locked {
     /// Against all others.
     Alone,
-    /// Against those who lock it alone.
+    /// Against exclusive locks.
     Shared,
     /// Not at all: the user knows that it need not be.
     Unchecked,
 }
 
 impl Locked {
-    /// What a call of `MPI_Win_lock` is for.
+    /// The lock that a call of `MPI_Win_lock` asks for.
     pub fn new(kind: u32, assert: c_int) -> Self {
         match kind {
             _ if !is_checked(assert) => Self::Unchecked,
@@ -45,8 +45,8 @@ pub fn pause() {
     sleep::awake(|| unsafe { ompi::opal_progress() });
 }
 
-/// Orders as [`order`] does, and lets messages come now and then: who accesses memory again and again waits for something,
-/// and others may wait for a message of its.
+/// Orders as [`order`] does, and lets messages come now and then: a process that accesses memory again and again waits for
+/// something, and others may wait for a message of this process.
 pub fn rest() {
     if !cfg!(target_arch = "x86_64") {
         order();
@@ -57,7 +57,7 @@ pub fn rest() {
     }
 }
 
-/// What was written before is seen before what is written after.
+/// A full fence: stores before it are seen before stores after it.
 pub fn order() {
     atomic::fence(Ordering::SeqCst);
 }
@@ -70,9 +70,9 @@ pub fn is_checked(assert: c_int) -> bool {
 /// The epochs of groups that a window is in.
 #[derive(Debug, Default)]
 pub struct Groups {
-    /// Those whose memory `MPI_Win_start` is for.
+    /// The ranks of `MPI_Win_start`'s group.
     pub started: RefCell<Option<Vec<usize>>>,
-    /// Those who have to complete after `MPI_Win_post`.
+    /// The ranks of `MPI_Win_post`'s group, which have to complete.
     pub posted: RefCell<Option<Vec<usize>>>,
 }
 
@@ -86,7 +86,7 @@ pub trait Epochs {
     /// How this process has locked another one.
     fn locked(&self, rank: usize) -> &Cell<Option<Locked>>;
 
-    /// What this process has done before is done, and seen by others after a barrier.
+    /// Completes this process's accesses, so that others see them after a barrier.
     fn fence(&self) -> Result<(), c_int>;
     /// Waits until a process has posted.
     fn await_post(&self, rank: usize);
@@ -102,11 +102,11 @@ pub trait Epochs {
     fn await_lock(&self, rank: usize);
     /// Gives a lock of this kind back, when all is done that was done under it.
     fn unlock(&self, rank: usize, kind: Locked) -> Result<(), c_int>;
-    /// What others have written is seen, and what was written here.
+    /// Orders this process's own loads and stores with others' accesses, as `MPI_Win_sync` does.
     fn sync(&self);
-    /// What was done to a process's memory is done.
+    /// Completes this process's accesses to a process's memory.
     fn flush(&self, rank: c_int) -> Result<(), c_int>;
-    /// What was done to all processes' memory is done.
+    /// Completes this process's accesses to all processes' memory.
     fn flush_all(&self) -> Result<(), c_int>;
     /// Ends the window, for all processes; it is dropped next.
     fn close(&self) -> c_int;

@@ -12,7 +12,7 @@ use super::window::checked;
 use crate::ompi::{self, ompi_communicator_t, opal_info_t};
 use crate::process::INSTANCE;
 
-/// What a process tells the others of its memory.
+/// A process's memory, as it tells the others.
 #[repr(C)]
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
 struct Exposed {
@@ -25,7 +25,7 @@ struct Exposed {
     held: u64,
     /// Offset in the region of its words.
     words: u64,
-    /// What displacements count in, bytes.
+    /// Displacement unit, bytes.
     unit: u64,
 }
 
@@ -34,13 +34,13 @@ const ELSEWHERE: u64 = u64::MAX;
 
 /// A window as `MPI_Win_create` and its like ask for it.
 pub struct Wanted {
-    /// Who takes part.
+    /// The communicator of the window's processes.
     pub comm: *mut ompi_communicator_t,
     /// Where the user's memory is, or is to be told; NULL for a dynamic window.
     pub base: *mut *mut c_void,
     /// Bytes.
     pub size: usize,
-    /// What displacements count in, bytes.
+    /// Displacement unit, bytes.
     pub unit: c_int,
     /// `MPI_WIN_FLAVOR_...`
     pub flavor: u32,
@@ -115,7 +115,7 @@ pub unsafe fn meet(
         words: words_offset.unwrap_or(0),
         unit: wanted.unit.unsigned_abs().into(),
     };
-    // SAFETY: as above.
+    // SAFETY: the caller vouches for the communicator, and that all its processes call this.
     let all: Vec<Exposed> = unsafe { gather(wanted.comm, &mine, names.len())? };
     if all.iter().any(|exposed| exposed.is_ready != 1) {
         return Ok(None);
@@ -124,11 +124,12 @@ pub unsafe fn meet(
     if let (ELSEWHERE, Some(all), Some(start)) = (mine.offset, &mut all, start) {
         all[me] = Member { base: start, is_mapped: true, ..all[me] };
     }
-    // SAFETY: as above. Who finds something wrong with what another one says leaves nobody behind.
+    // All decline together if one finds something wrong with another one's memory.
+    // SAFETY: the caller vouches for the communicator, and that all its processes call this.
     let agreed = unsafe { gather(wanted.comm, &u64::from(all.is_some()), names.len())? };
     let Some(all) = all.filter(|_| agreed.iter().all(|agreed| *agreed == 1)) else { return Ok(None) };
     let mut comm = ptr::null_mut();
-    // SAFETY: as above.
+    // SAFETY: the caller vouches for the communicator and for `base`, which has room unless the memory was `given`.
     unsafe {
         checked(ompi::vmshm_osc_dup(wanted.comm, &mut comm))?;
         if given.is_none() {
@@ -139,7 +140,7 @@ pub unsafe fn meet(
     Ok(Some(Members { comm, me, all, _memory: memory }))
 }
 
-/// All processes; None where some memory is not in the section of who says so, unless it may be `anywhere`.
+/// All processes; None where some memory is not in its process's section, unless it may be `anywhere`.
 fn members(
     all: &[Exposed],
     names: &[EndpointName],

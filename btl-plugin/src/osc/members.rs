@@ -11,13 +11,13 @@ use crate::ompi::{self, ompi_communicator_t, ompi_datatype_t};
 
 /// All processes of a window.
 pub struct Members {
-    /// The same processes, for ourselves, until this is dropped.
+    /// A duplicate of the user's communicator, freed when this is dropped.
     pub comm: *mut ompi_communicator_t,
     /// Which of them this one is.
     pub me: usize,
     /// Each of them.
     pub all: Vec<Member>,
-    /// What was taken for it, given back in the end.
+    /// Memory that the window allocated, given back when this is dropped.
     pub _memory: Vec<Memory>,
 }
 
@@ -30,7 +30,7 @@ impl Drop for Members {
     }
 }
 
-/// What all processes say.
+/// An allgather of one value of each process.
 ///
 /// # Errors
 /// Open MPI's code.

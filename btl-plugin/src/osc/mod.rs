@@ -8,7 +8,7 @@
 //! process writes its own memory only, and does so for others when they ask.
 //!
 //! Where some memory is elsewhere, as in dynamic windows, Open MPI's component `sm` or `pt2pt` makes the window. Where there is
-//! none of them, it is served, and who owns the memory reads it for others too.
+//! none of them, it is served, and the owner of the memory reads it for others too.
 //!
 //! - `component`: what Open MPI calls once, and for each new window.
 //! - `meet`: the processes of a new window exchange where their memory is; `members`: they and their memory; `memory`: what a

@@ -13,7 +13,7 @@ pub const TOO_MANY: c_int = ompi::MPI_ERR_TRUNCATE as c_int;
 
 /// All data of the target's elements.
 pub struct Runs {
-    /// What they consist of.
+    /// The unit of the runs: a byte, or a number for an operation.
     number: Number,
     /// Where each run begins, and how many bytes of data it has.
     many: Vec<(usize, usize)>,
@@ -52,7 +52,7 @@ impl Runs {
         self.one.iter().chain(&self.many)
     }
 
-    /// The same data as whole numbers, each of which is in one place.
+    /// These runs of bytes as runs of whole numbers, each of which is in one place.
     pub fn numbers(self, number: Number) -> Self {
         let mut many: Vec<(usize, usize)> = Vec::new();
         // Bytes of a number that began in a run before.

@@ -26,11 +26,11 @@ const MOST: usize = 1 << 30;
 /// A direct window.
 #[repr(C)]
 struct Direct {
-    /// What Open MPI calls: it takes the window for this.
+    /// Functions that Open MPI calls, the first field: Open MPI takes a pointer to the window for one to these.
     functions: ompi_osc_base_module_t,
     /// Its processes.
     members: Members,
-    /// What they have for each other.
+    /// The window's processes as targets, by rank.
     targets: Vec<Target>,
     /// The user asks for the others' memory, to use it as its own.
     is_shared: bool,
@@ -91,7 +91,7 @@ pub unsafe fn create(win: *mut ompi_win_t, wanted: &Wanted, names: &[EndpointNam
         is_shared: wanted.flavor == ompi::MPI_WIN_FLAVOR_SHARED,
         groups: Groups::default(),
     });
-    // SAFETY: as above.
+    // SAFETY: the caller vouches for `win`, a new window; the box begins with the functions that Open MPI looks for there.
     unsafe { ompi::vmshm_osc_set_module(win, Box::into_raw(window).cast()) };
     Ok(true)
 }
@@ -248,7 +248,7 @@ impl Epochs for Direct {
         Ok(())
     }
 
-    /// It was had when it was asked for.
+    /// Orders only: `ask_lock` has waited for the lock.
     #[inline]
     fn await_lock(&self, _: usize) {
         order();

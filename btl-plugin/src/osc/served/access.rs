@@ -35,7 +35,7 @@ impl Side {
     /// Where the target's elements begin, counted from the start of the memory.
     ///
     /// # Errors
-    /// They leave it.
+    /// The elements leave the memory.
     ///
     /// # Safety
     /// The datatype is Open MPI's.
@@ -48,7 +48,7 @@ impl Side {
     /// Where the bytes of the target's elements are, counted from the start of the memory.
     ///
     /// # Errors
-    /// They leave it.
+    /// The elements leave the memory.
     ///
     /// # Safety
     /// The datatype is Open MPI's.
@@ -60,7 +60,7 @@ impl Side {
     /// The target's elements as numbers for an operation.
     ///
     /// # Errors
-    /// They leave the memory, are not all of one predefined datatype, or the operation is not defined for it.
+    /// The elements leave the memory, are not all of one predefined datatype, or the operation is not defined for it.
     ///
     /// # Safety
     /// The datatype and the operation are Open MPI's.

@@ -22,7 +22,7 @@ pub enum Word {
     Posted = 16,
     /// How often `MPI_Win_complete` was.
     Completed = 24,
-    /// Those of the requests done that were for memory that is not attached.
+    /// Requests that are done and were for memory that is not attached.
     Refused = 32,
 }
 

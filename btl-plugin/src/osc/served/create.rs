@@ -30,7 +30,7 @@ pub unsafe fn create(
 ) -> Result<bool, c_int> {
     // SAFETY: the caller vouches for all.
     let peers = unsafe { connect(wanted.comm, names) };
-    // SAFETY: as above.
+    // SAFETY: the caller vouches for the window, and that all processes call this.
     let met = unsafe { meet(wanted, names, names.len() * BLOCK, peers.is_some(), anywhere)? };
     let (Some(mut members), Some(peers)) = (met, peers) else { return Ok(false) };
     let is_dynamic = wanted.flavor == ompi::MPI_WIN_FLAVOR_DYNAMIC;
@@ -45,7 +45,8 @@ pub unsafe fn create(
     };
     let sides = members.all.iter().enumerate().zip(peers).map(side).collect();
     let comm = members.comm;
-    // SAFETY: as above; the communicator is ours.
+    // SAFETY: the caller vouches for `win`; the box begins with the functions that Open MPI looks for there, and is freed only
+    // once requests no longer find it. The communicator is the window's duplicate.
     unsafe {
         let window = Box::into_raw(Box::new(Served {
             functions: FUNCTIONS,

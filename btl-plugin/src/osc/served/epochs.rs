@@ -81,7 +81,7 @@ impl Epochs for Served {
         flushed
     }
 
-    /// What others ask for is done, too.
+    /// Orders, and does others' requests.
     fn sync(&self) {
         order();
         pause();

@@ -1,12 +1,12 @@
-//! Who has locked this process's memory, and who waits for it.
+//! The lock of this process's memory: its holders and its queue.
 
 use std::collections::VecDeque;
 
 /// So many that share the lock may pass one that wants it alone; no more, or it might never get it.
 const MOST_PASSED: u32 = 1 << 10;
 
-/// The lock of one process's memory. It is had in the order in which it was asked for, but for those that share it with who has
-/// it: who has it may wait for them.
+/// The lock of one process's memory. Requests are granted in their order, but for shared ones while the lock is shared: a holder
+/// may wait for their processes.
 #[derive(Debug, Default)]
 pub struct Locks {
     alone: Option<usize>,

@@ -26,7 +26,7 @@ impl Served {
     /// Asks a process for something once it can be asked, and waits for its reply, which fills `to`.
     ///
     /// # Errors
-    /// It is gone, or has refused this or what it was asked for before.
+    /// The process is gone, or has refused this request or one before.
     pub fn fetch(&self, side: &Side, request: &Request, data: &[u8], to: &mut [u8]) -> Result<(), c_int> {
         self.ask(side, request, data)?;
         side.flush()?;
@@ -39,7 +39,7 @@ impl Served {
     /// Asks a process for something once it can be asked.
     ///
     /// # Errors
-    /// It is gone, or may not be asked for this.
+    /// The process is gone, or this one refuses its own request.
     pub fn ask(&self, side: &Side, request: &Request, data: &[u8]) -> Result<(), c_int> {
         let Some(peer) = side.peer else {
             side.sent.set(side.sent.get() + 1);
@@ -66,7 +66,7 @@ impl Side {
     /// Waits until the process has done all that it was asked for; orders as a fence does.
     ///
     /// # Errors
-    /// It has refused some of it.
+    /// The process has refused a request.
     pub fn flush(&self) -> Result<(), c_int> {
         self.await_word(Word::Done, self.sent.get());
         let refused = self.theirs.load(Word::Refused);

@@ -1,4 +1,4 @@
-//! What one process of a served window asks another one for.
+//! Requests of one process of a served window to another one.
 
 use std::mem::MaybeUninit;
 
@@ -10,14 +10,14 @@ use crate::ompi;
 /// The tag of requests: behind those of long messages.
 pub const TAG: u8 = ompi::MCA_BTL_TAG_PML as u8 - 1;
 
-/// What is asked for.
+/// The kind of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// To store the data.
     Put = 1,
     /// To change numbers, of which the data are the operands.
     Change,
-    /// The same, and to say what they were.
+    /// To change numbers likewise, and to reply what they were.
     Fetch,
     /// To replace a number if it is the first one of the data by the second, and to say what it was.
     Swap,
@@ -35,9 +35,9 @@ pub enum Kind {
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Request {
-    /// What the window is called.
+    /// The window's name, see [`super::window::Served::name`].
     pub window: u32,
-    /// What it asks for, see [`Kind`].
+    /// The kind, see [`Kind`].
     pub kind: u16,
     /// The number of a datatype.
     pub number: u16,
@@ -55,7 +55,7 @@ impl Request {
         Self { window, kind: kind as u16, number: 0, offset: offset as u64, op: 0, count: 0 }
     }
 
-    /// What it asks for, if anything.
+    /// The kind; None for a number that is none.
     pub fn kind(&self) -> Option<Kind> {
         use Kind::*;
         [Put, Change, Fetch, Swap, Lock, LockAlone, Unlock, Read]
@@ -95,7 +95,7 @@ mod tests {
             (3, Some(Kind::Swap), 80, 7)
         );
         assert_eq!((data, len), (bytes[24..].as_ptr(), 3));
-        // SAFETY: as above.
+        // SAFETY: 23 bytes are there, and more.
         assert!(unsafe { Request::read(bytes.as_ptr(), 23) }.is_none());
     }
 

@@ -19,7 +19,7 @@ const FEW: usize = 8;
 pub enum Refusal {
     /// The memory is not attached, which the origin cannot know.
     NotAttached,
-    /// Nobody who keeps to the rules asks for this.
+    /// The request is none that a process of the same program sends.
     Nonsense,
 }
 
@@ -37,7 +37,7 @@ pub unsafe fn accept(peer: Peer, bytes: *const u8, len: usize) -> bool {
     });
     let Some(window) = found else { return false };
     let Some(rank) = window.sides.iter().position(|side| side.peer == Some(peer)) else { return false };
-    // SAFETY: as above.
+    // SAFETY: the caller vouches for the bytes, of which these are the last `len`.
     unsafe { window.serve(rank, &request, data, len) != Err(Refusal::Nonsense) }
 }
 
@@ -45,7 +45,7 @@ impl Served {
     /// Does what process `rank` asks for.
     ///
     /// # Errors
-    /// It may not.
+    /// The request is refused.
     ///
     /// # Safety
     /// `len` bytes can be read at `data`; the process may change them meanwhile.
@@ -85,7 +85,7 @@ impl Served {
     /// So many bytes of our memory.
     ///
     /// # Errors
-    /// They are not all ours to give.
+    /// Some of the bytes are outside the memory, or not attached.
     fn place(&self, offset: u64, len: usize) -> Result<*mut u8, Refusal> {
         let offset = usize::try_from(offset).map_err(|_| Refusal::Nonsense)?;
         if let Some(attached) = &self.attached {
@@ -104,7 +104,7 @@ impl Served {
     /// Says what bytes of ours are.
     ///
     /// # Errors
-    /// They may not be asked for, or not so many.
+    /// The bytes are outside the memory, or more than a reply holds.
     fn read(&self, request: &Request, ours: Block) -> Result<(), Refusal> {
         let len = request.count as usize;
         if len > REPLY_LEN {
@@ -119,7 +119,7 @@ impl Served {
     /// Changes numbers of ours, and says what they were if that is wanted.
     ///
     /// # Errors
-    /// They may not be asked for, or not for this.
+    /// The numbers are outside the memory, or the operation is not defined for them.
     ///
     /// # Safety
     /// As [`Served::serve`].
@@ -171,7 +171,7 @@ impl Served {
     /// Replaces a number of ours, and says what it was.
     ///
     /// # Errors
-    /// It may not be asked for.
+    /// The number is outside the memory, or longer than any is.
     ///
     /// # Safety
     /// As [`Served::serve`].
