@@ -7,8 +7,8 @@
 //!   as macros only.
 //! - `process`: what this process has, once it is attached: the engine behind its lock, the parameters of all components.
 //! - `mpool`: memory of the section for `MPI_Alloc_mem`; `heap`: for the program's own large allocations.
-//! - `coll`: collective operations.
 //! - `osc`: one-sided communication, on windows in sections.
+//! - `coll`: collective operations.
 //! - `btl`: the byte transfer layer, a verb of its interface a file.
 //!
 //! No panic leaves this crate: every function that C calls is `extern "C"`, which aborts the process instead of

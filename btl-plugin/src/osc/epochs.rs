@@ -96,8 +96,8 @@ pub trait Epochs {
     fn post(&self, rank: usize);
     /// Whether these processes have all completed; if so, their completions are used up.
     fn take_completed(&self, ranks: &[usize]) -> bool;
-    /// Asks for a lock.
-    fn ask_lock(&self, rank: usize, kind: Locked) -> Result<(), c_int>;
+    /// Requests a lock.
+    fn request_lock(&self, rank: usize, kind: Locked) -> Result<(), c_int>;
     /// Waits for what was asked for.
     fn await_lock(&self, rank: usize);
     /// Gives a lock of this kind back, when all is done that was done under it.

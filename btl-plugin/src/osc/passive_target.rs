@@ -6,16 +6,16 @@ use super::epochs::{Epochs, Locked, OUT_OF_ORDER, all};
 use super::window::{SUCCESS, code, of};
 use crate::ompi::{self, ompi_win_t};
 
-fn ask_lock(window: &impl Epochs, rank: usize, kind: Locked) -> Result<(), c_int> {
+fn request_lock(window: &impl Epochs, rank: usize, kind: Locked) -> Result<(), c_int> {
     let locked = window.locked(rank);
     if locked.get().is_some() {
         return Err(OUT_OF_ORDER);
     }
     locked.set(Some(kind));
-    window.ask_lock(rank, kind)
+    window.request_lock(rank, kind)
 }
 
-fn give_back(window: &impl Epochs, rank: usize) -> Result<(), c_int> {
+fn release(window: &impl Epochs, rank: usize) -> Result<(), c_int> {
     window.unlock(rank, window.locked(rank).take().ok_or(OUT_OF_ORDER)?)
 }
 
@@ -30,7 +30,7 @@ pub unsafe extern "C" fn lock<W: Epochs>(
         // SAFETY: Open MPI gives a window.
         let window = unsafe { of::<W>(win) };
         let rank = window.members().index(rank)?;
-        ask_lock(window, rank, Locked::new(kind.cast_unsigned(), assert))?;
+        request_lock(window, rank, Locked::new(kind.cast_unsigned(), assert))?;
         window.await_lock(rank);
         Ok(())
     };
@@ -41,7 +41,7 @@ pub unsafe extern "C" fn lock<W: Epochs>(
 pub unsafe extern "C" fn unlock<W: Epochs>(rank: c_int, win: *mut ompi_win_t) -> c_int {
     // SAFETY: Open MPI gives a window.
     let window = unsafe { of::<W>(win) };
-    code(window.members().index(rank).and_then(|rank| give_back(window, rank)))
+    code(window.members().index(rank).and_then(|rank| release(window, rank)))
 }
 
 /// `MPI_Win_lock_all`.
@@ -49,7 +49,7 @@ pub unsafe extern "C" fn lock_all<W: Epochs>(assert: c_int, win: *mut ompi_win_t
     // SAFETY: Open MPI gives a window.
     let window = unsafe { of::<W>(win) };
     let (kind, ranks) = (Locked::new(ompi::MPI_LOCK_SHARED, assert), 0..window.members().all.len());
-    let asked = ranks.clone().try_for_each(|rank| ask_lock(window, rank, kind));
+    let asked = ranks.clone().try_for_each(|rank| request_lock(window, rank, kind));
     if asked.is_ok() {
         ranks.into_iter().for_each(|rank| window.await_lock(rank));
     }
@@ -60,7 +60,7 @@ pub unsafe extern "C" fn lock_all<W: Epochs>(assert: c_int, win: *mut ompi_win_t
 pub unsafe extern "C" fn unlock_all<W: Epochs>(win: *mut ompi_win_t) -> c_int {
     // SAFETY: Open MPI gives a window.
     let window = unsafe { of::<W>(win) };
-    code(all((0..window.members().all.len()).map(|rank| give_back(window, rank))))
+    code(all((0..window.members().all.len()).map(|rank| release(window, rank))))
 }
 
 /// `MPI_Win_sync`.

@@ -238,7 +238,7 @@ impl Epochs for Direct {
     }
 
     #[inline]
-    fn ask_lock(&self, rank: usize, kind: Locked) -> Result<(), c_int> {
+    fn request_lock(&self, rank: usize, kind: Locked) -> Result<(), c_int> {
         let sync = &self.targets[rank].sync;
         match kind {
             Locked::Alone => sync.lock_alone(pause),
@@ -248,7 +248,7 @@ impl Epochs for Direct {
         Ok(())
     }
 
-    /// Orders only: `ask_lock` has waited for the lock.
+    /// Orders only: `request_lock` has waited for the lock.
     #[inline]
     fn await_lock(&self, _: usize) {
         order();

@@ -112,7 +112,7 @@ impl Access for Served {
                     let start = side.offset(target.displacement, len)?;
                     let bytes = slice::from_raw_parts(origin.at.cast::<u8>(), len);
                     if len <= piece() {
-                        return self.ask(side, &Request::new(self.name, Kind::Put, start), bytes);
+                        return self.request(side, &Request::new(self.name, Kind::Put, start), bytes);
                     }
                     (Cow::Borrowed(bytes), Runs::one(start, len))
                 }
@@ -123,7 +123,7 @@ impl Access for Served {
             return Err(TOO_MANY);
         }
         runs.each(piece(), 0..bytes.len(), |at, part| {
-            self.ask(side, &Request::new(self.name, Kind::Put, at), &bytes[part])
+            self.request(side, &Request::new(self.name, Kind::Put, at), &bytes[part])
         })
     }
 
@@ -139,7 +139,7 @@ impl Access for Served {
             let op = ompi::vmshm_osc_op(op);
             numbers.runs.each(piece(), 0..operands.len(), |at, part| {
                 let request = numbers.number.request(self, Kind::Change, op, at, part.len());
-                self.ask(side, &request, &operands[part])
+                self.request(side, &request, &operands[part])
             })
         }
     }

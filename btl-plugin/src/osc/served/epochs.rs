@@ -56,27 +56,27 @@ impl Epochs for Served {
         have_all
     }
 
-    fn ask_lock(&self, rank: usize, kind: Locked) -> Result<(), c_int> {
+    fn request_lock(&self, rank: usize, kind: Locked) -> Result<(), c_int> {
         let wanted = match kind {
             Locked::Alone => Kind::LockAlone,
             Locked::Shared => Kind::Lock,
             Locked::Unchecked => return Ok(()),
         };
         let side = &self.sides[rank];
-        side.asked.set(side.asked.get() + 1);
-        self.ask(side, &Request::new(self.name, wanted, 0), &[])
+        side.locks.set(side.locks.get() + 1);
+        self.request(side, &Request::new(self.name, wanted, 0), &[])
     }
 
     fn await_lock(&self, rank: usize) {
         let side = &self.sides[rank];
-        side.await_word(Word::Granted, side.asked.get());
+        side.await_word(Word::Granted, side.locks.get());
     }
 
     fn unlock(&self, rank: usize, kind: Locked) -> Result<(), c_int> {
         let side = &self.sides[rank];
         let flushed = side.flush();
         if kind != Locked::Unchecked {
-            self.ask(side, &Request::new(self.name, Kind::Unlock, 0), &[])?;
+            self.request(side, &Request::new(self.name, Kind::Unlock, 0), &[])?;
         }
         flushed
     }

@@ -18,7 +18,7 @@ pub struct Locks {
 
 impl Locks {
     /// Process `rank` wants the lock, alone or with others that share it. Returns whether it asks for the first time.
-    pub fn ask(&mut self, rank: usize, alone: bool) -> bool {
+    pub fn request(&mut self, rank: usize, alone: bool) -> bool {
         let is_new = !self.has(rank) && self.waiting.iter().all(|(waiting, _)| *waiting != rank);
         if is_new {
             self.waiting.push_back((rank, alone));
@@ -27,7 +27,7 @@ impl Locks {
     }
 
     /// Process `rank` gives the lock back. Returns whether it had it.
-    pub fn give_back(&mut self, rank: usize) -> bool {
+    pub fn release(&mut self, rank: usize) -> bool {
         let had = self.has(rank);
         if self.alone == Some(rank) {
             self.alone = None;
@@ -76,33 +76,33 @@ mod tests {
     fn a_lock_is_had_in_turn() {
         let mut locks = Locks::default();
         for (rank, alone) in [(0, false), (1, false), (2, true), (3, false)] {
-            assert!(locks.ask(rank, alone));
+            assert!(locks.request(rank, alone));
         }
         assert_eq!(granted(&mut locks), [0, 1, 3], "all but the one that wants it alone");
-        assert!(locks.give_back(0) && locks.give_back(3));
+        assert!(locks.release(0) && locks.release(3));
         assert_eq!(granted(&mut locks), []);
-        assert!(locks.give_back(1));
+        assert!(locks.release(1));
         assert_eq!(granted(&mut locks), [2]);
-        assert!(locks.ask(4, true) && locks.ask(0, false));
+        assert!(locks.request(4, true) && locks.request(0, false));
         assert_eq!(granted(&mut locks), []);
-        assert!(locks.give_back(2));
+        assert!(locks.release(2));
         assert_eq!(granted(&mut locks), [4]);
-        assert!(locks.give_back(4));
+        assert!(locks.release(4));
         assert_eq!(granted(&mut locks), [0]);
     }
 
     #[test]
     fn those_that_share_it_do_not_keep_it_for_ever() {
         let mut locks = Locks::default();
-        assert!(locks.ask(0, false) && locks.ask(9, true));
+        assert!(locks.request(0, false) && locks.request(9, true));
         assert_eq!(granted(&mut locks), [0]);
         // Two take turns, so that the lock is never free.
         let mut grants = 0;
         for turn in 0.. {
             let (next, last) = ((turn + 1) % 2, turn % 2);
-            assert!(locks.ask(next, false));
+            assert!(locks.request(next, false));
             let got = granted(&mut locks);
-            assert!(locks.give_back(last));
+            assert!(locks.release(last));
             if got.is_empty() {
                 break;
             }
@@ -115,10 +115,10 @@ mod tests {
     #[test]
     fn nobody_asks_twice_or_gives_back_what_it_has_not() {
         let mut locks = Locks::default();
-        assert!(!locks.give_back(0));
-        assert!(locks.ask(0, true) && !locks.ask(0, true));
+        assert!(!locks.release(0));
+        assert!(locks.request(0, true) && !locks.request(0, true));
         assert_eq!(granted(&mut locks), [0]);
-        assert!(!locks.ask(0, false));
-        assert!(!locks.give_back(1));
+        assert!(!locks.request(0, false));
+        assert!(!locks.release(1));
     }
 }

@@ -23,12 +23,12 @@ const SHORT: usize = 640;
 const LOOKS: u32 = 32;
 
 impl Served {
-    /// Asks a process for something once it can be asked, and waits for its reply, which fills `to`.
+    /// Sends a request once there is room for it, and waits for the reply, which fills `to`.
     ///
     /// # Errors
     /// The process is gone, or has refused this request or one before.
     pub fn fetch(&self, side: &Side, request: &Request, data: &[u8], to: &mut [u8]) -> Result<(), c_int> {
-        self.ask(side, request, data)?;
+        self.request(side, request, data)?;
         side.flush()?;
         assert!(to.len() <= REPLY_LEN);
         // SAFETY: a reply has room for so many.
@@ -36,11 +36,11 @@ impl Served {
         Ok(())
     }
 
-    /// Asks a process for something once it can be asked.
+    /// Sends a request once there is room for it.
     ///
     /// # Errors
     /// The process is gone, or this one refuses its own request.
-    pub fn ask(&self, side: &Side, request: &Request, data: &[u8]) -> Result<(), c_int> {
+    pub fn request(&self, side: &Side, request: &Request, data: &[u8]) -> Result<(), c_int> {
         let Some(peer) = side.peer else {
             side.sent.set(side.sent.get() + 1);
             // SAFETY: the data are there.

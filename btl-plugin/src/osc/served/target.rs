@@ -8,7 +8,7 @@ use zerocopy::IntoBytes;
 
 use super::block::{Block, REPLY_LEN, Word};
 use super::request::{Kind, Request};
-use super::window::{KNOWN, Served};
+use super::window::{Served, WINDOWS};
 use crate::osc::datatype::Number;
 
 /// Words of operands for which no memory is allocated.
@@ -30,9 +30,9 @@ pub enum Refusal {
 pub unsafe fn accept(peer: Peer, bytes: *const u8, len: usize) -> bool {
     // SAFETY: the caller vouches for it.
     let Some((request, data, len)) = (unsafe { Request::read(bytes, len) }) else { return false };
-    let found = KNOWN.lock().iter().find_map(|known| {
-        // SAFETY: known windows have not been freed.
-        let window = unsafe { &*known.0 };
+    let found = WINDOWS.lock().iter().find_map(|listed| {
+        // SAFETY: listed windows have not been freed.
+        let window = unsafe { &*listed.0 };
         (window.name == request.window).then_some(window)
     });
     let Some(window) = found else { return false };
@@ -66,9 +66,9 @@ impl Served {
                 Some(Kind::Change | Kind::Fetch) => self.change(request, data, len, ours),
                 Some(Kind::Swap) => self.swap(request, data, len, ours),
                 Some(Kind::Lock | Kind::LockAlone) => {
-                    sound(self.locks.borrow_mut().ask(rank, request.kind() == Some(Kind::LockAlone)))
+                    sound(self.locks.borrow_mut().request(rank, request.kind() == Some(Kind::LockAlone)))
                 }
-                Some(Kind::Unlock) => sound(self.locks.borrow_mut().give_back(rank)),
+                Some(Kind::Unlock) => sound(self.locks.borrow_mut().release(rank)),
                 None => Err(Refusal::Nonsense),
             }
         };

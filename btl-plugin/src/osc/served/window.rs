@@ -52,8 +52,8 @@ pub struct Side {
     /// Requests that we have sent, and refusals that we have heard of.
     pub sent: Cell<u64>,
     pub refused: Cell<u64>,
-    /// Locks that we have asked for.
-    pub asked: Cell<u64>,
+    /// Locks that we have requested.
+    pub locks: Cell<u64>,
     /// Its posts and its completions that we have made use of.
     pub posts: Cell<u64>,
     pub completions: Cell<u64>,
@@ -62,12 +62,12 @@ pub struct Side {
 }
 
 /// A window that requests may be for.
-pub struct Known(pub *const Served);
+pub struct Listed(pub *const Served);
 
 // SAFETY: windows are made and used by one thread at a time, see `component::query`.
-unsafe impl Send for Known {}
+unsafe impl Send for Listed {}
 
-pub static KNOWN: Lock<Vec<Known>> = Lock::new(Vec::new());
+pub static WINDOWS: Lock<Vec<Listed>> = Lock::new(Vec::new());
 
 impl Served {
     /// A process by its rank.
@@ -89,7 +89,7 @@ impl Side {
             theirs,
             sent: Cell::new(0),
             refused: Cell::new(0),
-            asked: Cell::new(0),
+            locks: Cell::new(0),
             posts: Cell::new(0),
             completions: Cell::new(0),
             lock: Cell::new(None),
@@ -113,12 +113,12 @@ unsafe extern "C" fn detach(win: *mut ompi_win_t, start: *const c_void) -> c_int
 
 /// Takes requests for a window.
 pub fn remember(window: *const Served) {
-    KNOWN.lock().push(Known(window));
+    WINDOWS.lock().push(Listed(window));
     message_windows::count(1);
 }
 
 /// Takes no more requests for a window.
 pub fn forget(window: *const Served) {
-    KNOWN.lock().retain(|known| !ptr::eq(known.0, window));
+    WINDOWS.lock().retain(|listed| !ptr::eq(listed.0, window));
     message_windows::count(-1);
 }
