@@ -162,14 +162,29 @@ impl State {
     ) -> Result<Option<&mut Met>, c_int> {
         if let Stage::New = self.stage {
             // SAFETY: the caller vouches for both.
-            let met = unsafe { self.members.meet(module, comm)? };
-            self.stage = met.map_or(Stage::Declined, |met| Stage::Met(Box::new(met)));
+            unsafe { self.meet(module, comm)? };
         }
         match &mut self.stage {
             Stage::Met(met) => Ok(Some(met)),
             Stage::Broken(rc) => Err(*rc),
             _ => Ok(None),
         }
+    }
+
+    /// Lets the members meet.
+    ///
+    /// # Safety
+    /// As [`State::met`].
+    #[cold]
+    unsafe fn meet(
+        &mut self,
+        module: *mut vmshm_coll_module_t,
+        comm: *mut ompi_communicator_t,
+    ) -> Result<(), c_int> {
+        // SAFETY: the caller vouches for both.
+        let met = unsafe { self.members.meet(module, comm)? };
+        self.stage = met.map_or(Stage::Declined, |met| Stage::Met(Box::new(met)));
+        Ok(())
     }
 
     /// Notes that an operation has failed, tells the other members and the user why, and returns Open MPI's code.
