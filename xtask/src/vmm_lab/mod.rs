@@ -7,12 +7,13 @@ mod part;
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Result;
 
 use crate::base::cleanup;
-use crate::base::process::{Running, last_lines};
+use crate::base::process::{self, Running, last_lines};
 use crate::base::workspace::Workspace;
 use machine::Machine;
 use part::{PARTS, Part};
@@ -77,7 +78,16 @@ pub fn shell(workspace: &Workspace) -> Result<bool> {
     let logs = workspace.target.join("vmm-lab");
     let machine = Machine::prepare(workspace, true, &logs)?;
     println!("An emulated host with two NUMA nodes boots; Ctrl-A X ends it at once, `exit` in order.");
-    let mut command = machine.command("lab.shell");
+    let size = process::capture(Command::new("stty").args(["-F", "/dev/tty", "size"]));
+    let mut words = "lab.shell".to_owned();
+    if let Some((rows, columns)) = size.as_deref().unwrap_or_default().trim().split_once(' ') {
+        words += &format!(" lab.size={rows}x{columns}");
+    }
+    // The kernel gives its first program what it does not know itself.
+    if let Ok(term) = std::env::var("TERM") {
+        words += &format!(" TERM={term}");
+    }
+    let mut command = machine.command(&words);
     command.args(["-serial", "mon:stdio"]);
     Ok(command.status()?.success())
 }
