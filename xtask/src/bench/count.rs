@@ -32,57 +32,35 @@ const PROCESSES: u64 = 2;
 struct Case {
     name: &'static str,
     function: &'static str,
+    /// Bytes of a message; none for a look when there is no message.
+    size: Option<u32>,
     /// Calls of the function in each repetition.
-    calls: u64,
-    /// Options of `message_steps`, the last of which takes the number of repetitions.
-    options: &'static [&'static str],
+    burst: u64,
+}
+
+const fn send(name: &'static str, size: u32, burst: u64) -> Case {
+    Case { name, function: "PMPI_Send", size: Some(size), burst }
+}
+
+const fn receive(name: &'static str, size: u32, burst: u64) -> Case {
+    Case { name, function: "PMPI_Recv", size: Some(size), burst }
 }
 
 /// Longest message that is counted over peers, bytes: beyond it a send over vader waits for its receiver, which asks for
 /// nothing before the send has ended.
-const PEERS_MOST: &str = "8";
+const PEERS_MOST: u32 = 8;
 
 /// Up to what goes as one message over ours.
 const CASES: [Case; 9] = [
-    Case { name: "8 B: send", function: "PMPI_Send", calls: 1, options: &["--size", "8", "--messages"] },
-    Case { name: "8 B: receive", function: "PMPI_Recv", calls: 1, options: &["--size", "8", "--messages"] },
-    Case {
-        name: "8 B: send, each of 16",
-        function: "PMPI_Send",
-        calls: 16,
-        options: &["--size", "8", "--burst", "16", "--messages"],
-    },
-    Case {
-        name: "8 B: receive, each of 16",
-        function: "PMPI_Recv",
-        calls: 16,
-        options: &["--size", "8", "--burst", "16", "--messages"],
-    },
-    Case { name: "1 KiB: send", function: "PMPI_Send", calls: 1, options: &["--size", "1024", "--messages"] },
-    Case {
-        name: "1 KiB: receive",
-        function: "PMPI_Recv",
-        calls: 1,
-        options: &["--size", "1024", "--messages"],
-    },
-    Case {
-        name: "4000 B: send",
-        function: "PMPI_Send",
-        calls: 1,
-        options: &["--size", "4000", "--messages"],
-    },
-    Case {
-        name: "4000 B: receive",
-        function: "PMPI_Recv",
-        calls: 1,
-        options: &["--size", "4000", "--messages"],
-    },
-    Case {
-        name: "nothing there: probe",
-        function: "PMPI_Iprobe",
-        calls: 1,
-        options: &["--messages", "1", "--polls"],
-    },
+    send("8 B: send", 8, 1),
+    receive("8 B: receive", 8, 1),
+    send("8 B: send, each of 16", 8, 16),
+    receive("8 B: receive, each of 16", 8, 16),
+    send("1 KiB: send", 1024, 1),
+    receive("1 KiB: receive", 1024, 1),
+    send("4000 B: send", 4000, 1),
+    receive("4000 B: receive", 4000, 1),
+    Case { name: "nothing there: probe", function: "PMPI_Iprobe", size: None, burst: 1 },
 ];
 
 /// Instructions of a call.
@@ -106,8 +84,7 @@ pub fn run(stage: &Path, out: &Path) -> Result<bool> {
         for case in CASES {
             let mut row = vec![case.name.to_owned()];
             for way in WAYS {
-                let is_long = case.options[0] == "--size" && case.options[1] != PEERS_MOST;
-                if is_long && !way.is_ours() {
+                if case.size > Some(PEERS_MOST) && !way.is_ours() {
                     row.extend(["-", "-"].map(str::to_owned));
                     continue;
                 }
@@ -138,7 +115,7 @@ pub fn run(stage: &Path, out: &Path) -> Result<bool> {
 fn count(mpi: &HostMpi, way: Way, case: Case, program: &Path, out: &Path) -> Result<Count> {
     let run = |repetitions| instructions(mpi, way, case, program, out, repetitions);
     let (few, many) = (run(FEW)?, run(MANY)?);
-    let calls = ((MANY - FEW) * PROCESSES * case.calls) as f64;
+    let calls = ((MANY - FEW) * PROCESSES * case.burst) as f64;
     let each = |of: &dyn Fn(&str) -> bool| -> f64 {
         let sum = |counts: &BTreeMap<String, u64>| -> i64 {
             counts.iter().filter(|(object, _)| of(object)).map(|(_, count)| *count as i64).sum()
@@ -167,7 +144,16 @@ fn instructions(
     command.args(way.args).arg("valgrind").arg("--tool=callgrind");
     command.arg(format!("--callgrind-out-file={}/%p", dir.path().display()));
     command.arg(format!("--toggle-collect={}", case.function)).arg(program);
-    command.args(case.options).arg(repetitions.to_string());
+    let repetitions = repetitions.to_string();
+    match case.size {
+        Some(size) => {
+            command.args(["--size", &size.to_string(), "--burst", &case.burst.to_string()]);
+            command.args(["--messages", &repetitions]);
+        }
+        None => {
+            command.args(["--messages", "1", "--polls", &repetitions]);
+        }
+    }
     let log = out.join("count.log");
     let done = mpi.run(command, "message_steps under callgrind", &log, LIMIT)?;
     if !done.status.success() {
