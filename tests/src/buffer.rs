@@ -135,7 +135,7 @@ unsafe impl Sync for MpiMemory {}
 
 impl MpiMemory {
     fn new(length: usize) -> MpiMemory {
-        let size = isize::try_from(length).expect("a buffer is smaller than the address space");
+        let size = ffi::MPI_Aint::try_from(length).expect("a buffer is smaller than the address space");
         let mut base: *mut u8 = std::ptr::null_mut();
         // SAFETY: MPI writes the base address through the pointer to `base`.
         succeed(unsafe { ffi::MPI_Alloc_mem(size, ffi::RSMPI_INFO_NULL, (&raw mut base).cast()) });

@@ -8,7 +8,7 @@ use mpi::ffi;
 use crate::datatype::Datatype;
 use crate::payload::Random;
 use crate::predefined::{OPERATIONS, PAIRS, Predefined, operation, symbol};
-use crate::universe::{SUCCESS, int, succeed};
+use crate::universe::{SUCCESS, distance, int, succeed};
 
 /// Makes the packed bytes of one operand.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +51,7 @@ unsafe fn each(
     unsafe {
         succeed(ffi::MPI_Type_size(*datatype, &raw mut size));
         succeed(ffi::MPI_Type_get_extent(*datatype, &raw mut lower, &raw mut extent));
+        let extent = distance(extent);
         for element in 0..*count as isize {
             for number in 0..size as isize / 8 {
                 let at = element * extent + number * if extent == size as isize { 8 } else { 24 };

@@ -153,6 +153,12 @@ pub fn int(value: usize) -> c_int {
     c_int::try_from(value).expect("MPI counts are 32-bit")
 }
 
+/// A distance that MPI gave, in bytes.
+#[allow(clippy::unnecessary_cast, reason = "MPI_Aint is isize in Open MPI, i64 in MPICH")]
+pub fn distance(given: ffi::MPI_Aint) -> isize {
+    given as isize
+}
+
 fn level(constant: u32) -> c_int {
     c_int::try_from(constant).expect("thread levels are small")
 }

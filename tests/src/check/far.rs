@@ -7,7 +7,7 @@ use mpi::ffi;
 
 use crate::check::{Case, Context, Outcome};
 use crate::reduction::in_place;
-use crate::universe::{int, succeed};
+use crate::universe::{distance, int, succeed};
 
 pub(super) const CASES: &[Case] =
     &[Case::new("collectives/far", "operands that begin up to 2^47 bytes from the buffer's address", far)];
@@ -22,7 +22,7 @@ unsafe extern "C" fn add(left: *mut c_void, inout: *mut c_void, n: *mut c_int, t
         succeed(ffi::MPI_Type_get_extent(*t, &raw mut lower, &raw mut extent));
         succeed(ffi::MPI_Type_get_true_extent(*t, &raw mut first, &raw mut len));
         for element in 0..*n as isize {
-            let at = element * extent + first;
+            let at = element * distance(extent) + distance(first);
             let number = |operand: *mut c_void| operand.wrapping_byte_offset(at).cast::<c_int>();
             *number(inout) += *number(left);
         }
