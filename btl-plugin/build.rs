@@ -7,8 +7,8 @@ use std::process::{Command, exit};
 /// The header that tells devel headers from those that a user of MPI needs.
 const MARK: &str = "opal/mca/btl/btl.h";
 
-/// The series of Open MPI that `src/ompi/mod.rs` and `src/ompi/shim.c` know.
-const SERIES: (u32, u32) = (4, 1);
+/// The series of Open MPI that have a file in `src/ompi`: `v4_1.rs`, `v4_1.h`.
+const SERIES: [(u32, u32); 2] = [(4, 1), (5, 0)];
 
 /// Types that the plugin only passes on by pointer: their insides are none of its business.
 const POINTED_TO: [&str; 13] = [
@@ -45,6 +45,9 @@ fn main() {
         "src/ompi/room.c",
         "src/ompi/shim.c",
         "src/ompi/shim.h",
+        "src/ompi/v4_1.h",
+        "src/ompi/v5_0.h",
+        "src/ompi/missing",
         "src/coll/coll.c",
         "src/coll/coll.h",
         "src/osc/osc.c",
@@ -85,11 +88,21 @@ impl OpenMpi {
             .iter()
             .flat_map(|dir| [dir.clone(), dir.join("openmpi")])
             .find(|dir| dir.join(MARK).exists() && dir.join("opal_config.h").exists())?;
+        // Headers of the PMIx that Open MPI 5.0 was built with: its own, or its distribution's.
+        let pmix = devel
+            .ancestors()
+            .flat_map(|dir| [dir.join("include"), dir.join("pmix2/include")])
+            .find(|dir| dir.join("pmix.h").exists());
+        let includes = includes.into_iter().chain(pmix).collect();
         Some(Self { devel, includes, libraries })
     }
 
     fn bind(&self) -> Result<(), String> {
-        self.check_series()?;
+        let (major, minor) = self.series()?;
+        let known = SERIES.map(|(major, minor)| format!("\"{major}.{minor}\"")).join(", ");
+        println!("cargo::rustc-check-cfg=cfg(ompi, values({known}))");
+        println!("cargo::rustc-cfg=ompi=\"{major}.{minor}\"");
+        let release = format!("\"v{major}_{minor}.h\"");
         let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo gave no OUT_DIR")?);
         let includes: Vec<&Path> =
             [self.devel.as_path()].into_iter().chain(self.includes.iter().map(PathBuf::as_path)).collect();
@@ -105,7 +118,11 @@ impl OpenMpi {
             .header("src/coll/coll.h")
             .header("src/osc/osc.h")
             .clang_arg("-Isrc/ompi")
+            .clang_arg(format!("-DVMSHM_OMPI_RELEASE={release}"))
             .clang_args(includes.iter().map(|dir| format!("-I{}", dir.display())))
+            .clang_arg("-Isrc/ompi/missing")
+            // Debian 12's libclang knows no such type on x86; the bindings have none.
+            .clang_arg("-D_Float16=short")
             .allowlist_type("mca_btl_base_(component|module|descriptor|segment)_t")
             .allowlist_type("mca_mpool_base_(component|module)_t")
             .allowlist_type("mca_btl_base_(registration_handle|atomic_op)_t")
@@ -142,7 +159,8 @@ impl OpenMpi {
         shim.files(["src/ompi/room.c", "src/ompi/shim.c", "src/coll/coll.c", "src/osc/osc.c"])
             .includes(&includes)
             .include("src/ompi")
-            .include("src/coll/missing")
+            .include("src/ompi/missing")
+            .define("VMSHM_OMPI_RELEASE", release.as_str())
             .warnings(true)
             .flag_if_supported("-Wno-unused-parameter");
         shim.compile("vmshm_ompi_shim");
@@ -159,7 +177,8 @@ impl OpenMpi {
         Ok(())
     }
 
-    fn check_series(&self) -> Result<(), String> {
+    /// The series of Open MPI whose headers these are.
+    fn series(&self) -> Result<(u32, u32), String> {
         let config = self.devel.join("opal_config.h");
         println!("cargo::rerun-if-changed={}", config.display());
         let text =
@@ -169,13 +188,12 @@ impl OpenMpi {
             line.and_then(|value| value.trim().parse::<u32>().ok())
         };
         match (number("OPAL_MAJOR_VERSION"), number("OPAL_MINOR_VERSION")) {
-            (Some(major), Some(minor)) if (major, minor) == SERIES => Ok(()),
+            (Some(major), Some(minor)) if SERIES.contains(&(major, minor)) => Ok((major, minor)),
             (Some(major), Some(minor)) => Err(format!(
-                "the Open MPI in {} is version {major}.{minor}; this plugin knows the series {}.{}: set OMPI_DIR to \
+                "the Open MPI in {} is version {major}.{minor}; this plugin knows the series {}: set OMPI_DIR to \
                  the prefix of such an Open MPI",
                 self.devel.display(),
-                SERIES.0,
-                SERIES.1,
+                SERIES.map(|(major, minor)| format!("{major}.{minor}")).join(" and "),
             )),
             _ => Err(format!("{} names no version of Open MPI", config.display())),
         }

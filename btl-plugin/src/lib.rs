@@ -24,8 +24,7 @@ mod process;
 
 use ompi::{
     Global, component, mca_base_component_data_t, mca_base_component_t, mca_btl_base_component_t,
-    mca_coll_base_component_2_0_0_t, mca_coll_base_component_t, mca_mpool_base_component_t, name,
-    ompi_osc_base_component_2_0_0_t, ompi_osc_base_component_t,
+    mca_coll_base_component_t, mca_mpool_base_component_t, name, ompi_osc_base_component_t,
 };
 
 /// The symbol that Open MPI looks for in `mca_btl_vmshm.so`.
@@ -37,7 +36,7 @@ pub static mca_btl_vmshm_component: Global<mca_btl_base_component_t> =
             mca_open_component: Some(btl::open),
             mca_close_component: Some(btl::close),
             mca_register_component_params: Some(btl::register),
-            ..component("btl", [3, 1, 0])
+            ..component("btl", ompi::BTL)
         },
         btl_data: mca_base_component_data_t { param_field: 0, reserved: [0; 32] },
         btl_init: Some(btl::init),
@@ -51,7 +50,7 @@ pub static mca_mpool_vmshm_component: Global<mca_mpool_base_component_t> =
     Global::new(mca_mpool_base_component_t {
         mpool_version: mca_base_component_t {
             mca_register_component_params: Some(mpool::register),
-            ..component("mpool", [3, 0, 0])
+            ..component("mpool", ompi::MPOOL)
         },
         mpool_data: mca_base_component_data_t { param_field: 0, reserved: [0; 32] },
         mpool_query: Some(mpool::query),
@@ -61,11 +60,11 @@ pub static mca_mpool_vmshm_component: Global<mca_mpool_base_component_t> =
 #[unsafe(no_mangle)]
 #[allow(non_upper_case_globals)]
 pub static mca_coll_vmshm_component: Global<mca_coll_base_component_t> =
-    Global::new(mca_coll_base_component_2_0_0_t {
+    Global::new(mca_coll_base_component_t {
         collm_version: mca_base_component_t {
             mca_project_name: name("ompi"),
             mca_register_component_params: Some(coll::register),
-            ..component("coll", [2, 0, 0])
+            ..component("coll", ompi::COLL)
         },
         collm_data: mca_base_component_data_t { param_field: 0, reserved: [0; 32] },
         collm_init_query: Some(coll::init_query),
@@ -76,11 +75,11 @@ pub static mca_coll_vmshm_component: Global<mca_coll_base_component_t> =
 #[unsafe(no_mangle)]
 #[allow(non_upper_case_globals)]
 pub static mca_osc_vmshm_component: Global<ompi_osc_base_component_t> =
-    Global::new(ompi_osc_base_component_2_0_0_t {
+    Global::new(ompi_osc_base_component_t {
         osc_version: mca_base_component_t {
             mca_project_name: name("ompi"),
             mca_register_component_params: Some(osc::register),
-            ..component("osc", [3, 0, 0])
+            ..component("osc", ompi::OSC)
         },
         osc_data: mca_base_component_data_t { param_field: 0, reserved: [0; 32] },
         osc_init: Some(osc::init),

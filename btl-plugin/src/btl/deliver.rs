@@ -5,9 +5,7 @@ use std::mem::MaybeUninit;
 use vmshm_messaging::Params;
 use vmshm_transport::copy_from_shared;
 
-use crate::ompi::{
-    self, mca_btl_active_message_callback_t, mca_btl_base_descriptor_t, mca_btl_base_segment_t,
-};
+use crate::ompi::{self, mca_btl_active_message_callback_t, mca_btl_base_endpoint_t, mca_btl_base_segment_t};
 use crate::process::MODULE;
 
 /// Bytes at the start of a fragment that are copied before anyone looks at them: no header is longer.
@@ -20,7 +18,14 @@ const PAGE: usize = 4096;
 const OB1_MATCH: u32 = ompi::MCA_BTL_TAG_PML + 1;
 
 /// Hands a message to the function that is registered for its tag; false if none is. `rest` is what follows the first part.
-pub fn deliver(tag: u8, first: *mut u8, len: usize, rest: Option<(*mut u8, usize)>) -> bool {
+pub fn deliver(
+    from: *mut mca_btl_base_endpoint_t,
+    tag: u8,
+    first: *mut u8,
+    len: usize,
+    rest: Option<(*mut u8, usize)>,
+) -> bool {
+    let tag = ompi::from_wire(tag);
     if u32::from(tag) >= ompi::MCA_BTL_TAG_MAX {
         return false;
     }
@@ -29,20 +34,20 @@ pub fn deliver(tag: u8, first: *mut u8, len: usize, rest: Option<(*mut u8, usize
     // SAFETY: the table has MCA_BTL_TAG_MAX rows, filled before messages come.
     let entry = unsafe { *table.add(usize::from(tag)) };
     let Some(callback) = entry.cbfunc else { return false };
-    // SAFETY: both structs hold numbers, pointers and optional functions, for all of which zero is a value.
-    let (mut segments, mut descriptor): ([mca_btl_base_segment_t; 2], mca_btl_base_descriptor_t) =
-        unsafe { (MaybeUninit::zeroed().assume_init(), MaybeUninit::zeroed().assume_init()) };
+    // SAFETY: the struct holds numbers and a pointer, for all of which zero is a value.
+    let mut segments: [mca_btl_base_segment_t; 2] = unsafe { MaybeUninit::zeroed().assume_init() };
+    let mut count = 1;
     segments[0].seg_addr.pval = first.cast();
     segments[0].seg_len = len as u64;
-    descriptor.des_segment_count = 1;
     if let Some((rest, rest_len)) = rest {
         segments[1].seg_addr.pval = rest.cast();
         segments[1].seg_len = rest_len as u64;
-        descriptor.des_segment_count = 2;
+        count = 2;
     }
-    descriptor.des_segments = segments.as_mut_ptr();
-    // SAFETY: module, descriptor and segments outlive the call, which keeps none of them.
-    unsafe { callback(MODULE.get(), tag, &mut descriptor, entry.cbdata) };
+    // SAFETY: the callback and its data are those of the table; the module is ours, and the segments are valid.
+    unsafe {
+        ompi::receive(callback, entry.cbdata, MODULE.get(), from, tag, &mut segments[..count]);
+    }
     true
 }
 
@@ -76,7 +81,7 @@ pub unsafe fn land(payload: *const u8, len: usize, landing: &mut Vec<u64>) -> *m
 
 /// Hands on a message of ob1 whose bytes lie in the sender's section: its header is copied first, its payload is read in
 /// place. The transport has checked that `len` bytes lie at `payload`.
-pub fn deliver_in_place(tag: u8, payload: *mut u8, len: usize) -> bool {
+pub fn deliver_in_place(from: *mut mca_btl_base_endpoint_t, tag: u8, payload: *mut u8, len: usize) -> bool {
     // Nobody may send more, see `check`; only a hostile peer does.
     if len > Params::MAX_MESSAGE {
         return false;
@@ -87,11 +92,13 @@ pub fn deliver_in_place(tag: u8, payload: *mut u8, len: usize) -> bool {
     // SAFETY: len bytes lie at payload, HEADER bytes lie at first.
     unsafe { copy_from_shared(payload, first, copied) };
     let rest = (len > copied).then(|| (payload.wrapping_add(copied), len - copied));
-    deliver(tag, first, copied, rest)
+    deliver(from, tag, first, copied, rest)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ptr;
+
     use super::*;
 
     #[test]
@@ -113,7 +120,7 @@ mod tests {
     #[test]
     fn tags_that_nobody_asked_for_are_refused() {
         let mut byte = 0;
-        assert!(!deliver(255, &mut byte, 1, None));
-        assert!(!deliver(0x9f, &mut byte, 1, None));
+        assert!(!deliver(ptr::null_mut(), 255, &mut byte, 1, None));
+        assert!(!deliver(ptr::null_mut(), 0x9f, &mut byte, 1, None));
     }
 }

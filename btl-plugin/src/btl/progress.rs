@@ -9,7 +9,7 @@ use super::deliver;
 use crate::ompi;
 use crate::ompi::help::{self, Topic};
 use crate::osc;
-use crate::process::{Completion, Descriptor, Held, INSTANCE, MODULE, loss, sleep};
+use crate::process::{Completion, Descriptor, Held, INSTANCE, MODULE, loss, sleep, to_endpoint};
 
 /// Most messages that one call handles.
 const BATCH: usize = 32;
@@ -88,7 +88,7 @@ fn is_ours(tag: u8) -> bool {
 fn hand_on(guard: &mut Held, inbox: &mut Inbox, peer: Peer, mut tag: u8, mut len: usize) -> usize {
     let mut others = 0;
     let is_taken = Held::unlocked(guard, || {
-        while deliver::deliver(tag, inbox.bytes_mut(len).as_mut_ptr(), len, None) {
+        while deliver::deliver(to_endpoint(peer), tag, inbox.bytes_mut(len).as_mut_ptr(), len, None) {
             let Some(next) = inbox.next_if(|tag| !is_ours(tag)) else { return true };
             (tag, len) = next;
             others += 1;
@@ -185,7 +185,8 @@ fn fragment(guard: &mut Held, peer: Peer, tag: u8, offset: u64, len: usize) {
         let place = unsafe { deliver::land(payload, len, &mut landing) };
         // The sender has its fragment back while Open MPI does its part. An error here is followed by an upcall.
         let is_sound = instance.engine.consume(peer).is_ok();
-        let is_taken = !is_sound || Held::unlocked(guard, || deliver::deliver(tag, place, len, None));
+        let is_taken =
+            !is_sound || Held::unlocked(guard, || deliver::deliver(to_endpoint(peer), tag, place, len, None));
         if let Some(instance) = guard.as_mut() {
             instance.landing = landing;
         }
@@ -194,7 +195,7 @@ fn fragment(guard: &mut Held, peer: Peer, tag: u8, offset: u64, len: usize) {
         }
         return;
     } else {
-        Held::unlocked(guard, || deliver::deliver_in_place(tag, payload, len))
+        Held::unlocked(guard, || deliver::deliver_in_place(to_endpoint(peer), tag, payload, len))
     };
     if let Some(instance) = guard.as_mut() {
         // An error here is followed by an upcall.

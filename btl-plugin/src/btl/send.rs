@@ -28,7 +28,7 @@ pub unsafe extern "C" fn send(
         if Descriptor::has_fragment(descriptor) || !instance.engine.is_free(peer) {
             Descriptor::always_call_back(descriptor);
         }
-        instance.post(peer, descriptor, tag)
+        instance.post(peer, descriptor, ompi::to_wire(tag))
     };
     if posted != Posted::Lost {
         // The header of a long message is on its way: now its prefix.

@@ -31,7 +31,7 @@ pub unsafe extern "C" fn sendi(
     tag: u8,
     descriptor: *mut *mut mca_btl_base_descriptor_t,
 ) -> c_int {
-    let number = from_endpoint(endpoint);
+    let (number, tag) = (from_endpoint(endpoint), ompi::to_wire(tag));
     let len = header_size.saturating_add(payload_size);
     // SAFETY: Open MPI gives header_size bytes, and a convertor with payload_size bytes.
     let sent = unsafe {

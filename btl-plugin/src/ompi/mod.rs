@@ -1,6 +1,10 @@
 //! All that depends on the version of Open MPI: bindings to its types and functions, and conversions.
 
 pub mod help;
+// What differs from release to release: a file a series, as build.rs has found it.
+#[cfg_attr(ompi = "4.1", path = "v4_1.rs")]
+#[cfg_attr(ompi = "5.0", path = "v5_0.rs")]
+mod release;
 mod version;
 
 use std::cell::UnsafeCell;
@@ -9,6 +13,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use vmshm_transport::abi::EndpointName;
 use zerocopy::{FromZeros, IntoBytes};
 
+pub use release::*;
 pub use sys::*;
 pub use version::{BUILT_FOR, running};
 
@@ -114,9 +119,6 @@ pub const fn component(framework: &str, interface: [c_int; 3]) -> mca_base_compo
         reserved: [0; 28],
     }
 }
-
-// The interface that the numbers above name; another one needs another look at every line of this crate.
-const _: () = assert!(BTL_VERSION == 310);
 
 /// Text in one of the fixed arrays of a component.
 pub const fn name<const N: usize>(text: &str) -> [c_char; N] {

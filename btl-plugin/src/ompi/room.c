@@ -11,12 +11,11 @@
 #include "ompi/proc/proc.h"
 #include "opal/class/opal_free_list.h"
 
-/* ob1's mca_pml_ob1_rdma_frag_t, whose header Open MPI does not install, as it is in the series 4.1. */
+/* ob1's mca_pml_ob1_rdma_frag_t, whose header Open MPI does not install, the same in the series 4.1 and 5.0. */
 struct frag {
     opal_free_list_item_t super;
     mca_bml_base_btl_t *bml;
-    /* The longest of ob1's headers: six words behind the byte of its kind. */
-    uint64_t header[7];
+    uint64_t header[VMSHM_OMPI_OB1_HEADER];
     int state;
     size_t length;
     size_t remaining;

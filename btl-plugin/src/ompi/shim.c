@@ -5,14 +5,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "opal/mca/pmix/pmix.h"
 #include "opal/util/output.h"
 
 int vmshm_ompi_publish(const mca_base_component_t *component, const void *data, size_t len)
 {
     int rc;
 
-    OPAL_MODEX_SEND(rc, OPAL_PMIX_GLOBAL, component, (void *) data, len);
+    OPAL_MODEX_SEND(rc, VMSHM_OMPI_GLOBAL, component, (void *) data, len);
     return rc;
 }
 
@@ -102,7 +101,7 @@ const char *vmshm_ompi_name(const opal_proc_t *proc)
 
 const char *vmshm_ompi_host(const opal_proc_t *proc)
 {
-    const char *host = opal_get_proc_hostname(proc);
+    const char *host = vmshm_ompi_hostname(proc);
 
     return NULL != host ? host : "an unknown host";
 }

@@ -10,9 +10,11 @@
 #include "opal/mca/btl/base/base.h"
 #include "opal/mca/btl/base/btl_base_error.h"
 #include "opal/mca/btl/btl.h"
-#include "opal/threads/mutex.h"
 #include "opal/util/proc.h"
 #include "opal/util/show_help.h"
+
+/* What the release calls differently: v4_1.h and so on. */
+#include VMSHM_OMPI_RELEASE
 
 /* Publishes data about this process for all processes of the job, and of jobs that join it. */
 int vmshm_ompi_publish(const mca_base_component_t *component, const void *data, size_t len);

@@ -42,7 +42,9 @@ impl Locked {
 /// Lets messages come, and other processes run where there are more of them than cores; the loss of one is noticed here.
 pub fn pause() {
     // SAFETY: no lock of ours is held, nor is a window's borrowed.
-    sleep::awake(|| unsafe { ompi::opal_progress() });
+    sleep::awake(|| unsafe {
+        ompi::opal_progress();
+    });
 }
 
 /// Orders as [`order`] does, and lets messages come now and then: a process that accesses memory again and again waits for

@@ -1,6 +1,7 @@
 /* What Open MPI's one-sided framework has only as macros and inline functions, as plain functions. */
 
 #include "osc.h"
+#include "shim.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -161,7 +162,7 @@ int vmshm_osc_combine(const void *origin, int count, struct ompi_datatype_t *typ
 
 unsigned vmshm_osc_name(struct ompi_communicator_t *comm)
 {
-    return ompi_comm_get_cid(comm);
+    return VMSHM_OMPI_COMM_NUMBER(comm);
 }
 
 bool vmshm_osc_number(int name, struct vmshm_osc_number *number)

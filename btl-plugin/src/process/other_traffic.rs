@@ -13,8 +13,7 @@ use parking_lot::RwLock;
 use vmshm_messaging::Waker;
 
 use crate::ompi::{
-    self, mca_btl_active_message_callback_t, mca_btl_base_descriptor_t, mca_btl_base_module_recv_cb_fn_t,
-    mca_btl_base_module_t,
+    self, Callback, Observer, mca_btl_active_message_callback_t, mca_btl_base_module_recv_cb_fn_t,
 };
 
 const TAGS: usize = ompi::MCA_BTL_TAG_MAX as usize;
@@ -95,7 +94,7 @@ fn row(tag: usize) -> &'static AtomicPtr<c_void> {
 }
 
 fn own() -> *mut c_void {
-    let own: unsafe extern "C" fn(_, _, _, _) = count_one;
+    let own: Callback = ompi::observed::<Counter>;
     own as *mut c_void
 }
 
@@ -123,24 +122,22 @@ fn stop() {
     }
 }
 
-unsafe extern "C" fn count_one(
-    module: *mut mca_btl_base_module_t,
-    tag: u8,
-    descriptor: *mut mca_btl_base_descriptor_t,
-    data: *mut c_void,
-) {
-    // Two threads may count as one: it changes all the same.
-    COUNT.store(count().wrapping_add(1), Ordering::Relaxed);
-    let other = OTHERS[usize::from(tag)].load(Ordering::Relaxed);
-    // SAFETY: listen stored what was in the table: a callback of this type, or null.
-    let other = unsafe { std::mem::transmute::<*mut c_void, mca_btl_base_module_recv_cb_fn_t>(other) };
-    if let Some(other) = other {
-        // SAFETY: Open MPI gives the arguments that the callback was registered for.
-        unsafe { other(module, tag, descriptor, data) };
-    }
-    // It may be what a sleeping thread waits for.
-    if let Some(waker) = &*WAKER.read() {
-        waker.wake();
+struct Counter;
+
+impl Observer for Counter {
+    fn see(tag: u8, _: *mut c_void, forward: impl FnOnce(Callback)) {
+        // Two threads may count as one: it changes all the same.
+        COUNT.store(count().wrapping_add(1), Ordering::Relaxed);
+        let other = OTHERS[usize::from(tag)].load(Ordering::Relaxed);
+        // SAFETY: listen stored what was in the table: a callback of this type, or null.
+        let other = unsafe { std::mem::transmute::<*mut c_void, mca_btl_base_module_recv_cb_fn_t>(other) };
+        if let Some(other) = other {
+            forward(other);
+        }
+        // It may be what a sleeping thread waits for.
+        if let Some(waker) = &*WAKER.read() {
+            waker.wake();
+        }
     }
 }
 
@@ -155,29 +152,29 @@ mod tests {
 
     static DELIVERED: AtomicUsize = AtomicUsize::new(0);
 
-    unsafe extern "C" fn take(
-        _: *mut mca_btl_base_module_t,
-        tag: u8,
-        _: *mut mca_btl_base_descriptor_t,
-        data: *mut c_void,
-    ) {
-        assert_eq!((tag, data.addr()), (TAG, 5));
-        DELIVERED.fetch_add(1, Ordering::Relaxed);
+    struct Taker;
+
+    impl Observer for Taker {
+        fn see(tag: u8, data: *mut c_void, _: impl FnOnce(Callback)) {
+            assert_eq!((tag, data.addr()), (TAG, 5));
+            DELIVERED.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Delivers as any transport does: what is in the table is called.
     fn deliver() {
         let callback = row(TAG.into()).load(Ordering::Relaxed);
-        // SAFETY: the row holds `take` or `count_one`.
+        // SAFETY: the row holds the callback of one of both observers.
         unsafe {
             let callback = std::mem::transmute::<*mut c_void, mca_btl_base_module_recv_cb_fn_t>(callback);
-            callback.unwrap()(ptr::null_mut(), TAG, ptr::null_mut(), ptr::without_provenance_mut(5));
+            let data = ptr::without_provenance_mut(5);
+            ompi::receive(callback.unwrap(), data, ptr::null_mut(), ptr::null_mut(), TAG, &mut []);
         }
     }
 
     #[test]
     fn messages_are_counted_and_still_delivered() {
-        let take: unsafe extern "C" fn(_, _, _, _) = take;
+        let take: Callback = ompi::observed::<Taker>;
         row(TAG.into()).store(take as *mut c_void, Ordering::Relaxed);
         deliver();
         listen();

@@ -1,0 +1,81 @@
+//! The series 4.1.
+
+use std::ffi::{c_int, c_void};
+use std::mem::MaybeUninit;
+
+use super::{
+    BTL_VERSION, MCA_BTL_TAG_MAX, mca_btl_base_descriptor_t, mca_btl_base_endpoint_t, mca_btl_base_module_t,
+    mca_btl_base_segment_t,
+};
+
+// The interface that these numbers name; another one needs another look at every line of this crate.
+const _: () = assert!(BTL_VERSION == 310 && MCA_BTL_TAG_MAX == 255);
+
+/// The version of the interface for byte transfer layers.
+pub const BTL: [c_int; 3] = [3, 1, 0];
+
+/// The version of the interface for memory pools.
+pub const MPOOL: [c_int; 3] = [3, 0, 0];
+
+/// The version of the interface for collective operations.
+pub const COLL: [c_int; 3] = [2, 0, 0];
+
+/// The version of the interface for windows.
+pub const OSC: [c_int; 3] = [3, 0, 0];
+
+/// The tag under which a message of Open MPI's travels.
+#[inline]
+pub const fn to_wire(tag: u8) -> u8 {
+    tag
+}
+
+/// The tag of Open MPI's under which a message was sent that has travelled under this one.
+#[inline]
+pub const fn from_wire(tag: u8) -> u8 {
+    tag
+}
+
+/// What Open MPI registers for a tag.
+pub type Callback =
+    unsafe extern "C" fn(*mut mca_btl_base_module_t, u8, *mut mca_btl_base_descriptor_t, *mut c_void);
+
+/// Hands a message to what is registered for its tag.
+///
+/// # Safety
+/// All of it is Open MPI's, and `data` what was registered with the callback.
+#[inline]
+pub unsafe fn receive(
+    callback: Callback,
+    data: *mut c_void,
+    module: *mut mca_btl_base_module_t,
+    _: *mut mca_btl_base_endpoint_t,
+    tag: u8,
+    segments: &mut [mca_btl_base_segment_t],
+) {
+    // SAFETY: the struct holds numbers, pointers and an optional function, for all of which zero is a value.
+    let mut descriptor: mca_btl_base_descriptor_t = unsafe { MaybeUninit::zeroed().assume_init() };
+    descriptor.des_segments = segments.as_mut_ptr();
+    descriptor.des_segment_count = segments.len();
+    // SAFETY: descriptor and segments outlive the call, which keeps none of them; the caller vouches for the rest.
+    unsafe { callback(module, tag, &mut descriptor, data) }
+}
+
+/// Who wants to know of messages.
+pub trait Observer {
+    /// A message with this tag has come, for a callback with these data; `forward` hands it to the one that it gets.
+    fn see(tag: u8, data: *mut c_void, forward: impl FnOnce(Callback));
+}
+
+/// A callback that tells an observer.
+///
+/// # Safety
+/// Open MPI calls it, where it is registered.
+pub unsafe extern "C" fn observed<O: Observer>(
+    module: *mut mca_btl_base_module_t,
+    tag: u8,
+    descriptor: *mut mca_btl_base_descriptor_t,
+    data: *mut c_void,
+) {
+    // SAFETY: Open MPI gives the arguments that the callback was registered for.
+    O::see(tag, data, |callback| unsafe { callback(module, tag, descriptor, data) });
+}
