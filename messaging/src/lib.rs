@@ -50,7 +50,7 @@ pub use engine::{Engine, NoMemory};
 pub use idle::IdleAction;
 pub use memory::Bounce;
 pub use params::{Params, Pipeline};
-pub use rendezvous::{Get, LEAST, Prefix, is_reserved};
+pub use rendezvous::{BY_KEY, Get, LEAST, Prefix, is_reserved};
 pub use send::{Refused, Unsent};
 pub use sleep::{Sleeping, Waker};
 pub use upcall::{Piece, Upcall};

@@ -50,4 +50,4 @@ pub(crate) use source::{Audience, Source, Sources};
 pub use gets::Get;
 pub use prefix::Prefix;
 pub use request::is_reserved;
-pub use source::LEAST;
+pub use source::{BY_KEY, LEAST};

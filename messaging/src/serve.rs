@@ -2,11 +2,13 @@
 
 use std::sync::atomic::Ordering;
 
-use vmshm_transport::{Fragment, Memory as _, Peer, copy_to_shared};
+use vmshm_transport::{Event, Fragment, Inbox, Memory as _, Peer, copy_to_shared};
 
 use crate::engine::Engine;
 use crate::peer::{Memory, Outgoing};
-use crate::rendezvous::{Audience, MAX_REQUESTS, Prefix, PrefixBuffer, Request, Source, tag_of};
+use crate::rendezvous::{
+    Audience, BY_KEY, MAX_REQUESTS, Prefix, PrefixBuffer, REQUEST, Request, Source, tag_of,
+};
 
 /// The part of the chunks that one peer's prefixes leave to those of others: it may be long before it asks for the messages. A
 /// stream to one peer needs the rest: with an eighth of the chunks for it, 32 KiB took 1.5 times as long. Of messages beyond
@@ -47,6 +49,19 @@ impl<S, G> Engine<S, G> {
     /// As [`Engine::expose`].
     pub unsafe fn expose_to_all(&mut self, key: u64, base: *const u8, len: usize) -> u64 {
         self.sources.add(Source { audience: Audience::Key(key), base, len, prefix: None })
+    }
+
+    /// The number of the source with a key.
+    pub fn source(&self, key: u64) -> Option<u64> {
+        self.sources.number(key)
+    }
+
+    /// The key that an event's request shows, if no source has it: a caller that knows the memory may expose it before
+    /// [`Engine::handle`](crate::Engine::handle) refuses the request.
+    pub fn missing_key(&self, inbox: &Inbox, event: &Event) -> Option<u64> {
+        let Event::Message { tag: REQUEST, len, .. } = *event else { return None };
+        let (request, key) = Request::read(inbox.bytes(len))?;
+        key.filter(|key| request.source == BY_KEY && self.sources.number(*key).is_none())
     }
 
     /// Ends a source: its memory is not touched any more.
@@ -146,7 +161,10 @@ impl<S, G> Engine<S, G> {
 
     /// Takes a peer's request; false if there is no such source for it, or it has requested all of that before.
     pub(crate) fn accept(&mut self, peer: Peer, bytes: &[u8]) -> bool {
-        let Some((request, key)) = Request::read(bytes) else { return false };
+        let Some((mut request, key)) = Request::read(bytes) else { return false };
+        if let (BY_KEY, Some(key)) = (request.source, key) {
+            request.source = self.sources.number(key).unwrap_or(BY_KEY);
+        }
         let is_allowed = self.sources.allow(peer, &request, key)
             && (key.is_none() || self.state(peer.index()).requests.len() < MAX_REQUESTS);
         if is_allowed {

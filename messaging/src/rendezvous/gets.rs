@@ -10,7 +10,7 @@ use super::request::{ACTIVE, distance};
 /// A get of a peer's source; `done` completes it.
 #[derive(Debug)]
 pub struct Get<G> {
-    /// The source's number, as its owner has said.
+    /// The source's number, as its owner has said; or [`BY_KEY`](crate::BY_KEY).
     pub source: u64,
     /// The key of a keyed source.
     pub key: Option<u64>,

@@ -1,5 +1,7 @@
 //! Sources: memory of this process that peers may get by rendezvous.
 
+use std::collections::HashMap;
+
 use vmshm_transport::Peer;
 
 use super::prefix::PrefixBuffer;
@@ -7,6 +9,9 @@ use super::request::Request;
 
 /// Bytes that a request counts for at least. No get of Open MPI's is shorter but a message's last one.
 pub const LEAST: u64 = 64;
+
+/// The number that stands for the source with the key that is shown.
+pub const BY_KEY: u64 = u64::MAX;
 
 /// Peers that may get a source.
 #[derive(Debug)]
@@ -38,6 +43,8 @@ pub(crate) struct Source {
 pub(crate) struct Sources {
     slots: Vec<(u32, Option<Source>)>,
     free: Vec<u32>,
+    /// Numbers of keyed sources.
+    by_key: HashMap<u64, u64>,
     /// Those that are exposed to one peer: each is a message.
     messages: usize,
 }
@@ -52,8 +59,17 @@ impl Sources {
         });
         let (uses, held) = &mut self.slots[slot as usize];
         *uses = (*uses + 1) & (u32::MAX >> 1);
+        let number = u64::from(*uses) << 32 | u64::from(slot);
+        if let Audience::Key(key) = source.audience {
+            self.by_key.insert(key, number);
+        }
         *held = Some(source);
-        u64::from(*uses) << 32 | u64::from(slot)
+        number
+    }
+
+    /// The number of the source with a key.
+    pub fn number(&self, key: u64) -> Option<u64> {
+        self.by_key.get(&key).copied()
     }
 
     pub fn get(&self, number: u64) -> Option<&Source> {
@@ -86,6 +102,9 @@ impl Sources {
         self.get(number)?;
         self.free.push(number as u32);
         let source = self.slots[number as u32 as usize].1.take();
+        if let Some(Source { audience: Audience::Key(key), .. }) = &source {
+            self.by_key.remove(key);
+        }
         self.messages -=
             usize::from(source.as_ref().is_some_and(|source| matches!(source.audience, Audience::Peer(..))));
         source

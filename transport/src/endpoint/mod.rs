@@ -24,7 +24,7 @@ use zerocopy::{FromZeros, IntoBytes};
 use crate::channel::activity::Activity;
 use crate::channel::connection::{Connection, close};
 use crate::channel::ring::Producer;
-use crate::error::{AttachError, ConnectError, PeerError};
+use crate::error::{AttachError, ConnectError, Fault, PeerError};
 use crate::memory::Memory;
 use crate::region::arena::Arena;
 use crate::region::chunks::Purpose;
@@ -340,6 +340,12 @@ impl<M: Memory> Endpoint<M> {
     pub fn forget(&mut self, peer: Peer) {
         let connection = &mut self.connections[peer.index()];
         connection.forgotten = connection.failed.is_some();
+    }
+
+    /// Ends the connection with a peer that breaks a rule of the caller's; [`Event::Gone`] follows, and the peer sees
+    /// [`PeerError::Closed`].
+    pub fn reject(&mut self, peer: Peer, fault: Fault) {
+        self.fail(peer.0, fault.into());
     }
 
     fn ending(&self, index: u32) -> PeerError {

@@ -25,6 +25,7 @@ const fn need(package: &'static str, why: &'static str) -> Need {
 /// Packages that build the plugin, the tool and the MPI programs.
 pub const BUILD: &[Need] = &[
     need("libopenmpi-dev", "headers that the plugin is built for"),
+    need("libucx-dev", "headers that the UCX transport is built for"),
     need("libclang-dev", "reads those headers for Rust"),
     need("clang", "headers of the C compiler for libclang"),
 ];

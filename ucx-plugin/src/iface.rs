@@ -1,0 +1,323 @@
+//! An interface: an endpoint of the region with an engine of its own, so that several work beside each other in a process.
+
+use std::cell::UnsafeCell;
+use std::collections::{HashMap, VecDeque};
+use std::ffi::c_int;
+use std::ptr;
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
+use vmshm_messaging::{Engine, Params, Pipeline};
+use vmshm_transport::abi::EndpointName;
+use vmshm_transport::attach::open_endpoint;
+use vmshm_transport::tune::Tuning;
+use vmshm_transport::{Fragment, Inbox, MAX_INLINE, Peer};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::domain;
+use crate::memory::{Forget, Registry};
+use crate::ucx::{self, *};
+
+/// Longest header of an active message without a copy in front of it, bytes.
+const MAX_HEADER: usize = 256;
+
+/// Latency and overhead by which UCX compares transports, seconds: a cache line from core to core, and a little more than what
+/// UCX claims for its own shared memory, which so has the messages within a machine.
+const LATENCY: f64 = 120e-9;
+const OVERHEAD: f64 = 10e-9;
+
+/// A get: the number of its endpoint, and UCX's completion, if it wants one.
+#[derive(Debug, Clone, Copy)]
+pub struct Got {
+    pub endpoint: u64,
+    pub completion: *mut uct_completion_t,
+}
+
+/// An endpoint, as its interface knows it.
+#[derive(Debug)]
+pub struct Connection {
+    /// UCX's.
+    pub endpoint: uct_ep_h,
+    pub peer: Peer,
+    /// Requests that wait for room.
+    pub pending: VecDeque<*mut uct_pending_req_t>,
+    /// Something found no room since the last poll.
+    pub is_blocked: bool,
+    /// Gets under way.
+    pub gets: usize,
+    /// Completions of flushes, which wait for these gets.
+    pub flushes: Vec<*mut uct_completion_t>,
+    /// The peer is gone.
+    pub is_lost: bool,
+    /// UCX was told so.
+    pub is_told: bool,
+}
+
+/// What an interface has.
+pub struct State {
+    pub engine: Engine<(), Got>,
+    /// Where messages arrive. Absent while some thread makes progress.
+    pub inbox: Option<Box<Inbox>>,
+    /// Where messages are copied to from others' sections.
+    pub landing: Vec<u64>,
+    /// By their numbers, which are never used again.
+    pub connections: HashMap<u64, Connection>,
+    next: u64,
+    /// Endpoints with requests that wait, in turn.
+    pub waiting: VecDeque<u64>,
+    /// Endpoint whose waiting requests are being sent.
+    pub dispatching: Option<u64>,
+    /// Memory for the next message that is packed.
+    pub spare: Option<Fragment>,
+    /// Sources, by the keys of the memory domain.
+    pub sources: HashMap<u64, u64>,
+    /// Endpoints whose loss UCX is to be told.
+    pub lost: Vec<u64>,
+}
+
+// SAFETY: the raw pointers are UCX's endpoints, requests and completions, which any thread may use; the lock orders their use.
+unsafe impl Send for State {}
+
+impl State {
+    /// Notes a new endpoint; its number.
+    pub fn add(&mut self, endpoint: uct_ep_h, peer: Peer) -> u64 {
+        self.next += 1;
+        let connection = Connection {
+            endpoint,
+            peer,
+            pending: VecDeque::new(),
+            is_blocked: false,
+            gets: 0,
+            flushes: Vec::new(),
+            is_lost: false,
+            is_told: false,
+        };
+        self.connections.insert(self.next, connection);
+        self.next
+    }
+}
+
+/// The engine of an interface, behind its lock. Callbacks into UCX never run under the lock: they come back with more.
+pub struct Port(Mutex<State>);
+
+impl Port {
+    pub fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock()
+    }
+
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, State>> {
+        self.0.try_lock()
+    }
+}
+
+impl Forget for Port {
+    fn forget(&self, key: u64) {
+        let mut state = self.lock();
+        if let Some(source) = state.sources.remove(&key) {
+            state.engine.unexpose(source);
+        }
+    }
+}
+
+/// An interface.
+#[repr(C)]
+pub struct Iface {
+    /// UCX's part, which UCX changes.
+    pub base: UnsafeCell<uct_base_iface_t>,
+    pub port: Arc<Port>,
+    pub registry: Arc<Registry>,
+    name: EndpointName,
+    /// Longest active message, bytes.
+    pub seg_size: usize,
+    bandwidth: f64,
+}
+
+/// # Safety
+///
+/// `iface` was opened by [`open`] and is not closed yet.
+#[inline(always)]
+pub unsafe fn of<'a>(iface: uct_iface_h) -> &'a Iface {
+    // SAFETY: the caller vouches for it; what UCX changes is in a cell.
+    unsafe { &*iface.cast::<Iface>() }
+}
+
+/// Opens an interface, for the table of [`crate::transport`].
+///
+/// # Safety
+///
+/// As UCX's `iface_open`.
+pub unsafe fn open(
+    ops: (*mut uct_iface_ops_t, *mut uct_iface_internal_ops_t),
+    (md, worker): (uct_md_h, uct_worker_h),
+    params: *const uct_iface_params_t,
+    config: *const uct_iface_config_t,
+    iface: *mut uct_iface_h,
+) -> ucs_status_t {
+    // SAFETY: the domain is ours, and UCX has read the configuration from our table.
+    let (domain, ours, params_ref) =
+        unsafe { (domain::of(md), &*config.cast::<vmshm_iface_config_t>(), &*params) };
+    // SAFETY: a constant.
+    if params_ref.open_mode & unsafe { vmshm_open_mode_device } == 0 {
+        return UCS_ERR_UNSUPPORTED;
+    }
+    let attached = match open_endpoint(&domain.options) {
+        Ok(attached) => attached,
+        Err(error) => {
+            ucx::warn(&format!("vmshm: {error}"));
+            return UCS_ERR_NO_DEVICE;
+        }
+    };
+    if let Some(advice) = attached.advice() {
+        ucx::tell(&format!("vmshm: {advice}"));
+    }
+    let section = attached.section().entry.len;
+    // auto is the greatest number.
+    let chunk_size = Some(ours.chunk_size).filter(|size| (1..=Params::MAX_MESSAGE).contains(size));
+    let seg_size = ours.seg_size.clamp(2048, Params::MAX_MESSAGE);
+    let params_of_engine = Params {
+        reserve: seg_size,
+        pipeline: Pipeline::new(Tuning::of_this_machine(), chunk_size, None, section),
+        ..Params::of_this_machine(section)
+    };
+    let engine = match Engine::new(attached, params_of_engine) {
+        Ok(engine) => engine,
+        Err(error) => {
+            ucx::warn(&format!("vmshm: {error}"));
+            return UCS_ERR_NO_MEMORY;
+        }
+    };
+    let name = engine.endpoint().name();
+    let state = State {
+        engine,
+        inbox: Some(Box::default()),
+        landing: Vec::new(),
+        connections: HashMap::new(),
+        next: 0,
+        waiting: VecDeque::new(),
+        dispatching: None,
+        spare: None,
+        sources: HashMap::new(),
+        lost: Vec::new(),
+    };
+    let port = Arc::new(Port(Mutex::new(state)));
+    domain.registry.add_reader(&port);
+    let new = Box::into_raw(Box::new(Iface {
+        // SAFETY: UCX's constructor fills it; until then nobody reads it.
+        base: UnsafeCell::new(unsafe { std::mem::zeroed() }),
+        port,
+        registry: Arc::clone(&domain.registry),
+        name,
+        seg_size,
+        bandwidth: ours.bandwidth,
+    }));
+    let mut inits: c_int = 1;
+    // SAFETY: the base has room, and all else is UCX's own or lives as long as the program.
+    unsafe {
+        let base = (*new).base.get();
+        let class = &raw mut uct_base_iface_t_class;
+        let status = uct_base_iface_t_init(base, class, &mut inits, ops.0, ops.1, md, worker, params, config);
+        if status != UCS_OK {
+            drop(Box::from_raw(new));
+            return status;
+        }
+        *iface = new.cast();
+    }
+    UCS_OK
+}
+
+/// Closes an interface.
+pub unsafe extern "C" fn close(iface: uct_iface_h) {
+    // SAFETY: UCX closes what `open` gave, once, and has no endpoint of it any more.
+    unsafe {
+        uct_base_iface_progress_disable(iface, UCT_PROGRESS_SEND | UCT_PROGRESS_RECV);
+        ucs_class_call_cleanup_chain(&raw mut uct_base_iface_t_class, iface.cast(), -1);
+        let iface = Box::from_raw(iface.cast::<Iface>());
+        let mut state = iface.port.lock();
+        if let Some(spare) = state.spare.take() {
+            state.engine.free(spare);
+        }
+        state.engine.abandon();
+        drop(state);
+    }
+}
+
+/// What the interface can do, and how well.
+pub unsafe extern "C" fn query(iface: uct_iface_h, attributes: *mut uct_iface_attr_t) -> ucs_status_t {
+    // SAFETY: the interface is ours, and UCX gives room.
+    unsafe {
+        let ours = of(iface);
+        uct_base_iface_query(ours.base.get(), attributes);
+        let attributes = &mut *attributes;
+        attributes.iface_addr_len = size_of::<EndpointName>() - 16;
+        attributes.device_addr_len = 16;
+        attributes.cap.flags = vmshm_iface_flags;
+        attributes.cap.am.max_short = MAX_INLINE;
+        attributes.cap.am.max_bcopy = ours.seg_size;
+        attributes.cap.am.max_zcopy = ours.seg_size;
+        attributes.cap.am.opt_zcopy_align = 1;
+        attributes.cap.am.align_mtu = 1;
+        attributes.cap.am.max_hdr = MAX_HEADER;
+        attributes.cap.am.max_iov = usize::MAX;
+        attributes.cap.get.max_zcopy = usize::MAX;
+        attributes.cap.get.opt_zcopy_align = 64;
+        attributes.cap.get.align_mtu = 64;
+        attributes.cap.get.max_iov = 1;
+        attributes.latency = ucs_linear_func_t { c: LATENCY, m: 0.0 };
+        attributes.overhead = OVERHEAD;
+        attributes.bandwidth = uct_ppn_bandwidth_t { dedicated: ours.bandwidth, shared: 0.0 };
+    }
+    UCS_OK
+}
+
+/// The region's id: processes with the same one reach each other.
+pub unsafe extern "C" fn device_address(iface: uct_iface_h, address: *mut uct_device_addr_t) -> ucs_status_t {
+    // SAFETY: the interface is ours, and UCX gives as much room as `query` said.
+    unsafe { ptr::copy_nonoverlapping(of(iface).name.region_id.as_ptr(), address.cast(), 16) };
+    UCS_OK
+}
+
+/// The rest of the endpoint's name.
+pub unsafe extern "C" fn address(iface: uct_iface_h, address: *mut uct_iface_addr_t) -> ucs_status_t {
+    // SAFETY: as above.
+    unsafe {
+        let rest = &of(iface).name.as_bytes()[16..];
+        ptr::copy_nonoverlapping(rest.as_ptr(), address.cast(), rest.len());
+    }
+    UCS_OK
+}
+
+/// The name that two addresses make.
+///
+/// # Safety
+///
+/// They are as [`device_address`] and [`address`] of some interface wrote them.
+pub unsafe fn name(device: *const uct_device_addr_t, iface: *const uct_iface_addr_t) -> Option<EndpointName> {
+    let mut bytes = [0; size_of::<EndpointName>()];
+    // SAFETY: the caller vouches for both lengths.
+    unsafe {
+        ptr::copy_nonoverlapping(device.cast(), bytes.as_mut_ptr(), 16);
+        ptr::copy_nonoverlapping(iface.cast(), bytes.as_mut_ptr().add(16), bytes.len() - 16);
+    }
+    EndpointName::read_from_bytes(&bytes).ok()
+}
+
+/// Whether an interface with these addresses sees the same region, and is another one.
+pub unsafe extern "C" fn is_reachable(
+    iface: uct_iface_h,
+    device: *const uct_device_addr_t,
+    address: *const uct_iface_addr_t,
+) -> c_int {
+    // SAFETY: the interface is ours, and the addresses are those of interfaces of this transport.
+    unsafe {
+        let own = &of(iface).name;
+        let mut region = [0; 16];
+        ptr::copy_nonoverlapping(device.cast(), region.as_mut_ptr(), region.len());
+        if region != own.region_id {
+            return 0;
+        }
+        let is_other = address.is_null()
+            || name(device, address)
+                .is_some_and(|name| name.version == own.version && name.as_bytes() != own.as_bytes());
+        c_int::from(is_other)
+    }
+}

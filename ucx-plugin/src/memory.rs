@@ -1,0 +1,183 @@
+//! Memory that programs have registered or taken from the section, and the keys by which others get it.
+//!
+//! A memory domain is open before any interface and outlives them. What is registered gets a random key; the engine of an
+//! interface learns of it when a peer first shows the key. Memory of the section needs no help of its owner: its place goes
+//! with the key, and is read in place.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use vmshm_transport::attach::{Attached, Options, open_endpoint};
+use vmshm_transport::{Fragment, Purpose};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::ucx;
+
+/// The place of memory that does not lie in a section.
+const NOWHERE: u64 = u64::MAX;
+
+/// A remote key, as it travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct RemoteKey {
+    /// Shown to the owner.
+    pub key: u64,
+    /// Address of the memory in its owner.
+    base: u64,
+    /// Bytes.
+    len: u64,
+    /// Offset in the region, or [`NOWHERE`].
+    offset: u64,
+}
+
+/// Where a range of remote memory is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// At this offset of the region.
+    Section(u64),
+    /// By its owner, from this offset of the memory with the key on.
+    Owner(u64),
+}
+
+impl RemoteKey {
+    /// Where bytes at an address of the owner are; `None` where they leave the memory. The key may be a stranger's.
+    pub fn place(&self, address: u64, len: u64) -> Option<Place> {
+        let from = address.checked_sub(self.base)?;
+        if from.checked_add(len)? > self.len {
+            return None;
+        }
+        match self.offset {
+            NOWHERE => Some(Place::Owner(from)),
+            offset => Some(Place::Section(offset.checked_add(from)?)),
+        }
+    }
+}
+
+/// Memory that UCX has a handle of.
+#[derive(Debug)]
+pub struct Handle {
+    pub remote: RemoteKey,
+    /// Memory of the section, taken for the program.
+    pub fragment: Option<Fragment>,
+}
+
+/// An interface's side of a memory domain: forgets memory at once.
+pub trait Forget: Send + Sync {
+    /// The memory with this key is not read any more when this returns.
+    fn forget(&self, key: u64);
+}
+
+/// All memory of a domain.
+#[derive(Default)]
+pub struct Registry {
+    /// Base and length, by the key.
+    known: Mutex<HashMap<u64, (usize, usize)>>,
+    readers: Mutex<Vec<Weak<dyn Forget>>>,
+    /// For memory of the section; attached when the first is taken.
+    section: Mutex<Option<Attached>>,
+}
+
+impl Registry {
+    /// An interface that will read memory of the domain for its peers.
+    pub fn add_reader(&self, reader: &Arc<impl Forget + 'static>) {
+        let mut readers = self.readers.lock();
+        readers.retain(|reader| reader.strong_count() > 0);
+        let reader: Weak<dyn Forget> = Arc::downgrade(reader) as Weak<dyn Forget>;
+        readers.push(reader);
+    }
+
+    /// Memory with a key: its base and length.
+    pub fn find(&self, key: u64) -> Option<(usize, usize)> {
+        self.known.lock().get(&key).copied()
+    }
+
+    /// Registers ordinary memory, or memory that lies in the section.
+    pub fn register(&self, address: usize, len: usize) -> Option<Handle> {
+        let place = |attached: &Attached| attached.expose(std::ptr::without_provenance(address), len as u64);
+        let offset = self.section.lock().as_ref().and_then(place).unwrap_or(NOWHERE);
+        let mut known = self.known.lock();
+        let key = random().filter(|key| !known.contains_key(key))?;
+        if offset == NOWHERE {
+            known.insert(key, (address, len));
+        }
+        let remote = RemoteKey { key, base: address as u64, len: len as u64, offset };
+        Some(Handle { remote, fragment: None })
+    }
+
+    /// Ends a registration: nobody reads the memory for others any more.
+    pub fn deregister(&self, handle: &Handle) {
+        if self.known.lock().remove(&handle.remote.key).is_some() {
+            let readers: Vec<_> = self.readers.lock().iter().filter_map(Weak::upgrade).collect();
+            readers.iter().for_each(|reader| reader.forget(handle.remote.key));
+        }
+    }
+
+    /// Takes memory of the section for the program; `None` where there is none.
+    pub fn allocate(&self, options: &Options, len: usize) -> Option<(*mut u8, Handle)> {
+        let mut section = self.section.lock();
+        if section.is_none() {
+            *section = open_endpoint(options).map_err(|error| ucx::tell(&format!("vmshm: {error}"))).ok();
+        }
+        let attached = section.as_mut()?;
+        let fragment = attached.fragment_for(len, Purpose::Large)?;
+        let (address, offset) = (fragment.ptr(), fragment.offset());
+        let remote = RemoteKey {
+            key: random()?,
+            base: address.addr() as u64,
+            len: fragment.capacity() as u64,
+            offset,
+        };
+        Some((address, Handle { remote, fragment: Some(fragment) }))
+    }
+
+    /// Gives memory of the section back.
+    pub fn free(&self, handle: Handle) {
+        if let (Some(fragment), Some(attached)) = (handle.fragment, self.section.lock().as_mut()) {
+            attached.free(fragment);
+        }
+    }
+}
+
+/// A number that nobody guesses.
+fn random() -> Option<u64> {
+    let mut bytes = [0; 8];
+    // SAFETY: there is room for eight bytes.
+    let read = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    (read == 8).then(|| u64::from_ne_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_strangers_resolve_only_what_lies_in_them() {
+        let key = RemoteKey { key: 1, base: 0x1000, len: 0x100, offset: NOWHERE };
+        assert_eq!(key.place(0x1010, 0xf0), Some(Place::Owner(0x10)));
+        assert_eq!(key.place(0x1010, 0xf1), None);
+        assert_eq!(key.place(0xfff, 1), None);
+        assert_eq!(key.place(0x1010, u64::MAX), None);
+        assert_eq!(RemoteKey { offset: 64, ..key }.place(0x1010, 1), Some(Place::Section(80)));
+        let wild = RemoteKey { key: 1, base: 0, len: u64::MAX, offset: u64::MAX - 1 };
+        assert_eq!(wild.place(2, 1), None);
+    }
+
+    #[test]
+    fn memory_is_known_until_it_is_deregistered() {
+        struct Reader(Mutex<Vec<u64>>);
+        impl Forget for Reader {
+            fn forget(&self, key: u64) {
+                self.0.lock().push(key);
+            }
+        }
+        let (registry, reader) = (Registry::default(), Arc::new(Reader(Mutex::default())));
+        registry.add_reader(&reader);
+        let handle = registry.register(0x1000, 10).unwrap();
+        assert_eq!(registry.find(handle.remote.key), Some((0x1000, 10)));
+        assert_eq!(registry.find(handle.remote.key + 1), None);
+        registry.deregister(&handle);
+        assert_eq!(registry.find(handle.remote.key), None);
+        assert_eq!(*reader.0.lock(), [handle.remote.key]);
+    }
+}

@@ -1,0 +1,242 @@
+//! What arrives, and what only goes on when it is asked for.
+
+use std::ffi::c_uint;
+
+use parking_lot::MutexGuard;
+use vmshm_messaging::{Params, Upcall};
+use vmshm_transport::{Event, Fault, Inbox, Peer, PeerError, copy_from_shared};
+
+use crate::endpoint::AM_IDS;
+use crate::iface::{self, Got, Iface, State};
+use crate::ucx::{self, *};
+
+/// Most messages that one call handles.
+const BATCH: usize = 32;
+
+/// Most events in all.
+const EVENTS: usize = 1024;
+
+type Held<'a> = MutexGuard<'a, State>;
+
+/// Receives what has arrived and sends what waits. One thread at a time does so.
+pub unsafe extern "C" fn progress(handle: uct_iface_h) -> c_uint {
+    // SAFETY: the interface is ours.
+    let iface = unsafe { iface::of(handle) };
+    let Some(mut state) = iface.port.try_lock() else { return 0 };
+    let Some(mut inbox) = state.inbox.take() else { return 0 };
+    let (mut count, mut messages, mut is_message) = (0, 0, false);
+    if state.engine.advance() {
+        count += act_on_all(&mut state, None);
+    }
+    for _ in 0..EVENTS {
+        let found = match is_message {
+            true => state.engine.more_events(&mut inbox),
+            false => state.engine.next_event(&mut inbox),
+        };
+        let Some(event) = found else { break };
+        is_message = matches!(event, Event::Message { .. });
+        messages += usize::from(!matches!(event, Event::Sent { .. }));
+        count += 1;
+        match event {
+            Event::Message { tag, len, .. } if usize::from(tag) < AM_IDS => {
+                let data = inbox.bytes_mut(len).as_mut_ptr();
+                MutexGuard::unlocked(&mut state, || deliver(iface, tag, data, len));
+            }
+            Event::Fragment { peer, tag, offset, len } if usize::from(tag) < AM_IDS => {
+                fragment(iface, &mut state, (peer, tag), offset, len);
+            }
+            event => handle_event(iface, &mut state, &mut inbox, event),
+        }
+        if messages >= BATCH {
+            break;
+        }
+    }
+    if !state.waiting.is_empty() {
+        count += send_waiting(&mut state);
+    }
+    if !state.lost.is_empty() {
+        tell_lost(iface, &mut state);
+    }
+    state.inbox = Some(inbox);
+    count
+}
+
+/// Hands a message to UCX's function for its kind.
+#[inline(always)]
+fn deliver(iface: &Iface, id: u8, data: *mut u8, len: usize) {
+    // SAFETY: the table is filled before messages come; the data is this process's own, and outlives the call.
+    unsafe {
+        let handler = &raw const (*iface.base.get()).am[usize::from(id)];
+        if let Some(callback) = (*handler).cb {
+            callback((*handler).arg, data.cast(), len, 0);
+        }
+    }
+}
+
+/// Hands on a message that lies in its sender's section. It is copied as a whole first: the sender can change it at any time, and
+/// UCX reads its headers more than once.
+fn fragment(iface: &Iface, state: &mut Held<'_>, (peer, tag): (Peer, u8), offset: u64, len: usize) {
+    if len > Params::MAX_MESSAGE {
+        return reject(state, peer, tag);
+    }
+    let payload = state.engine.endpoint().address(offset, len as u64);
+    let mut landing = std::mem::take(&mut state.landing);
+    if landing.len() < len.div_ceil(8) {
+        landing.resize(len.div_ceil(8), 0);
+    }
+    let data = landing.as_mut_ptr().cast::<u8>();
+    // SAFETY: the transport has checked that len bytes lie at payload, and there is room for them.
+    unsafe { copy_from_shared(payload, data, len) };
+    // The sender has its fragment back while UCX does its part. An error here is followed by an upcall.
+    if state.engine.consume(peer).is_ok() {
+        MutexGuard::unlocked(state, || deliver(iface, tag, data, len));
+    }
+    state.landing = landing;
+}
+
+/// Does what an event asks for that is none of UCX's messages.
+fn handle_event(iface: &Iface, state: &mut Held<'_>, inbox: &mut Inbox, event: Event) {
+    if let Some(key) = state.engine.missing_key(inbox, &event)
+        && let Some((base, len)) = iface.registry.find(key)
+    {
+        // SAFETY: UCX keeps the memory until it deregisters it, and then it is taken from the engine.
+        let source = unsafe { state.engine.expose_to_all(key, std::ptr::with_exposed_provenance(base), len) };
+        state.sources.insert(key, source);
+    }
+    let upcall = state.engine.handle(inbox, event);
+    act_on_all(state, upcall);
+}
+
+/// Acts on an upcall, and on all that are due then. Returns how many that were.
+fn act_on_all(state: &mut Held<'_>, mut upcall: Option<Upcall<(), Got>>) -> c_uint {
+    let mut count = 0;
+    while let Some(due) = upcall.take().or_else(|| state.engine.next_upcall()) {
+        act_on(state, due);
+        count += 1;
+    }
+    count
+}
+
+fn act_on(state: &mut Held<'_>, upcall: Upcall<(), Got>) {
+    match upcall {
+        Upcall::Piece(piece) => {
+            // Only the thread that makes progress copies pieces.
+            MutexGuard::unlocked(state, || piece.copy());
+            if let Some(got) = state.engine.landed(&piece) {
+                finish(state, got, UCS_OK);
+            }
+        }
+        Upcall::Got { done, result } => {
+            finish(state, done, result.map_or(UCS_ERR_CONNECTION_RESET, |()| UCS_OK));
+        }
+        Upcall::Lost { peer, why } => lose(state, peer, why),
+        Upcall::Violation { peer, tag } => reject(state, peer, tag),
+        Upcall::MemoryWait { time, .. } => {
+            let section = state.engine.endpoint().section();
+            ucx::warn(&format!(
+                "vmshm: a message has waited {} seconds for memory: section {} with {} KiB is full",
+                time.as_secs(),
+                section.number,
+                section.entry.len >> 10,
+            ));
+        }
+        Upcall::Sent { fragment, .. } => {
+            if let Some(fragment) = fragment {
+                state.engine.free(fragment);
+            }
+        }
+        // These are events first.
+        Upcall::Message { .. } | Upcall::Fragment { .. } => {}
+        Upcall::Handled => {}
+    }
+}
+
+/// Completes a get, and the flushes that have waited for it.
+fn finish(state: &mut Held<'_>, got: Got, status: ucs_status_t) {
+    let mut flushes = Vec::new();
+    if let Some(connection) = state.connections.get_mut(&got.endpoint) {
+        connection.gets -= 1;
+        if connection.gets == 0 {
+            flushes = std::mem::take(&mut connection.flushes);
+        }
+    }
+    MutexGuard::unlocked(state, || {
+        // SAFETY: UCX gave them for this; the lock is not held.
+        unsafe {
+            if !got.completion.is_null() {
+                ucx::complete(got.completion, status);
+            }
+            for flush in flushes {
+                ucx::complete(flush, UCS_OK);
+            }
+        }
+    });
+}
+
+/// Notes the loss of a peer. One that has finished and left is none, unless there was more to say to it.
+fn lose(state: &mut Held<'_>, peer: Peer, why: PeerError) {
+    let is_loss = state.engine.take_loss(peer).is_some() || why != PeerError::Left;
+    let mut lost = Vec::new();
+    for (number, connection) in state.connections.iter_mut().filter(|(_, connection)| connection.peer == peer)
+    {
+        connection.is_lost = true;
+        lost.push(*number);
+    }
+    if is_loss && !lost.is_empty() {
+        ucx::tell(&format!("vmshm: a peer is lost: {why}"));
+        state.lost.extend(lost);
+    }
+}
+
+/// Calls UCX's handler of errors for each endpoint that is lost, once.
+#[cold]
+fn tell_lost(iface: &Iface, state: &mut Held<'_>) {
+    while let Some(number) = state.lost.pop() {
+        let Some(connection) = state.connections.get_mut(&number) else { continue };
+        connection.is_lost = true;
+        if std::mem::replace(&mut connection.is_told, true) {
+            continue;
+        }
+        let endpoint = connection.endpoint;
+        MutexGuard::unlocked(state, || {
+            // SAFETY: both are ours and live; the lock is not held.
+            unsafe { uct_iface_handle_ep_err(iface.base.get().cast(), endpoint, UCS_ERR_ENDPOINT_TIMEOUT) };
+        });
+    }
+}
+
+/// Ends the connection with a peer that sends what nobody here has asked for.
+fn reject(state: &mut Held<'_>, peer: Peer, tag: u8) {
+    let fault = Fault { what: "message that nobody has asked for, with tag", value: tag.into() };
+    state.engine.endpoint_mut().reject(peer, fault);
+}
+
+/// Lets requests that wait try again, an endpoint after the other. Returns how many were sent.
+#[cold]
+fn send_waiting(state: &mut Held<'_>) -> c_uint {
+    let mut count = 0;
+    for _ in 0..state.waiting.len() {
+        let Some(number) = state.waiting.pop_front() else { break };
+        while let Some(connection) = state.connections.get_mut(&number) {
+            connection.is_blocked = false;
+            let Some(request) = connection.pending.pop_front() else { break };
+            state.dispatching = Some(number);
+            // SAFETY: the request is UCX's and waits for this; the lock is not held.
+            let status = MutexGuard::unlocked(state, || unsafe {
+                (*request).func.map_or(UCS_OK, |function| function(request))
+            });
+            state.dispatching = None;
+            count += c_uint::from(status >= UCS_OK);
+            if status == UCS_OK {
+                continue;
+            }
+            if let Some(connection) = state.connections.get_mut(&number) {
+                connection.pending.push_front(request);
+                connection.is_blocked = true;
+                state.waiting.push_back(number);
+            }
+            break;
+        }
+    }
+    count
+}

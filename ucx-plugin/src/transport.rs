@@ -1,0 +1,104 @@
+//! The transport's tables of functions, and their registration.
+
+use std::mem;
+use std::ptr;
+
+use crate::domain::{self, Shared};
+use crate::ucx::{self, *};
+use crate::{endpoint, iface, progress};
+
+/// The name by which users choose the transport.
+const NAME: &str = "vmshm";
+
+static OPS: Shared<uct_iface_ops_t> = Shared(uct_iface_ops_t {
+    ep_am_short: Some(endpoint::am_short),
+    ep_am_short_iov: Some(uct_base_ep_am_short_iov),
+    ep_am_bcopy: Some(endpoint::am_bcopy),
+    ep_am_zcopy: Some(endpoint::am_zcopy),
+    ep_get_zcopy: Some(endpoint::get_zcopy),
+    ep_pending_add: Some(endpoint::pending_add),
+    ep_pending_purge: Some(endpoint::pending_purge),
+    ep_flush: Some(endpoint::flush),
+    ep_fence: Some(endpoint::fence),
+    ep_check: Some(endpoint::ep_check),
+    ep_create: Some(endpoint::create),
+    ep_destroy: Some(endpoint::destroy),
+    iface_flush: Some(endpoint::iface_flush),
+    iface_fence: Some(endpoint::iface_fence),
+    iface_progress_enable: Some(uct_base_iface_progress_enable),
+    iface_progress_disable: Some(uct_base_iface_progress_disable),
+    iface_progress: Some(progress::progress),
+    iface_close: Some(iface::close),
+    iface_query: Some(iface::query),
+    iface_get_device_address: Some(iface::device_address),
+    iface_get_address: Some(iface::address),
+    iface_is_reachable: Some(iface::is_reachable),
+    // SAFETY: all are optional functions, for which zero is none.
+    ..unsafe { mem::zeroed() }
+});
+
+static INTERNAL_OPS: Shared<uct_iface_internal_ops_t> = Shared(uct_iface_internal_ops_t {
+    iface_estimate_perf: Some(uct_base_iface_estimate_perf),
+    iface_vfs_refresh: Some(vfs_refresh),
+    ep_query: Some(ep_query),
+    ep_invalidate: Some(ep_invalidate),
+});
+
+unsafe extern "C" fn vfs_refresh(_: uct_iface_h) {}
+
+unsafe extern "C" fn ep_query(_: uct_ep_h, _: *mut uct_ep_attr_t) -> ucs_status_t {
+    UCS_ERR_UNSUPPORTED
+}
+
+unsafe extern "C" fn ep_invalidate(_: uct_ep_h, _: u32) -> ucs_status_t {
+    UCS_ERR_UNSUPPORTED
+}
+
+unsafe extern "C" fn iface_open(
+    md: uct_md_h,
+    worker: uct_worker_h,
+    params: *const uct_iface_params_t,
+    config: *const uct_iface_config_t,
+    iface: *mut uct_iface_h,
+) -> ucs_status_t {
+    let ops = (OPS.pointer(), INTERNAL_OPS.pointer());
+    // SAFETY: UCX's own arguments.
+    unsafe { iface::open(ops, (md, worker), params, config, iface) }
+}
+
+/// Registers component and transport. UCX keeps both for ever.
+pub fn register() {
+    // SAFETY: both structs hold numbers, pointers and optional functions, for all of which zero is a value. They and their texts
+    // live as long as the program, and the loader runs one constructor at a time.
+    unsafe {
+        let component = Box::leak(Box::<uct_component_t>::new(mem::zeroed()));
+        ucx::put_name(&mut component.name, NAME);
+        component.query_md_resources = Some(domain::query_resources);
+        component.md_open = Some(domain::open);
+        component.cm_open = Some(domain::cm_open);
+        component.rkey_unpack = Some(domain::rkey_unpack);
+        component.rkey_ptr = Some(domain::rkey_ptr);
+        component.rkey_release = Some(domain::rkey_release);
+        component.md_vfs_init = Some(domain::vfs_init);
+        component.md_config.name = c"vmshm memory domain".as_ptr();
+        component.md_config.prefix = c"VMSHM_".as_ptr();
+        component.md_config.table = (&raw mut vmshm_md_config_table).cast();
+        component.md_config.size = mem::size_of::<vmshm_md_config_t>();
+        component.cm_config.name = c"".as_ptr();
+        component.cm_config.prefix = c"".as_ptr();
+        let list = &raw mut component.tl_list;
+        (*list).prev = list;
+        (*list).next = list;
+        let transport = Box::leak(Box::<uct_tl_t>::new(mem::zeroed()));
+        ucx::put_name(&mut transport.name, NAME);
+        transport.query_devices = Some(domain::query_devices);
+        transport.iface_open = Some(iface_open);
+        transport.config.name = c"vmshm transport".as_ptr();
+        transport.config.prefix = c"VMSHM_".as_ptr();
+        transport.config.table = (&raw mut vmshm_iface_config_table).cast();
+        transport.config.size = mem::size_of::<vmshm_iface_config_t>();
+        let component = ptr::from_mut(component);
+        uct_component_register(component);
+        uct_tl_register(component, transport);
+    }
+}
