@@ -2,9 +2,10 @@
 
 pub mod help;
 // What differs from release to release: a file a series, as build.rs has found it.
-#[cfg_attr(ompi = "4.1", path = "v4_1.rs")]
-#[cfg_attr(ompi = "5.0", path = "v5_0.rs")]
-mod release;
+#[cfg(ompi = "4.1")]
+mod v4_1;
+#[cfg(ompi = "5.0")]
+mod v5_0;
 mod version;
 
 use std::cell::UnsafeCell;
@@ -13,8 +14,11 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use vmshm_transport::abi::EndpointName;
 use zerocopy::{FromZeros, IntoBytes};
 
-pub use release::*;
 pub use sys::*;
+#[cfg(ompi = "4.1")]
+pub use v4_1::*;
+#[cfg(ompi = "5.0")]
+pub use v5_0::*;
 pub use version::{BUILT_FOR, running};
 
 /// The headers of the Open MPI that this plugin was built for, as bindgen reads them.
