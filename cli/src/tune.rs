@@ -1,27 +1,35 @@
 //! `vmshm tune`.
 
+use std::fs::{self, File};
 use std::io::Write;
 
+use anyhow::{Context, bail};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::json;
 use vmshm_transport::MAX_INLINE;
-use vmshm_transport::copy::{Kernel, calibrate, measure, string_from};
-use vmshm_transport::tune::{Machine, Tuning};
+use vmshm_transport::tune::{
+    Choice, Here, Machine, Measurement, Tuning, Way, directory, keep, measure, ratios,
+};
 
-/// Lengths of the copies that are measured, bytes: short messages, and copies in the second and third level cache.
-const LENGTHS: [usize; 8] = [64, 256, 1 << 10, 2 << 10, 4 << 10, 8 << 10, 256 << 10, 4 << 20];
+/// Part of a median that half of the rounds may lie apart. A measurement that is noisier is repeated, and never kept.
+const NOISY: f64 = 0.2;
 
-/// How fast each way of copying was, bytes per second.
-type Speeds = Vec<(Kernel, f64)>;
+/// Measurements before a machine is said to be busy.
+const TRIES: usize = 8;
 
 /// Options of `vmshm tune`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The plugin takes the same sizes when an MPI program starts. As here, it measures then how long a copy must be for `rep movsb` to \
-be faster than vectors, in less than a tenth of a millisecond. To choose other sizes:
+The plugin takes the same sizes when an MPI program starts. --measure keeps what was surely faster than the table for this kind \
+of machine, as root for all users (/var/cache/vmshm), else for you ($XDG_CACHE_HOME or ~/.cache). To choose other sizes:
   mpirun --mca btl_vmshm_eager_limit 8192 --mca btl_vmshm_chunk_size 32768 ...
 
 `ompi_info --param btl vmshm --level 9`, and the same with coll, tell of each parameter.")]
 pub struct Args {
+    /// Measure copies between two cores, which should be idle for a moment, and keep what follows
+    #[arg(long)]
+    measure: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -30,131 +38,283 @@ pub struct Args {
 impl Args {
     /// Looks, measures and prints.
     pub fn run(&self) -> anyhow::Result<()> {
-        let machine = Machine::read();
-        let tuning = Tuning::of(&machine);
-        calibrate(false);
-        let copies =
-            Copies { string_from: string_from(), speeds: LENGTHS.map(|len| (len, measure(len))).into() };
+        let here = Here::get();
+        let mut state =
+            State { machine: here.machine, choice: here.choice, measured: None, note: note(here) };
+        if self.measure {
+            let measured = quietest(&here.machine)?;
+            if measured.spread > NOISY {
+                state.note = format!(
+                    "nothing: half of the rounds lay up to {:.0} % apart, so that other work is measured here; the choice stays",
+                    measured.spread * 100.0
+                );
+            } else {
+                state.choice = Choice::measured(&here.machine, &measured.rows);
+                let directory = directory().context("no place to keep it: HOME is not set")?;
+                let file = keep(&directory, &here.machine, &state.choice)
+                    .with_context(|| format!("cannot keep it in {}", directory.display()))?;
+                state.note = format!("in {}", file.display());
+            }
+            state.measured = Some(measured);
+        }
         let mut out = std::io::stdout().lock();
         if self.json {
-            let value = as_json(&machine, &tuning, &copies);
-            writeln!(out, "{}", serde_json::to_string_pretty(&value)?)?;
+            writeln!(out, "{}", serde_json::to_string_pretty(&state.as_json())?)?;
         } else {
-            out.write_all(as_text(&machine, &tuning, &copies).as_bytes())?;
+            out.write_all(state.as_text().as_bytes())?;
         }
         Ok(())
     }
 }
 
-/// Findings on the ways of copying.
-struct Copies {
-    /// The length from which on `rep movsb` is taken, bytes; the largest number where never.
-    string_from: usize,
-    /// The speeds of each length.
-    speeds: Vec<(usize, Speeds)>,
-}
-
-fn name(kernel: Kernel) -> &'static str {
-    match kernel {
-        Kernel::Words => "words",
-        Kernel::Sse2 => "sse2",
-        Kernel::Avx => "avx",
-        Kernel::String => "rep_movsb",
-    }
-}
-
-fn as_json(machine: &Machine, tuning: &Tuning, copies: &Copies) -> serde_json::Value {
-    let speeds: Vec<_> = copies
-        .speeds
-        .iter()
-        .map(|(len, speeds)| {
-            let speeds: serde_json::Map<_, _> =
-                speeds.iter().map(|(kernel, speed)| (name(*kernel).to_owned(), json!(speed))).collect();
-            json!({ "len": len, "chosen": name(Kernel::of(*len)), "bytes_per_second": speeds })
-        })
-        .collect();
-    json!({
-        "machine": {
-            "level1": machine.level1,
-            "level2": machine.level2,
-            "level3": machine.level3,
-            "clock_mhz": machine.clock,
-            "fast_strings": machine.fast_strings,
-        },
-        "copies": speeds,
-        "rep_movsb_from": (copies.string_from != usize::MAX).then_some(copies.string_from),
-        "sizes": {
-            "max_inline": MAX_INLINE,
-            "eager_limit": tuning.eager_limit,
-            "chunk_size": tuning.chunk_size,
-            "chunks": tuning.window / tuning.chunk_size,
-            "piece": tuning.tail_size,
-            "ahead": tuning.window,
-            "turn": tuning.window_single,
-            "leave": tuning.evict_size,
-            "coll_chunk": tuning.coll_chunk_size,
-            "coll_turn": tuning.coll_rotation,
-            "coll_lend": tuning.coll_zero_copy_limit,
-        },
-    })
-}
-
-fn as_text(machine: &Machine, tuning: &Tuning, copies: &Copies) -> String {
-    let known = |size: u64| if size == 0 { "unknown".to_owned() } else { bytes(size) };
-    let mut text = format!(
-        "Caches      {} first level, {} second, {} third\n",
-        known(machine.level1),
-        known(machine.level2),
-        known(machine.level3)
-    );
-    if machine.clock > 0 {
-        text += &format!("Clock       {} MHz\n", machine.clock);
-    }
-    text += &format!("rep movsb   {}\n", if machine.fast_strings { "fast (ERMS)" } else { "without ERMS" });
-    text += "\nCopies, GB/s  ";
-    for (kernel, _) in copies.speeds.iter().flat_map(|(_, speeds)| speeds).take(copies.speeds[0].1.len()) {
-        text += &format!("{:>12}", name(*kernel));
-    }
-    text += "\n";
-    for (len, speeds) in &copies.speeds {
-        text += &format!("{:<14}", bytes(*len as u64));
-        for (kernel, speed) in speeds {
-            let mark = if *kernel == Kernel::of(*len) { "*" } else { "" };
-            text += &format!("{:>12}", format!("{mark}{}", gigabytes(*speed)));
+/// Where the choice comes from.
+fn note(here: &Here) -> String {
+    match (&here.kept, &here.ignored) {
+        (Some(file), _) => format!("in {}", file.display()),
+        (None, Some(ignored)) => format!("nothing: {ignored}"),
+        (None, None) => {
+            "nothing: the table's choice for this processor; --measure finds this machine's own".into()
         }
-        text += "\n";
     }
-    text += "* is what copies of this length are by.\n";
-    let chunks = (tuning.window / tuning.chunk_size) as u64;
-    let rows = [
-        ("btl_vmshm_max_inline", MAX_INLINE as u64, "longest message in the ring itself"),
-        (
-            "btl_vmshm_eager_limit",
-            tuning.eager_limit as u64,
-            "longest message that goes unasked; the limit counts the header too",
-        ),
-        ("btl_vmshm_chunk_size", tuning.chunk_size as u64, "chunk of a longer one, many under way"),
-        ("", tuning.tail_size as u64, "chunk of one that is alone"),
-        ("", tuning.window_single as u64, "memory of chunks that one takes in turn"),
-        ("", tuning.window as u64, "lead of the sender of many"),
-        ("btl_vmshm_leave", tuning.evict_size as u64, "just written for others: leaves the nearest cache"),
-        ("coll_vmshm_chunk", tuning.coll_chunk_size as u64, "chunk of a collective operation"),
-        ("coll_vmshm_turn", tuning.coll_rotation as u64, "memory of chunks that two members take in turn"),
-        (
-            "",
-            tuning.coll_zero_copy_limit as u64,
-            "longest operand in the section that a reduction's root reads there",
-        ),
-    ];
-    text += "\nSizes\n";
-    for (name, size, what) in rows {
-        text += &format!("{name:<24}{:>9}  {what}\n", bytes(size));
-    }
-    text + &format!("{:<24}{chunks:>9}  chunks for that lead, fewer in a small section\n", "btl_vmshm_chunks")
 }
 
-fn gigabytes(speed: f64) -> String {
-    format!("{:.1}", speed / 1e9)
+/// The quietest of some measurements. One process at a time measures.
+fn quietest(machine: &Machine) -> anyhow::Result<Measurement> {
+    if let Some(directory) = directory() {
+        let lock = directory.join("lock");
+        fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        let lock = File::create(&lock).with_context(|| format!("cannot write {}", lock.display()))?;
+        match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
+            // For as long as this process lives.
+            Ok(lock) => std::mem::forget(lock),
+            Err((_, Errno::EWOULDBLOCK)) => {
+                bail!("another 'vmshm tune --measure' is measuring: try again when it has ended")
+            }
+            Err((_, error)) => return Err(error).context("cannot lock the measurement"),
+        }
+    }
+    let mut quietest = measure(machine)?;
+    for _ in 1..TRIES {
+        if quietest.spread <= NOISY {
+            break;
+        }
+        let other = measure(machine)?;
+        if other.spread < quietest.spread {
+            quietest = other;
+        }
+    }
+    Ok(quietest)
+}
+
+/// What is shown.
+struct State {
+    machine: Machine,
+    choice: Choice,
+    measured: Option<Measurement>,
+    /// Where the choice is kept, or why not.
+    note: String,
+}
+
+/// Name of a way, and what it is compared with.
+fn name(way: Way) -> String {
+    match way {
+        Way::Vectors => "vectors".into(),
+        Way::StringInto => "rep movsb into the section".into(),
+        Way::StringOutOf => "rep movsb out of the section".into(),
+        Way::FourPages => "out of four pages at a time".into(),
+        Way::OwnAhead => "lines owned ahead (prefetchw)".into(),
+        Way::Demote => "lines demoted (cldemote)".into(),
+        Way::Evict => "evicted from the first level".into(),
+        Way::Far => "vectors, other last-level cache".into(),
+        Way::FarNonTemporal => "non-temporal, other last-level cache".into(),
+        Way::Cut { chunk, rotation } => {
+            format!("chunks of {} in {} of memory", bytes(chunk as u64), bytes(rotation as u64))
+        }
+    }
+}
+
+/// The ways that are compared with another one.
+const COMPARED: [Way; 7] = [
+    Way::StringInto,
+    Way::StringOutOf,
+    Way::FourPages,
+    Way::OwnAhead,
+    Way::Demote,
+    Way::Evict,
+    Way::FarNonTemporal,
+];
+
+impl State {
+    fn tuning(&self) -> Tuning {
+        Tuning::of(&self.machine, &self.choice)
+    }
+
+    /// What was chosen for a way.
+    fn chosen(&self, way: Way) -> String {
+        let choice = &self.choice;
+        let from = |len: usize| match len {
+            usize::MAX => "never".to_owned(),
+            len => format!("from {}", bytes(len as u64)),
+        };
+        let is = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
+        match way {
+            Way::StringInto => from(choice.string_into),
+            Way::StringOutOf => from(choice.string_out_of),
+            Way::FourPages => from(choice.four_pages),
+            Way::OwnAhead => is(choice.owns_ahead),
+            Way::Demote => is(choice.demotes),
+            Way::Evict => from(choice.evict_from),
+            Way::FarNonTemporal => format!("{}, to another NUMA node", from(choice.nontemporal)),
+            Way::Cut { chunk, rotation } => is((chunk, rotation) == (choice.chunk_size, choice.rotation)),
+            Way::Vectors | Way::Far => String::new(),
+        }
+    }
+
+    fn as_json(&self) -> serde_json::Value {
+        let (machine, choice, tuning) = (&self.machine, &self.choice, self.tuning());
+        let from = |len: usize| (len != usize::MAX).then_some(len);
+        let measured = self.measured.as_ref().map(|measured| {
+            let rows: Vec<_> = measured
+                .rows
+                .iter()
+                .map(|row| json!({ "way": name(row.way), "len": row.len, "nanoseconds": row.time }))
+                .collect();
+            json!({ "cpus": measured.cpus, "far": measured.far, "spread": measured.spread, "rows": rows })
+        });
+        json!({
+            "machine": {
+                "kind": machine.kind(),
+                "level1": machine.level1,
+                "level2": machine.level2,
+                "level3": machine.level3,
+                "clock_mhz": machine.clock,
+                "avx": machine.avx,
+                "fast_strings": machine.fast_strings,
+                "cldemote": machine.demotes,
+            },
+            "kept": self.note,
+            "measured": measured,
+            "copies": {
+                "rep_movsb_into_from": from(choice.string_into),
+                "rep_movsb_out_of_from": from(choice.string_out_of),
+                "four_pages_from": from(choice.four_pages),
+                "nontemporal_from": from(choice.nontemporal),
+                "owns_ahead": choice.owns_ahead,
+                "demotes": choice.demotes,
+                "evict_from": from(choice.evict_from),
+            },
+            "sizes": {
+                "max_inline": MAX_INLINE,
+                "eager_limit": tuning.eager_limit,
+                "chunk_size": tuning.chunk_size,
+                "chunks": tuning.window / tuning.chunk_size,
+                "piece": tuning.tail_size,
+                "ahead": tuning.window,
+                "turn": tuning.window_single,
+                "leave": from(tuning.evict_from),
+                "coll_chunk": tuning.coll_chunk_size,
+                "coll_turn": tuning.coll_rotation,
+                "coll_lend": tuning.coll_zero_copy_limit,
+            },
+        })
+    }
+
+    fn as_text(&self) -> String {
+        let machine = &self.machine;
+        let known = |size: u64| if size == 0 { "unknown".to_owned() } else { bytes(size) };
+        let mut text = format!(
+            "Caches      {} first level, {} second, {} third\n",
+            known(machine.level1),
+            known(machine.level2),
+            known(machine.level3)
+        );
+        if machine.clock > 0 {
+            text += &format!("Clock       {} MHz\n", machine.clock);
+        }
+        let has = |yes: bool, what: &str| if yes { what.to_owned() } else { format!("no {what}") };
+        text += &format!(
+            "Processor   {}, {}, {}\n",
+            has(machine.avx, "AVX"),
+            has(machine.fast_strings, "fast rep movsb (ERMS)"),
+            has(machine.demotes, "CLDEMOTE")
+        );
+        text += &format!("Kept        {}\n", self.note);
+        text += &self.copies();
+        text + &self.sizes()
+    }
+
+    /// The ways of copying: what was chosen, and the times that say why.
+    fn copies(&self) -> String {
+        let mut text = String::from("\nCopies\n");
+        for way in COMPARED {
+            text += &format!("{:<38}{}\n", name(way), self.chosen(way));
+        }
+        let Some(measured) = &self.measured else { return text };
+        let rows = &measured.rows;
+        text += &format!(
+            "\nTimes between CPUs {} and {}, divided by those of vectors; half of the rounds lay up to {:.0} % apart\n",
+            measured.cpus[0],
+            measured.cpus[1],
+            measured.spread * 100.0
+        );
+        for way in COMPARED {
+            let all: Vec<String> =
+                ratios(rows, way).map(|(len, ratio)| format!("{} {ratio:.2}", bytes(len as u64))).collect();
+            let all = if all.is_empty() { "not here".to_owned() } else { all.join(", ") };
+            text += &format!("{:<38}{all}\n", name(way));
+        }
+        let is_cut = |way: Way| matches!(way, Way::Cut { .. });
+        let cuts: Vec<_> = rows.iter().filter(|row| is_cut(row.way)).collect();
+        let table = Choice::of(&self.machine);
+        let usual = Way::Cut { chunk: table.chunk_size, rotation: table.rotation };
+        if let Some(usual) = cuts.iter().find(|row| row.way == usual) {
+            text += &format!(
+                "\nTimes of {}, divided by those of the table's {}\n",
+                bytes(usual.len as u64),
+                name(usual.way)
+            );
+            for row in &cuts {
+                let mark = if self.chosen(row.way) == "yes" { "  *" } else { "" };
+                text += &format!("{:<38}{:.2}{mark}\n", name(row.way), row.time / usual.time);
+            }
+            text += "* is how messages are cut.\n";
+        }
+        text
+    }
+
+    fn sizes(&self) -> String {
+        let tuning = self.tuning();
+        let chunks = (tuning.window / tuning.chunk_size) as u64;
+        let rows = [
+            ("btl_vmshm_max_inline", MAX_INLINE, "longest message in the ring itself"),
+            (
+                "btl_vmshm_eager_limit",
+                tuning.eager_limit,
+                "longest message that goes unasked; the limit counts the header too",
+            ),
+            ("btl_vmshm_chunk_size", tuning.chunk_size, "chunk of a longer one, many under way"),
+            ("", tuning.tail_size, "chunk of one that is alone"),
+            ("", tuning.window_single, "memory of chunks that one takes in turn"),
+            ("", tuning.window, "lead of the sender of many"),
+            ("btl_vmshm_leave", tuning.evict_from, "just written for others: leaves the nearest cache"),
+            ("coll_vmshm_chunk", tuning.coll_chunk_size, "chunk of a collective operation"),
+            ("coll_vmshm_turn", tuning.coll_rotation, "memory of chunks that two members take in turn"),
+            (
+                "",
+                tuning.coll_zero_copy_limit,
+                "longest operand in the section that a reduction's root reads there",
+            ),
+        ];
+        let mut text = String::from("\nSizes\n");
+        for (name, size, what) in rows {
+            let size = if size == usize::MAX { "never".to_owned() } else { bytes(size as u64) };
+            text += &format!("{name:<24}{size:>9}  {what}\n");
+        }
+        text + &format!(
+            "{:<24}{chunks:>9}  chunks for that lead, fewer in a small section\n",
+            "btl_vmshm_chunks"
+        )
+    }
 }
 
 fn bytes(size: u64) -> String {
@@ -168,21 +328,44 @@ fn bytes(size: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vmshm_transport::tune::{Row, Vendor};
 
     #[test]
     fn text_and_json_say_the_same() {
-        let machine =
-            Machine { level1: 48 << 10, level2: 2 << 20, level3: 0, clock: 2100, fast_strings: true };
-        let tuning = Tuning::of(&machine);
-        let copies = Copies { string_from: usize::MAX, speeds: vec![(512, vec![(Kernel::Words, 12.34e9)])] };
-        let text = as_text(&machine, &tuning, &copies);
-        assert!(text.contains("48 KiB first level, 2 MiB second, unknown third"), "{text}");
-        assert!(text.contains("512 B") && text.contains("12.3"), "{text}");
-        assert!(text.contains(&bytes(tuning.chunk_size as u64)), "{text}");
-        let value = as_json(&machine, &tuning, &copies);
-        assert_eq!(value["sizes"]["chunk_size"], tuning.chunk_size);
-        assert_eq!(value["machine"]["level2"], 2 << 20);
-        assert_eq!(value["copies"][0]["bytes_per_second"]["words"], 12.34e9);
-        assert!(value["rep_movsb_from"].is_null());
+        let machine = Machine {
+            vendor: Vendor::Amd,
+            level1: 32 << 10,
+            level2: 1 << 20,
+            level3: 0,
+            clock: 2100,
+            avx: true,
+            fast_strings: true,
+            demotes: false,
+        };
+        let table = Choice::of(&machine);
+        let usual = Way::Cut { chunk: table.chunk_size, rotation: table.rotation };
+        let other = Way::Cut { chunk: 16 << 10, rotation: 512 << 10 };
+        let rows = [
+            (Way::Vectors, 4096, 1000.0),
+            (Way::OwnAhead, 4096, 1500.0),
+            (usual, 256 << 10, 2000.0),
+            (other, 256 << 10, 1000.0),
+        ]
+        .map(|(way, len, time)| Row { way, len, time });
+        let choice = Choice::measured(&machine, &rows);
+        let measured = Measurement { cpus: [3, 5], far: None, rows: rows.into(), spread: 0.07 };
+        let state = State { machine, choice, measured: Some(measured), note: "in a file".into() };
+        let (text, value) = (state.as_text(), state.as_json());
+        assert!(text.contains("32 KiB first level, 1 MiB second, unknown third"), "{text}");
+        assert!(text.contains("Kept        in a file") && text.contains("CPUs 3 and 5"), "{text}");
+        assert!(text.contains("lines owned ahead (prefetchw)         no\n"), "{text}");
+        assert!(text.contains("lines owned ahead (prefetchw)         4 KiB 1.50\n"), "{text}");
+        assert!(text.contains("chunks of 16 KiB in 512 KiB of memory 0.50  *\n"), "{text}");
+        assert!(text.contains("rep movsb into the section            never\n"), "{text}");
+        assert_eq!(value["machine"]["level2"], 1 << 20);
+        assert_eq!(value["sizes"]["chunk_size"], 16 << 10);
+        assert_eq!(value["copies"]["owns_ahead"], false);
+        assert!(value["copies"]["rep_movsb_into_from"].is_null());
+        assert_eq!(value["measured"]["rows"][1]["nanoseconds"], 1500.0);
     }
 }

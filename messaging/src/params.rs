@@ -36,7 +36,7 @@ impl Params {
             reserve: 32 << 10,
             pipeline: Pipeline::new(tuning, None, None, section),
             sends_prefix: false,
-            evict_from: tuning.evict_size,
+            evict_from: tuning.evict_from,
             sleep_after: None,
         }
     }

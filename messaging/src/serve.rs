@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use vmshm_transport::{Event, Fragment, Inbox, Memory as _, Peer, copy_to_shared};
+use vmshm_transport::{Event, Fragment, Inbox, Memory as _, Peer, copy_to_far, copy_to_shared};
 
 use crate::engine::Engine;
 use crate::peer::{Memory, Outgoing};
@@ -144,12 +144,13 @@ impl<S, G> Engine<S, G> {
         let Some(buffer) = &source.prefix else { return };
         let all = buffer.prefix.len as usize;
         let step = (all / STEPS).clamp(SHORTEST_STEP, self.params.pipeline.tail_size.max(SHORTEST_STEP));
+        let is_far = matches!(source.audience, Audience::Peer(peer, _) if self.endpoint.is_far(peer));
         let memory = self.endpoint.memory();
         for at in (0..all).step_by(step) {
             let len = step.min(all - at);
             // SAFETY: the caller of `expose` vouches for the source's memory, of which the prefix is the beginning, until
             // `unexpose`. The chunk has room for it.
-            unsafe { copy_to_shared(source.base.add(at), buffer.chunk.ptr().add(at), len) };
+            unsafe { copy_for(is_far, source.base.add(at), buffer.chunk.ptr().add(at), len) };
             // Release: a receiver that sees the word sees what it counts.
             memory.store(buffer.progress.offset(), (at + len) as u64, Ordering::Release);
         }
@@ -195,7 +196,9 @@ impl<S, G> Engine<S, G> {
             let len = size.min(chunk.capacity()).min(request.len as usize);
             // SAFETY: the request was checked against the source, whose memory the caller of `expose` keeps until `unexpose`.
             // The chunk has room for len bytes.
-            unsafe { copy_to_shared(from.add(request.offset as usize), chunk.ptr(), len) };
+            unsafe {
+                copy_for(self.endpoint.is_far(peer), from.add(request.offset as usize), chunk.ptr(), len)
+            };
             self.state(peer.index()).requests.served(index, len as u64);
             let message = Outgoing { memory: Memory::Chunk(chunk), tag: tag_of(number), len, done: None };
             if let Err(message) = self.post(peer, message) {
@@ -225,4 +228,14 @@ impl<S, G> Engine<S, G> {
             }
         }
     }
+}
+
+/// Copies to the section for a reader on this NUMA node of the host or on another.
+///
+/// # Safety
+///
+/// As [`copy_to_shared`].
+unsafe fn copy_for(is_far: bool, from: *const u8, to: *mut u8, len: usize) {
+    // SAFETY: the caller vouches for both pointers.
+    unsafe { if is_far { copy_to_far(from, to, len) } else { copy_to_shared(from, to, len) } }
 }

@@ -135,6 +135,12 @@ fn run(task: Task) -> Result<bool> {
             let built = build_tree::product(&workspace, &logs)?;
             install::product(&workspace, &built, &prefix)?;
             println!("Installed below {}.", prefix.display());
+            // What was not measured is as the table has it.
+            let mut tune = std::process::Command::new(prefix.join("bin/vmshm"));
+            match base::process::capture(tune.args(["tune", "--measure"])) {
+                Ok(_) => println!("'vmshm tune' shows what was measured here."),
+                Err(error) => println!("Copies were not measured ('vmshm tune --measure' does): {error:#}"),
+            }
             println!(
                 "In a guest whose kernel has Rust, 'dkms add {0}' and 'dkms install vmshm/{1}' build the driver.",
                 prefix.join(install::driver_sources()).display(),

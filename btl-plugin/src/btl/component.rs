@@ -4,6 +4,7 @@ use std::ffi::c_int;
 use std::ptr;
 
 use vmshm_transport::attach;
+use vmshm_transport::tune::Here;
 
 use super::{finalize, module};
 use crate::ompi::help::{self, Topic};
@@ -106,6 +107,9 @@ fn attach(module: *mut mca_btl_base_module_t) -> Result<Instance, (Topic, String
         .map_err(|error| unavailable(format!("{error}.")))?;
     if let Some(advice) = endpoint.advice() {
         help::show(Topic::Advice, &format!("{advice}."));
+    }
+    if let Some(ignored) = &Here::get().ignored {
+        help::show(Topic::Advice, ignored);
     }
     let is_open = endpoint.region().is_open();
     let name = endpoint.name();

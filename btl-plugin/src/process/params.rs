@@ -315,7 +315,7 @@ pub fn engine(reserve: usize, section: u64) -> Params {
         reserve,
         pipeline: Pipeline::new(tuning, given(chunk_size), given(chunks as usize), section),
         sends_prefix: true,
-        evict_from: given(leave).unwrap_or(tuning.evict_size),
+        evict_from: given(leave).unwrap_or(tuning.evict_from),
         sleep_after: (sleep_after > 0).then(|| Duration::from_micros(sleep_after.into())),
     }
 }

@@ -22,8 +22,9 @@ use super::sleeper::Sleeper;
 use super::source::{Source, look, map, open};
 use crate::endpoint::{Endpoint, Process};
 use crate::error::AttachError as SectionError;
-use crate::memory::{Mapping, copy};
+use crate::memory::Mapping;
 use crate::region::slot;
+use crate::tune;
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -95,7 +96,7 @@ pub fn open_endpoint(options: &Options) -> Result<Attached, AttachError> {
     // Through sysfs too, where the processor honours the guest's memory type.
     let is_uncached = matches!(source, Source::Pci(_))
         || opened.device.as_ref().is_some_and(|device| device.memory_type == UNCACHED);
-    copy::calibrate(is_uncached);
+    tune::apply(is_uncached);
     let number = choose_section(&source, &region, &opened, options.section)?;
     let section = region.sections()[number as usize];
     let writable = match region.is_open() {

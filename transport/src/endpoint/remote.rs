@@ -23,6 +23,12 @@ impl<M: Memory> Endpoint<M> {
         self.memory.offset_of(address, len).filter(|offset| self.section.contains(*offset, len))
     }
 
+    /// Whether a peer's section lies on another NUMA node of the host than ours, as far as the host has said so.
+    pub fn is_far(&self, peer: Peer) -> bool {
+        let (ours, theirs) = (self.section.entry.node, self.connections[peer.index()].section.entry.node);
+        ours >= 0 && theirs >= 0 && ours != theirs
+    }
+
     /// Copies bytes out of a peer's section.
     ///
     /// # Errors

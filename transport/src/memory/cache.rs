@@ -1,5 +1,7 @@
 //! Hints to the processor's caches.
 
+use core::sync::atomic::{AtomicBool, Ordering};
+
 /// Hints to the processor's caches. They change no result, only when a line moves from one cache to another.
 pub trait CacheHints {
     /// Prefetches the lines of these bytes for writing, which the member may.
@@ -11,6 +13,27 @@ pub trait CacheHints {
 
     /// Prefetches the line at this offset for reading.
     fn prefetch(&self, _offset: u64) {}
+}
+
+/// Whether lines are owned ahead, more than one at a time, and demoted.
+static OWNS_AHEAD: AtomicBool = AtomicBool::new(true);
+static DEMOTES: AtomicBool = AtomicBool::new(true);
+
+/// Says whether [`CacheHints::prefetch_write`] of more than a line and [`CacheHints::demote`] do anything.
+#[cfg(feature = "std")]
+pub fn set_hints(owns_ahead: bool, demotes: bool) {
+    OWNS_AHEAD.store(owns_ahead, Ordering::Relaxed);
+    DEMOTES.store(demotes, Ordering::Relaxed);
+}
+
+#[inline]
+pub fn owns_ahead() -> bool {
+    OWNS_AHEAD.load(Ordering::Relaxed)
+}
+
+#[inline]
+pub fn demotes() -> bool {
+    DEMOTES.load(Ordering::Relaxed)
 }
 
 macro_rules! hint {

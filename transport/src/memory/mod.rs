@@ -17,6 +17,8 @@ mod sigbus;
 
 pub use access::Memory;
 pub use cache::CacheHints;
+#[cfg(feature = "std")]
+pub(crate) use cache::{demote, prefetch_write, set_hints};
 pub use device::Device;
 #[cfg(feature = "std")]
 pub use mapping::{MappedFile, Mapping};

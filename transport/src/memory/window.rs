@@ -229,6 +229,9 @@ impl<D> CacheHints for Window<D> {
     #[inline]
     fn prefetch_write(&self, offset: u64, len: u64) {
         let start = self.writable(offset, len);
+        if len > LINE && !cache::owns_ahead() {
+            return;
+        }
         for at in (0..len as usize).step_by(LINE as usize) {
             cache::prefetch_write(start.wrapping_add(at));
         }
@@ -237,6 +240,9 @@ impl<D> CacheHints for Window<D> {
     #[inline]
     fn demote(&self, offset: u64, len: u64) {
         let start = self.writable(offset, len);
+        if !cache::demotes() {
+            return;
+        }
         for at in (0..len as usize).step_by(LINE as usize) {
             cache::demote(start.wrapping_add(at));
         }

@@ -10,17 +10,14 @@
 //! Vectors are as wide as the processor has them, up to 32 bytes (AVX). That is not measured: between two processes on a
 //! Sapphire Rapids, messages of 128 bytes took 0.34 us with 32 bytes, 0.41 with 16 and 0.48 with words; from 256 bytes on
 //! the lines cost more than the copy, whichever it is. 64 bytes (AVX-512) were no better for any length.
-//! `rep movsb` runs at the speed of the caches but takes its time to start; from which length on that is repaid, each
-//! process measures when it attaches (`calibrate`). A copy out of shared memory that is longer than a few pages reads several
-//! pages at a time, see `vectors.rs`. Otherwise no long copy was clearly faster: in a pipeline of
-//! two, vectors from one page after the other came out up to a tenth faster or slower from size to size, in single runs
-//! that differ by as much, and non-temporal stores slower for most sizes. Writing back or demoting the lines for the
-//! reader (`clwb`, `cldemote`) cost the writer more than the reader gained, but for messages of a few KiB, see `ring`.
+//! `rep movsb` runs at the speed of the caches but takes its time to start, and crawls on some processors; from which length
+//! on it is taken, each way, is the machine's choice (`tune`), and so is whether a copy out of shared memory that is longer than
+//! a few pages reads several pages at a time, see `vectors.rs`. Non-temporal stores lose where both sides share a cache, and are
+//! for memory of another NUMA node. Writing back or demoting the lines for the reader (`clwb`, `cldemote`) cost the writer more
+//! than the reader gained, but for messages of a few KiB, see `ring`.
 
 #[cfg(feature = "std")]
 mod kernel;
-#[cfg(feature = "std")]
-mod measure;
 #[cfg(all(target_arch = "x86_64", not(miri), not(vmshm_sanitize)))]
 #[path = "vectors.rs"]
 mod native;
@@ -32,11 +29,13 @@ mod words;
 #[cfg(feature = "std")]
 pub use kernel::Kernel;
 #[cfg(feature = "std")]
-pub use measure::{calibrate, measure};
+pub(crate) use kernel::by_blocks;
+#[cfg(not(feature = "std"))]
+use native::BLOCK;
 pub use native::copy as vectors;
 #[cfg(feature = "std")]
-pub use native::string_from;
-use native::{BLOCK, SHORTEST, copy, copy_block, has_blocks};
+pub(crate) use native::{BLOCK, set_four_pages, set_nontemporal, set_strings};
+use native::{SHORTEST, copy_block, copy_out, goes_by_blocks, nontemporal, nontemporal_from};
 pub use words::from_shared as words;
 
 /// Copies `len` bytes from shared to private memory.
@@ -46,8 +45,8 @@ pub use words::from_shared as words;
 /// `from` must be valid for volatile reads and `to` for writes of `len` bytes, and they must not overlap.
 #[inline]
 pub unsafe fn from_shared(mut from: *const u8, mut to: *mut u8, mut len: usize) {
-    while len >= BLOCK && has_blocks() {
-        // SAFETY: the caller vouches for len bytes, and has_blocks for the processor.
+    while goes_by_blocks(len) {
+        // SAFETY: the caller vouches for len bytes, and goes_by_blocks for the processor.
         unsafe {
             copy_block(from, to);
             (from, to) = (from.add(BLOCK), to.add(BLOCK));
@@ -55,7 +54,7 @@ pub unsafe fn from_shared(mut from: *const u8, mut to: *mut u8, mut len: usize) 
         len -= BLOCK;
     }
     // SAFETY: the caller vouches for both pointers.
-    unsafe { if len >= SHORTEST { copy(from, to, len) } else { words::from_shared(from, to, len) } }
+    unsafe { if len >= SHORTEST { copy_out(from, to, len) } else { words::from_shared(from, to, len) } }
 }
 
 /// Copies `len` bytes from private to shared memory.
@@ -66,7 +65,19 @@ pub unsafe fn from_shared(mut from: *const u8, mut to: *mut u8, mut len: usize) 
 #[inline]
 pub unsafe fn to_shared(from: *const u8, to: *mut u8, len: usize) {
     // SAFETY: the caller vouches for both pointers.
-    unsafe { if len >= SHORTEST { copy(from, to, len) } else { words::to_shared(from, to, len) } }
+    unsafe { if len >= SHORTEST { vectors(from, to, len) } else { words::to_shared(from, to, len) } }
+}
+
+/// Copies `len` bytes from private memory to shared memory of a reader on another NUMA node: past the caches, where that is
+/// long enough.
+///
+/// # Safety
+///
+/// As [`to_shared`].
+#[inline]
+pub unsafe fn to_far(from: *const u8, to: *mut u8, len: usize) {
+    // SAFETY: the caller vouches for both pointers.
+    unsafe { if len >= nontemporal_from() { nontemporal(from, to, len) } else { to_shared(from, to, len) } }
 }
 
 #[cfg(test)]

@@ -1,12 +1,14 @@
 //! Where there is nothing but words: other processors, sanitizers, Miri.
 
 pub use super::words::from_shared as copy;
+pub use super::words::from_shared as copy_out;
 #[cfg(feature = "std")]
 pub use super::words::from_shared as sse2;
 #[cfg(feature = "std")]
 pub use super::words::from_shared as avx;
 #[cfg(feature = "std")]
 pub use super::words::from_shared as string;
+pub use super::words::to_shared as nontemporal;
 
 /// No copy is so long that there is another way.
 pub const SHORTEST: usize = isize::MAX as usize;
@@ -15,13 +17,14 @@ pub const SHORTEST: usize = isize::MAX as usize;
 pub const BLOCK: usize = 4 * 4096;
 
 /// Nor is there a way for whole blocks.
+#[cfg(feature = "std")]
 pub fn has_blocks() -> bool {
     false
 }
 
 /// # Safety
 ///
-/// Never called, see [`has_blocks`].
+/// Never called, see [`goes_by_blocks`].
 pub unsafe fn copy_block(_: *const u8, _: *mut u8) {}
 
 /// Whether there are vectors.
@@ -36,12 +39,30 @@ pub fn has_fast_strings() -> bool {
     false
 }
 
-/// The length from which on copies are by `rep movsb`: none.
+/// From how many bytes on copies are by `rep movsb`: never.
 #[cfg(feature = "std")]
-pub fn string_from() -> usize {
+pub fn strings() -> [usize; 2] {
+    [usize::MAX; 2]
+}
+
+/// Sets [`strings`], where there are any.
+#[cfg(feature = "std")]
+pub fn set_strings(_: usize, _: usize) {}
+
+/// Whether a copy goes by [`copy_block`]: none does.
+pub fn goes_by_blocks(_: usize) -> bool {
+    false
+}
+
+/// Sets which copies go by [`copy_block`], where any do.
+#[cfg(feature = "std")]
+pub fn set_four_pages(_: usize) {}
+
+/// From how many bytes on copies to far memory pass by the caches: never.
+pub fn nontemporal_from() -> usize {
     usize::MAX
 }
 
-/// Sets [`string_from`], where there is one.
+/// Sets [`nontemporal_from`], where there is such a copy.
 #[cfg(feature = "std")]
-pub fn set_string_from(_: usize) {}
+pub fn set_nontemporal(_: usize) {}

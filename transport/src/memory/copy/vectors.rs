@@ -11,7 +11,7 @@ use core::arch::x86_64::__cpuid;
 use core::arch::x86_64::__cpuid_count;
 use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
-/// Bytes of a block, four pages: copies out of shared memory go by blocks where the processor has the vectors.
+/// Bytes of a block, four pages: copies out of shared memory go by blocks where the processor has the vectors and gains by it.
 pub const BLOCK: usize = 4 * 4096;
 
 /// From this many bytes on, vectors are faster than words.
@@ -26,19 +26,44 @@ const AVX: u8 = 2;
 
 /// The vectors of this processor.
 static VECTORS: AtomicU8 = AtomicU8::new(UNKNOWN);
-/// From this many bytes on, copies are by `rep movsb`.
-static STRING_FROM: AtomicUsize = AtomicUsize::new(STRING);
+/// From this many bytes on, copies into shared memory are by `rep movsb`; and those out of it.
+static STRING_INTO: AtomicUsize = AtomicUsize::new(STRING);
+static STRING_OUT_OF: AtomicUsize = AtomicUsize::new(STRING);
+/// From this many bytes on, copies out of shared memory read from four pages at a time.
+static FOUR_PAGES: AtomicUsize = AtomicUsize::new(BLOCK);
+/// From this many bytes on, copies to far memory pass by the caches.
+static NONTEMPORAL: AtomicUsize = AtomicUsize::new(BLOCK);
 
-/// Copies as fast as this processor can.
+/// Copies out of shared memory as fast as this processor can.
+///
+/// # Safety
+///
+/// As [`copy`].
+#[inline]
+pub unsafe fn copy_out(from: *const u8, to: *mut u8, len: usize) {
+    // SAFETY: the caller vouches for all of it.
+    unsafe { copy_by(from, to, len, &STRING_OUT_OF) };
+}
+
+/// Copies into shared memory as fast as this processor can.
 ///
 /// # Safety
 ///
 /// `from` must be valid for reads and `to` for writes of `len` bytes, 32 or more, and they must not overlap.
 #[inline]
 pub unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
+    // SAFETY: the caller vouches for all of it.
+    unsafe { copy_by(from, to, len, &STRING_INTO) };
+}
+
+/// # Safety
+///
+/// As [`copy`].
+#[inline]
+unsafe fn copy_by(from: *const u8, to: *mut u8, len: usize, string_from: &AtomicUsize) {
     // SAFETY: the caller vouches for the pointers; the processor has the vectors.
     unsafe {
-        if len >= STRING_FROM.load(Ordering::Relaxed) && !crawls(from, to) {
+        if len >= string_from.load(Ordering::Relaxed) && !crawls(from, to) {
             string(from, to, len);
         } else if widest() == AVX {
             avx(from, to, len);
@@ -106,16 +131,91 @@ pub fn has_fast_strings() -> bool {
     __cpuid(0).eax >= 7 && __cpuid_count(7, 0).ebx & ERMS != 0
 }
 
-/// The number of bytes from which on copies are by `rep movsb`.
+/// From how many bytes on copies into and out of shared memory are by `rep movsb`.
 #[cfg(feature = "std")]
-pub fn string_from() -> usize {
-    STRING_FROM.load(Ordering::Relaxed)
+pub fn strings() -> [usize; 2] {
+    [STRING_INTO.load(Ordering::Relaxed), STRING_OUT_OF.load(Ordering::Relaxed)]
 }
 
-/// Sets [`string_from`].
+/// Sets [`strings`].
 #[cfg(feature = "std")]
-pub fn set_string_from(len: usize) {
-    STRING_FROM.store(len, Ordering::Relaxed);
+pub fn set_strings(into: usize, out_of: usize) {
+    STRING_INTO.store(into, Ordering::Relaxed);
+    STRING_OUT_OF.store(out_of, Ordering::Relaxed);
+}
+
+/// Whether a copy of so many bytes out of shared memory goes by [`copy_block`].
+#[inline]
+pub fn goes_by_blocks(len: usize) -> bool {
+    len >= BLOCK && len >= FOUR_PAGES.load(Ordering::Relaxed) && has_blocks()
+}
+
+/// Sets from how many bytes on copies out of shared memory read from four pages at a time.
+#[cfg(feature = "std")]
+pub fn set_four_pages(from: usize) {
+    FOUR_PAGES.store(from, Ordering::Relaxed);
+}
+
+/// From how many bytes on copies to far memory pass by the caches.
+#[inline]
+pub fn nontemporal_from() -> usize {
+    NONTEMPORAL.load(Ordering::Relaxed)
+}
+
+/// Sets [`nontemporal_from`].
+#[cfg(feature = "std")]
+pub fn set_nontemporal(from: usize) {
+    NONTEMPORAL.store(from, Ordering::Relaxed);
+}
+
+/// Copies past the caches: the lines go to memory without being fetched first. They are there before any later store of this
+/// thread.
+///
+/// # Safety
+///
+/// As [`copy`].
+pub unsafe fn nontemporal(mut from: *const u8, mut to: *mut u8, len: usize) {
+    // Up to a whole line, and what is left behind the last one: at most 64 bytes twice, which `sse2` copies.
+    let lead = to.align_offset(64);
+    if len < lead + 128 {
+        // SAFETY: the caller vouches for all of it.
+        return unsafe { sse2(from, to, len) };
+    }
+    let lines = (len - lead) / 64;
+    let rest = len - lead - lines * 64;
+    // SAFETY: the lead, the lines and the rest are len bytes. 64 bytes from either end lie within it: what they copy twice is
+    // the same both times, and the whole lines come between.
+    unsafe {
+        if lead > 0 {
+            sse2(from, to, 64);
+        }
+        if rest > 0 {
+            sse2(from.add(len - 64), to.add(len - 64), 64);
+        }
+        (from, to) = (from.add(lead), to.add(lead));
+        asm!(
+            "2:",
+            "movdqu xmm0, [{from}]",
+            "movdqu xmm1, [{from} + 16]",
+            "movdqu xmm2, [{from} + 32]",
+            "movdqu xmm3, [{from} + 48]",
+            "movntdq [{to}], xmm0",
+            "movntdq [{to} + 16], xmm1",
+            "movntdq [{to} + 32], xmm2",
+            "movntdq [{to} + 48], xmm3",
+            "add {from}, 64",
+            "add {to}, 64",
+            "dec {lines}",
+            "jnz 2b",
+            // These stores wait for no one: what publishes them must come after.
+            "sfence",
+            from = inout(reg) from => _,
+            to = inout(reg) to => _,
+            lines = inout(reg) lines => _,
+            out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
+            options(nostack)
+        );
+    }
 }
 
 /// # Safety
@@ -289,6 +389,20 @@ mod tests {
             unsafe { count(&mut sums, 3) };
             // ((1 * 1.5 + 0) * 1.5 + 1) * 1.5 + 2
             assert_eq!(sums, [[6.875; 8]; 6]);
+        }
+    }
+
+    #[test]
+    fn a_copy_past_the_caches_is_whole_from_and_to_any_address_and_nothing_beside() {
+        let source: Vec<u8> = (0..2000u32).map(|i| (i * 7 + i / 255) as u8).collect();
+        for (from, to) in [(0, 0), (1, 0), (0, 1), (17, 33), (3, 63)] {
+            for len in (96..260).chain([511, 1024, 1900]) {
+                let mut target = vec![0u8; 2000];
+                // SAFETY: from + len and to + len bytes are less than there are.
+                unsafe { nontemporal(source.as_ptr().add(from), target.as_mut_ptr().add(to), len) };
+                assert!(target[to..to + len] == source[from..from + len], "{from} {to} {len}");
+                assert!(target[..to].iter().chain(&target[to + len..]).all(|byte| *byte == 0));
+            }
         }
     }
 
