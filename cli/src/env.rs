@@ -16,6 +16,7 @@ use crate::shell::quote;
 Examples:
   eval \"$(vmshm env)\" && mpirun -np 4 ./program
   eval \"$(vmshm env --region job)\"
+  eval \"$(vmshm env --mpi 5.0.7)\"
   eval \"$(vmshm env --heap)\" && mpirun -np 4 -x LD_PRELOAD -x VMSHM_HEAP ./program
 
 Open MPI then chooses by itself: shared memory inside a VM, vmshm between the VMs of a host, the network beyond. \
@@ -32,6 +33,10 @@ pub struct Args {
     /// The region for processes on this host: a name, or the path of its file. Not for processes in VMs
     #[arg(long, value_name = "NAME|PATH")]
     region: Option<String>,
+    /// The release of Open MPI that the plugin was installed for with --with-mpi, as 5.0.7. Default: the plugin that was
+    /// installed without
+    #[arg(long, value_name = "RELEASE")]
+    mpi: Option<String>,
     /// Place the program's own large allocations in the shared memory too, from where they are sent without a copy by the
     /// sender. Sets LD_PRELOAD and VMSHM_HEAP. VMSHM_HEAP=verbose says at the end what was placed, VMSHM_HEAP_MIN is the
     /// smallest allocation that is (bytes)
@@ -51,10 +56,15 @@ impl Args {
                  install with `cargo xtask install --prefix DIR`, or name the place with --prefix DIR"
             );
         };
-        let Some(dir) = plugin_dir(&prefix) else {
+        let release = self.mpi.as_deref();
+        let Some(dir) = plugin_dir(&prefix, release) else {
+            let (folder, with) = match release {
+                Some(release) => (format!("lib/openmpi-{release}"), " --with-mpi DIR"),
+                None => ("lib/openmpi".to_owned(), ""),
+            };
             bail!(
-                "the plugin is not in {}: install it with `cargo xtask install --prefix {}`",
-                prefix.join("lib/openmpi").display(),
+                "the plugin is not in {}: install it with `cargo xtask install --prefix {}{with}`",
+                prefix.join(folder).display(),
                 prefix.display()
             );
         };
@@ -66,6 +76,10 @@ impl Args {
         let before = std::env::var("OMPI_MCA_mca_base_component_path").ok();
         let component_path = component_path(before.as_deref(), dir);
         let mut lines = vec![("OMPI_MCA_mca_base_component_path", component_path.clone())];
+        if release.is_some_and(|release| !release.starts_with("4.")) {
+            // From 5.0 on Open MPI hands its path to PMIx, which complains of components that are not its own.
+            lines.push(("PMIX_MCA_mca_base_component_path", String::new()));
+        }
         let region = self.region.as_ref().map(|region| Registry::from_env().open(region)).transpose()?;
         if let Some(region) = &region {
             let path = std::path::absolute(region.path())?;

@@ -15,11 +15,13 @@ pub fn own_prefix() -> Option<PathBuf> {
     (bin.file_name()? == "bin").then(|| bin.parent().map(Path::to_owned))?
 }
 
-/// The directory of the plugin under a prefix, if it is there.
-pub fn plugin_dir(prefix: &Path) -> Option<PathBuf> {
-    ["lib/openmpi", "lib64/openmpi"]
+/// The directory of the plugin under a prefix, if it is there: of the one for a release of Open MPI (as `5.0.7`), or of the one
+/// that has no release in its name.
+pub fn plugin_dir(prefix: &Path, release: Option<&str>) -> Option<PathBuf> {
+    let name = release.map_or("openmpi".to_owned(), |release| format!("openmpi-{release}"));
+    ["lib", "lib64"]
+        .map(|dir| prefix.join(dir).join(&name))
         .into_iter()
-        .map(|dir| prefix.join(dir))
         .find(|dir| dir.join(PLUGIN).is_file())
 }
 

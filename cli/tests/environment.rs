@@ -37,6 +37,16 @@ fn the_environment_makes_open_mpi_find_the_plugin() {
     assert_eq!(text, expected, "{}", String::from_utf8_lossy(&output.stderr));
     assert!(host.fails(&["env", "--prefix", prefix.to_str().unwrap(), "--region", "none"]).contains("none"));
 
+    // The plugin for another Open MPI, beside the first one.
+    let refused = host.fails(&["env", "--prefix", prefix.to_str().unwrap(), "--mpi", "5.0.7"]);
+    assert!(refused.contains("lib/openmpi-5.0.7") && refused.contains("--with-mpi"), "{refused}");
+    let other = prefix.join("lib/openmpi-5.0.7");
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("mca_btl_vmshm.so"), "").unwrap();
+    let said = host.ok(&["env", "--prefix", prefix.to_str().unwrap(), "--mpi", "5.0.7"]);
+    assert!(said.contains("lib/openmpi-5.0.7:SYSTEM_DEFAULT"), "{said}");
+    assert!(said.contains("export PMIX_MCA_mca_base_component_path="), "{said}");
+
     // What would keep vmshm from being used is said beside it, on standard error.
     if Command::new("ompi_info").arg("--version").output().is_ok() {
         for (pml, is_trouble) in [("ob1", false), ("cm", true)] {

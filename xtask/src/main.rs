@@ -23,6 +23,7 @@ use base::cleanup;
 use base::workspace::Workspace;
 use debian::packages;
 use install::build_tree;
+use install::other_mpi::OtherMpi;
 use kernel::kmod;
 use lab::accel::Wish;
 use lab::image;
@@ -73,6 +74,10 @@ enum Task {
         /// Directory below which bin, lib and share are filled, as /usr/local
         #[arg(long, value_name = "DIR")]
         prefix: PathBuf,
+        /// The Open MPI to build the plugin for, as /opt/openmpi-5.0.7, which then goes to lib/openmpi-5.0.7 below the
+        /// prefix, beside those for others. Default: the one whose headers are found, and lib/openmpi
+        #[arg(long, value_name = "DIR")]
+        with_mpi: Option<PathBuf>,
     },
     /// Remove what install put below a prefix
     Uninstall {
@@ -128,12 +133,14 @@ fn run(task: Task) -> Result<bool> {
             Ok(seen.missing.is_empty())
         }
         Task::Lab => vmm_lab::shell(&workspace),
-        Task::Install { prefix } => {
+        Task::Install { prefix, with_mpi } => {
             let logs = workspace.target.join("install");
             packages::ensure(&[packages::BUILD], &logs)?;
             let prefix = std::path::absolute(&prefix)?;
-            let built = build_tree::product(&workspace, &logs)?;
-            install::product(&workspace, &built, &prefix)?;
+            let mpi = with_mpi.as_deref().map(OtherMpi::at).transpose()?;
+            let built = build_tree::product(&workspace, mpi.as_ref(), &logs)?;
+            let plugins = mpi.map_or_else(|| install::PLUGINS.to_owned(), |mpi| mpi.plugin_folder());
+            install::product(&workspace, &built, &prefix, &plugins)?;
             println!("Installed below {}.", prefix.display());
             // What was not measured is as the table has it.
             let mut tune = std::process::Command::new(prefix.join("bin/vmshm"));

@@ -17,7 +17,7 @@ pub fn checks(prefix: Option<&Path>) -> Vec<Check> {
     };
     let mut checks = vec![Check::ok(version.clone())];
     let own = prefix.map(Path::to_owned).or_else(own_prefix);
-    let dir = own.as_deref().and_then(plugin_dir);
+    let dir = own.as_deref().and_then(|prefix| plugin_dir(prefix, None));
     let before = std::env::var("OMPI_MCA_mca_base_component_path").ok();
     let path = dir.as_deref().map(|dir| component_path(before.as_deref(), &dir.to_string_lossy()));
     if let Some(dir) = &dir {

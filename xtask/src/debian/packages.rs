@@ -44,6 +44,10 @@ pub const GUESTS: &[Need] = &[
 /// Packages that make the chroot in which the guest driver is built.
 pub const KERNEL: &[Need] = &[need("mmdebstrap", "makes the chroot with the tools of Debian's kernels")];
 
+/// Packages that build for the Open MPI of another Debian.
+pub const OTHER_MPI: &[Need] =
+    &[need("mmdebstrap", "makes the chroot with that Open MPI"), need("pkg-config", "finds that Open MPI")];
+
 /// Package that counts instructions.
 pub const COUNT: &[Need] = &[need("valgrind", "counts the instructions of a message")];
 

@@ -1,10 +1,12 @@
 //! Builds everything that a user of vmshm gets, and the MPI programs that try it.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Result;
 
+use super::other_mpi::OtherMpi;
 use crate::base::process;
 use crate::base::progress;
 use crate::base::workspace::{Workspace, cargo};
@@ -48,22 +50,54 @@ pub const MPI_PROGRAMS: &[&str] = &[
 
 const LIMIT: Duration = Duration::from_secs(1800);
 
-/// Builds plugin and tool with optimisation, and returns the directory of the results.
-pub fn product(workspace: &Workspace, log_dir: &Path) -> Result<PathBuf> {
-    let packages: Vec<&str> = PRODUCT.iter().flat_map(|name| ["--package", name]).collect();
-    build(workspace, &packages, "plugin and tool", log_dir)
+/// Builds plugin and tool with optimisation, and returns the directory of the results. The plugin is for `mpi`, else for the Open
+/// MPI that is found.
+pub fn product(workspace: &Workspace, mpi: Option<&OtherMpi>, log_dir: &Path) -> Result<PathBuf> {
+    let packages = PRODUCT.iter().flat_map(|name| ["--package", name]);
+    let mut command = optimised(packages);
+    if let Some(mpi) = mpi {
+        command.env("OMPI_DIR", &mpi.prefix);
+    }
+    build(workspace, command, &workspace.target, "plugin and tool", log_dir)
 }
 
 /// As [`product`], and the MPI programs.
 pub fn everything(workspace: &Workspace, log_dir: &Path) -> Result<PathBuf> {
-    build(workspace, OPTIMISED, "plugin, tool and MPI programs", log_dir)
+    let command = optimised(OPTIMISED.iter().copied());
+    build(workspace, command, &workspace.target, "plugin, tool and MPI programs", log_dir)
 }
 
-fn build(workspace: &Workspace, packages: &[&str], what: &str, log_dir: &Path) -> Result<PathBuf> {
+/// Builds the plugin, and the program that checks messages, for the Open MPI of another root directory.
+pub fn checker(workspace: &Workspace, mpi: &OtherMpi, root: &Path, log_dir: &Path) -> Result<PathBuf> {
+    // The binaries by their names, since other targets of the packages would be built with them.
+    let mut command = optimised(["--package", "vmshm-btl", "--package", "vmshm-tests"]);
+    command.args(["--lib", "--bin", "vmshm-mpi-check"]);
+    command.env("OMPI_DIR", &mpi.prefix);
+    command.env("PKG_CONFIG_SYSROOT_DIR", root);
+    command.env("MPI_PKG_CONFIG", mpi.prefix.join("lib/pkgconfig/ompi-c.pc"));
+    // Its libraries want more of the C library than this machine's has; what we build does not.
+    command.env("RUSTFLAGS", "-Clink-arg=-Wl,--allow-shlib-undefined");
+    // Of its own, or cargo would build anew for each of the two in turn.
+    let target = workspace.target.join(format!("openmpi-{}", mpi.release));
+    build(workspace, command, &target, &format!("plugin and checker for Open MPI {}", mpi.release), log_dir)
+}
+
+fn optimised<'a>(what: impl IntoIterator<Item = &'a str>) -> Command {
+    let mut command = cargo();
+    command.args(["build", "--release", "--color=never"]).args(what);
+    command
+}
+
+fn build(
+    workspace: &Workspace,
+    mut command: Command,
+    target: &Path,
+    what: &str,
+    log_dir: &Path,
+) -> Result<PathBuf> {
     progress::during(&format!("building {what}"), |bar| {
-        let mut command = cargo();
-        command.current_dir(&workspace.root).args(["build", "--release", "--color=never"]).args(packages);
+        command.current_dir(&workspace.root).env("CARGO_TARGET_DIR", target);
         process::run_shown(command, "cargo build", &log_dir.join("build.log"), LIMIT, bar)?;
-        Ok(workspace.target.join("release"))
+        Ok(target.join("release"))
     })
 }

@@ -1,6 +1,7 @@
 //! Puts plugin, tool, driver sources, completions, man pages and system files where their users look for them.
 
 pub mod build_tree;
+pub mod other_mpi;
 pub mod stage;
 
 use std::fs;
@@ -35,6 +36,9 @@ const SYSTEM: &[(&str, &str)] = &[
 /// The directory of the tool in the files of `packaging`.
 const PACKAGED_BIN: &str = "/usr/bin/";
 
+/// The folder of the plugin for the Open MPI that the build finds; that for another one has its release behind it.
+pub const PLUGINS: &str = "lib/openmpi";
+
 /// Where a prefix says what was installed there: one name a line, relative to the prefix. Directories that were not
 /// there before end in a slash.
 const LIST: &str = "share/vmshm/installed";
@@ -62,6 +66,18 @@ impl Installation<'_> {
         link(target, &self.prefix.join(at))
     }
 
+    fn plugin(&mut self, workspace: &Workspace, built: &Path, folder: &str) -> Result<()> {
+        const FILE: &str = "mca_btl_vmshm.so";
+        const HELP: &str = "help-mpi-btl-vmshm.txt";
+        self.place(&built.join("libmca_btl_vmshm.so"), &format!("{folder}/{FILE}"), 0o644)?;
+        // One file, four components: a copy would be loaded a second time, and would not know the first one's region.
+        for framework in ["mpool", "coll", "osc"] {
+            self.link(FILE, &format!("{folder}/mca_{framework}_vmshm.so"))?;
+        }
+        let help = workspace.root.join("btl-plugin").join(HELP);
+        self.place(&help, &format!("share/openmpi/{HELP}"), 0o644)
+    }
+
     /// Takes note of a file that is about to be made, and of the directories made for it.
     fn note(&mut self, name: &str) {
         let above = Path::new(name).ancestors().skip(1).filter(|dir| !dir.as_os_str().is_empty());
@@ -73,36 +89,34 @@ impl Installation<'_> {
         self.files.push(name.to_owned());
     }
 
-    /// Writes down what was installed, and removes what an earlier version had and this one has not.
+    /// Writes down what was installed, and removes what an earlier version had and this one has not, but no plugin for
+    /// another Open MPI than this installation's.
     fn finish(mut self) -> Result<()> {
         self.note(LIST);
         let (dirs, files): (Vec<_>, Vec<_>) =
             list(self.prefix)?.into_iter().partition(|name| name.ends_with('/'));
-        let old: Vec<String> = files.into_iter().filter(|file| !self.files.contains(file)).collect();
+        let folder = |file: &str| Path::new(file).parent().map(Path::to_owned);
+        let is_others = |file: &String| {
+            file.starts_with(PLUGINS) && !self.files.iter().any(|own| folder(own) == folder(file))
+        };
+        let (others, rest): (Vec<_>, Vec<_>) = files.into_iter().partition(is_others);
+        let old: Vec<String> = rest.into_iter().filter(|file| !self.files.contains(file)).collect();
         take_away(self.prefix, &old)?;
+        self.files.extend(others);
         self.files.extend(dirs);
         write((self.files.join("\n") + "\n").as_bytes(), &self.prefix.join(LIST), 0o644)
     }
 }
 
-/// Installs what [`build_tree::product`] built, below `prefix`.
+/// Installs what [`build_tree::product`] built, below `prefix`, the plugin into its folder `plugins`. Plugins in others stay.
 ///
 /// Each file is written beside its place and then renamed, so that a running program never sees half of one.
-pub fn product(workspace: &Workspace, built: &Path, prefix: &Path) -> Result<()> {
+pub fn product(workspace: &Workspace, built: &Path, prefix: &Path, plugins: &str) -> Result<()> {
     let mut to = Installation { prefix, files: Vec::new() };
     let tool = prefix.join("bin/vmshm");
     to.place(&built.join("vmshm"), "bin/vmshm", 0o755)?;
-    to.place(&built.join("libmca_btl_vmshm.so"), "lib/openmpi/mca_btl_vmshm.so", 0o644)?;
-    // One file, three components: a copy would be loaded a second time, and would not know the first one's region.
-    to.link("mca_btl_vmshm.so", "lib/openmpi/mca_mpool_vmshm.so")?;
-    to.link("mca_btl_vmshm.so", "lib/openmpi/mca_coll_vmshm.so")?;
-    to.link("mca_btl_vmshm.so", "lib/openmpi/mca_osc_vmshm.so")?;
+    to.plugin(workspace, built, plugins)?;
     to.place(&built.join("libvmshm_heap.so"), "lib/libvmshm_heap.so", 0o644)?;
-    to.place(
-        &workspace.root.join("btl-plugin/help-mpi-btl-vmshm.txt"),
-        "share/openmpi/help-mpi-btl-vmshm.txt",
-        0o644,
-    )?;
     for (shell, file) in COMPLETIONS {
         let text = process::capture(Command::new(&tool).args(["completions", shell]))
             .with_context(|| format!("cannot make the completion for {shell}"))?;
@@ -121,6 +135,11 @@ pub fn product(workspace: &Workspace, built: &Path, prefix: &Path) -> Result<()>
         to.place(&page.path(), &format!("share/man/man1/{}", page.file_name().to_string_lossy()), 0o644)?;
     }
     to.finish()
+}
+
+/// Installs the plugin alone.
+pub fn plugin(workspace: &Workspace, built: &Path, prefix: &Path, plugins: &str) -> Result<()> {
+    Installation { prefix, files: Vec::new() }.plugin(workspace, built, plugins)
 }
 
 /// Installs the sources of the guest driver as DKMS wants them: one directory for each version.
@@ -283,6 +302,28 @@ mod tests {
         assert_eq!(fs::read_dir(prefix.join("share"))?.count(), 1, "and so does a foreign file");
         fs::remove_file(prefix.join("share/foreign"))?;
         assert!(remove(prefix).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn plugins_for_several_releases_stay_beside_each_other() -> Result<()> {
+        let prefix = tempfile::tempdir()?;
+        let prefix = prefix.path();
+        let install = |names: &[&str]| {
+            let mut to = Installation { prefix, files: Vec::new() };
+            names.iter().try_for_each(|name| to.write("", name))?;
+            to.finish()
+        };
+        install(&["lib/openmpi/mca_btl.so", "lib/openmpi/mca_old.so"])?;
+        install(&["lib/openmpi-5.0.7/mca_btl.so"])?;
+        assert!(
+            prefix.join("lib/openmpi/mca_old.so").exists(),
+            "this one's own installation has not been anew"
+        );
+        install(&["lib/openmpi/mca_btl.so"])?;
+        assert!(!prefix.join("lib/openmpi/mca_old.so").exists());
+        assert!(prefix.join("lib/openmpi-5.0.7/mca_btl.so").exists());
+        assert_eq!(remove(prefix)?, 3, "both plugins and the list");
         Ok(())
     }
 

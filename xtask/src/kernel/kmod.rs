@@ -11,7 +11,7 @@ use crate::base::process::{self, Finished, last_lines};
 use crate::base::progress;
 use crate::base::workspace::Workspace;
 use crate::debian::apt::Index;
-use crate::debian::chroot::Chroot;
+use crate::debian::chroot::{Chroot, KERNEL_TOOLS};
 use crate::install;
 use crate::kernel::release::{KernelRelease, SERIES, SUITE};
 use crate::kernel::tree::KernelTree;
@@ -80,7 +80,7 @@ pub fn module(workspace: &Workspace, log_dir: &Path) -> Result<Module> {
 }
 
 fn tree(workspace: &Workspace, index: &Index, release: &KernelRelease, log_dir: &Path) -> Result<KernelTree> {
-    let chroot = Chroot::ensure(workspace, index, log_dir)?;
+    let chroot = Chroot::ensure(workspace, index, &KERNEL_TOOLS, log_dir)?;
     KernelTree::ensure(workspace, index, &chroot, release, log_dir)
 }
 

@@ -14,7 +14,7 @@ use crate::base::process;
 use crate::base::workspace::Workspace;
 use crate::debian::apt::Index;
 use crate::debian::cache;
-use crate::debian::chroot::Chroot;
+use crate::debian::chroot::{Chroot, KERNEL_TOOLS};
 use crate::lab::image::{INITRAMFS_INIT, Image};
 use release::{KernelRelease, SUITE};
 
@@ -43,7 +43,7 @@ impl Kernel {
 pub fn stock(workspace: &Workspace, log_dir: &Path) -> Result<Kernel> {
     let index = Index::shared(workspace, SUITE, log_dir)?;
     let release = KernelRelease::stock(index)?;
-    let chroot = Chroot::ensure(workspace, index, log_dir)?;
+    let chroot = Chroot::ensure(workspace, index, &KERNEL_TOOLS, log_dir)?;
     let name = release.name();
     let wanted = release.boot_packages();
     let key =

@@ -76,7 +76,7 @@ const BENCHES: &[(&str, &[&str])] = &[
 
 /// Processes that may write to a process's memory in a region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Writers {
+pub enum Writers {
     /// Itself alone.
     Owner,
     /// So it is, and no other component makes windows: on Debian as it is, between hosts.
@@ -98,7 +98,7 @@ impl Writers {
     }
 
     /// Whether the checker, which has printed this, had all windows that there can be.
-    fn check(self, text: &str) -> Result<()> {
+    pub fn check(self, text: &str) -> Result<()> {
         // Only shared ones are sm's where each process writes its own section only.
         let is_shared = |line: &str| line.contains("/hints") || line.contains("/shared");
         let is_owned = matches!(self, Writers::Owner | Writers::OwnerAlone);
@@ -483,7 +483,7 @@ fn compared(text: &str) -> Vec<String> {
 }
 
 /// Counts what the checker reported, which must agree with how it ended.
-fn checked(done: Finished) -> Result<Count> {
+pub fn checked(done: Finished) -> Result<Count> {
     match Count::of_checker(&done.text) {
         Some(count) if done.status.success() || count.failed > 0 => Ok(count),
         _ => {

@@ -4,6 +4,7 @@ mod checkers;
 mod driver;
 mod guests;
 mod host;
+mod other_mpi;
 mod tally;
 
 pub use tally::Choice;
@@ -23,19 +24,28 @@ use tally::{Count, Tally};
 pub fn run(workspace: &Workspace, wish: Wish, choice: &Choice) -> Result<bool> {
     let logs = workspace.target.join("test-logs");
     packages::ensure(
-        &[packages::BUILD, packages::RUN, packages::GUESTS, packages::PLOT, packages::PROGRAMS],
+        &[
+            packages::BUILD,
+            packages::RUN,
+            packages::GUESTS,
+            packages::PLOT,
+            packages::PROGRAMS,
+            packages::OTHER_MPI,
+        ],
         &logs,
     )?;
     let mut tally = Tally::new(&logs, choice);
     checkers::steps(workspace, &mut tally)?;
 
-    let stage = if choice.has("host") || choice.has("guests") || choice.has("parameters") {
-        stage::prepare(workspace, &logs.join("build")).map_err(|error| format!("{error:#}"))
-    } else {
-        Err("no step needed it".into())
-    };
+    let stage =
+        if choice.has("host") || choice.has("guests") || choice.has("parameters") || choice.has("ompi5") {
+            stage::prepare(workspace, &logs.join("build")).map_err(|error| format!("{error:#}"))
+        } else {
+            Err("no step needed it".into())
+        };
     cleanup::check()?;
     host::steps(workspace, &stage, &mut tally)?;
+    other_mpi::steps(workspace, &stage, &mut tally)?;
 
     let prepared = if choice.has("guests") {
         stage.and_then(|stage| {
