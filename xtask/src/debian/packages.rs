@@ -57,6 +57,7 @@ pub const PLOT: &[Need] = &[need("fonts-dejavu-core", "text in the PNG plots")];
 /// Packages of the real MPI programs that the tests run.
 pub const PROGRAMS: &[Need] = &[
     need("netpipe-openmpi", "NetPIPE: message sizes and their integrity"),
+    need("ucx-utils", "ucx_perftest: UCX's own messages over our transport"),
     need("hpcc", "HPC Challenge with its own checks"),
     need("acpica-tools", "iasl reads the tables of the VMM back"),
     need("python3", "runs the mpi4py test suite"),

@@ -12,7 +12,7 @@ use crate::base::progress;
 use crate::base::workspace::{Workspace, cargo};
 
 /// Packages of the workspace that are built for `install`.
-const PRODUCT: &[&str] = &["vmshm-btl", "vmshm-heap", "vmshm"];
+const PRODUCT: &[&str] = &["vmshm-btl", "vmshm-heap", "vmshm-ucx", "vmshm"];
 
 /// The selection of packages that is built with optimisation: all but this one, which cargo has built in its other profile. One
 /// selection for tests and programs, since each has its own set of features, with which cargo would compile dependencies anew.

@@ -116,6 +116,7 @@ pub fn product(workspace: &Workspace, built: &Path, prefix: &Path, plugins: &str
     let tool = prefix.join("bin/vmshm");
     to.place(&built.join("vmshm"), "bin/vmshm", 0o755)?;
     to.plugin(workspace, built, plugins)?;
+    to.place(&built.join("libuct_vmshm.so"), "lib/ucx/libuct_vmshm.so.0", 0o644)?;
     to.place(&built.join("libvmshm_heap.so"), "lib/libvmshm_heap.so", 0o644)?;
     for (shell, file) in COMPLETIONS {
         let text = process::capture(Command::new(&tool).args(["completions", shell]))

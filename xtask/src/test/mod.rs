@@ -6,6 +6,7 @@ mod guests;
 mod host;
 mod other_mpi;
 mod tally;
+mod ucx;
 
 pub use tally::Choice;
 
@@ -37,15 +38,15 @@ pub fn run(workspace: &Workspace, wish: Wish, choice: &Choice) -> Result<bool> {
     let mut tally = Tally::new(&logs, choice);
     checkers::steps(workspace, &mut tally)?;
 
-    let stage =
-        if choice.has("host") || choice.has("guests") || choice.has("parameters") || choice.has("ompi5") {
-            stage::prepare(workspace, &logs.join("build")).map_err(|error| format!("{error:#}"))
-        } else {
-            Err("no step needed it".into())
-        };
+    let stage = if ["host", "guests", "parameters", "ompi5", "ucx"].iter().any(|steps| choice.has(steps)) {
+        stage::prepare(workspace, &logs.join("build")).map_err(|error| format!("{error:#}"))
+    } else {
+        Err("no step needed it".into())
+    };
     cleanup::check()?;
     host::steps(workspace, &stage, &mut tally)?;
     other_mpi::steps(workspace, &stage, &mut tally)?;
+    ucx::steps(&stage, &mut tally)?;
 
     let prepared = if choice.has("guests") {
         stage.and_then(|stage| {

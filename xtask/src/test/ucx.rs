@@ -1,0 +1,171 @@
+//! Steps that run UCX's own programs and MPI programs over the UCX transport, as processes of this host.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::tally::{Count, Tally};
+use crate::base::cleanup;
+use crate::base::process::{self, Running, last_lines, mortal};
+use crate::lab::region::Region;
+use crate::mpi::host_mpi::{HostMpi, Layer};
+
+const REGION: &str = "512M";
+/// Of one program.
+const LIMIT: Duration = Duration::from_secs(150);
+const START: Duration = Duration::from_secs(10);
+
+/// Of `ucx_perftest`: messages in the ring, in a piece of the section, and by rendezvous.
+const TESTS: &[&[&str]] = &[
+    &["-t", "am_lat", "-d", "lab", "-x", "vmshm", "-s", "8", "-D", "short"],
+    &["-t", "am_lat", "-d", "lab", "-x", "vmshm", "-s", "4096", "-D", "bcopy"],
+    &["-t", "am_bw", "-d", "lab", "-x", "vmshm", "-s", "4096", "-D", "zcopy"],
+    &["-t", "tag_lat", "-s", "8"],
+    &["-t", "tag_lat", "-s", "4096"],
+    &["-t", "tag_lat", "-s", "300000"],
+    &["-t", "tag_bw", "-s", "300000"],
+    &["-t", "ucp_am_lat", "-s", "8"],
+    &["-t", "ucp_am_bw", "-s", "300000"],
+];
+
+/// Parts of the message checker; any-change, of windows, does not end over UCX's own shared memory either.
+const PARTS: &[&str] = &[
+    "sizes",
+    "modes",
+    "wildcards",
+    "order",
+    "datatypes",
+    "communicators",
+    "patterns",
+    "probing",
+    "truncation",
+    "collectives",
+    "any-collective",
+    "pressure",
+];
+/// Determines what the checker sends, so that two runs of it can be compared.
+const SEED: &str = "1796023396";
+
+/// Runs all of them; `stage` is the built tree, or why there is none.
+pub fn steps(stage: &Result<std::path::PathBuf, String>, tally: &mut Tally) -> Result<()> {
+    let stage = || stage.as_deref().map_err(|why| anyhow::anyhow!("nothing to test was built: {why}"));
+    tally.step("ucx-perftest", |logs| perftest(stage()?, logs))?;
+    tally.step("ucx-check-3", |logs| check(stage()?, logs))
+}
+
+/// The transport, as it is installed.
+fn library(stage: &Path) -> String {
+    stage.join("lib/ucx/libuct_vmshm.so.0").display().to_string()
+}
+
+/// UCX's own program as server and client, each in a section of its own.
+struct Pair<'a> {
+    stage: &'a Path,
+    region: &'a Region,
+    port: String,
+}
+
+impl<'a> Pair<'a> {
+    fn new(stage: &'a Path, region: &'a Region) -> Result<Self> {
+        let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port().to_string();
+        Ok(Self { stage, region, port })
+    }
+
+    fn program(&self, section: &str) -> Command {
+        // Lines at once: the server's say when it can be reached.
+        let mut command = mortal("stdbuf");
+        command.args(["-oL", "ucx_perftest"]).env("LD_PRELOAD", library(self.stage));
+        command.env("VMSHM_DEVICE", self.region.file()).env("VMSHM_SECTION", section);
+        command.env("UCX_TLS", "vmshm,self").args(["-p", &self.port]);
+        command
+    }
+
+    fn server(&self, arguments: &[&str], log: &Path) -> Result<Running> {
+        let mut command = self.program("0");
+        command.args(arguments);
+        let mut server = Running::start(command, "ucx_perftest", log)?;
+        wait_for(&mut server, "Waiting for connection")?;
+        Ok(server)
+    }
+
+    fn client(&self, arguments: &[&str]) -> Command {
+        let mut command = self.program("1");
+        command.arg("127.0.0.1").args(arguments);
+        command
+    }
+}
+
+/// Waits until a program has said `words`.
+fn wait_for(program: &mut Running, words: &str) -> Result<()> {
+    let begin = Instant::now();
+    while !program.text().contains(words) {
+        cleanup::check()?;
+        if program.poll()?.is_some() || begin.elapsed() > START {
+            bail!("ucx_perftest does not say '{words}':\n{}", last_lines(&program.text(), 10));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// `ucx_perftest` of each kind of message. It does not look at the data: the checker does.
+fn perftest(stage: &Path, logs: &Path) -> Result<Count> {
+    let region = Region::create(stage, REGION, 2, true)?;
+    let mut count = Count::default();
+    for (number, test) in TESTS.iter().enumerate() {
+        let pair = Pair::new(stage, &region)?;
+        let log = |side: &str| logs.join(format!("{number}-{}-{side}.log", test[1]));
+        let server = pair.server(&[], &log("server"))?;
+        let mut client = pair.client(test);
+        client.args(["-n", "2000", "-w", "100", "-f"]);
+        let what = format!("ucx_perftest {}", test.join(" "));
+        let text = process::run(client, &what, &log("client"), LIMIT)?.text;
+        server.wait(LIMIT)?.expect_success(&what)?;
+        if text.contains(" ERROR ") || text.contains(" WARN ") {
+            bail!("{what}:\n{}", last_lines(&text, 10));
+        }
+        count.passed += 1;
+    }
+    Ok(count)
+}
+
+/// The message checker over pml/ucx: each part must end as it does over UCX's own shared memory. pml/ucx leaves a buffer as it
+/// was where a message is too long for it, which the checker calls wrong over either.
+fn check(stage: &Path, logs: &Path) -> Result<Count> {
+    let region = Region::create(stage, REGION, 2, true)?;
+    let mpi = HostMpi::new(region.environment()?)?;
+    let run = |name: &str, settings: &[String]| {
+        let mut command: Command = mpi.mpirun(3, Layer::UcxPosix);
+        command.arg("env").args(settings).arg(stage.join("bin/vmshm-mpi-check"));
+        command.args(["--quick", "--seed", SEED, "--timeout", "60"]);
+        command.args(PARTS.iter().flat_map(|part| ["--only", *part]));
+        let text = mpi.run(command, name, &logs.join(format!("{name}.log")), LIMIT)?.text;
+        let count = Count::of_checker(&text)
+            .with_context(|| format!("over {name} no closing line:\n{}", last_lines(&text, 25)))?;
+        Ok::<_, anyhow::Error>((verdicts(&text), count))
+    };
+    let (wanted, _) = run("posix", &[])?;
+    // With this choice of transports, UCX does not start where ours is missing.
+    let settings = ["UCX_TLS=vmshm,self".into(), format!("LD_PRELOAD={}", library(stage))];
+    let (got, count) = run("vmshm", &settings)?;
+    let differ: Vec<&String> = wanted.keys().filter(|part| wanted.get(*part) != got.get(*part)).collect();
+    if !differ.is_empty() || wanted.len() != got.len() || count.passed == 0 {
+        bail!("over posix and over vmshm, different: {differ:?}");
+    }
+    let note = format!("{} fail over UCX's posix too", count.failed);
+    Ok(Count { passed: count.passed, skipped: count.skipped, note, ..Count::default() })
+}
+
+/// How each part of the checker has ended.
+fn verdicts(text: &str) -> BTreeMap<String, String> {
+    let of_line = |line: &str| {
+        let mut words = line.split_whitespace();
+        let verdict = words.next().filter(|word| ["ok", "FAIL", "skip"].contains(word))?;
+        Some((words.next()?.to_owned(), verdict.to_owned()))
+    };
+    text.lines().filter_map(of_line).collect()
+}
