@@ -1,6 +1,7 @@
 /* What Open MPI's collective framework has only as macros and inline functions, as plain functions. */
 
 #include "coll.h"
+#include "shim.h"
 
 #include <string.h>
 
@@ -73,6 +74,11 @@ bool vmshm_coll_save(vmshm_coll_module_t *module, struct ompi_communicator_t *co
     OBJ_RETAIN(module->below.coll_##name##_module);
     FOR_ALL(SAVE)
     return true;
+}
+
+bool vmshm_coll_survives(void)
+{
+    return VMSHM_OMPI_SURVIVES;
 }
 
 bool vmshm_coll_is_inter(struct ompi_communicator_t *comm)

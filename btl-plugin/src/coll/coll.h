@@ -37,6 +37,9 @@ vmshm_coll_module_t *vmshm_coll_new(void (*destruct)(void *state));
 /* Remembers the functions below a module; false where one is missing that ours may call. */
 bool vmshm_coll_save(vmshm_coll_module_t *module, struct ompi_communicator_t *comm);
 
+/* Whether a job goes on after the loss of processes. */
+bool vmshm_coll_survives(void);
+
 /* The members of a communicator. */
 bool vmshm_coll_is_inter(struct ompi_communicator_t *comm);
 int vmshm_coll_rank(struct ompi_communicator_t *comm);

@@ -48,7 +48,8 @@ pub unsafe extern "C" fn comm_query(
     // SAFETY: Open MPI gives a valid communicator and a valid pointer, and has registered the parameters.
     unsafe {
         *priority = params::coll_priority();
-        if *priority < 0 {
+        // A member that waits in one of ours does not learn that the communicator was revoked.
+        if *priority < 0 || ompi::vmshm_coll_survives() {
             return ptr::null_mut();
         }
         let Some(state) = offer(comm) else { return ptr::null_mut() };

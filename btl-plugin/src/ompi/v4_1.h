@@ -15,6 +15,9 @@
 /* The number by which all processes know a communicator that was made from another one. */
 #define VMSHM_OMPI_COMM_NUMBER(comm) ompi_comm_get_cid(comm)
 
+/* Whether a job goes on after the loss of processes. */
+#define VMSHM_OMPI_SURVIVES false
+
 /* The host of a process, or NULL. */
 static inline const char *vmshm_ompi_hostname(const opal_proc_t *proc)
 {

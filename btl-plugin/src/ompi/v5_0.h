@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "ompi/runtime/params.h"
 #include "opal/mca/pmix/pmix-internal.h"
 #include "opal/mca/threads/mutex.h"
 #include "opal/util/proc.h"
@@ -18,6 +19,13 @@
 /* The number by which all processes know a communicator that was made from another one. Only those that were made from a
    group alone, and these are not asked, have one that differs between processes. */
 #define VMSHM_OMPI_COMM_NUMBER(comm) ompi_comm_get_local_cid(comm)
+
+/* Whether a job goes on after the loss of processes: mpirun --with-ft ulfm. */
+#if OPAL_ENABLE_FT_MPI
+#define VMSHM_OMPI_SURVIVES ompi_ftmpi_enabled
+#else
+#define VMSHM_OMPI_SURVIVES false
+#endif
 
 /* The host of a process, or NULL; valid until the thread asks again. Open MPI gives a copy. */
 static inline const char *vmshm_ompi_hostname(const opal_proc_t *proc)

@@ -21,7 +21,8 @@ pub fn set_callback(callback: ompi::mca_btl_base_module_error_cb_fn_t) {
     ERROR_CALLBACK.store(pointer, Ordering::Relaxed);
 }
 
-/// Tells the user and Open MPI that a peer is lost. Under ob1 this ends the job, and does not return.
+/// Tells the user and Open MPI that a peer is lost. Under ob1 this ends the job, and does not return; but in a job of Open MPI
+/// 5.0 that survives losses, ob1 marks the process as failed, whatever the flag says, and returns.
 ///
 /// # Safety
 /// `proc` is a process of Open MPI.
