@@ -1,4 +1,4 @@
-//! What the guest driver offers at `/dev/vmshmN`, beside `mmap` of the region: ioctl numbers and their arguments.
+//! The guest driver's interface at `/dev/vmshmN`, beside `mmap` of the region: ioctl numbers and their arguments.
 //!
 //! - An open file *holds* at most one endpoint slot of the VM's own section. When the process that took the slot closes
 //!   a descriptor of the file (a copy too) or ends, in whatever way, the driver marks the slot's life

@@ -1,4 +1,4 @@
-//! What the plugin gives to the library in front of a program's `malloc`: both lie in one process, and may be of different
+//! The plugin's offer to the library in front of a program's `malloc`: both lie in one process, and may be of different
 //! versions.
 
 use core::ffi::{CStr, c_int, c_void};

@@ -126,7 +126,7 @@ const _: () = {
     assert!(offset_of!(SectionEntry, reserved) == 64);
 };
 
-/// What is wrong with a region header, with the value found.
+/// Fault of a region header, with the value found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeaderError {
     /// The first eight bytes are not [`MAGIC`].
@@ -309,7 +309,7 @@ impl core::fmt::Display for EndpointId {
     }
 }
 
-/// What an endpoint tells others (in Open MPI's modex, say), so that they can find it. 32 bytes.
+/// Address that an endpoint tells others (in Open MPI's modex, say), so that they can find it. 32 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "zerocopy", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
 #[repr(C)]

@@ -94,7 +94,7 @@ impl Args {
             }
             let before = std::env::var("LD_PRELOAD").ok();
             lines.push(("LD_PRELOAD", preload(before.as_deref(), &heap.display().to_string())?));
-            // Who has asked to be told keeps that.
+            // A user who has asked to be told keeps that.
             let is_verbose = std::env::var("VMSHM_HEAP").is_ok_and(|before| before == "verbose");
             lines.push(("VMSHM_HEAP", if is_verbose { "verbose" } else { "1" }.to_owned()));
         }

@@ -106,7 +106,7 @@ fn quietest(machine: &Machine) -> anyhow::Result<Measurement> {
     Ok(quietest)
 }
 
-/// What is shown.
+/// Content of the output.
 struct State {
     machine: Machine,
     choice: Choice,
@@ -149,7 +149,7 @@ impl State {
         Tuning::of(&self.machine, &self.choice)
     }
 
-    /// What was chosen for a way.
+    /// Choice for a way.
     fn chosen(&self, way: Way) -> String {
         let choice = &self.choice;
         let from = |len: usize| match len {

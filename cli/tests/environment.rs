@@ -47,7 +47,7 @@ fn the_environment_makes_open_mpi_find_the_plugin() {
     assert!(said.contains("lib/openmpi-5.0.7:SYSTEM_DEFAULT"), "{said}");
     assert!(said.contains("export PMIX_MCA_mca_base_component_path="), "{said}");
 
-    // What would keep vmshm from being used is said beside it, on standard error.
+    // Obstacles to the use of vmshm are said beside it, on standard error.
     if Command::new("ompi_info").arg("--version").output().is_ok() {
         for (pml, is_trouble) in [("ob1", false), ("cm", true)] {
             let output = Command::new(&tool).arg("env").env("OMPI_MCA_pml", pml).output().unwrap();

@@ -113,7 +113,7 @@ fn arguments_for_qemu_name_the_file_and_keep_the_section() {
     host.ok(&["region", "create", "it's a job, really", "--size", "2M"]);
     let name = "it's a job, really";
     let line = host.ok(&["qemu-args", name, "--section", "1"]);
-    // What a shell makes of the line is what QEMU gets.
+    // QEMU gets the line as a shell splits it.
     let words = Command::new("sh").args(["-c", &format!("printf '%s\\n' {line}")]).output().unwrap();
     let words = String::from_utf8(words.stdout).unwrap();
     let words: Vec<_> = words.lines().collect();
@@ -187,7 +187,7 @@ fn a_member_may_use_a_region_and_decide_nothing() {
     let host = Host::new();
     host.ok(&["region", "create", "job", "--size", "1M"]);
     host.ok(&["qemu-args", "job", "--section", "1"]);
-    // Whoever is in the region's group may read and write it.
+    // Members of the region's group may read and write it.
     std::os::unix::fs::chown(host.regions().join("job"), None, Some(65534)).unwrap();
     let program = program_for_all(&host);
     let before = host.ok(&["region", "inspect", "job"]);

@@ -1,5 +1,5 @@
 //! Locks on single bytes of a file. They belong to the open file description, so the kernel drops them when their holder
-//! dies. Those on a region's file say which host processes use it, no more: any member can hold them for ever. What the host
+//! dies. Those on a region's file say which host processes use it, no more: any member can hold them for ever. Facts that the host
 //! itself needs is locked in its [ledger](crate::ledger).
 //!
 //! | byte of the region's file | lock | holder |

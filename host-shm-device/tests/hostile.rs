@@ -1,4 +1,4 @@
-//! Whatever stands in a region's file, looking at it answers with data or an error, never with a panic.
+//! A look at a region's file, whatever stands there, answers with data or an error, never with a panic.
 
 #[path = "common/clients.rs"]
 mod clients;

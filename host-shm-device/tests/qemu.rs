@@ -76,7 +76,7 @@ impl Qemu {
         devices.iter().find(|d| d["id"]["vendor"] == 0x1af4 && d["id"]["device"] == 0x1110).cloned().unwrap()
     }
 
-    /// What the monitor for people says.
+    /// Answer of the monitor for people.
     fn human(&mut self, line: &str) -> String {
         self.ask("human-monitor-command", json!({ "command-line": line })).as_str().unwrap().to_owned()
     }

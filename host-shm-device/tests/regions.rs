@@ -289,7 +289,7 @@ fn a_region_that_a_process_has_open_is_destroyed_only_by_force() {
     user.wait().unwrap();
     assert!(error.contains(&format!("pid {} (sleep)", user.id())), "{error}");
     assert!(!path.exists());
-    // Whoever still has it sees that it is no region any more.
+    // A process that still has it sees that it is no region any more.
     let mut magic = [0xff; 8];
     kept.read(&mut magic, 0).unwrap();
     assert_eq!(magic, [0; 8]);

@@ -110,7 +110,7 @@ fn the_table_says_who_can_be_rung_and_all_doorbells_ring_when_that_changes() {
     first.wait_for_rings("the first one's own join", 1);
 
     let second = Client::join(&host.socket(), 3).unwrap();
-    // Whoever is rung finds the row written.
+    // A peer that is rung finds the row written.
     first.wait_for_rings("the second one's join", 1);
     assert_eq!((state(&region, 1), vm_id(1)), (State::Joined, 2));
     drop(second);
@@ -428,7 +428,7 @@ fn the_table_in_the_region_takes_no_section_from_a_vm_though_another_overwrites_
     let _server = host.serve("r", 1);
     let refused = Client::join(&section_socket(&host.socket(), 1), 1).map(|client| client.id).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
-    // What the host publishes next is right again.
+    // The host's next publication is right again.
     let next = Client::join(&section_socket(&host.socket(), 0), 1).unwrap();
     assert_eq!(next.id, 0);
     let entry = region.entry(0).unwrap();

@@ -104,7 +104,7 @@ impl<S, G> Engine<S, G> {
             self.endpoint.free(fragment);
             len /= 2;
         }
-        // What was freed stays with this endpoint from now on.
+        // Freed memory stays with this endpoint from now on.
         self.endpoint.reserve_fragments();
         while self.chunks.reserve.len() < RESERVED
             && let Some(chunk) = self.endpoint.try_fragment(self.params.pipeline.chunk_size)
@@ -132,7 +132,7 @@ impl<S, G> Engine<S, G> {
         &self.params
     }
 
-    /// What evicts written lines, for those that write to the section beside the engine.
+    /// Eviction of written lines, for those that write to the section beside the engine.
     pub fn evictor(&self) -> &Arc<Evictor> {
         &self.evictor
     }
@@ -218,7 +218,7 @@ impl<S, G> Engine<S, G> {
         }
     }
 
-    /// What to do after polls that found something (`is_busy`) or not. A process that waits for what nobody rings for, beside
+    /// Action after polls that found something (`is_busy`) or not. A process that waits for what nobody rings for, beside
     /// its messages, may not sleep.
     #[inline]
     pub fn idle(&mut self, is_busy: bool, may_sleep: bool) -> IdleAction {
@@ -240,7 +240,7 @@ impl<S, G> Engine<S, G> {
         }
     }
 
-    /// What wakes the thread that sleeps; none where none ever does.
+    /// Bell of the thread that sleeps; none where none ever does.
     pub fn waker(&self) -> Option<&Arc<Waker>> {
         self.waker.as_ref()
     }

@@ -13,7 +13,7 @@ const LONGEST: Duration = Duration::from_millis(64);
 /// another process may have had its turn.
 const WORK: Duration = Duration::from_micros(500);
 
-/// What an idle process should do next.
+/// Next action of an idle process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IdleAction {
     /// Look again.

@@ -60,7 +60,7 @@ mod tests {
         assert_eq!(wait.lack(5000, begin), None, "it has just begun to wait");
         let late = begin + LONG_WAIT + PAUSE;
         assert_eq!(wait.lack(5000, late), None, "nobody has looked meanwhile");
-        // What finds room is shorter.
+        // A message that finds room is shorter.
         assert_eq!(wait.note(3000, true), None);
         for step in 0..20 {
             assert_eq!(wait.lack(8000, late + step * PAUSE / 2), None);

@@ -28,7 +28,7 @@ impl Params {
     /// Longest message that any engine takes, bytes. A larger fragment would not fit small sections more than a few times.
     pub const MAX_MESSAGE: usize = 1 << 20;
 
-    /// What suits this machine and a section of so many bytes.
+    /// Parameters that suit this machine and a section of so many bytes.
     pub fn of_this_machine(section: u64) -> Self {
         let tuning = Tuning::of_this_machine();
         Self {

@@ -1,4 +1,4 @@
-//! What an engine knows of one peer, and what waits for it.
+//! An engine's knowledge of one peer, and the queue for it.
 
 use std::collections::VecDeque;
 

@@ -47,7 +47,7 @@ pub struct Sleeping(Arc<Waker>);
 impl Sleeping {
     /// Sleeps until the doorbell rings or `time` is over, unless `is_idle` says that something came meanwhile by another way.
     pub fn wait(&self, time: Duration, is_idle: impl FnOnce() -> bool) {
-        // What another thread finds from now on rings; what it found since the decision to sleep is seen by `is_idle`.
+        // Events that another thread finds from now on ring; what it found since the decision to sleep is seen by `is_idle`.
         fence(Ordering::SeqCst);
         if is_idle() {
             self.0.sleeper.wait(time);

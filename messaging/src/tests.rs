@@ -99,7 +99,7 @@ impl Side {
         }))
     }
 
-    /// What a plugin does with one poll; whether there was something.
+    /// A plugin's work with one poll; whether there was something.
     pub fn progress(&mut self) -> bool {
         self.engine.advance();
         let Some(upcall) = self.engine.poll(&mut self.inbox) else { return false };

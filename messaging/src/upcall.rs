@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use vmshm_transport::{Fragment, Peer, PeerError, copy_from_shared};
 
-/// What [`crate::Engine::poll`] found.
+/// Finding of [`crate::Engine::poll`].
 #[derive(Debug)]
 pub enum Upcall<S, G> {
     /// An inline message; its bytes are in the inbox.
     Message {
-        /// Who sent it.
+        /// Its sender.
         peer: Peer,
         /// The sender's tag.
         tag: u8,
@@ -19,7 +19,7 @@ pub enum Upcall<S, G> {
     /// A message in the sender's section, until [`crate::Engine::consume`] gives it back. A hostile sender may change it at any time:
     /// what must be trusted is to be copied first.
     Fragment {
-        /// Who sent it.
+        /// Its sender.
         peer: Peer,
         /// The sender's tag.
         tag: u8,

@@ -228,7 +228,7 @@ impl Ranges {
         Self { count: 0, list: [const { 0..0 }; RANGES] }
     }
 
-    /// Adds what begins behind the beginning of the last one. What touches it is joined to it, and so is all where there are
+    /// Adds what begins behind the beginning of the last one. Memory that touches it is joined to it, and so is all where there are
     /// too many: the gaps are then taken for parts.
     fn add(&mut self, range: Range<usize>) {
         match self.list[..self.count].last_mut() {

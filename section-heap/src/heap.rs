@@ -21,7 +21,7 @@ use crate::lock::Lock;
 use crate::notice::{self, News};
 use crate::space::{Counts, Space};
 
-/// Forks under way. What is allocated meanwhile must not be in the section; raised only by the holder of the heap's lock.
+/// Forks under way. Memory allocated meanwhile must not be in the section; raised only by the holder of the heap's lock.
 static FORKS: AtomicU32 = AtomicU32::new(0);
 
 /// Whether a fork is under way. Asked by the holder of the heap's lock.

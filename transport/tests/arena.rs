@@ -1,4 +1,4 @@
-//! What outlives messages leaves room for messages, and a process keeps what it holds for them.
+//! Memory that outlives messages leaves room for messages, and a process keeps what it holds for them.
 
 mod common;
 

@@ -75,7 +75,7 @@ impl Combine for Horner {
     }
 }
 
-/// What a member with this number has at an operation.
+/// Operand of the member with this number.
 fn data_of(seed: u64, member: usize, len: usize) -> Vec<u8> {
     pattern(seed.wrapping_mul(BASE) ^ member as u64, len)
 }
@@ -89,7 +89,7 @@ fn joined(seed: u64, members: usize, len: usize) -> Vec<u8> {
     out
 }
 
-/// What a member has beside the group.
+/// A member's state beside the group.
 struct Own {
     memory: View,
     /// Memory of its section for operands, [`AREA`] bytes.
@@ -107,7 +107,7 @@ struct Messages<'a, G> {
     me: usize,
     post: &'a Post,
     given: G,
-    /// Who sends us something.
+    /// Members that send us something.
     from: Vec<usize>,
 }
 
@@ -162,7 +162,7 @@ impl Buffer {
         Self { at, len, _heap: heap }
     }
 
-    /// What is in it; afterwards something else is, which nobody may see.
+    /// Its content; afterwards something else is there, which nobody may see.
     fn take(&self) -> Vec<u8> {
         // SAFETY: it has so many bytes, and no operation uses it now.
         unsafe {
@@ -188,7 +188,7 @@ fn group_to_leave(size: usize, chunk: usize, work: impl Fn(Group<View>, Own) + S
     for (number, endpoint) in endpoints.iter_mut().enumerate() {
         let (section, tag) = (*endpoint.section(), 100 + number as u64);
         let block = endpoint.fragment(BLOCK).expect("memory");
-        // What was there before must not matter.
+        // The content before must not matter.
         endpoint.memory().write(block.offset(), &pattern(7, BLOCK));
         Group::prepare(endpoint.memory(), block.offset(), tag);
         let (slot, incarnation) = (section.slot(endpoint.slot()), endpoint.name().incarnation);
@@ -471,7 +471,7 @@ fn what_a_slot_has_no_room_for_is_left_to_messages() {
 
 #[test]
 fn a_part_of_another_length_keeps_no_other_from_coming() {
-    // What member 1 gives member 0, and what that expects: in a slot, by a message, and both ways round.
+    // Member 1's gift to member 0, and what that expects: in a slot, by a message, and both ways round.
     let cases = [
         (100, 90),
         (90, 100),

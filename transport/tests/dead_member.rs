@@ -1,4 +1,4 @@
-//! What others have made of a dead member's memory is not taken for what it said.
+//! A dead member's memory, rewritten by others, is not taken for its word.
 
 mod common;
 
@@ -104,7 +104,7 @@ fn what_has_become_of_a_dead_members_memory_is_not_its_word() {
     }
 }
 
-/// What member 0 gets of an operation whose member 1 has died after its part of it. Another process has written all of its
+/// Member 0's result of an operation whose member 1 has died after its part of it. Another process has written all of its
 /// memory, but for the first so many bytes of each slot for a stamp.
 fn operate_with_the_dead(name: &str, len: usize, lends: bool, kept: u64) -> Result<(), CollError> {
     let region = Region::new(4 << 20, 2, 4);

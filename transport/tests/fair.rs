@@ -1,4 +1,4 @@
-//! Who streams short messages keeps nobody else waiting for long.
+//! A stream of short messages keeps nobody else waiting for long.
 
 mod common;
 

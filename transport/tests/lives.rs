@@ -68,7 +68,7 @@ impl Other {
         other
     }
 
-    /// What follows `word` on the next line that begins with it.
+    /// The text behind `word` on the next line that begins with it.
     fn hear<const N: usize>(&mut self, word: &str) -> [u32; N] {
         loop {
             let mut line = String::new();
@@ -101,7 +101,7 @@ fn other() {
     unsafe {
         let child = libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0);
         if child == 0 {
-            // Whatever becomes of the test, it neither keeps its pipes open nor lives for ever.
+            // The child neither keeps the test's pipes open nor lives for ever, whatever becomes of the test.
             (0..3).for_each(|fd| _ = libc::close(fd));
             libc::alarm(120);
             loop {
@@ -179,7 +179,7 @@ fn status(task: &Path, field: &str, base: u32) -> u64 {
     u64::from_str_radix(value.expect("the field"), base).expect("a number")
 }
 
-/// Whoever only sleeps or computes costs nothing: its section wakes up about once a second, however many there are.
+/// A process that only sleeps or computes costs nothing: its section wakes up about once a second, however many there are.
 #[test]
 fn a_section_that_does_not_poll_rests() {
     const EACH: usize = 30;

@@ -302,7 +302,7 @@ fn long_message() {
     });
 }
 
-/// Who sees the count sees the message; and the count is there when the sender is done.
+/// A reader that sees the count sees the message; and the count is there when the sender is done.
 #[test]
 fn activity_words() {
     model(|| {

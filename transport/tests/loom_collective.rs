@@ -18,7 +18,7 @@ use vmshm_transport::{CacheHints, Device, Memory, Section};
 const HEAD: u64 = 128;
 const USED: u64 = 32;
 
-/// What a slot says of a life.
+/// A slot's word of a life.
 fn life(incarnation: u64, state: u8) -> u64 {
     SlotState { incarnation, state }.pack()
 }

@@ -1,4 +1,4 @@
-//! What arrives is what was sent: sizes, orders, wrap-around, back-pressure, leaving and coming back.
+//! Messages arrive as they were sent: sizes, orders, wrap-around, back-pressure, leaving and coming back.
 
 mod common;
 
@@ -223,7 +223,7 @@ fn a_peer_that_leaves_is_reported_after_its_messages() {
     assert_eq!(a.poll(&mut inbox), None);
     assert!(b.is_drained());
     drop(b);
-    // Whoever sends meets a full ring in the end, and then the truth.
+    // A sender meets a full ring in the end, and then the truth.
     let fragment = a.fragment(2000).expect("room");
     a.send_fragment(to_b, 1, &fragment, 2000, 42).expect("room");
     while a.send(to_b, 1, &[b"anyone there?"]) != Err(SendError::Gone) {}
@@ -248,7 +248,7 @@ fn an_acknowledgement_that_another_wrote_over_is_not_believed() {
         1
     );
     drop(b);
-    // What a sibling of b does that gets its memory.
+    // The work of a sibling of b that gets its memory.
     host.zero(connection, CONNECTION_LEN);
     host.store(connection + offset_of!(ConnectionHeader, consumed) as u64, 1, Ordering::Relaxed);
     assert_eq!(wait(&mut a, &mut inbox), Event::Unsent { peer: to_b, token: 42 });
@@ -467,7 +467,7 @@ impl Stream {
     }
 }
 
-/// Who forwards what it gets from a peer that never stops to two that take it at once, and waits for another that is slow,
+/// An endpoint that forwards what it gets from a peer that never stops to two that take it at once, and waits for another that is slow,
 /// has only so many fragments under way as the rings hold, and does not fall behind.
 #[test]
 fn fragments_come_back_to_who_always_finds_a_message() {
@@ -494,7 +494,7 @@ fn fragments_come_back_to_who_always_finds_a_message() {
                     ours.come_back(token);
                 }
                 while if inline { a.send(a_to_b, 1, &[b"x"]).is_ok() } else { ours.send(&mut a, a_to_b) } {}
-                // What a program does that takes a batch at a time.
+                // The work of a program that takes a batch at a time.
                 let (mut is_message, mut messages) = (false, 0);
                 while messages < BATCH {
                     let found = if is_message { b.poll_more(&mut inbox) } else { b.poll(&mut inbox) };
@@ -560,7 +560,7 @@ fn a_message_without_its_notice_is_found_between_fragments_that_come_back() {
     panic!("it was never heard");
 }
 
-/// What a proptest case does next.
+/// Next step of a proptest case.
 #[derive(Debug, Clone)]
 enum Step {
     Send { from: usize, to: usize, len: usize },

@@ -158,7 +158,7 @@ fn endpoints_are_told() {
     assert_eq!(b.poll(&mut inbox), Some(Event::Gone { peer: to_a, why: PeerError::DeviceLost }));
 }
 
-/// What a player says when its lost memory was replaced: it has come so far only with our handler.
+/// Answer of a player whose lost memory was replaced: it has come so far only with our handler.
 const HANDLED: &str = "the loss was handled";
 
 /// Plays one part in a process of its own, which may be killed, but not before its lost memory was replaced.

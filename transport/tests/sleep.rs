@@ -196,7 +196,7 @@ fn sleeping_for_credit() {
                 };
                 assert!(got == pattern(n, len(n)), "message {n} came out different");
             }
-            // What was received last must be acknowledged before it leaves.
+            // The message received last must be acknowledged before it leaves.
             while !b.is_drained() || b.poll(&mut inbox).is_some() {}
         });
         let mut inbox = Inbox::new();
@@ -336,7 +336,7 @@ fn who_was_given_up_reads_no_more() {
     }
 }
 
-/// Who only waits for a peer that has given it up is told, too.
+/// An endpoint that only waits for a peer that has given it up is told, too.
 #[test]
 fn who_was_given_up_is_told() {
     let region = Region::new(8 << 20, 2, 1);

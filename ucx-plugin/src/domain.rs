@@ -30,7 +30,7 @@ pub unsafe fn of<'a>(md: uct_md_h) -> &'a Domain {
     unsafe { &*md.cast::<Domain>() }
 }
 
-/// What the user wants to attach to.
+/// Device or region that the user wants to attach to.
 ///
 /// # Safety
 ///

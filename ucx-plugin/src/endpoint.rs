@@ -226,7 +226,7 @@ fn send_packed(
                 state.spare = Some(fragment);
                 return Err(UCS_ERR_CONNECTION_RESET);
             }
-            // What was packed cannot be packed again: it waits in the engine's queue.
+            // A packed message cannot be packed again: it waits in the engine's queue.
             Err(Refused::Full) => {}
         }
     }

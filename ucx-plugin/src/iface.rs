@@ -53,7 +53,7 @@ pub struct Connection {
     pub is_told: bool,
 }
 
-/// What an interface has.
+/// State of an interface.
 pub struct State {
     pub engine: Engine<(), Got>,
     /// Where messages arrive. Absent while some thread makes progress.
@@ -241,7 +241,7 @@ pub unsafe extern "C" fn close(iface: uct_iface_h) {
     }
 }
 
-/// What the interface can do, and how well.
+/// Abilities of the interface, and their cost.
 pub unsafe extern "C" fn query(iface: uct_iface_h, attributes: *mut uct_iface_attr_t) -> ucs_status_t {
     // SAFETY: the interface is ours, and UCX gives room.
     unsafe {

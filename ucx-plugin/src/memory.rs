@@ -1,6 +1,6 @@
 //! Memory that programs have registered or taken from the section, and the keys by which others get it.
 //!
-//! A memory domain is open before any interface and outlives them. What is registered gets a random key; the engine of an
+//! A memory domain is open before any interface and outlives them. Registered memory gets a random key; the engine of an
 //! interface learns of it when a peer first shows the key. Memory of the section needs no help of its owner: its place goes
 //! with the key, and is read in place.
 

@@ -1,4 +1,4 @@
-//! What arrives, and what only goes on when it is asked for.
+//! Arrivals, and work that only goes on when it is asked for.
 
 use std::ffi::c_uint;
 

@@ -142,7 +142,7 @@ fn run(task: Task) -> Result<bool> {
             let plugins = mpi.map_or_else(|| install::PLUGINS.to_owned(), |mpi| mpi.plugin_folder());
             install::product(&workspace, &built, &prefix, &plugins)?;
             println!("Installed below {}.", prefix.display());
-            // What was not measured is as the table has it.
+            // Sizes that were not measured are as the table has them.
             let mut tune = std::process::Command::new(prefix.join("bin/vmshm"));
             match base::process::capture(tune.args(["tune", "--measure"])) {
                 Ok(_) => println!("'vmshm tune' shows what was measured here."),

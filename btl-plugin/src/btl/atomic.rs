@@ -14,7 +14,7 @@ use crate::ompi::{
 };
 use crate::process::Completion;
 
-/// What we can do, on 64-bit words; the processor's own atomics on the same memory are atomic with them.
+/// Atomic operations offered, on 64-bit words; the processor's own atomics on the same memory are atomic with them.
 pub const SUPPORTED: u32 = ompi::MCA_BTL_ATOMIC_SUPPORTS_ADD
     | ompi::MCA_BTL_ATOMIC_SUPPORTS_AND
     | ompi::MCA_BTL_ATOMIC_SUPPORTS_OR
@@ -41,7 +41,7 @@ impl From<PeerError> for Failed {
     }
 }
 
-/// What an operation makes of a word, or None for one that we do not know.
+/// Result of an operation on a word, or None for one that we do not know.
 fn apply(op: mca_btl_base_atomic_op_t, found: u64, operand: u64) -> Option<u64> {
     Some(match op {
         ompi::MCA_BTL_ATOMIC_ADD => found.wrapping_add(operand),

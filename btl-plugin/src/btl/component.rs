@@ -1,4 +1,4 @@
-//! What Open MPI calls once: register, open, init, close.
+//! The component's functions, each called once: register, open, init, close.
 
 use std::ffi::c_int;
 use std::ptr;

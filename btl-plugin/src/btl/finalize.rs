@@ -32,7 +32,7 @@ pub fn leave() {
         instance.engine.endpoint_mut().withdraw();
         return;
     }
-    // What the program still has becomes ordinary memory, so that the section and the device are free.
+    // Memory that the program still has becomes ordinary memory, so that the section and the device are free.
     let kept = instance.pool.keep(vmshm_section_heap::copy_limit());
     if kept.is_none() {
         help::verbose("the program has too much memory of MPI_Alloc_mem to copy it: the region stays mapped");

@@ -71,7 +71,7 @@ pub unsafe extern "C" fn progress() -> c_int {
         IdleAction::Sleep(time) => sleep::sleep(guard, time),
     }
     if let Some(waker) = waker {
-        // What was for another thread, which sleeps. Not where none does: it costs a full fence.
+        // A wake-up of another thread, which sleeps. Not where none does: it costs a full fence.
         waker.wake();
     }
     count

@@ -10,7 +10,7 @@ use crate::process::{INSTANCE, Instance, from_endpoint};
 
 const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
 
-/// What a peer must know to reach registered memory. It travels in Open MPI's headers.
+/// Key by which a peer reaches registered memory; it travels in Open MPI's headers.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Handle {

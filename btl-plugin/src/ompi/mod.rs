@@ -1,7 +1,7 @@
 //! All that depends on the version of Open MPI: bindings to its types and functions, and conversions.
 
 pub mod help;
-// What differs from release to release: a file a series, as build.rs has found it.
+// Differences of the releases: a file a series, as build.rs has found it.
 #[cfg(ompi = "4.1")]
 mod v4_1;
 #[cfg(ompi = "5.0")]

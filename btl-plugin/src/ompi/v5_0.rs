@@ -41,7 +41,7 @@ pub const fn from_wire(tag: u8) -> u8 {
     if tag >= FAILURES.0 | MOVED && tag <= FAILURES.1 | MOVED { tag & !MOVED } else { tag }
 }
 
-/// What Open MPI registers for a tag.
+/// Entry that Open MPI registers for a tag.
 pub type Callback =
     unsafe extern "C" fn(*mut mca_btl_base_module_t, *const mca_btl_base_receive_descriptor_t);
 
@@ -69,7 +69,7 @@ pub unsafe fn receive(
     unsafe { callback(module, &raw const descriptor) }
 }
 
-/// Who wants to know of messages.
+/// Callbacks for messages, a tag each.
 pub trait Observer {
     /// A message with this tag has come, for a callback with these data; `forward` hands it to the one that it gets.
     fn see(tag: u8, data: *mut c_void, forward: impl FnOnce(Callback));

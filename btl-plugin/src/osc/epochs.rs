@@ -78,7 +78,7 @@ pub struct Groups {
     pub posted: RefCell<Option<Vec<usize>>>,
 }
 
-/// How a kind of window keeps its processes apart. Errors are Open MPI's codes. What is called with a rank is called with
+/// How a kind of window keeps its processes apart. Errors are Open MPI's codes. A function with a rank is called with
 /// that of a process of the window.
 pub trait Epochs {
     /// Its processes.

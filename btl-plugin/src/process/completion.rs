@@ -18,7 +18,7 @@ pub struct Completion {
     pub endpoint: *mut mca_btl_base_endpoint_t,
     /// Where the bytes are or come to, here.
     pub local: *mut c_void,
-    /// What `register_mem` has given for that memory, or NULL.
+    /// Handle that `register_mem` has given for that memory, or NULL.
     pub local_handle: *mut mca_btl_base_registration_handle_t,
     /// Open MPI's function, with its two arguments.
     pub callback: mca_btl_base_rdma_completion_fn_t,

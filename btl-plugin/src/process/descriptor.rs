@@ -10,12 +10,12 @@ use crate::ompi::{
     self, mca_btl_base_descriptor_t, mca_btl_base_endpoint_t, mca_btl_base_module_t, mca_btl_base_segment_t,
 };
 
-/// What Open MPI calls a descriptor, and behind it what we need to send it.
+/// Open MPI's descriptor, and behind it the part that sending needs.
 ///
 /// From [`Descriptor::hand_out`] to [`Descriptor::take_back`] it belongs to C, so it is only touched through its pointer.
 #[repr(C)]
 pub struct Descriptor {
-    /// What Open MPI sees; it must come first.
+    /// The part that Open MPI sees; it must come first.
     base: mca_btl_base_descriptor_t,
     segment: mca_btl_base_segment_t,
     /// Where it goes.
@@ -166,7 +166,7 @@ impl Descriptor {
     }
 }
 
-/// What Open MPI keeps for a peer: its number plus 1, so that it is never NULL. Nothing is behind the pointer.
+/// Open MPI's endpoint of a peer: the peer's number plus 1, so that it is never NULL. Nothing is behind the pointer.
 pub fn to_endpoint(peer: Peer) -> *mut mca_btl_base_endpoint_t {
     ptr::without_provenance_mut(peer.index() + 1)
 }

@@ -1,4 +1,4 @@
-//! What this process has from `init` to `finalize`: the engine, and what hangs on it.
+//! The state of this process from `init` to `finalize`: the engine, and what hangs on it.
 
 use vmshm_section_heap::Pool;
 use vmshm_transport::abi::EndpointName;
@@ -53,7 +53,7 @@ pub struct Instance {
 // instance orders their use.
 unsafe impl Send for Instance {}
 
-/// What became of a message.
+/// Outcome of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Posted {
     /// It is in the ring, whole.

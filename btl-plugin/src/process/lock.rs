@@ -11,7 +11,7 @@ use parking_lot::lock_api::{self, GuardNoSend};
 /// `MPI_THREAD_MULTIPLE`) that no two of their threads are inside MPI at a time.
 pub type Lock<T> = lock_api::Mutex<RawLock, T>;
 
-/// What is held in a [`Lock`].
+/// Content of a [`Lock`].
 pub type Guard<'a, T> = lock_api::MutexGuard<'a, RawLock, T>;
 
 /// The raw lock: a mutex where there are threads, else a mark against calling ourselves.

@@ -1,4 +1,4 @@
-//! What this process has, once it is attached to a region, and what all components share.
+//! The state of this process, once it is attached to a region, and what all components share.
 //!
 //! - `params`: what the user can set, of all components.
 //! - `module`: the BTL's module. `lock`: the lock around the instance.

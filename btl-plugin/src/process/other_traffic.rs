@@ -23,10 +23,10 @@ static OTHERS: [AtomicPtr<c_void>; TAGS] = [const { AtomicPtr::new(ptr::null_mut
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
-/// What wakes the thread that sleeps.
+/// Bell of the thread that sleeps.
 static WAKER: RwLock<Option<Arc<Waker>>> = RwLock::new(None);
 
-/// What a process that may sleep knows of the messages of other transports; without it, the table is as it would be.
+/// Knowledge of a process that may sleep of the messages of other transports; without it, the table is as it would be.
 #[derive(Debug)]
 pub struct OtherTraffic {
     /// Their count, when last looked at.
@@ -104,7 +104,7 @@ fn listen() {
         let callback = row(tag).load(Ordering::Relaxed);
         if !callback.is_null() && callback != own() {
             other.store(callback, Ordering::Relaxed);
-            // Whoever registers another one just now is counted the next time.
+            // A callback registered just now is counted the next time.
             let _ = row(tag).compare_exchange(callback, own(), Ordering::Release, Ordering::Relaxed);
         }
     }

@@ -259,7 +259,7 @@ unsafe fn register_variable(
     }
 }
 
-/// What the user wants to attach to.
+/// Device or region that the user wants to attach to.
 pub fn options() -> Result<Options, attach::AttachError> {
     let mut options = Options::from_env()?;
     // SAFETY: Open MPI holds NULL or NUL-terminated text there, and a number; it does not change them meanwhile.

@@ -20,7 +20,7 @@ pub fn awake(work: impl FnOnce()) {
     AWAKE.store(before, Ordering::Relaxed);
 }
 
-/// What to do after polls that found something or not.
+/// Action after polls that found something or not.
 #[inline]
 pub fn idle(instance: &mut Instance, is_busy: bool) -> IdleAction {
     let Some(traffic) = &mut instance.traffic else { return IdleAction::Spin };

@@ -44,7 +44,7 @@ pub fn checks(root: &Path, memlock: Option<u64>) -> Vec<Check> {
                     _ => Check::ok(text),
                 }
             }
-            // What is wrong, a colon, and the cure.
+            // The fault, a colon, and the cure.
             Err(error) => {
                 let text = error.to_string();
                 let (what, cure) = text.split_once(": ").unwrap_or((&text, "see docs/vmm.md"));

@@ -162,7 +162,7 @@ impl Peers {
         self.send_all();
     }
 
-    /// Sends to everybody what is due. Whoever turns out to be gone leaves, of which the others must be told. Then rings
+    /// Sends to everybody what is due. A peer that turns out to be gone leaves, of which the others must be told. Then rings
     /// all doorbells, if there is news in the table.
     pub(super) fn send_all(&mut self) {
         loop {

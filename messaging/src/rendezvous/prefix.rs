@@ -45,6 +45,6 @@ pub(crate) struct PrefixBuffer {
     pub chunk: Fragment,
     /// The word that counts the bytes in the chunk.
     pub progress: Fragment,
-    /// What the peer must know.
+    /// The part that the peer must know.
     pub prefix: Prefix,
 }

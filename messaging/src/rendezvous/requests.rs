@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 
 use super::request::{ACTIVE, Request};
 
-/// What a peer has requested and did not get yet.
+/// Requests of a peer that are not served yet.
 #[derive(Debug)]
 pub(crate) struct Requests {
-    /// With their numbers. What was served is taken off their beginnings.
+    /// With their numbers. Served bytes are taken off their beginnings.
     list: VecDeque<(u64, Request)>,
     /// The number of the next one.
     next_seq: u64,

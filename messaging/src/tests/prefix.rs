@@ -190,7 +190,7 @@ fn prefixes_that_nobody_asks_for_starve_nobody_in_a_full_section() {
         }
         assert_eq!(b.got.len(), 1);
         assert!(source == target);
-        // What has come back must not be parked either.
+        // Memory that has come back must not be parked either.
         let more = a.expose(&source[..100]);
         assert!(more.1 == Prefix::default());
         a.engine.unexpose(more.0);

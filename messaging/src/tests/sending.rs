@@ -47,7 +47,7 @@ fn what_is_tried_in_vain_is_not_kept() {
     }
     assert_eq!(b.received, vec![(2, 1); sent]);
     a.engine.try_send_fragment(a.peer, TAG, unsent.fragment, 3000, Some(8)).unwrap();
-    // What waits in the queue is not overtaken.
+    // Messages in the queue are not overtaken.
     a.engine.queued += 1;
     let waiting = crate::peer::Waiting::Inline { tag: TAG, len: 0, done: None };
     a.engine.peers[a.peer.index()].queue.messages.push_back(waiting);

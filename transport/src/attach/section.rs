@@ -185,7 +185,7 @@ mod tests {
 
     const UUID: &str = "00112233-4455-6677-8899-aabbccddeeff";
 
-    /// What sysfs shows of an ivshmem device with a region of two sections, the second of them in this row.
+    /// The view that sysfs gives of an ivshmem device with a region of two sections, the second of them in this row.
     struct Device(TempDir);
 
     impl Device {

@@ -101,7 +101,7 @@ pub(super) fn open(source: &Source) -> Result<Opened, AttachError> {
 ///
 /// # Errors
 ///
-/// What can't be opened, or is no region.
+/// A path that can't be opened, or is no region.
 pub fn read_region(source: &Source) -> Result<Region, AttachError> {
     look(source, &open(source)?)
 }

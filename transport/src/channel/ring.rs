@@ -350,7 +350,7 @@ impl Consumer {
     #[inline(always)]
     pub fn read(&self, memory: &impl Memory, stamp: Stamp, to: &mut [u8]) {
         let at = self.at + STAMP;
-        // What fits one slot is read as all of it, as it was written.
+        // A message that fits one slot is read as all of it, as it was written.
         if stamp.len <= 24
             && let Some(to) = to.first_chunk_mut::<24>()
         {

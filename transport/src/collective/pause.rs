@@ -8,7 +8,7 @@ pub trait Pause {
     ///
     /// # Errors
     ///
-    /// Whatever ends the waiting, usually [`CollError::PeerLost`].
+    /// The end of the waiting, usually [`CollError::PeerLost`].
     fn pause(&mut self, rank: usize) -> Result<(), CollError>;
 
     /// Backs off for some tens of nanoseconds. Called once after something was published, when others are likely to be publishing

@@ -53,7 +53,7 @@ impl Mapping {
     ///
     /// # Errors
     ///
-    /// What `mmap` says; a part to write that is none of the `len` bytes; too many regions mapped.
+    /// The error of `mmap`; a part to write that is none of the `len` bytes; too many regions mapped.
     pub fn of_file(file: File, len: u64, writable: Range<u64>) -> io::Result<Self> {
         Self::map(file, len, writable, None)
     }

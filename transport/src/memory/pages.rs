@@ -24,7 +24,7 @@ impl Pages {
     ///
     /// # Errors
     ///
-    /// What `mmap` says.
+    /// The error of `mmap`.
     pub fn map(
         file: &File,
         offset: u64,

@@ -1,4 +1,4 @@
-//! What lies in a region: its table, and in each section the endpoint slots and the chunks of the heap.
+//! The parts of a region: its table, and in each section the endpoint slots and the chunks of the heap.
 
 pub mod arena;
 pub mod chunks;

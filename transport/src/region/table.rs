@@ -86,7 +86,7 @@ impl Region {
     ///
     /// # Errors
     ///
-    /// What is wrong with them.
+    /// Their fault.
     pub fn read(memory: &impl Memory) -> Result<Self, HeaderError> {
         let found = memory.len();
         if found < TABLE_OFFSET {

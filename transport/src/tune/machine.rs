@@ -1,4 +1,4 @@
-//! What is known of the processor.
+//! Facts of the processor.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -18,7 +18,7 @@ pub enum Vendor {
     Other,
 }
 
-/// What is known of the processor that this runs on.
+/// Facts of the processor that this runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Machine {
     /// Maker.

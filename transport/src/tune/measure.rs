@@ -1,4 +1,4 @@
-//! What copies cost between two cores of this machine: ordinary memory, shared memory, ordinary memory, to and fro.
+//! Cost of copies between two cores of this machine: ordinary memory, shared memory, ordinary memory, to and fro.
 //!
 //! A core's own cache does not show it, so that two threads on two CPUs of the process's set play the two processes. Ways that
 //! are compared take turns, many short rounds each, and the median of the rounds counts: other users of the machine hit all
@@ -97,7 +97,7 @@ pub fn measure(machine: &Machine) -> Result<Measurement, Unmeasured> {
     Ok(Measurement { cpus: pair, far, rows, spread })
 }
 
-/// Two CPUs of different cores that have the last-level cache in common, and two that don't. What the system does not tell is
+/// Two CPUs of different cores that have the last-level cache in common, and two that don't. A fact that the system does not tell is
 /// alike.
 fn pairs(
     cpus: &[usize],
@@ -213,7 +213,7 @@ fn far_group(machine: &Machine) -> Group {
 #[repr(align(128))]
 struct Counter(AtomicU64);
 
-/// What both threads see.
+/// State that both threads see.
 struct Shared {
     /// Where each of them writes its pieces.
     slabs: [*mut u8; 2],

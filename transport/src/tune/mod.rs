@@ -52,7 +52,7 @@ pub struct Tuning {
 }
 
 impl Tuning {
-    /// What suits a machine, with a choice of how copies are made.
+    /// Sizes that suit a machine, with a choice of how copies are made.
     ///
     /// Eager limit and collective operations follow from the caches alone, as all processes of a job need the same.
     pub fn of(machine: &Machine, choice: &Choice) -> Self {
@@ -76,7 +76,7 @@ impl Tuning {
         }
     }
 
-    /// What suits this machine, which is asked once.
+    /// Sizes that suit this machine, which is asked once.
     pub fn of_this_machine() -> &'static Self {
         &Here::get().tuning
     }

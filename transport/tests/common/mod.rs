@@ -84,12 +84,12 @@ impl Region {
         }
     }
 
-    /// What the host sees: everything, writable.
+    /// The host's view: everything, writable.
     pub fn host(&self) -> View {
         View(Arc::new((self.window(0..self.header.region_len), Arc::clone(&self._words), AtomicU64::new(0))))
     }
 
-    /// What the member of a section sees.
+    /// The view of a section's member.
     pub fn member(&self, section: u32) -> View {
         let entry = self.header.new_entry(section);
         let writable = match self.header.is_open() {

@@ -31,7 +31,7 @@ const SERIES: (&str, &str) = (env!("VMSHM_UCX_MAJOR"), env!("VMSHM_UCX_MINOR"));
 ///
 /// # Errors
 ///
-/// What is running, for the user.
+/// The running release, for the user.
 pub fn check_running() -> Result<(), String> {
     let (mut major, mut minor, mut release) = (0, 0, 0);
     // SAFETY: there is room for three numbers.

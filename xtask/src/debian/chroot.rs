@@ -14,12 +14,12 @@ use crate::base::workspace::Workspace;
 
 const ENTER: &str = include_str!("../../kernel/enter.sh");
 
-/// What a root directory is for.
+/// Purpose of a root directory.
 #[derive(Debug)]
 pub struct Purpose {
     /// Begins the name of the entry in the cache.
     name: &'static str,
-    /// What the user reads while it is made.
+    /// Heading that the user reads while it is made.
     heading: &'static str,
     packages: &'static [&'static str],
     /// Files that it must have.

@@ -51,7 +51,7 @@ pub fn run(workspace: &Workspace, names: &[String], logs: &Path) -> Result<Seen>
         let text = match Running::start(command, "the emulated host", &log)?.wait(LIMIT) {
             Ok(finished) => finished.text,
             Err(error) if attempt == 2 => return Err(error),
-            // What it said until then counts.
+            // Its words until then count.
             Err(_) => String::from_utf8_lossy(&fs::read(&log)?).into_owned(),
         };
         cleanup::check()?;

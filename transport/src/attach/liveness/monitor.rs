@@ -353,7 +353,7 @@ mod tests {
         Endpoint::take(mapping, region, section, slot, life, &process).unwrap()
     }
 
-    /// What happens to an endpoint that is sent no messages.
+    /// Fate of an endpoint that is sent no messages.
     fn next(endpoint: &mut Endpoint<Arc<Mapping>>) -> Option<Event> {
         let mut inbox = Inbox::new();
         (0..200).find_map(|_| endpoint.poll(&mut inbox))
@@ -453,7 +453,7 @@ mod tests {
         let to_b = a.connect(&b.name()).unwrap();
         let (section, memory) = (*a.section(), Arc::clone(a.memory()));
         let (slot, life) = (b.slot(), b.name().incarnation);
-        // What the driver does when a process is killed.
+        // The driver's work when a process is killed.
         let died = section.slot(slot) + offset_of!(EndpointSlot, died) as u64;
         memory.store(died, life, Ordering::Release);
         let word = |state| SlotState { incarnation: life, state }.pack();
