@@ -94,8 +94,8 @@ fn without_filters_threads_still_open_no_file_and_have_no_capability() {
         if unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, 0, 0, 1) } > 0 {
             assert_eq!(opened.unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
         }
-        // SAFETY: plain integers. CAP_SYS_NICE would allow it.
-        let nicer = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -1) };
+        // SAFETY: plain integers. CAP_SYS_NICE would allow the highest priority, which no test is started with.
+        let nicer = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
         assert_eq!(
             (nicer, std::io::Error::last_os_error().kind()),
             (-1, std::io::ErrorKind::PermissionDenied)
