@@ -2,8 +2,9 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::json;
@@ -42,6 +43,8 @@ impl Args {
         let mut state =
             State { machine: here.machine, choice: here.choice, measured: None, note: note(here) };
         if self.measure {
+            let directory = directory().context("no place to keep it: HOME is not set")?;
+            let _lock = lock(&directory)?;
             let measured = quietest(&here.machine)?;
             if measured.spread > NOISY {
                 state.note = format!(
@@ -50,7 +53,6 @@ impl Args {
                 );
             } else {
                 state.choice = Choice::measured(&here.machine, &measured.rows);
-                let directory = directory().context("no place to keep it: HOME is not set")?;
                 let file = keep(&directory, &here.machine, &state.choice)
                     .with_context(|| format!("cannot keep it in {}", directory.display()))?;
                 state.note = format!("in {}", file.display());
@@ -78,21 +80,21 @@ fn note(here: &Here) -> String {
     }
 }
 
-/// The quietest of some measurements. One process at a time measures.
-fn quietest(machine: &Machine) -> anyhow::Result<Measurement> {
-    if let Some(directory) = directory() {
-        let lock = directory.join("lock");
-        fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
-        let lock = File::create(&lock).with_context(|| format!("cannot write {}", lock.display()))?;
-        match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
-            // For as long as this process lives.
-            Ok(lock) => std::mem::forget(lock),
-            Err((_, Errno::EWOULDBLOCK)) => {
-                bail!("another 'vmshm tune --measure' is measuring: try again when it has ended")
-            }
-            Err((_, error)) => return Err(error).context("cannot lock the measurement"),
+/// Lock of the measurement, of which there is one at a time. It is not waited for.
+fn lock(directory: &Path) -> anyhow::Result<Flock<File>> {
+    fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    let path = directory.join("lock");
+    let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
+        Errno::EWOULDBLOCK => {
+            anyhow!("another 'vmshm tune --measure' is measuring: try again when it has ended")
         }
-    }
+        error => anyhow!(error).context("cannot lock the measurement"),
+    })
+}
+
+/// The quietest of some measurements.
+fn quietest(machine: &Machine) -> anyhow::Result<Measurement> {
     let mut quietest = measure(machine)?;
     for _ in 1..TRIES {
         if quietest.spread <= NOISY {

@@ -140,12 +140,21 @@ fn run(task: Task) -> Result<bool> {
             let mpi = with_mpi.as_deref().map(OtherMpi::at).transpose()?;
             let built = build_tree::product(&workspace, mpi.as_ref(), &logs)?;
             let plugins = mpi.map_or_else(|| install::PLUGINS.to_owned(), |mpi| mpi.plugin_folder());
-            install::product(&workspace, &built, &prefix, &plugins)?;
+            let ucx = build_tree::ucx_transport(&workspace, &logs);
+            install::product(&workspace, &built, &prefix, &plugins, ucx.is_ok())?;
             println!("Installed below {}.", prefix.display());
+            if let Err(error) = ucx {
+                // Of all that cargo says, the build script's own line.
+                let text = format!("{error:#}");
+                let why = text.lines().find_map(|line| line.trim_start().strip_prefix("error: "));
+                println!("The UCX transport was left out: {}", why.unwrap_or(&text));
+            }
             // Sizes that were not measured are as the table has them.
             let mut tune = std::process::Command::new(prefix.join("bin/vmshm"));
             match base::process::capture(tune.args(["tune", "--measure"])) {
-                Ok(_) => println!("'vmshm tune' shows what was measured here."),
+                Ok(_) => {
+                    println!("'vmshm tune' shows how copies are made here, and whether that was measured.")
+                }
                 Err(error) => println!("Copies were not measured ('vmshm tune --measure' does): {error:#}"),
             }
             println!(

@@ -11,8 +11,8 @@ use crate::base::process;
 use crate::base::progress;
 use crate::base::workspace::{Workspace, cargo};
 
-/// Packages of the workspace that are built for `install`.
-const PRODUCT: &[&str] = &["vmshm-btl", "vmshm-heap", "vmshm-ucx", "vmshm"];
+/// Packages of the workspace that are always built for `install`.
+const PRODUCT: &[&str] = &["vmshm-btl", "vmshm-heap", "vmshm"];
 
 /// The selection of packages that is built with optimisation: all but this one, which cargo has built in its other profile. One
 /// selection for tests and programs, since each has its own set of features, with which cargo would compile dependencies anew.
@@ -61,7 +61,15 @@ pub fn product(workspace: &Workspace, mpi: Option<&OtherMpi>, log_dir: &Path) ->
     build(workspace, command, &workspace.target, "plugin and tool", log_dir)
 }
 
-/// As [`product`], and the MPI programs.
+/// Builds the UCX transport, beside what [`product`] builds.
+///
+/// # Errors
+/// There is no UCX of a series that the transport knows.
+pub fn ucx_transport(workspace: &Workspace, log_dir: &Path) -> Result<PathBuf> {
+    build(workspace, optimised(["--package", "vmshm-ucx"]), &workspace.target, "UCX transport", log_dir)
+}
+
+/// As [`product`] and [`ucx_transport`], and the MPI programs.
 pub fn everything(workspace: &Workspace, log_dir: &Path) -> Result<PathBuf> {
     let command = optimised(OPTIMISED.iter().copied());
     build(workspace, command, &workspace.target, "plugin, tool and MPI programs", log_dir)

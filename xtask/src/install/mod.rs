@@ -108,15 +108,24 @@ impl Installation<'_> {
     }
 }
 
-/// Installs what [`build_tree::product`] built, below `prefix`, the plugin into its folder `plugins`. Plugins in others stay.
+/// Installs what [`build_tree::product`] built, below `prefix`, the plugin into its folder `plugins`. Plugins in others stay. The
+/// UCX transport is installed where it was built, too.
 ///
 /// Each file is written beside its place and then renamed, so that a running program never sees half of one.
-pub fn product(workspace: &Workspace, built: &Path, prefix: &Path, plugins: &str) -> Result<()> {
+pub fn product(
+    workspace: &Workspace,
+    built: &Path,
+    prefix: &Path,
+    plugins: &str,
+    has_ucx: bool,
+) -> Result<()> {
     let mut to = Installation { prefix, files: Vec::new() };
     let tool = prefix.join("bin/vmshm");
     to.place(&built.join("vmshm"), "bin/vmshm", 0o755)?;
     to.plugin(workspace, built, plugins)?;
-    to.place(&built.join("libuct_vmshm.so"), "lib/ucx/libuct_vmshm.so.0", 0o644)?;
+    if has_ucx {
+        to.place(&built.join("libuct_vmshm.so"), "lib/ucx/libuct_vmshm.so.0", 0o644)?;
+    }
     to.place(&built.join("libvmshm_heap.so"), "lib/libvmshm_heap.so", 0o644)?;
     for (shell, file) in COMPLETIONS {
         let text = process::capture(Command::new(&tool).args(["completions", shell]))

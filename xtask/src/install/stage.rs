@@ -16,7 +16,7 @@ pub fn prepare(workspace: &Workspace, log_dir: &Path) -> Result<PathBuf> {
         fs::remove_dir_all(&stage)?;
     }
     let built = build_tree::everything(workspace, log_dir)?;
-    install::product(workspace, &built, &stage, install::PLUGINS)?;
+    install::product(workspace, &built, &stage, install::PLUGINS, true)?;
     install::programs(&built, &stage)?;
     Ok(stage)
 }
