@@ -55,6 +55,12 @@ impl<T> Global<T> {
     }
 }
 
+/// Observer of messages, whichever callback they are for.
+pub trait Observer {
+    /// A message with this tag has come, for a callback with these data; `forward` hands it to the one that it gets.
+    fn see(tag: u8, data: *mut c_void, forward: impl FnOnce(Callback));
+}
+
 // The four components, which Open MPI looks for by these names. They are defined where all that they name is known.
 unsafe extern "C" {
     safe static mca_btl_vmshm_component: Global<mca_btl_base_component_t>;

@@ -4,8 +4,8 @@ use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
 
 use super::{
-    BTL_VERSION, MCA_BTL_TAG_MAX, mca_btl_base_descriptor_t, mca_btl_base_endpoint_t, mca_btl_base_module_t,
-    mca_btl_base_segment_t,
+    BTL_VERSION, MCA_BTL_TAG_MAX, Observer, mca_btl_base_descriptor_t, mca_btl_base_endpoint_t,
+    mca_btl_base_module_t, mca_btl_base_segment_t,
 };
 
 // The interface that these numbers name; another one needs another look at every line of this crate.
@@ -58,12 +58,6 @@ pub unsafe fn receive(
     descriptor.des_segment_count = segments.len();
     // SAFETY: descriptor and segments outlive the call, which keeps none of them; the caller vouches for the rest.
     unsafe { callback(module, tag, &mut descriptor, data) }
-}
-
-/// Callbacks for messages, a tag each.
-pub trait Observer {
-    /// A message with this tag has come, for a callback with these data; `forward` hands it to the one that it gets.
-    fn see(tag: u8, data: *mut c_void, forward: impl FnOnce(Callback));
 }
 
 /// A callback that tells an observer.

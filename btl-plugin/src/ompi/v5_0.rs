@@ -3,7 +3,7 @@
 use std::ffi::{c_int, c_void};
 
 use super::{
-    BTL_VERSION, MCA_BTL_TAG_MAX, mca_btl_base_endpoint_t, mca_btl_base_module_t,
+    BTL_VERSION, MCA_BTL_TAG_MAX, Observer, mca_btl_base_endpoint_t, mca_btl_base_module_t,
     mca_btl_base_receive_descriptor_t, mca_btl_base_segment_t,
 };
 
@@ -67,12 +67,6 @@ pub unsafe fn receive(
     };
     // SAFETY: descriptor and segments outlive the call, which keeps none of them; the caller vouches for the rest.
     unsafe { callback(module, &raw const descriptor) }
-}
-
-/// Callbacks for messages, a tag each.
-pub trait Observer {
-    /// A message with this tag has come, for a callback with these data; `forward` hands it to the one that it gets.
-    fn see(tag: u8, data: *mut c_void, forward: impl FnOnce(Callback));
 }
 
 /// A callback that tells an observer.
