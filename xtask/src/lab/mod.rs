@@ -79,13 +79,15 @@ pub struct Sharing {
     pub doorbell: bool,
     /// Sections of the region that no guest has.
     pub spare: usize,
+    /// Guests, the last ones, that do not get the region: as on another host.
+    pub outsiders: usize,
     /// Further arguments for each guest's QEMU.
     pub extra: Vec<String>,
 }
 
 impl Default for Sharing {
     fn default() -> Self {
-        Self { size: REGION, doorbell: false, spare: 0, extra: Vec::new() }
+        Self { size: REGION, doorbell: false, spare: 0, outsiders: 0, extra: Vec::new() }
     }
 }
 
@@ -121,14 +123,15 @@ impl Lab {
         fs::create_dir_all(plan.log_dir)?;
         let payload = payload_drive(plan.payload, files.path())?;
         // Sparse: guests must run where 8 GiB are not free, and touch only a little of them.
-        let region = Region::create(plan.payload, sharing.size, plan.guests + sharing.spare, true)?;
-        let mut region_args = Vec::new();
-        for section in 0..plan.guests {
+        let members = plan.guests - sharing.outsiders;
+        let region = Region::create(plan.payload, sharing.size, members + sharing.spare, true)?;
+        let mut region_args = vec![Vec::new(); plan.guests];
+        for (section, region_args) in region_args.iter_mut().take(members).enumerate() {
             let mut args = region.qemu_args(section, sharing.doorbell)?;
             if sharing.doorbell {
                 make_removable(&mut args)?;
             }
-            region_args.push(args);
+            *region_args = args;
         }
         let server = match sharing.doorbell {
             true => Some(region.serve(&plan.log_dir.join("server.log"))?),

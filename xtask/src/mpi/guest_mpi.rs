@@ -18,6 +18,8 @@ pub const USER: &str = "mpi";
 pub struct Job<'a> {
     /// Ranks, dealt to the guests in turn.
     pub ranks: usize,
+    /// The guests that take part; empty: all.
+    pub guests: &'a [usize],
     /// Layer that they talk over.
     pub layer: Layer,
     /// The program, with its arguments.
@@ -31,21 +33,23 @@ pub struct Job<'a> {
 impl<'a> Job<'a> {
     /// A job over vmshm.
     pub fn new(ranks: usize, program: &'a str) -> Self {
-        Self { ranks, layer: Layer::Vmshm, program, arguments: "", as_user: false }
+        Self { ranks, guests: &[], layer: Layer::Vmshm, program, arguments: "", as_user: false }
     }
 
     /// The shell script that runs it in guest 0 of so many.
-    pub fn script(&self, guests: usize) -> String {
+    pub fn script(&self, all: usize) -> String {
+        let all: Vec<usize> = (0..all).collect();
+        let guests = if self.guests.is_empty() { &all } else { self.guests };
         // Exactly as many places as needed, at least one a guest: what a rank spawns goes where a place is free.
-        let places = self.ranks.div_ceil(guests);
-        let hosts: Vec<String> = (0..guests).map(|k| format!("vm{k}:{places}")).collect();
+        let places = self.ranks.div_ceil(guests.len());
+        let hosts: Vec<String> = guests.iter().map(|k| format!("vm{k}:{places}")).collect();
         let mut script = String::new();
         if !self.as_user {
             for (name, value) in AS_ROOT {
                 script += &format!("export {name}={value}\n");
             }
         }
-        if matches!(self.layer, Layer::Vmshm | Layer::VmshmAndVader) {
+        if self.layer.is_ours() {
             // As the README tells users to do it.
             script += &format!("settings=$({PAYLOAD}/bin/vmshm env) || exit\neval \"$settings\"\n");
         }

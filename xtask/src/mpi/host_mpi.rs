@@ -16,6 +16,8 @@ pub enum Layer {
     Vmshm,
     /// Ours between guests, Open MPI's shared memory within each.
     VmshmAndVader,
+    /// Ours between guests that share a region, TCP to others.
+    VmshmAndTcp,
     /// Open MPI's shared memory with a copy in and a copy out.
     VaderTwoCopies,
     /// Open MPI's shared memory, the receiver reading the sender's memory (cross memory attach).
@@ -34,12 +36,18 @@ impl Layer {
         match self {
             Layer::Vmshm => "vmshm",
             Layer::VmshmAndVader => "vmshm and vader",
+            Layer::VmshmAndTcp => "vmshm and tcp",
             Layer::VaderTwoCopies => "vader 2-copy",
             Layer::VaderCma => "vader CMA",
             Layer::UcxPosix => "ucx posix",
             Layer::UcxCma => "ucx posix+cma",
             Layer::Tcp => "tcp",
         }
+    }
+
+    /// Whether jobs over it need what `vmshm env` prints.
+    pub fn is_ours(self) -> bool {
+        matches!(self, Layer::Vmshm | Layer::VmshmAndVader | Layer::VmshmAndTcp)
     }
 
     /// Options by which mpirun uses this layer and no other.
@@ -56,6 +64,7 @@ impl Layer {
             Layer::UcxPosix | Layer::UcxCma => {}
             Layer::Vmshm => args.push("vmshm,self"),
             Layer::VmshmAndVader => args.push("vmshm,vader,self"),
+            Layer::VmshmAndTcp => args.push("vmshm,tcp,self"),
             Layer::Tcp => args.push("tcp,self"),
             Layer::VaderTwoCopies | Layer::VaderCma => {
                 args.push("vader,self");

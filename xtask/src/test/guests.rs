@@ -21,25 +21,28 @@ pub type Prepared = Result<(PathBuf, Image, Accel), String>;
 
 /// Guests that are booted by the first step which needs them, and then serve the others.
 #[derive(Debug)]
-struct Shared<'a> {
+pub struct Shared<'a> {
     prepared: &'a Prepared,
-    size: usize,
+    boot: fn(&Prepared, &Path) -> Result<Lab>,
     lab: Option<Result<Lab, String>>,
 }
 
 impl<'a> Shared<'a> {
-    fn new(prepared: &'a Prepared, size: usize) -> Self {
-        Self { prepared, size, lab: None }
+    /// Guests that `boot` will start.
+    pub fn new(prepared: &'a Prepared, boot: fn(&Prepared, &Path) -> Result<Lab>) -> Self {
+        Self { prepared, boot, lab: None }
     }
 
-    fn lab(&mut self, logs: &Path) -> Result<&mut Lab> {
-        let lab = self.lab.get_or_insert_with(|| {
-            start(self.prepared, self.size, logs).map_err(|error| format!("{error:#}"))
-        });
+    /// The guests; the first call boots them.
+    pub fn lab(&mut self, logs: &Path) -> Result<&mut Lab> {
+        let lab = self
+            .lab
+            .get_or_insert_with(|| (self.boot)(self.prepared, logs).map_err(|error| format!("{error:#}")));
         lab.as_mut().map_err(|why| anyhow::anyhow!("there are no guests: {why}"))
     }
 
-    fn repeated_boots(&self) -> usize {
+    /// How many boots were repeated.
+    pub fn repeated_boots(&self) -> usize {
         self.lab.iter().flatten().map(|lab| lab.repeated_boots).sum()
     }
 }
@@ -51,7 +54,7 @@ fn start(prepared: &Prepared, guests: usize, logs: &Path) -> Result<Lab> {
 
 /// Runs all of them, in two labs: one of two guests and one of three. Returns how many boots were repeated.
 pub fn steps(prepared: &Prepared, tally: &mut Tally) -> Result<usize> {
-    let mut two = Shared::new(prepared, 2);
+    let mut two = Shared::new(prepared, |prepared, logs| start(prepared, 2, logs));
     if tally.for_release("guests-2-check") {
         tally.step("guests-2-check", |logs| check(two.lab(logs)?, 2, logs))?;
     }
@@ -67,7 +70,7 @@ pub fn steps(prepared: &Prepared, tally: &mut Tally) -> Result<usize> {
     let mut repeated = two.repeated_boots();
     // Their memory and processors are for the next lab.
     drop(two);
-    let mut three = Shared::new(prepared, 3);
+    let mut three = Shared::new(prepared, |prepared, logs| start(prepared, 3, logs));
     tally.step("guests-3-check", |logs| check(three.lab(logs)?, 3, logs))?;
     repeated += three.repeated_boots();
     Ok(repeated)

@@ -4,6 +4,7 @@ mod checkers;
 mod driver;
 mod guests;
 mod host;
+mod network;
 mod other_mpi;
 mod tally;
 mod ucx;
@@ -62,6 +63,7 @@ pub fn run(workspace: &Workspace, wish: Wish, choice: &Choice) -> Result<bool> {
     };
     cleanup::check()?;
     let mut repeated = guests::steps(&prepared, &mut tally)?;
+    repeated += network::steps(&prepared, &mut tally)?;
 
     let prepared = if choice.has("guests-driver") {
         prepared.and_then(|(stage, image, accel)| {
