@@ -85,12 +85,13 @@ const GUEST_MODULES: &[&str] = &[
     "nvme",
 ];
 
-/// An IOMMU, and an NVMe controller for a VM below a root port of node 1.
+/// An IOMMU, and NVMe controllers for a VM: one below a root port of node 1, and one whose interrupt line reaches the host.
 const DEVICES: &[&str] = &[
     "intel-iommu,intremap=on,aw-bits=48",
     "pxb-pcie,id=node1,bus_nr=32,numa_node=1,bus=pcie.0",
     "pcie-root-port,id=root0,chassis=1,bus=node1",
     "nvme,drive=nvme,serial=vmshm,bus=root0",
+    "nvme,drive=line,serial=line,bus=pcie.0",
 ];
 /// The beginning of the controller's disk.
 const DISK: &str = "vmshm passes it through";
@@ -192,6 +193,10 @@ impl Machine {
             command.args(["-device", &format!("virtio-blk-pci,drive={name},bus=pcie.0")]);
         }
         command.arg("-drive").arg(format!("file={},format=raw,if=none,id=nvme", file(&self.disk)));
+        command.arg("-drive").arg(format!(
+            "file={},format=raw,if=none,id=line,snapshot=on,file.locking=off",
+            file(&self.disk)
+        ));
         for device in DEVICES {
             command.args(["-device", device]);
         }

@@ -141,6 +141,8 @@ pub const PARTS: &[Part] = &[
             "vm0-disk-written",
             "vm0-msi-x",
             "vm0-interrupts-came",
+            "vm0-disk-by-line",
+            "vm0-line-interrupts-came",
             "vm0-writes-own-section",
             "vm0-reads-another-s-memory",
             "vm0-what-it-read",
