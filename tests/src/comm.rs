@@ -44,7 +44,7 @@ pub struct Comm {
 
 // SAFETY: programs that share a communicator between threads ask for MPI_THREAD_MULTIPLE first.
 unsafe impl Send for Comm {}
-// SAFETY: as above.
+// SAFETY: programs that share a communicator between threads ask for MPI_THREAD_MULTIPLE first.
 unsafe impl Sync for Comm {}
 
 impl Comm {

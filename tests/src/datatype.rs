@@ -21,7 +21,7 @@ pub struct Datatype {
 
 // SAFETY: a committed datatype is only read, and with MPI_THREAD_MULTIPLE any thread may use it.
 unsafe impl Send for Datatype {}
-// SAFETY: as above.
+// SAFETY: a committed datatype is only read, and with MPI_THREAD_MULTIPLE any thread may use it.
 unsafe impl Sync for Datatype {}
 
 impl Datatype {

@@ -278,7 +278,7 @@ pub unsafe extern "C" fn device_address(iface: uct_iface_h, address: *mut uct_de
 
 /// The rest of the endpoint's name.
 pub unsafe extern "C" fn address(iface: uct_iface_h, address: *mut uct_iface_addr_t) -> ucs_status_t {
-    // SAFETY: as above.
+    // SAFETY: the interface is ours, and UCX gives as much room as `query` said.
     unsafe {
         let rest = &of(iface).name.as_bytes()[16..];
         ptr::copy_nonoverlapping(rest.as_ptr(), address.cast(), rest.len());

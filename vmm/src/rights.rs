@@ -86,7 +86,7 @@ impl User {
         done(unsafe { libc::syscall(libc::SYS_setgroups, self.groups.len(), self.groups.as_ptr()) })?;
         // SAFETY: plain integers.
         done(unsafe { libc::syscall(libc::SYS_setresgid, self.gid, self.gid, self.gid) })?;
-        // SAFETY: as above.
+        // SAFETY: plain integers.
         done(unsafe { libc::syscall(libc::SYS_setresuid, self.uid, self.uid, self.uid) })
     }
 }

@@ -96,7 +96,7 @@ fn internal_error(vcpu: &mut VcpuFd, number: usize) -> End {
         let why = internal.suberror;
         return End::Failed(format!("KVM gave vCPU {number} up at {rip:#x} (internal error {why})"));
     }
-    // SAFETY: as above.
+    // SAFETY: KVM fills this member of the union for the suberror that was just seen; all of its bits are integers.
     let emulation = unsafe { vcpu.get_kvm_run().__bindgen_anon_1.emulation_failure };
     let mut code = String::new();
     if emulation.ndata >= 1 && emulation.flags & u64::from(INSTRUCTION_BYTES) != 0 {

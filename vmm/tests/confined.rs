@@ -47,7 +47,7 @@ fn no_thread_can_make_memory_executable() {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a page of our own, which stays readable and writable.
         assert_eq!(unsafe { libc::mprotect(start.cast(), 4096, prot) }, 0);
-        // SAFETY: as above.
+        // SAFETY: a page of our own, which stays readable and writable.
         unsafe { libc::mprotect(start.cast(), 4096, prot | libc::PROT_EXEC) };
     });
     for (kind, code, text) in ends {

@@ -66,7 +66,7 @@ fn main() -> ExitCode {
                 for _ in 0..options.burst {
                     mpi.receive(&landing, size, peer);
                 }
-                // SAFETY: as above.
+                // SAFETY: the receive has ended: MPI does not use the buffer now.
                 let checked = unsafe { landing.check(size, seed(peer, turn)) };
                 mpi.expect(checked, || format!("message of {size} bytes in turn {turn}"));
                 told += 1;

@@ -216,7 +216,7 @@ impl<'a> Bench<'a> {
             let began = self.mpi.now();
             self.call();
             if vary {
-                // SAFETY: as above.
+                // SAFETY: the operation has ended: MPI uses neither buffer now.
                 unsafe { self.landing.look(self.result()) };
             }
             if turn >= plan.warmup {
@@ -226,7 +226,7 @@ impl<'a> Bench<'a> {
                 self.mpi.barrier();
             }
             if vary {
-                // SAFETY: as above.
+                // SAFETY: the operation has ended: MPI uses neither buffer now.
                 unsafe { self.check(turn) };
             }
         }
@@ -278,7 +278,7 @@ pub fn run(what: Collective) -> ExitCode {
         mpi.barrier();
         let seconds = bench.measure(plan, options.vary());
         if !options.vary() {
-            // SAFETY: as above.
+            // SAFETY: the operations have ended: MPI uses neither buffer now.
             unsafe { bench.check(u32::MAX) };
         }
         report.row(plan.size, &[mean(seconds)]);

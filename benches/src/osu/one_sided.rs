@@ -127,7 +127,7 @@ impl Bench<'_> {
             }
         });
         self.window.locked(1, || self.call());
-        // SAFETY: as above.
+        // SAFETY: all operations have ended, and nobody else works on the memory.
         let checked = self.window.own(|memory| unsafe {
             match (self.what, mpi.rank()) {
                 (OneSided::Get, 0) => self.local.check(self.size, wanted),
@@ -152,7 +152,7 @@ impl Bench<'_> {
                 }
                 self.call();
                 if vary && self.what == OneSided::Get {
-                    // SAFETY: as above.
+                    // SAFETY: the operation has ended: MPI does not use the buffer.
                     unsafe { self.local.look(self.size) };
                 }
             }

@@ -41,7 +41,7 @@ impl Turns for PingPong<'_> {
             self.receive(turn, vary);
         }
         if vary {
-            // SAFETY: as above.
+            // SAFETY: blocking calls only: MPI does not use the buffer now.
             unsafe { self.out.write(self.size, seed(self.mpi.rank(), turn)) };
         }
         self.mpi.send(self.out, self.size, self.peer);
@@ -51,7 +51,7 @@ impl Turns for PingPong<'_> {
     }
 
     fn check(&self, turn: u32) {
-        // SAFETY: as above.
+        // SAFETY: the receive has ended: MPI does not use the buffer now.
         let checked = unsafe { self.landing.check(self.size, seed(self.peer, turn)) };
         self.mpi.expect(checked, || format!("message of {} bytes in turn {turn}", self.size));
     }

@@ -42,7 +42,7 @@ impl Turns for Stream<'_, '_> {
     /// Passes one window of messages and its answer.
     fn pass(&mut self, turn: u32, vary: bool) {
         if vary && let End::To(_) = self.end {
-            // SAFETY: as above.
+            // SAFETY: no window is under way: MPI does not use the buffer.
             unsafe { self.buffer.write(self.size, seed(self.mpi.rank(), turn)) };
         }
         for _ in 0..self.window {
@@ -63,7 +63,7 @@ impl Turns for Stream<'_, '_> {
 
     fn check(&self, turn: u32) {
         if let End::From(peer) = self.end {
-            // SAFETY: as above.
+            // SAFETY: the window has ended: MPI does not use the buffer.
             let checked = unsafe { self.buffer.check(self.size, seed(peer, turn)) };
             self.mpi.expect(checked, || format!("message of {} bytes in turn {turn}", self.size));
         }

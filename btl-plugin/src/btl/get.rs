@@ -52,7 +52,7 @@ pub unsafe extern "C" fn get(
     let len = len.min(size);
     if len == 0 {
         drop(guard);
-        // SAFETY: as above.
+        // SAFETY: Open MPI gave all of it for this, and the lock is not held.
         return unsafe { completion.done(Ok(())) };
     }
     // SAFETY: Open MPI gives the handle that the peer sent, or NULL.
@@ -82,7 +82,7 @@ pub unsafe extern "C" fn get(
             .map_or(Err(PeerError::Left), |instance| instance.engine.endpoint_mut().confirm(peer));
     }
     drop(guard);
-    // SAFETY: as above.
+    // SAFETY: Open MPI gave all of it for this, and the lock is not held.
     unsafe { completion.done(done) }
 }
 

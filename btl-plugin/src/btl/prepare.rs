@@ -35,7 +35,7 @@ pub unsafe extern "C" fn free(
     match INSTANCE.lock().as_mut() {
         // SAFETY: Open MPI gives back what alloc or prepare_src gave it.
         Some(instance) => unsafe { instance.free(descriptor) },
-        // SAFETY: as above. The section is gone, and the fragment with it.
+        // SAFETY: Open MPI gives back what alloc or prepare_src gave it. The section is gone, and the fragment with it.
         None => drop(unsafe { Descriptor::take_back(descriptor) }),
     }
     SUCCESS

@@ -60,7 +60,7 @@ unsafe fn meet(proc: *mut opal_proc_t) -> Option<Peer> {
         // Not an error: other ways may lead there.
         Err(ConnectError::OtherRegion | ConnectError::Ourselves) => None,
         Err(error) => {
-            // SAFETY: as above.
+            // SAFETY: the caller vouches for the process.
             let who = unsafe { ompi::describe(proc) };
             let message = format!("{who} is not reached this way: {error}.");
             loss::report_lost_device(&mut INSTANCE.lock());

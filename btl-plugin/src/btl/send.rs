@@ -37,7 +37,7 @@ pub unsafe extern "C" fn send(
     match posted {
         Posted::Later => {
             // A full ring was not foreseen above. The lock is still held: it cannot have completed yet.
-            // SAFETY: as above.
+            // SAFETY: the descriptor is ours, and in flight until its callback, which has not been called.
             unsafe { Descriptor::always_call_back(descriptor) };
             SUCCESS
         }

@@ -57,7 +57,7 @@ pub unsafe extern "C" fn sendi(
                 loss::report(&mut guard, peer);
             }
             if !descriptor.is_null() {
-                // SAFETY: as above.
+                // SAFETY: Open MPI gives NULL, which this is not, or a valid pointer.
                 unsafe { *descriptor = ptr::null_mut() };
             }
             ompi::OPAL_ERR_UNREACH as c_int

@@ -87,19 +87,19 @@ pub fn btl_version() -> *const mca_base_component_t {
 
 /// The same of the memory pool's component.
 pub fn mpool_version() -> *const mca_base_component_t {
-    // SAFETY: as above.
+    // SAFETY: the component is a static; no reference is made.
     unsafe { &raw const (*mpool_component()).mpool_version }
 }
 
 /// The same of the collective component.
 pub fn coll_version() -> *const mca_base_component_t {
-    // SAFETY: as above.
+    // SAFETY: the component is a static; no reference is made.
     unsafe { &raw const (*mca_coll_vmshm_component.get()).collm_version }
 }
 
 /// The same of the component for windows.
 pub fn osc_version() -> *const mca_base_component_t {
-    // SAFETY: as above.
+    // SAFETY: the component is a static; no reference is made.
     unsafe { &raw const (*mca_osc_vmshm_component.get()).osc_version }
 }
 
@@ -164,7 +164,7 @@ pub fn publish(name: &EndpointName) -> Result<(), c_int> {
 pub unsafe fn lookup(proc: *const opal_proc_t) -> Option<EndpointName> {
     let mut name = EndpointName::new_zeroed();
     let bytes = name.as_mut_bytes();
-    // SAFETY: as above; at most bytes.len() bytes are written.
+    // SAFETY: the bytes outlive the call; at most bytes.len() bytes are written.
     let rc =
         unsafe { vmshm_ompi_lookup(btl_version(), proc, bytes.as_mut_ptr().cast::<c_void>(), bytes.len()) };
     (rc == OPAL_SUCCESS as c_int).then_some(name)

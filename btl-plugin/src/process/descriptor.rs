@@ -124,7 +124,7 @@ impl Descriptor {
     /// # Safety
     /// As [`Descriptor::payload`].
     pub unsafe fn put_fragment(this: *mut Self, fragment: Option<Fragment>) {
-        // SAFETY: as above.
+        // SAFETY: the caller vouches for `this`; C does not know the field.
         unsafe { (*this).fragment = fragment }
     }
 
@@ -133,7 +133,7 @@ impl Descriptor {
     /// # Safety
     /// As [`Descriptor::payload`].
     pub unsafe fn has_fragment(this: *const Self) -> bool {
-        // SAFETY: as above.
+        // SAFETY: the caller vouches for `this`; C does not know the field.
         unsafe { (*this).fragment.is_some() }
     }
 

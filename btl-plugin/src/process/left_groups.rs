@@ -108,7 +108,7 @@ mod tests {
         left.add(ours.leave(), vec![block]);
         (0..2 * SELDOM).for_each(|_| left.tidy_seldom(&mut a));
         assert!(!left.is_empty(), "it was not read yet");
-        // SAFETY: as above.
+        // SAFETY: a word has eight bytes.
         unsafe { theirs.broadcast(0, (&raw mut value).cast(), 8, &mut NoPause).expect("it is there") };
         (0..SELDOM).for_each(|_| left.tidy_seldom(&mut a));
         assert!(left.is_empty());

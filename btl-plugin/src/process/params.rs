@@ -64,7 +64,7 @@ static COLL: Coll = Coll {
 /// The priority of a component.
 struct Priority(UnsafeCell<c_int>);
 
-// SAFETY: as above.
+// SAFETY: written by Open MPI only while it registers the component, on one thread.
 unsafe impl Sync for Priority {}
 
 static MPOOL_PRIORITY: Priority = Priority(UnsafeCell::new(60));
@@ -216,7 +216,7 @@ pub fn register_osc() {
 
 /// Registers the parameter of the memory pool.
 pub fn register_mpool() {
-    // SAFETY: as above.
+    // SAFETY: the static has the type that is named.
     unsafe {
         register_variable(
             ompi::mpool_version(),
@@ -305,7 +305,7 @@ pub fn check() -> Result<(), String> {
 
 /// The engine's tuning, in a section of so many bytes, for messages of up to `reserve` bytes.
 pub fn engine(reserve: usize, section: u64) -> Params {
-    // SAFETY: as above.
+    // SAFETY: Open MPI writes the statics only while it registers the component.
     let (chunk_size, chunks, leave, sleep_after) =
         unsafe { (*BTL.chunk_size.get(), *BTL.chunks.get(), *BTL.leave.get(), *BTL.sleep_after.get()) };
     let tuning = Tuning::of_this_machine();
@@ -323,31 +323,31 @@ pub fn engine(reserve: usize, section: u64) -> Params {
 /// Largest message that travels inline.
 #[inline]
 pub fn max_inline() -> usize {
-    // SAFETY: as above.
+    // SAFETY: Open MPI writes the static only while it registers the component.
     unsafe { *BTL.max_inline.get() }
 }
 
 /// The priority of collective operations.
 pub fn coll_priority() -> c_int {
-    // SAFETY: as above.
+    // SAFETY: Open MPI writes the static only while it registers the component.
     unsafe { *COLL.priority.get() }
 }
 
 /// From how many different places on operations have levels.
 pub fn coll_levels() -> c_int {
-    // SAFETY: as above.
+    // SAFETY: Open MPI writes the static only while it registers the component.
     unsafe { *COLL.levels.get() }
 }
 
 /// The priority of windows.
 pub fn osc_priority() -> c_int {
-    // SAFETY: as above.
+    // SAFETY: Open MPI writes the static only while it registers the component.
     unsafe { *OSC_PRIORITY.0.get() }
 }
 
 /// The priority of the memory pool.
 pub fn mpool_priority() -> c_int {
-    // SAFETY: as above.
+    // SAFETY: Open MPI writes the static only while it registers the component.
     unsafe { *MPOOL_PRIORITY.0.get() }
 }
 

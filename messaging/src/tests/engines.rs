@@ -32,7 +32,7 @@ fn engines_of_one_process_work_beside_each_other() {
                 engines[from].fill();
                 let local = targets[to][from].as_mut_ptr();
                 let get = Get { source, key: None, offset: 0, prefix, local, len: 50_000, done: from };
-                // SAFETY: as above.
+                // SAFETY: the target outlives the engines' work.
                 assert!(unsafe { engines[to].get(back, get) }.unwrap().is_none());
             }
         }

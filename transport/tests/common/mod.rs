@@ -23,7 +23,7 @@ struct Words(*mut [u64]);
 
 // SAFETY: the words are only accessed through windows.
 unsafe impl Send for Words {}
-// SAFETY: as above.
+// SAFETY: the words are only accessed through windows.
 unsafe impl Sync for Words {}
 
 impl Drop for Words {

@@ -65,7 +65,7 @@ pub fn warn(line: &str) {
 
 /// Tells those who ask for it, by UCX_LOG_LEVEL=diag.
 pub fn tell(line: &str) {
-    // SAFETY: as above.
+    // SAFETY: the text ends in NUL and outlives the call.
     unsafe { vmshm_ucx_diag(text(line).as_ptr()) };
 }
 

@@ -94,7 +94,7 @@ unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, len: usize) -> *mut u8
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memset(to: *mut u8, byte: i32, len: usize) -> *mut u8 {
-    // SAFETY: as above.
+    // SAFETY: the caller vouches for the pointer, as for C's function of this name.
     unsafe {
         asm!("rep stosb", inout("rdi") to => _, in("al") byte as u8, inout("rcx") len => _, options(nostack, preserves_flags));
     }
@@ -108,7 +108,7 @@ unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, len: usize) -> *mut u
         return unsafe { memcpy(to, from, len) };
     }
     for at in (0..len).rev() {
-        // SAFETY: as above, from behind.
+        // SAFETY: the caller vouches for the pointers, and from behind no byte is written before it is read.
         unsafe { to.add(at).write_volatile(from.add(at).read_volatile()) };
     }
     to

@@ -70,7 +70,7 @@ impl Side {
         let number = board.section as u32;
         let (own, theirs) = (region.sections()[number as usize], region.sections()[1 - number as usize]);
         let writable = own.entry.offset..own.entry.offset + own.entry.len;
-        // SAFETY: as above, and our section may be written.
+        // SAFETY: the region is mapped there as long as the program runs, and our section may be written.
         let window = unsafe {
             Window::new(read, board.region_len, read.add(own.entry.offset as usize), writable.clone())
         };

@@ -314,7 +314,7 @@ fn on_stacks_of_the_heap(expected: bool) {
         // SAFETY: each process has its own.
         let write = |byte| unsafe { (0..mine.len()).for_each(|i| at.add(i).write_volatile(byte)) };
         for fork in [libc::fork as Fork, _Fork] {
-            // SAFETY: as above.
+            // SAFETY: each process reads its own bytes, of which there are as many.
             let is_all = |byte| unsafe { (0..mine.len()).all(|i| at.add(i).read_volatile() == byte) };
             let is_right = forked_by(
                 fork,
@@ -459,10 +459,10 @@ fn without_a_copy() {
     let pages: u64 = text.split(' ').next().and_then(|pages| pages.parse().ok()).expect("a number of pages");
     let tight = libc::rlimit { rlim_cur: pages * 4096 + (4 << 20), ..before };
     let child = |work: &mut dyn FnMut() -> bool| {
-        // SAFETY: as above.
+        // SAFETY: the kernel reads the limits, which outlive the call.
         unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const tight) };
         let status = forked_by(libc::fork, &mut (), |()| work(), |()| {});
-        // SAFETY: as above.
+        // SAFETY: the kernel reads the limits, which outlive the call.
         unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const before) };
         status
     };
