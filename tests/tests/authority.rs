@@ -13,7 +13,7 @@ fn a_section_that_is_kept_for_a_vm_is_refused_to_processes_of_the_host() {
     for text in ["section 0", &uuid, "VMSHM_SECTION", "vmshm region release"] {
         assert!(error.contains(text), "no {text} in: {error}");
     }
-    // What was refused has left no lock behind, and disturbed nobody.
+    // A refused request has left no lock behind, and disturbed nobody.
     let mut other = room.process(1);
     free.meet(&mut other);
     free.hears(&other, 100);

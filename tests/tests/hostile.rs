@@ -87,7 +87,7 @@ fn spoil(map: &MmapRaw, rubbish: Rubbish, seed: u64, region_len: u64, stop: &Ato
                         _ => u64::from_le_bytes(old.to_be_bytes()),
                     };
                     store(map, word, value);
-                    // What follows a descriptor's first word is its length.
+                    // A descriptor's first word is followed by its length.
                     if random.below(4) == 0 && word + 1 < words {
                         store(map, word + 1, u64::MAX >> random.below(64));
                     }
@@ -123,7 +123,7 @@ fn rubbish_in_the_own_section_harms_nobody_else() {
         a.hears(&hostile, 20);
         b.hears(&hostile, 20);
         undisturbed(&room, &mut a, &mut b, 2, seed);
-        // What they still hear of the hostile one may be anything; that they answer is enough.
+        // Their news of the hostile one may be anything; that they answer is enough.
         assert_eq!((a.report().len(), b.report().len()), (2, 2));
     }
 }

@@ -1,7 +1,7 @@
 //! The collective component `vmshm`: barrier, broadcast, reductions and exchanges among the processes of one region.
 //!
 //! It is a component of its own for Open MPI, found as `mca_coll_vmshm.so`; that must be a link to `mca_btl_vmshm.so`, so
-//! that both share one attached endpoint. What the members of a communicator do together is
+//! that both share one attached endpoint. The common work of a communicator's members is
 //! [`vmshm_transport::collective`]; here is the translation:
 //!
 //! - `component`: what Open MPI calls once, and for each new communicator; `names`: what processes have published.
@@ -27,7 +27,7 @@
 //! Members of one VM and those of another are one level; this is argued, not measured, since it takes two nodes of many cores.
 //! A line that all read crosses between the VMs' nodes once, if the first reader brings it to a cache that its node shares. A
 //! leader that copied it to a line of its own would save no crossing, and add one more way from core to core and a copy to
-//! everyone's time. What each member says by itself, as in a barrier or an allreduce, does cross for each of them where two
+//! everyone's time. A word that each member says by itself, as in a barrier or an allreduce, does cross for each of them where two
 //! leaders would need two crossings; but these are under way at the same time, while levels would put two more ways between
 //! cores one after the other. That can pay only for many members a VM; barriers of more than eight go in rounds instead.
 //! A user of such machines can try it (`coll_vmshm_levels` 2). With 4 and 8 members on 2 cores it takes 1.1 to 4 times as long.

@@ -42,7 +42,7 @@ fn shaped(ctx: &Context, lane: usize, random: &mut Random) -> Context {
         _ => ctx.comm.split(rank as usize * 3 / size.max(3), -rank),
     };
     let context = ctx.on(comm, lane);
-    // Who is in which part must not matter for what is random.
+    // The parts' members must not matter for what is random.
     let _ = random.next_u64();
     context
 }
@@ -241,7 +241,7 @@ fn short_lived(ctx: &Context) -> Outcome {
         let comm: Comm = ctx.comm.duplicate();
         let mut data = if comm.rank() == root { wanted.clone() } else { vec![0; length] };
         comm.broadcast(&mut data, root);
-        // Whoever is slow reads what members that have freed theirs said last.
+        // A slow member reads what members that have freed theirs said last.
         drop(comm);
         ctx.check_equal(&wanted, &data, || format!("bcast of {length} bytes, then free"));
     }

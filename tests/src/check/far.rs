@@ -65,7 +65,7 @@ fn far(ctx: &Context) -> Outcome {
         // Not quite MPI_BOTTOM, which is NULL: where the result goes there, Open MPI's own components lose it.
         let absolute = cells.as_ptr().addr() as isize - 64;
         for gap in [absolute, -2345 * 8, 1 << 20, 1 << 40] {
-            // What lies between elements is nothing, or, for a single one, more than there is memory.
+            // The gap between elements is nothing, or, for a single one, more than there is memory.
             let extents = [EXTENT, 1 << 46];
             for extent in extents.into_iter().take(if count == 1 { 2 } else { 1 }) {
                 let mut kind = numbers(gap, extent);

@@ -29,7 +29,7 @@ fn edges(quick: bool) -> Vec<usize> {
     }
     for middle in [4 * KIB, 32 * KIB] {
         sizes.extend((middle - 100..=middle + 100).step_by(step));
-        // What is left for the payload once a header shares the fragment.
+        // The rest for the payload once a header shares the fragment.
         sizes.extend([8, 14, 16, 24, 32, 40, 48, 56, 64].map(|header| middle - header));
     }
     sizes.sort_unstable();

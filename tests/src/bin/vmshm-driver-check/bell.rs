@@ -88,7 +88,7 @@ pub fn run(path: &Path, options: &Options, report: &mut Report) -> Result<()> {
     let half = options.rounds / 2;
 
     report.check("rings awaited by poll and read", || {
-        // What rang before, as the server does when a VM joins.
+        // Rings from before, as the server's when a VM joins.
         device.rings()?;
         meeting.wait()?;
         turns(&device, options, half, || {

@@ -58,7 +58,7 @@ fn main() -> ExitCode {
     early[0].resize(3 * LARGE);
     messages(&world, expected);
     for _ in 0..100 {
-        // What was written to before has to come back as zero.
+        // Memory that was written to before has to come back as zero.
         drop(Piece::new(LARGE, 0xee));
         drop(Piece::zeroed(LARGE - 100));
     }
@@ -74,7 +74,7 @@ fn main() -> ExitCode {
     exhaust(expected);
     messages(&world, expected);
 
-    // What is kept is there after the end of MPI, and can be freed; nothing new lies in the section.
+    // Kept memory is there after the end of MPI, and can be freed; nothing new lies in the section.
     let mut kept: Vec<Piece> = (0..50).map(|i| Piece::new(50_000 + 20_000 * i, i as u8)).collect();
     let (send, receive) = mpsc::channel();
     let writer = std::thread::spawn(move || write_until(&receive));
