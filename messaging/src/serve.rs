@@ -179,9 +179,11 @@ impl<S, G> Engine<S, G> {
     pub(crate) fn serve(&mut self, peer: Peer) {
         let pipeline = self.params.pipeline;
         while let Some((index, number, request)) = self.state(peer.index()).requests.next() {
-            let (size, wanted) = match self.state(peer.index()).requests.len() {
-                1 => (pipeline.next_chunk(request.len as usize), pipeline.window_single),
-                _ => (pipeline.chunk_size, pipeline.window),
+            // Others of a stream are yet to be requested.
+            let is_alone = self.state(peer.index()).requests.len() == 1 && self.sources.messages() <= 1;
+            let (size, wanted) = match is_alone {
+                true => (pipeline.next_chunk(request.len as usize), pipeline.window_single),
+                false => (pipeline.chunk_size, pipeline.window),
             };
             let Some(from) = self.sources.get(request.source).map(|source| source.base) else {
                 // The source has ended: what the peer requested is not ours to read any more.
