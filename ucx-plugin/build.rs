@@ -12,6 +12,7 @@ fn main() {
     println!("cargo::rerun-if-env-changed=UCX_DIR");
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=src/ucx");
+    println!("cargo::rerun-if-changed=src/tests/ucx.h");
     if let Err(message) = bind() {
         println!("cargo::error={message}");
         exit(1);
@@ -55,6 +56,7 @@ fn bind() -> Result<(), String> {
         .map_err(|error| format!("bindgen could not read UCX's headers in {}: {error}", includes.display()))?
         .write_to_file(out.join("ucx.rs"))
         .map_err(|error| format!("cannot write the bindings: {error}"))?;
+    bind_programs(&includes, &out)?;
     cc::Build::new()
         .file("src/ucx/shim.c")
         .include("src/ucx")
@@ -74,6 +76,24 @@ fn bind() -> Result<(), String> {
     println!("cargo::rustc-cdylib-link-arg=-Wl,-z,nodelete");
     println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,libuct_vmshm.so.0");
     Ok(())
+}
+
+/// Binds to what programs call, for the tests.
+fn bind_programs(includes: &Path, out: &Path) -> Result<(), String> {
+    bindgen::Builder::default()
+        .header("src/tests/ucx.h")
+        .clang_arg(format!("-I{}", includes.display()))
+        .allowlist_function("ucp_.*")
+        .allowlist_type("uc[ps]_.*")
+        .allowlist_var("UCP_.*")
+        .layout_tests(false)
+        .generate_comments(false)
+        .derive_debug(false)
+        .prepend_enum_name(false)
+        .generate()
+        .map_err(|error| format!("bindgen could not read UCX's headers in {}: {error}", includes.display()))?
+        .write_to_file(out.join("programs.rs"))
+        .map_err(|error| format!("cannot write the bindings: {error}"))
 }
 
 /// Series of the UCX whose headers lie there.

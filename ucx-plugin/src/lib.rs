@@ -26,6 +26,8 @@ mod endpoint;
 mod iface;
 mod memory;
 mod progress;
+#[cfg(test)]
+mod tests;
 mod transport;
 mod ucx;
 

@@ -1,6 +1,7 @@
 //! Steps that run UCX's own programs and MPI programs over the UCX transport, as processes of this host.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
@@ -28,6 +29,7 @@ const TESTS: &[&[&str]] = &[
     &["-t", "tag_lat", "-s", "4096"],
     &["-t", "tag_lat", "-s", "300000"],
     &["-t", "tag_bw", "-s", "300000"],
+    &["-t", "tag_lat", "-s", "8", "-T", "2", "-M", "multi"],
     &["-t", "ucp_am_lat", "-s", "8"],
     &["-t", "ucp_am_bw", "-s", "300000"],
 ];
@@ -53,8 +55,39 @@ const SEED: &str = "1796023396";
 /// Runs all of them; `stage` is the built tree, or why there is none.
 pub fn steps(stage: &Result<std::path::PathBuf, String>, tally: &mut Tally) -> Result<()> {
     let stage = || stage.as_deref().map_err(|why| anyhow::anyhow!("nothing to test was built: {why}"));
+    tally.step("ucx-other-version", |logs| other_version(stage()?, logs))?;
     tally.step("ucx-perftest", |logs| perftest(stage()?, logs))?;
     tally.step("ucx-check-3", |logs| check(stage()?, logs))
+}
+
+/// A UCX of another series: the library says so in one line, and is none of its transports.
+fn other_version(stage: &Path, logs: &Path) -> Result<Count> {
+    let region = Region::create(stage, REGION, 2, true)?;
+    fs::create_dir_all(logs)?;
+    let (source, other) = (logs.join("other.c"), logs.join("other.so"));
+    fs::write(
+        &source,
+        "void ucp_get_version(unsigned *a, unsigned *b, unsigned *c) { *a = 1; *b = 99; *c = 7; }\n",
+    )?;
+    let mut command = Command::new("cc");
+    command.args(["-shared", "-fPIC", "-o"]).args([&other, &source]);
+    process::run(command, "cc", &logs.join("cc.log"), LIMIT)?;
+    let lines = |name: &str, preload: String| {
+        let mut command = Command::new("ucx_info");
+        command.arg("-d").env("LD_PRELOAD", preload).env("VMSHM_DEVICE", region.file());
+        let text = process::run(command, "ucx_info", &logs.join(format!("{name}.log")), LIMIT)?.text;
+        let of_ours = text.lines().filter(|line| line.contains("vmshm"));
+        Ok::<_, anyhow::Error>(of_ours.map(str::to_owned).collect::<Vec<_>>())
+    };
+    let own = lines("own", library(stage))?;
+    if !own.iter().any(|line| line.contains("Transport: vmshm")) {
+        bail!("ucx_info has no transport vmshm: {own:?}");
+    }
+    let declined = lines("other", format!("{} {}", other.display(), library(stage)))?;
+    match &declined[..] {
+        [line] if line.contains("and 1.99.7 is running: it stays out") => Ok(Count::one()),
+        _ => bail!("with another UCX, ucx_info says of vmshm: {declined:?}"),
+    }
 }
 
 /// The transport, as it is installed.

@@ -1,0 +1,3 @@
+/* UCX as programs use it. */
+
+#include <ucp/api/ucp.h>
