@@ -39,14 +39,22 @@ fn bind() -> Result<(), String> {
         .clang_arg(format!("-I{}", includes.display()))
         .clang_arg(&define)
         .allowlist_type("vmshm_.*|uct_(component|tl|md|base_(iface|ep))(_t)?")
-        .allowlist_type("uct_md_(ops|attr|mkey_pack_params|mem_dereg_params|resource_desc)_t")
-        .allowlist_type("uct_(iface_(ops|internal_ops|params|attr|config)|ep_params|completion|pending_req|iov|perf_attr)_t")
+        .allowlist_type("uct_md_(ops|mem_dereg_params|resource_desc)_t")
+        .allowlist_type(
+            "uct_(iface_(ops|internal_ops|params|attr|config)|ep_params|completion|pending_req|iov)_t",
+        )
         .allowlist_type("uct_(iface_open_mode|md_mem_dereg_field_mask_t|md_mem_dereg_flags_t)")
-        .allowlist_function("vmshm_.*|uct_(component_register|tl_register|iface_handle_ep_err|single_device_resource)")
-        .allowlist_function("uct_base_(iface|ep)_.*|uct_md_(query_empty_md_resource|query_single_md_resource|config_read)")
+        .allowlist_function(
+            "vmshm_.*|uct_(component_register|tl_register|iface_handle_ep_err|single_device_resource)",
+        )
+        .allowlist_function(
+            "uct_base_(iface|ep)_.*|uct_md_(query_empty_md_resource|query_single_md_resource|config_read)",
+        )
         .allowlist_function("uct_config_release|ucs_class_call_cleanup_chain|ucp_get_version")
         .allowlist_var("uct_base_(iface|ep)_t_class|UCT_.*|VMSHM_.*|UCS_SYS_DEVICE_ID_UNKNOWN|vmshm_.*")
-        .allowlist_type("ucs_status_t|uct_(iface|md)_.*flag.*|uct_.*_field.*|uct_flush_flags|uct_progress_types")
+        .allowlist_type(
+            "ucs_status_t|uct_(iface|md)_.*flag.*|uct_.*_field.*|uct_flush_flags|uct_progress_types",
+        )
         .layout_tests(true)
         .generate_comments(false)
         .derive_debug(false)
@@ -60,12 +68,17 @@ fn bind() -> Result<(), String> {
     cc::Build::new()
         .file("src/ucx/shim.c")
         .include("src/ucx")
-        .include(&includes)
+        // Not searched for what to warn of.
+        .flag("-isystem")
+        .flag(&includes)
         .define("VMSHM_UCX_SERIES", format!("\"{series}.h\"").as_str())
         .warnings(true)
+        .flag_if_supported("-Wno-unused-parameter")
         .compile("vmshm_ucx_shim");
     if let Some(prefix) = prefix {
-        println!("cargo::rustc-link-search=native={}", prefix.join("lib").display());
+        for folder in ["lib", "lib64"] {
+            println!("cargo::rustc-link-search=native={}", prefix.join(folder).display());
+        }
     }
     for library in ["uct", "ucs", "ucp"] {
         println!("cargo::rustc-link-lib=dylib={library}");

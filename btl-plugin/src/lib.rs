@@ -6,6 +6,7 @@
 //! - `ompi`: all that depends on Open MPI's version: bindings, conversions, help texts; with `shim.c` for what its headers have
 //!   as macros only.
 //! - `process`: what this process has, once it is attached: the engine behind its lock, the parameters of all components.
+//! - `ucx`: brings the UCX transport to UCX, where Open MPI uses that.
 //! - `mpool`: memory of the section for `MPI_Alloc_mem`; `heap`: for the program's own large allocations.
 //! - `osc`: one-sided communication, on windows in sections.
 //! - `coll`: collective operations.
@@ -21,6 +22,7 @@ mod mpool;
 pub mod ompi;
 mod osc;
 mod process;
+mod ucx;
 
 use ompi::{
     Global, component, mca_base_component_data_t, mca_base_component_t, mca_btl_base_component_t,
@@ -49,6 +51,7 @@ pub static mca_btl_vmshm_component: Global<mca_btl_base_component_t> =
 pub static mca_mpool_vmshm_component: Global<mca_mpool_base_component_t> =
     Global::new(mca_mpool_base_component_t {
         mpool_version: mca_base_component_t {
+            mca_open_component: Some(mpool::open),
             mca_register_component_params: Some(mpool::register),
             ..component("mpool", ompi::MPOOL)
         },

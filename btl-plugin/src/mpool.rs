@@ -13,10 +13,17 @@ use vmshm_transport::attach::Source;
 
 use crate::ompi::{self, Global, help, mca_mpool_base_module_t};
 use crate::process::{INSTANCE, Instance, is_wanted, others_read, params};
+use crate::ucx;
 
 /// The pool's module. All zero until its component registers.
 // SAFETY: the struct holds numbers, pointers and optional functions, for all of which zero is a value.
 static MPOOL: Global<mca_mpool_base_module_t> = Global::new(unsafe { MaybeUninit::zeroed().assume_init() });
+
+/// Opens the component, before a point-to-point layer is: the moment for the UCX transport.
+pub unsafe extern "C" fn open() -> c_int {
+    ucx::load();
+    ompi::OPAL_SUCCESS as c_int
+}
 
 /// Registers the parameter.
 pub unsafe extern "C" fn register() -> c_int {

@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use vmshm_host::Registry;
 
 use crate::doctor::obstacles;
-use crate::installed::{HEAP, component_path, own_prefix, plugin_dir};
+use crate::installed::{HEAP, Series, component_path, own_prefix, plugin_dir, transports};
 use crate::shell::quote;
 
 /// Options of `vmshm env`.
@@ -18,6 +18,7 @@ Examples:
   eval \"$(vmshm env --region job)\"
   eval \"$(vmshm env --mpi 5.0.7)\"
   eval \"$(vmshm env --heap)\" && mpirun -np 4 -x LD_PRELOAD -x VMSHM_HEAP ./program
+  eval \"$(vmshm env --ucx)\" && mpiexec -n 4 ./program-of-MPICH
 
 Open MPI then chooses by itself: shared memory inside a VM, vmshm between the VMs of a host, the network beyond. \
 `--mca btl vmshm,self` on mpirun's command line allows nothing but vmshm.
@@ -42,6 +43,11 @@ pub struct Args {
     /// smallest allocation that is (bytes)
     #[arg(long)]
     heap: bool,
+    /// Have programs that use UCX without Open MPI take the UCX transport, as MPICH does; the plugin for Open MPI brings it to
+    /// pml/ucx by itself. SERIES is that of their UCX, as 1.18; default: the only one there is a transport for. Sets LD_PRELOAD,
+    /// from UCX 1.22 on UCX_PLUGIN_PATH
+    #[arg(long, value_name = "SERIES", num_args = 0..=1, default_missing_value = "")]
+    ucx: Option<String>,
     /// Where vmshm is installed. Default: where this program lies
     #[arg(long, value_name = "DIR")]
     prefix: Option<PathBuf>,
@@ -87,53 +93,111 @@ impl Args {
             lines.push(("OMPI_MCA_btl_vmshm_device", path.to_owned()));
             lines.push(("VMSHM_DEVICE", path.to_owned()));
         }
+        let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let mut preloaded = None;
         if self.heap {
             let heap = Path::new(dir).with_file_name(HEAP);
             if !heap.is_file() {
                 bail!("{} is not there: install vmshm anew", heap.display());
             }
-            let before = std::env::var("LD_PRELOAD").ok();
-            lines.push(("LD_PRELOAD", preload(before.as_deref(), &heap.display().to_string())?));
+            preloaded = Some(added(set("LD_PRELOAD"), "LD_PRELOAD", &heap.display().to_string())?);
             // A user who has asked to be told keeps that.
             let is_verbose = std::env::var("VMSHM_HEAP").is_ok_and(|before| before == "verbose");
             lines.push(("VMSHM_HEAP", if is_verbose { "verbose" } else { "1" }.to_owned()));
         }
+        let transports = transports(&prefix);
+        if let Some(series) = &self.ucx {
+            let (series, file) = choose(&transports, series, &prefix)?;
+            if *series < PLUGIN_PATH {
+                let before = preloaded.or_else(|| set("LD_PRELOAD"));
+                preloaded = Some(added(before, "LD_PRELOAD", &file.display().to_string())?);
+            } else {
+                let folder = file.parent().unwrap_or(file).display().to_string();
+                lines.push(("UCX_PLUGIN_PATH", added(set("UCX_PLUGIN_PATH"), "UCX_PLUGIN_PATH", &folder)?));
+            }
+        }
+        lines.extend(preloaded.map(|list| ("LD_PRELOAD", list)));
         let mut out = std::io::stdout().lock();
         for (name, value) in lines {
             writeln!(out, "export {name}={}", quote(&value))?;
         }
-        for obstacle in obstacles(&component_path, region.as_ref()) {
+        for obstacle in obstacles(&component_path, region.as_ref(), &transports) {
             writeln!(std::io::stderr(), "vmshm: {obstacle}")?;
         }
         Ok(())
     }
 }
 
-/// The value of `LD_PRELOAD` that adds a library behind those named already: sanitizers insist on being the first.
-fn preload(before: Option<&str>, library: &str) -> anyhow::Result<String> {
+/// The first series that looks for transports where UCX_PLUGIN_PATH says.
+const PLUGIN_PATH: Series = Series(1, 22);
+
+/// The transport for a series, or the only one that there is.
+fn choose<'a>(
+    transports: &'a [(Series, PathBuf)],
+    series: &str,
+    prefix: &Path,
+) -> anyhow::Result<&'a (Series, PathBuf)> {
+    let install = || {
+        format!(
+            "with the headers of that UCX installed (Debian: libucx-dev), cargo xtask install --prefix {}",
+            prefix.display()
+        )
+    };
+    let all = || transports.iter().map(|(series, _)| series.to_string()).collect::<Vec<_>>().join(", ");
+    match transports {
+        [] => bail!("no UCX transport is installed in {}: {}", prefix.join("lib").display(), install()),
+        [only] if series.is_empty() => Ok(only),
+        several if series.is_empty() => {
+            bail!("UCX transports are installed for {}: name one, as --ucx {}", all(), several[0].0)
+        }
+        _ => transports.iter().find(|(found, _)| Some(*found) == Series::parse(series)).with_context(|| {
+            format!("no UCX transport is installed for {series}, but for {}: {}", all(), install())
+        }),
+    }
+}
+
+/// The value of a variable with a list of paths that adds one behind those named already: sanitizers insist on being the first.
+fn added(before: Option<String>, variable: &str, path: &str) -> anyhow::Result<String> {
     let ends = |c: char| c == ':' || c.is_whitespace();
-    if library.contains(ends) {
+    if path.contains(ends) {
         bail!(
-            "the path {library:?} contains a space or ':', at which LD_PRELOAD would be cut: install elsewhere"
+            "the path {path:?} contains a space or ':', at which {variable} would be cut: install elsewhere"
         );
     }
     Ok(match before.filter(|list| !list.is_empty()) {
-        None => library.to_owned(),
-        Some(list) if list.split(ends).any(|part| part == library) => list.to_owned(),
-        Some(list) => format!("{list}:{library}"),
+        None => path.to_owned(),
+        Some(list) if list.split(ends).any(|part| part == path) => list,
+        Some(list) => format!("{list}:{path}"),
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::preload;
+    use super::*;
 
     #[test]
     fn a_library_is_preloaded_once_and_others_stay() {
-        assert_eq!(preload(None, "/a/b.so").unwrap(), "/a/b.so");
-        assert_eq!(preload(Some(""), "/a/b.so").unwrap(), "/a/b.so");
-        assert_eq!(preload(Some("/x.so y.so"), "/a/b.so").unwrap(), "/x.so y.so:/a/b.so");
-        assert_eq!(preload(Some("/x.so:/a/b.so"), "/a/b.so").unwrap(), "/x.so:/a/b.so");
-        assert!(preload(None, "/a b.so").is_err());
+        let preload = |before: &str, path| added(Some(before.to_owned()), "LD_PRELOAD", path);
+        assert_eq!(added(None, "LD_PRELOAD", "/a/b.so").unwrap(), "/a/b.so");
+        assert_eq!(preload("", "/a/b.so").unwrap(), "/a/b.so");
+        assert_eq!(preload("/x.so y.so", "/a/b.so").unwrap(), "/x.so y.so:/a/b.so");
+        assert_eq!(preload("/x.so:/a/b.so", "/a/b.so").unwrap(), "/x.so:/a/b.so");
+        assert!(preload("", "/a b.so").is_err());
+    }
+
+    #[test]
+    fn a_transport_is_chosen_where_there_is_one_to_choose() {
+        let of = |series: Series| (series, PathBuf::from(format!("/lib/ucx-{series}/x.so")));
+        let both = [of(Series(1, 13)), of(Series(1, 22))];
+        let chosen = |transports, series| {
+            choose(transports, series, Path::new("/p"))
+                .map(|(series, _)| *series)
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(chosen(&both[..1], ""), Ok(Series(1, 13)));
+        assert_eq!(chosen(&both, "1.22.0"), Ok(Series(1, 22)));
+        assert!(chosen(&both, "").unwrap_err().contains("--ucx 1.13"));
+        assert!(chosen(&both, "1.18").unwrap_err().contains("1.13, 1.22"));
+        assert!(chosen(&[], "").unwrap_err().contains("libucx-dev"));
     }
 }

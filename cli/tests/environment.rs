@@ -76,6 +76,35 @@ fn the_environment_makes_open_mpi_find_the_plugin() {
 }
 
 #[test]
+fn programs_without_open_mpi_get_the_ucx_transport() {
+    let host = Host::new();
+    let prefix = host.dir.path().join("prefix");
+    let put = |name: &str| {
+        let file = prefix.join(name);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, "").unwrap();
+        file
+    };
+    put("lib/openmpi/mca_btl_vmshm.so");
+    let heap = put("lib/libvmshm_heap.so");
+    let place = prefix.to_str().unwrap();
+    assert!(host.fails(&["env", "--prefix", place, "--ucx"]).contains("no UCX transport is installed"));
+    let transport = put("lib/ucx-1.13/libuct_vmshm.so.0");
+    let said = host.ok(&["env", "--prefix", place, "--heap", "--ucx"]);
+    assert!(
+        said.contains(&format!("export LD_PRELOAD={}:{}", heap.display(), transport.display())),
+        "{said}"
+    );
+    put("lib/ucx-1.22/libuct_vmshm.so.0");
+    let said = host.ok(&["env", "--prefix", place, "--ucx", "1.22"]);
+    assert!(!said.contains("LD_PRELOAD"), "{said}");
+    assert!(
+        said.contains(&format!("export UCX_PLUGIN_PATH={}", prefix.join("lib/ucx-1.22").display())),
+        "{said}"
+    );
+}
+
+#[test]
 fn the_doctor_says_what_is_missing() {
     let host = Host::new();
     let output = host.output(&["doctor", "--guest", "--prefix", "/nowhere"]);

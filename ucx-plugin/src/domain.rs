@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vmshm_transport::attach::{AttachError, Options, Source, find, read_region};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::FromBytes;
 
 use crate::memory::{Handle, Registry, RemoteKey};
 use crate::ucx::{self, *};
@@ -85,16 +85,14 @@ pub unsafe extern "C" fn query_resources(
 
 static OPS: Shared<uct_md_ops_t> = Shared(uct_md_ops_t {
     close: Some(close),
-    query: Some(query),
+    query: Some(vmshm_md_query),
     mem_alloc: Some(mem_alloc),
     mem_free: Some(mem_free),
-    mem_advise: None,
     mem_reg: Some(mem_reg),
     mem_dereg: Some(mem_dereg),
-    mem_query: None,
-    mkey_pack: Some(mkey_pack),
-    is_sockaddr_accessible: None,
-    detect_memory_type: None,
+    mkey_pack: Some(vmshm_mkey_pack),
+    // SAFETY: all are optional functions, for which zero is none.
+    ..unsafe { mem::zeroed() }
 });
 
 /// A table of functions.
@@ -137,25 +135,6 @@ unsafe extern "C" fn close(md: uct_md_h) {
     drop(unsafe { Box::from_raw(md.cast::<Domain>()) });
 }
 
-unsafe extern "C" fn query(_: uct_md_h, attributes: *mut uct_md_attr_t) -> ucs_status_t {
-    // SAFETY: UCX gives room; all zero is a value of it.
-    unsafe {
-        let attributes = &mut *attributes;
-        *attributes = mem::zeroed();
-        let host = 1 << UCS_MEMORY_TYPE_HOST;
-        attributes.cap.flags = vmshm_md_flags;
-        attributes.cap.reg_mem_types = host;
-        attributes.cap.alloc_mem_types = host;
-        attributes.cap.access_mem_types = host;
-        attributes.cap.max_alloc = u64::MAX;
-        attributes.cap.max_reg = usize::MAX;
-        attributes.rkey_packed_size = size_of::<RemoteKey>();
-        attributes.reg_cost = ucs_linear_func_t { c: 100e-9, m: 0.0 };
-        ptr::write_bytes(&raw mut attributes.local_cpus, 0xff, 1);
-    }
-    UCS_OK
-}
-
 unsafe extern "C" fn mem_alloc(
     md: uct_md_h,
     len: *mut usize,
@@ -191,7 +170,7 @@ unsafe extern "C" fn mem_reg(
     md: uct_md_h,
     address: *mut c_void,
     len: usize,
-    _: c_uint,
+    _: vmshm_reg_params_t,
     memory: *mut uct_mem_h,
 ) -> ucs_status_t {
     // SAFETY: the domain is ours, and UCX gives room for the answer.
@@ -220,20 +199,6 @@ unsafe extern "C" fn mem_dereg(md: uct_md_h, params: *const uct_md_mem_dereg_par
     UCS_OK
 }
 
-unsafe extern "C" fn mkey_pack(
-    _: uct_md_h,
-    memory: uct_mem_h,
-    _: *const uct_md_mkey_pack_params_t,
-    packed: *mut c_void,
-) -> ucs_status_t {
-    // SAFETY: the handle is ours, and UCX gives as much room as `query` said.
-    unsafe {
-        let remote = (*memory.cast::<Handle>()).remote;
-        ptr::copy_nonoverlapping(remote.as_bytes().as_ptr(), packed.cast(), size_of::<RemoteKey>());
-    }
-    UCS_OK
-}
-
 /// Reads a key that has come from its owner.
 pub unsafe extern "C" fn rkey_unpack(
     _: *mut uct_component_t,
@@ -242,7 +207,7 @@ pub unsafe extern "C" fn rkey_unpack(
     handle: *mut *mut c_void,
 ) -> ucs_status_t {
     let mut bytes = [0; size_of::<RemoteKey>()];
-    // SAFETY: UCX gives as many bytes as `query` said, and room for the answers.
+    // SAFETY: UCX gives as many bytes as the domain said, and room for the answers.
     unsafe {
         ptr::copy_nonoverlapping(packed.cast(), bytes.as_mut_ptr(), bytes.len());
         let Ok(remote) = RemoteKey::read_from_bytes(&bytes) else { return UCS_ERR_INVALID_PARAM };

@@ -9,13 +9,12 @@
 //! - `iface`: an interface, which has an engine of its own; `endpoint`: its endpoints, and what they send; `progress`: what
 //!   arrives; `transport`: the table of all that.
 //!
-//! UCX has it when it is in the process before UCX looks for its transports:
+//! UCX has it when it is in the process before UCX looks for its transports. Under Open MPI the plugin loads it in time; for other
+//! programs:
 //!
 //! ```text
 //! cargo build --release -p vmshm-ucx
 //! LD_PRELOAD=target/release/libuct_vmshm.so ucx_info -d
-//! mpirun --mca pml ucx --mca opal_common_ucx_tls any --mca opal_common_ucx_devices any \
-//!     -x LD_PRELOAD=$PWD/target/release/libuct_vmshm.so ...
 //! ```
 //!
 //! No panic leaves this crate: every function that C calls is `extern "C"`, which aborts the process instead of unwinding into

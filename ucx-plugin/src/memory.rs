@@ -54,8 +54,12 @@ impl RemoteKey {
     }
 }
 
-/// Memory that UCX has a handle of.
+// As UCX has been told.
+const _: () = assert!(size_of::<RemoteKey>() == ucx::VMSHM_KEY_LEN as usize);
+
+/// Memory that UCX has a handle of. The key comes first, from where it is copied for peers.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Handle {
     pub remote: RemoteKey,
     /// Memory of the section, taken for the program.

@@ -37,23 +37,6 @@ static OPS: Shared<uct_iface_ops_t> = Shared(uct_iface_ops_t {
     ..unsafe { mem::zeroed() }
 });
 
-static INTERNAL_OPS: Shared<uct_iface_internal_ops_t> = Shared(uct_iface_internal_ops_t {
-    iface_estimate_perf: Some(uct_base_iface_estimate_perf),
-    iface_vfs_refresh: Some(vfs_refresh),
-    ep_query: Some(ep_query),
-    ep_invalidate: Some(ep_invalidate),
-});
-
-unsafe extern "C" fn vfs_refresh(_: uct_iface_h) {}
-
-unsafe extern "C" fn ep_query(_: uct_ep_h, _: *mut uct_ep_attr_t) -> ucs_status_t {
-    UCS_ERR_UNSUPPORTED
-}
-
-unsafe extern "C" fn ep_invalidate(_: uct_ep_h, _: u32) -> ucs_status_t {
-    UCS_ERR_UNSUPPORTED
-}
-
 unsafe extern "C" fn iface_open(
     md: uct_md_h,
     worker: uct_worker_h,
@@ -61,7 +44,7 @@ unsafe extern "C" fn iface_open(
     config: *const uct_iface_config_t,
     iface: *mut uct_iface_h,
 ) -> ucs_status_t {
-    let ops = (OPS.pointer(), INTERNAL_OPS.pointer());
+    let ops = (OPS.pointer(), &raw mut vmshm_internal_ops);
     // SAFETY: UCX's own arguments.
     unsafe { iface::open(ops, (md, worker), params, config, iface) }
 }
@@ -86,6 +69,7 @@ pub fn register() {
         component.md_config.size = mem::size_of::<vmshm_md_config_t>();
         component.cm_config.name = c"".as_ptr();
         component.cm_config.prefix = c"".as_ptr();
+        vmshm_init_component(component);
         let list = &raw mut component.tl_list;
         (*list).prev = list;
         (*list).next = list;

@@ -24,6 +24,7 @@ use base::workspace::Workspace;
 use debian::packages;
 use install::build_tree;
 use install::other_mpi::OtherMpi;
+use install::ucx::Ucx;
 use kernel::kmod;
 use lab::accel::Wish;
 use lab::image;
@@ -140,8 +141,8 @@ fn run(task: Task) -> Result<bool> {
             let mpi = with_mpi.as_deref().map(OtherMpi::at).transpose()?;
             let built = build_tree::product(&workspace, mpi.as_ref(), &logs)?;
             let plugins = mpi.map_or_else(|| install::PLUGINS.to_owned(), |mpi| mpi.plugin_folder());
-            let ucx = build_tree::ucx_transport(&workspace, &logs);
-            install::product(&workspace, &built, &prefix, &plugins, ucx.is_ok())?;
+            let ucx = Ucx::found().and_then(|ucx| build_tree::ucx_transport(&workspace, &logs).map(|_| ucx));
+            install::product(&workspace, &built, &prefix, &plugins, ucx.as_ref().ok())?;
             println!("Installed below {}.", prefix.display());
             if let Err(error) = ucx {
                 // Of all that cargo says, the build script's own line.

@@ -134,7 +134,7 @@ fn help_directory(plugin: &Path) -> Option<PathBuf> {
 }
 
 /// Where this plugin was loaded from.
-fn own_path() -> Option<PathBuf> {
+pub fn own_path() -> Option<PathBuf> {
     let mut info = MaybeUninit::<libc::Dl_info>::zeroed();
     let inside: fn() -> Option<PathBuf> = own_path;
     // SAFETY: dladdr fills info where it returns non-zero; the file's name is NUL-terminated.

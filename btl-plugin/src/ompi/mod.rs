@@ -8,6 +8,7 @@ mod v4_1;
 mod v5_0;
 mod version;
 
+use std::borrow::Cow;
 use std::cell::UnsafeCell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
@@ -201,16 +202,36 @@ pub unsafe fn others_read(ours: *const mca_btl_base_module_t, kernel_reads: bool
 
 /// Whether the user asked for this component by name: `--mca btl vmshm,self`.
 pub fn is_selected() -> bool {
-    // SAFETY: no arguments; the list is NULL or NUL-terminated text.
-    let list = unsafe {
-        let list = vmshm_ompi_selection();
-        if list.is_null() {
-            return false;
-        }
-        CStr::from_ptr(list)
-    };
-    list.to_str()
-        .is_ok_and(|list| !list.starts_with('^') && list.split(',').any(|item| item.trim() == "vmshm"))
+    // SAFETY: no arguments; the list is NULL or NUL-terminated text that stays.
+    let list = unsafe { list(vmshm_ompi_selection()) };
+    !list.is_empty() && !list.starts_with('^') && lets_in(&list, "vmshm")
+}
+
+/// Whether the user's choice of point-to-point layers lets this one run: `--mca pml ucx`, `--mca pml ^cm` or no choice.
+pub fn may_run_pml(name: &str) -> bool {
+    // SAFETY: no arguments; the list is NULL or NUL-terminated text that stays.
+    lets_in(&unsafe { list(vmshm_ompi_pml_selection()) }, name)
+}
+
+/// A list of components; empty for none.
+///
+/// # Safety
+/// `text` is NULL, or ends in NUL and stays.
+unsafe fn list<'a>(text: *const c_char) -> Cow<'a, str> {
+    if text.is_null() {
+        return "".into();
+    }
+    // SAFETY: the caller vouches for it.
+    unsafe { CStr::from_ptr(text) }.to_string_lossy()
+}
+
+/// Whether a list of components as Open MPI's parameters have it, `a,b` or `^a,b`, lets one in. An empty list does.
+fn lets_in(list: &str, name: &str) -> bool {
+    let names = |list: &str| list.split(',').any(|item| item.trim() == name);
+    match list.strip_prefix('^') {
+        Some(without) => !names(without),
+        None => list.is_empty() || names(list),
+    }
 }
 
 #[cfg(test)]
@@ -220,5 +241,15 @@ mod tests {
     #[test]
     fn text_with_a_nul_is_cut_there() {
         assert_eq!(c_text("a\0b").as_c_str(), c"a");
+    }
+
+    #[test]
+    fn lists_of_components_are_read_as_open_mpi_reads_them() {
+        for list in ["", "ucx", "ob1,ucx", "^cm", "^cm,ob1"] {
+            assert!(lets_in(list, "ucx"), "{list}");
+        }
+        for list in ["ob1", "ob1,cm", "^ucx", "^cm,ucx"] {
+            assert!(!lets_in(list, "ucx"), "{list}");
+        }
     }
 }

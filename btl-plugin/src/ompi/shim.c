@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "ompi/mca/pml/base/base.h"
+#include "opal/mca/base/mca_base_component_repository.h"
 #include "opal/util/output.h"
 
 int vmshm_ompi_publish(const mca_base_component_t *component, const void *data, size_t len)
@@ -92,6 +94,51 @@ void vmshm_ompi_verbose(const char *line)
 const char *vmshm_ompi_selection(void)
 {
     return opal_btl_base_framework.framework_selection;
+}
+
+const char *vmshm_ompi_pml_selection(void)
+{
+    static char *selection = NULL;
+
+    if (mca_base_framework_is_registered(&ompi_pml_base_framework)) {
+        return ompi_pml_base_framework.framework_selection;
+    }
+    /* As the framework registers it, whose registration then gives the parameter the framework's own place. */
+    if (NULL == selection) {
+        (void) mca_base_var_register(ompi_pml_base_framework.framework_project, ompi_pml_base_framework.framework_name, NULL, NULL,
+                                     "Components of the pml framework that may run (none: all)", MCA_BASE_VAR_TYPE_STRING, NULL,
+                                     0, MCA_BASE_VAR_FLAG_SETTABLE, OPAL_INFO_LVL_2, MCA_BASE_VAR_SCOPE_ALL_EQ, &selection);
+    }
+    return selection;
+}
+
+void vmshm_ompi_with_pml(const char *name, void (*call)(void))
+{
+    const mca_base_component_t **built_in = ompi_pml_base_framework.framework_static_components;
+    mca_base_component_repository_item_t *item;
+    opal_list_t *found = NULL;
+
+    for (; NULL != built_in && NULL != *built_in; ++built_in) {
+        if (0 == strcmp((*built_in)->mca_component_name, name)) {
+            call();
+            return;
+        }
+    }
+    if (OPAL_SUCCESS != mca_base_component_repository_get_components(&ompi_pml_base_framework, &found) || NULL == found) {
+        return;
+    }
+    OPAL_LIST_FOREACH(item, found, mca_base_component_repository_item_t) {
+        opal_dl_handle_t *handle = NULL;
+        char *message = NULL;
+        if (0 == strcmp(item->ri_name, name)) {
+            /* What does not open, Open MPI will tell the user. */
+            if (OPAL_SUCCESS == opal_dl_open(item->ri_path, true, false, &handle, &message)) {
+                call();
+                opal_dl_close(handle);
+            }
+            return;
+        }
+    }
 }
 
 const char *vmshm_ompi_name(const opal_proc_t *proc)

@@ -66,6 +66,12 @@ void vmshm_ompi_verbose(const char *line);
 /* The list of components that the user asked for with the parameter btl, or NULL. */
 const char *vmshm_ompi_selection(void);
 
+/* The list of components that the user asked for with the parameter pml, or NULL: also before that framework is opened. */
+const char *vmshm_ompi_pml_selection(void);
+
+/* Calls back while the pml component of this name is in the process with the libraries that it needs; not if there is none. */
+void vmshm_ompi_with_pml(const char *name, void (*call)(void));
+
 /* The name of a process, as Open MPI prints it. Valid until the next few calls. */
 const char *vmshm_ompi_name(const opal_proc_t *proc);
 

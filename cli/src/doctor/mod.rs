@@ -22,6 +22,7 @@ use std::process::ExitCode;
 
 use vmshm_host::Region;
 
+use crate::installed::Series;
 use check::Verdict;
 
 /// Options of `vmshm doctor`.
@@ -43,11 +44,15 @@ pub struct Args {
 }
 
 /// Obstacles between an MPI job and what `vmshm env` has just set up, each in a line with its cure: for processes that find
-/// the plugin by `component_path`, and that use this region of the host, or else the machine's device.
-pub fn obstacles(component_path: &str, region: Option<&Region>) -> Vec<String> {
+/// the plugin by `component_path` and these UCX transports, and that use this region of the host, or else the machine's device.
+pub fn obstacles(
+    component_path: &str,
+    region: Option<&Region>,
+    transports: &[(Series, PathBuf)],
+) -> Vec<String> {
     let mut checks = Vec::new();
     if pml::is_doubtful() {
-        checks.extend(pml::check(Some(component_path)));
+        checks.extend(pml::check(Some(component_path), transports));
     }
     match region {
         Some(region) => {

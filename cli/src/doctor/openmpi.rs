@@ -5,7 +5,7 @@ use std::path::Path;
 use super::check::Check;
 use super::ompi_info::ompi_info;
 use super::pml;
-use crate::installed::{PLUGIN, component_path, own_prefix, plugin_dir};
+use crate::installed::{PLUGIN, component_path, own_prefix, plugin_dir, transports};
 
 /// All checks of Open MPI.
 pub fn checks(prefix: Option<&Path>) -> Vec<Check> {
@@ -39,7 +39,7 @@ pub fn checks(prefix: Option<&Path>) -> Vec<Check> {
                 "eval \"$(vmshm env)\"",
             ));
         }
-        checks.extend(pml::check(path.as_deref()));
+        checks.extend(pml::check(path.as_deref(), &own.as_deref().map(transports).unwrap_or_default()));
     } else if dir.is_some() {
         let why = err.lines().find(|line| !line.trim().is_empty() && !line.starts_with('-'));
         checks.push(Check::missing(

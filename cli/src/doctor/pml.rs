@@ -1,10 +1,12 @@
-//! Which point-to-point layer Open MPI will take: vmshm is a BTL, and only `ob1` uses those.
+//! Which point-to-point layer Open MPI will take: vmshm is a BTL, which only `ob1` uses, and a transport of UCX.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use super::check::Check;
 use super::ompi_info::ompi_info;
+use crate::installed::Series;
 
 /// The parameters as `ompi_info --parsable` prints them, and the network adapters of a machine.
 #[derive(Debug)]
@@ -14,17 +16,60 @@ struct Machine<'a> {
     adapters: Vec<(String, String)>,
     /// Whether there is an Omni-Path adapter's device file.
     has_omni_path: bool,
+    ucx: Ucx,
+}
+
+/// The UCX of a machine, as far as it matters to our transports.
+#[derive(Debug, Default)]
+struct Ucx {
+    /// Series that a transport is installed for.
+    served: Vec<Series>,
+    /// The series that programs use, where `ucx_info` tells.
+    running: Option<Series>,
+}
+
+impl Ucx {
+    fn look(transports: &[(Series, PathBuf)]) -> Self {
+        let answer = Command::new("ucx_info").arg("-v").stdin(Stdio::null()).output();
+        let text =
+            answer.map(|answer| String::from_utf8_lossy(&answer.stdout).into_owned()).unwrap_or_default();
+        // The first line is `# Version 1.13.1`, or `# Library version: 1.18.1`.
+        let running = text.lines().next().and_then(|line| Series::parse(line.rsplit(' ').next()?));
+        Self { served: transports.iter().map(|(series, _)| *series).collect(), running }
+    }
+
+    fn check(&self, why: &str) -> Check {
+        let all = self.served.iter().map(Series::to_string).collect::<Vec<_>>().join(" and ");
+        let without = |what: &str| {
+            Check::warning(
+                format!(
+                    "Open MPI takes pml/ucx ({why}): it uses no BTL, and {what}, so vmshm carries nothing"
+                ),
+                "cargo xtask install --prefix DIR with the headers of that UCX installed (Debian: libucx-dev), or: \
+                 mpirun --mca pml ob1 (between hosts then a BTL has to carry: openib, uct or tcp)",
+            )
+        };
+        match self.running {
+            _ if self.served.is_empty() => without("no UCX transport is installed"),
+            Some(running) if !self.served.contains(&running) => {
+                without(&format!("the UCX transport is for UCX {all}, and this is {running}"))
+            }
+            _ => Check::ok(format!(
+                "Open MPI takes pml/ucx ({why}), which uses vmshm by its transport for UCX {all}"
+            )),
+        }
+    }
 }
 
 /// Which layer wins on this machine, asked with these additional parameters in the environment; nothing where Open MPI
 /// does not say.
-pub fn check(component_path: Option<&str>) -> Option<Check> {
+pub fn check(component_path: Option<&str>, transports: &[(Series, PathBuf)]) -> Option<Check> {
     let ask = |framework| {
         ompi_info(&["--parsable", "--param", framework, "all", "--level", "9"], component_path)
             .map(|(out, _)| out)
     };
     let parameters = ask("pml")? + &ask("mtl")?;
-    Machine::look(Path::new("/"), &parameters).check()
+    Machine { ucx: Ucx::look(transports), ..Machine::look(Path::new("/"), &parameters) }.check()
 }
 
 /// Whether anything of this machine could have another layer win: cheaper than to ask.
@@ -45,7 +90,7 @@ impl<'a> Machine<'a> {
             .collect();
         adapters.sort();
         let has_omni_path = list("dev").any(|entry| entry.file_name().to_string_lossy().starts_with("hfi1_"));
-        Self { parameters, adapters, has_omni_path }
+        Self { parameters, adapters, has_omni_path, ucx: Ucx::default() }
     }
 
     /// A parameter's value.
@@ -96,19 +141,25 @@ impl<'a> Machine<'a> {
     fn check(&self) -> Option<Check> {
         let candidates = self.candidates();
         let chosen = self.value("pml").unwrap_or_default();
-        let (winner, why) = match candidates.iter().find(|(name, ..)| *name == "ob1") {
-            Some((_, ob1, _)) => {
-                // Where priorities are equal we say what is no trouble.
-                let (name, priority, why) =
-                    candidates.iter().rev().max_by_key(|(_, priority, _)| priority)?;
-                if *name == "ob1" {
-                    let text = format!("Open MPI takes pml/ob1 (priority {priority}), which uses vmshm");
-                    return Some(Check::ok(text));
-                }
-                (format!("pml/{name}"), format!("priority {priority} against ob1's {ob1}, since {why}"))
+        let ob1 = candidates.iter().find(|(name, ..)| *name == "ob1");
+        // Where priorities are equal we say what is no trouble.
+        let winner = candidates.iter().rev().max_by_key(|(_, priority, _)| priority);
+        let (winner, why) = match (winner, ob1) {
+            (Some(("ob1", priority, _)), _) => {
+                return Some(Check::ok(format!(
+                    "Open MPI takes pml/ob1 (priority {priority}), which uses vmshm"
+                )));
             }
-            None if chosen.is_empty() => return None,
-            None => ("another pml than ob1".to_owned(), format!("the parameter pml is {chosen:?}")),
+            (Some((name, priority, why)), Some((_, ob1, _))) => {
+                (Some(*name), format!("priority {priority} against ob1's {ob1}, since {why}"))
+            }
+            _ if chosen.is_empty() => return None,
+            (winner, _) => (winner.map(|(name, ..)| *name), format!("the parameter pml is {chosen:?}")),
+        };
+        let winner = match winner {
+            Some("ucx") => return Some(self.ucx.check(&why)),
+            Some(name) => format!("pml/{name}"),
+            None => "another pml than ob1".to_owned(),
         };
         Some(Check::warning(
             format!("Open MPI takes {winner} ({why}): it uses no BTL, so vmshm carries nothing"),
@@ -182,6 +233,25 @@ mod tests {
         }
         let (verdict_, text) = verdict(root.path(), &parameters("ucx", "^ofi"));
         assert!(verdict_ == Verdict::Warning && text.contains("the parameter pml is \"ucx\""), "{text}");
+    }
+
+    #[test]
+    fn ucx_is_no_trouble_where_it_has_our_transport() {
+        let root = tempfile::tempdir().unwrap();
+        adapter(root.path(), "mlx5_0", "mlx5_core");
+        let parameters = parameters("", "^ofi");
+        let check = |served: &[Series], running| {
+            let ucx = Ucx { served: served.to_vec(), running };
+            let check = Machine { ucx, ..Machine::look(root.path(), &parameters) }.check().unwrap();
+            (check.verdict, check.what)
+        };
+        let both = [Series(1, 13), Series(1, 18)];
+        for running in [None, Some(Series(1, 18))] {
+            let (verdict, text) = check(&both, running);
+            assert!(verdict == Verdict::Ok && text.contains("UCX 1.13 and 1.18"), "{text}");
+        }
+        let (verdict, text) = check(&both, Some(Series(1, 15)));
+        assert!(verdict == Verdict::Warning && text.contains("1.15"), "{text}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 #include "shim.h"
 
 #include <stddef.h>
+#include <string.h>
 
 extern ucs_config_field_t uct_md_config_table[];
 extern ucs_config_field_t uct_iface_config_table[];
@@ -49,10 +50,63 @@ ucs_config_field_t vmshm_iface_config_table[] = {
 
 const uint64_t vmshm_iface_flags = UCT_IFACE_FLAG_AM_SHORT | UCT_IFACE_FLAG_AM_BCOPY | UCT_IFACE_FLAG_AM_ZCOPY |
                                    UCT_IFACE_FLAG_GET_ZCOPY | UCT_IFACE_FLAG_CONNECT_TO_IFACE | UCT_IFACE_FLAG_PENDING |
-                                   UCT_IFACE_FLAG_CB_SYNC | UCT_IFACE_FLAG_EP_CHECK | UCT_IFACE_FLAG_ERRHANDLE_PEER_FAILURE;
-const uint64_t vmshm_md_flags = UCT_MD_FLAG_ALLOC | UCT_MD_FLAG_REG | UCT_MD_FLAG_NEED_RKEY | UCT_MD_FLAG_INVALIDATE;
+                                   UCT_IFACE_FLAG_CB_SYNC | UCT_IFACE_FLAG_EP_CHECK | UCT_IFACE_FLAG_ERRHANDLE_PEER_FAILURE
+#ifdef UCT_IFACE_FLAG_INTER_NODE
+                                   /* Each virtual machine is a node. */
+                                   | UCT_IFACE_FLAG_INTER_NODE
+#endif
+    ;
 const uint64_t vmshm_open_mode_device = UCT_IFACE_OPEN_MODE_DEVICE;
 const uint64_t vmshm_ep_addresses = UCT_EP_PARAM_FIELD_IFACE | UCT_EP_PARAM_FIELD_DEV_ADDR | UCT_EP_PARAM_FIELD_IFACE_ADDR;
+
+ucs_status_t vmshm_md_query(uct_md_h md, vmshm_md_attr_t *attributes)
+{
+    const uint64_t host = UCS_BIT(UCS_MEMORY_TYPE_HOST);
+
+    memset(attributes, 0, sizeof *attributes);
+    vmshm_init_md_attr(attributes);
+    VMSHM_MD_CAPABILITIES(attributes)->flags = UCT_MD_FLAG_ALLOC | UCT_MD_FLAG_REG | UCT_MD_FLAG_NEED_RKEY | VMSHM_MD_INVALIDATES;
+    VMSHM_MD_CAPABILITIES(attributes)->reg_mem_types = host;
+    VMSHM_MD_CAPABILITIES(attributes)->alloc_mem_types = host;
+    VMSHM_MD_CAPABILITIES(attributes)->access_mem_types = host;
+    VMSHM_MD_CAPABILITIES(attributes)->max_alloc = UINT64_MAX;
+    VMSHM_MD_CAPABILITIES(attributes)->max_reg = SIZE_MAX;
+    attributes->rkey_packed_size = VMSHM_KEY_LEN;
+    attributes->reg_cost.c = 100e-9;
+    memset(&attributes->local_cpus, 0xff, sizeof attributes->local_cpus);
+    return UCS_OK;
+}
+
+ucs_status_t vmshm_mkey_pack(VMSHM_MKEY_PACK_PARAMETERS)
+{
+    memcpy(packed, memory, VMSHM_KEY_LEN);
+    return UCS_OK;
+}
+
+void vmshm_init_component(uct_component_t *component)
+{
+    vmshm_init_later(component);
+}
+
+static void vfs_refresh(uct_iface_h iface) {}
+
+static ucs_status_t ep_query(uct_ep_h ep, uct_ep_attr_t *attributes)
+{
+    return UCS_ERR_UNSUPPORTED;
+}
+
+static ucs_status_t ep_invalidate(uct_ep_h ep, unsigned flags)
+{
+    return UCS_ERR_UNSUPPORTED;
+}
+
+uct_iface_internal_ops_t vmshm_internal_ops = {
+    .iface_estimate_perf = uct_base_iface_estimate_perf,
+    .iface_vfs_refresh = vfs_refresh,
+    .ep_query = ep_query,
+    .ep_invalidate = ep_invalidate,
+    VMSHM_LATER_INTERNAL_OPS
+};
 
 void vmshm_ucx_warn(const char *text)
 {

@@ -72,11 +72,27 @@ typedef struct {
 extern ucs_config_field_t vmshm_md_config_table[];
 extern ucs_config_field_t vmshm_iface_config_table[];
 
-/* Capabilities of the interface and of the memory domain. */
+/* Capabilities of the interface. */
 extern const uint64_t vmshm_iface_flags;
-extern const uint64_t vmshm_md_flags;
 extern const uint64_t vmshm_open_mode_device;
 extern const uint64_t vmshm_ep_addresses;
+
+/* Functions of an interface that UCX calls itself. */
+extern uct_iface_internal_ops_t vmshm_internal_ops;
+
+/* Sets what of a component is the same for all transports. */
+void vmshm_init_component(uct_component_t *component);
+
+/* Capabilities of the memory domain. */
+ucs_status_t vmshm_md_query(uct_md_h md, vmshm_md_attr_t *attributes);
+
+/* Bytes of a remote key, with which a handle of memory begins. */
+enum {
+    VMSHM_KEY_LEN = 32
+};
+
+/* Writes the key of a handle's memory: of the whole, whatever part is asked for. */
+ucs_status_t vmshm_mkey_pack(VMSHM_MKEY_PACK_PARAMETERS);
 
 /* Shows a line where UCX's log goes. */
 void vmshm_ucx_warn(const char *text);

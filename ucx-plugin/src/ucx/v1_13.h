@@ -1,4 +1,4 @@
-/* Structures of UCX 1.13 that it does not install: their fields in their order. The sizes of the base classes are compared
+/* Structures of UCX 1.13 that it does not install: their fields in their order; and with VMSHM_ and vmshm_, in what series differ. The sizes of the base classes are compared
  * with the running library's when the transport is registered. */
 
 #ifndef VMSHM_UCX_V1_13_H
@@ -51,9 +51,21 @@ typedef enum {
     UCT_MD_MEM_DEREG_FLAG_INVALIDATE = 1
 } uct_md_mem_dereg_flags_t;
 
+/* What md_query fills in, and where most of it lies there. */
+typedef uct_md_attr_t vmshm_md_attr_t;
+#define VMSHM_MD_CAPABILITIES(attributes) (&(attributes)->cap)
+
+/* Registrations of the domain can be ended while peers have their keys. */
+#define VMSHM_MD_INVALIDATES UCT_MD_FLAG_INVALIDATE
+
+/* What mem_reg gets beside the memory. */
+typedef unsigned vmshm_reg_params_t;
+
+#define VMSHM_MKEY_PACK_PARAMETERS uct_md_h md, uct_mem_h memory, const uct_md_mkey_pack_params_t *params, void *packed
+
 struct uct_md_ops {
     void (*close)(uct_md_h md);
-    ucs_status_t (*query)(uct_md_h md, uct_md_attr_t *attributes);
+    ucs_status_t (*query)(uct_md_h md, vmshm_md_attr_t *attributes);
     ucs_status_t (*mem_alloc)(
         uct_md_h md,
         size_t *len,
@@ -65,10 +77,10 @@ struct uct_md_ops {
     );
     ucs_status_t (*mem_free)(uct_md_h md, uct_mem_h memory);
     ucs_status_t (*mem_advise)(uct_md_h md, uct_mem_h memory, void *address, size_t len, unsigned advice);
-    ucs_status_t (*mem_reg)(uct_md_h md, void *address, size_t len, unsigned flags, uct_mem_h *memory);
+    ucs_status_t (*mem_reg)(uct_md_h md, void *address, size_t len, vmshm_reg_params_t params, uct_mem_h *memory);
     ucs_status_t (*mem_dereg)(uct_md_h md, const uct_md_mem_dereg_params_t *params);
     ucs_status_t (*mem_query)(uct_md_h md, const void *address, size_t len, uct_md_mem_attr_t *attributes);
-    ucs_status_t (*mkey_pack)(uct_md_h md, uct_mem_h memory, const uct_md_mkey_pack_params_t *params, void *packed);
+    ucs_status_t (*mkey_pack)(VMSHM_MKEY_PACK_PARAMETERS);
     int (*is_sockaddr_accessible)(uct_md_h md, const ucs_sock_addr_t *address, uct_sockaddr_accessibility_t mode);
     ucs_status_t (*detect_memory_type)(uct_md_h md, const void *address, size_t len, ucs_memory_type_t *type);
 };
@@ -131,6 +143,11 @@ typedef struct {
     ucs_status_t (*ep_query)(uct_ep_h ep, uct_ep_attr_t *attributes);
     ucs_status_t (*ep_invalidate)(uct_ep_h ep, unsigned flags);
 } uct_iface_internal_ops_t;
+
+/* Of an interface's internal functions, those that came after this series; the same of a component, and of the attributes. */
+#define VMSHM_LATER_INTERNAL_OPS
+static inline void vmshm_init_later(uct_component_t *component) {}
+static inline void vmshm_init_md_attr(vmshm_md_attr_t *attributes) {}
 
 typedef struct {
     uct_am_callback_t cb;

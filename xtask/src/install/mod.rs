@@ -3,6 +3,7 @@
 pub mod build_tree;
 pub mod other_mpi;
 pub mod stage;
+pub mod ucx;
 
 use std::fs;
 use std::io::ErrorKind;
@@ -14,6 +15,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::base::process;
 use crate::base::workspace::Workspace;
+use ucx::Ucx;
 
 /// Completions: shell, and the file below the prefix that it reads.
 const COMPLETIONS: &[(&str, &str)] = &[
@@ -38,6 +40,9 @@ const PACKAGED_BIN: &str = "/usr/bin/";
 
 /// The folder of the plugin for the Open MPI that the build finds; that for another one has its release behind it.
 pub const PLUGINS: &str = "lib/openmpi";
+
+/// Begins the folders of the UCX transport: each series of UCX has one.
+const TRANSPORTS: &str = "lib/ucx-";
 
 /// Where a prefix says what was installed there: one name a line, relative to the prefix. Directories that were not
 /// there before end in a slash.
@@ -78,6 +83,10 @@ impl Installation<'_> {
         self.place(&help, &format!("share/openmpi/{HELP}"), 0o644)
     }
 
+    fn transport(&mut self, built: &Path, ucx: &Ucx) -> Result<()> {
+        self.place(&built.join("libuct_vmshm.so"), &ucx.transport(), 0o644)
+    }
+
     /// Takes note of a file that is about to be made, and of the directories made for it.
     fn note(&mut self, name: &str) {
         let above = Path::new(name).ancestors().skip(1).filter(|dir| !dir.as_os_str().is_empty());
@@ -90,14 +99,15 @@ impl Installation<'_> {
     }
 
     /// Writes down what was installed, and removes what an earlier version had and this one has not, but no plugin for
-    /// another Open MPI than this installation's.
+    /// another Open MPI than this installation's, and no transport for another UCX.
     fn finish(mut self) -> Result<()> {
         self.note(LIST);
         let (dirs, files): (Vec<_>, Vec<_>) =
             list(self.prefix)?.into_iter().partition(|name| name.ends_with('/'));
         let folder = |file: &str| Path::new(file).parent().map(Path::to_owned);
         let is_others = |file: &String| {
-            file.starts_with(PLUGINS) && !self.files.iter().any(|own| folder(own) == folder(file))
+            [PLUGINS, TRANSPORTS].iter().any(|several| file.starts_with(several))
+                && !self.files.iter().any(|own| folder(own) == folder(file))
         };
         let (others, rest): (Vec<_>, Vec<_>) = files.into_iter().partition(is_others);
         let old: Vec<String> = rest.into_iter().filter(|file| !self.files.contains(file)).collect();
@@ -109,7 +119,7 @@ impl Installation<'_> {
 }
 
 /// Installs what [`build_tree::product`] built, below `prefix`, the plugin into its folder `plugins`. Plugins in others stay. The
-/// UCX transport is installed where it was built, too.
+/// transport is installed where it was built for a UCX, too.
 ///
 /// Each file is written beside its place and then renamed, so that a running program never sees half of one.
 pub fn product(
@@ -117,14 +127,14 @@ pub fn product(
     built: &Path,
     prefix: &Path,
     plugins: &str,
-    has_ucx: bool,
+    ucx: Option<&Ucx>,
 ) -> Result<()> {
     let mut to = Installation { prefix, files: Vec::new() };
     let tool = prefix.join("bin/vmshm");
     to.place(&built.join("vmshm"), "bin/vmshm", 0o755)?;
     to.plugin(workspace, built, plugins)?;
-    if has_ucx {
-        to.place(&built.join("libuct_vmshm.so"), "lib/ucx/libuct_vmshm.so.0", 0o644)?;
+    if let Some(ucx) = ucx {
+        to.transport(built, ucx)?;
     }
     to.place(&built.join("libvmshm_heap.so"), "lib/libvmshm_heap.so", 0o644)?;
     for (shell, file) in COMPLETIONS {

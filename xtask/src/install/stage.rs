@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use super::build_tree;
+use super::ucx::Ucx;
 use crate::base::workspace::Workspace;
 use crate::install;
 
@@ -16,7 +17,7 @@ pub fn prepare(workspace: &Workspace, log_dir: &Path) -> Result<PathBuf> {
         fs::remove_dir_all(&stage)?;
     }
     let built = build_tree::everything(workspace, log_dir)?;
-    install::product(workspace, &built, &stage, install::PLUGINS, true)?;
+    install::product(workspace, &built, &stage, install::PLUGINS, Some(&Ucx::found()?))?;
     install::programs(&built, &stage)?;
     Ok(stage)
 }

@@ -11,17 +11,18 @@ use anyhow::{Context, Result, bail};
 
 use super::tally::{Count, Tally};
 use crate::base::cleanup;
-use crate::base::process::{self, Running, last_lines, mortal};
+use crate::base::process::{self, Finished, Running, last_lines, mortal};
+use crate::install::ucx::Ucx;
 use crate::lab::region::Region;
 use crate::mpi::host_mpi::{HostMpi, Layer};
 
-const REGION: &str = "512M";
+pub const REGION: &str = "512M";
 /// Of one program.
-const LIMIT: Duration = Duration::from_secs(150);
+pub const LIMIT: Duration = Duration::from_secs(150);
 const START: Duration = Duration::from_secs(10);
 
 /// Of `ucx_perftest`: messages in the ring, in a piece of the section, and by rendezvous.
-const TESTS: &[&[&str]] = &[
+pub const TESTS: &[&[&str]] = &[
     &["-t", "am_lat", "-d", "lab", "-x", "vmshm", "-s", "8", "-D", "short"],
     &["-t", "am_lat", "-d", "lab", "-x", "vmshm", "-s", "4096", "-D", "bcopy"],
     &["-t", "am_bw", "-d", "lab", "-x", "vmshm", "-s", "4096", "-D", "zcopy"],
@@ -79,11 +80,11 @@ fn other_version(stage: &Path, logs: &Path) -> Result<Count> {
         let of_ours = text.lines().filter(|line| line.contains("vmshm"));
         Ok::<_, anyhow::Error>(of_ours.map(str::to_owned).collect::<Vec<_>>())
     };
-    let own = lines("own", library(stage))?;
+    let own = lines("own", library(stage)?)?;
     if !own.iter().any(|line| line.contains("Transport: vmshm")) {
         bail!("ucx_info has no transport vmshm: {own:?}");
     }
-    let declined = lines("other", format!("{} {}", other.display(), library(stage)))?;
+    let declined = lines("other", format!("{} {}", other.display(), library(stage)?))?;
     match &declined[..] {
         [line] if line.contains("and 1.99.7 is running: it stays out") => Ok(Count::one()),
         _ => bail!("with another UCX, ucx_info says of vmshm: {declined:?}"),
@@ -91,8 +92,8 @@ fn other_version(stage: &Path, logs: &Path) -> Result<Count> {
 }
 
 /// The transport, as it is installed.
-fn library(stage: &Path) -> String {
-    stage.join("lib/ucx/libuct_vmshm.so.0").display().to_string()
+fn library(stage: &Path) -> Result<String> {
+    Ok(stage.join(Ucx::found()?.transport()).display().to_string())
 }
 
 /// UCX's own program as server and client, each in a section of its own.
@@ -108,32 +109,32 @@ impl<'a> Pair<'a> {
         Ok(Self { stage, region, port })
     }
 
-    fn program(&self, section: &str) -> Command {
+    fn program(&self, section: &str) -> Result<Command> {
         // Lines at once: the server's say when it can be reached.
         let mut command = mortal("stdbuf");
-        command.args(["-oL", "ucx_perftest"]).env("LD_PRELOAD", library(self.stage));
+        command.args(["-oL", "ucx_perftest"]).env("LD_PRELOAD", library(self.stage)?);
         command.env("VMSHM_DEVICE", self.region.file()).env("VMSHM_SECTION", section);
         command.env("UCX_TLS", "vmshm,self").args(["-p", &self.port]);
-        command
+        Ok(command)
     }
 
     fn server(&self, arguments: &[&str], log: &Path) -> Result<Running> {
-        let mut command = self.program("0");
+        let mut command = self.program("0")?;
         command.args(arguments);
         let mut server = Running::start(command, "ucx_perftest", log)?;
         wait_for(&mut server, "Waiting for connection")?;
         Ok(server)
     }
 
-    fn client(&self, arguments: &[&str]) -> Command {
-        let mut command = self.program("1");
+    fn client(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = self.program("1")?;
         command.arg("127.0.0.1").args(arguments);
-        command
+        Ok(command)
     }
 }
 
 /// Waits until a program has said `words`.
-fn wait_for(program: &mut Running, words: &str) -> Result<()> {
+pub fn wait_for(program: &mut Running, words: &str) -> Result<()> {
     let begin = Instant::now();
     while !program.text().contains(words) {
         cleanup::check()?;
@@ -153,7 +154,7 @@ fn perftest(stage: &Path, logs: &Path) -> Result<Count> {
         let pair = Pair::new(stage, &region)?;
         let log = |side: &str| logs.join(format!("{number}-{}-{side}.log", test[1]));
         let server = pair.server(&[], &log("server"))?;
-        let mut client = pair.client(test);
+        let mut client = pair.client(test)?;
         client.args(["-n", "2000", "-w", "100", "-f"]);
         let what = format!("ucx_perftest {}", test.join(" "));
         let text = process::run(client, &what, &log("client"), LIMIT)?.text;
@@ -171,20 +172,30 @@ fn perftest(stage: &Path, logs: &Path) -> Result<Count> {
 fn check(stage: &Path, logs: &Path) -> Result<Count> {
     let region = Region::create(stage, REGION, 2, true)?;
     let mpi = HostMpi::new(region.environment()?)?;
-    let run = |name: &str, settings: &[String]| {
+    compare(|name, transports| {
         let mut command: Command = mpi.mpirun(3, Layer::UcxPosix);
-        command.arg("env").args(settings).arg(stage.join("bin/vmshm-mpi-check"));
-        command.args(["--quick", "--seed", SEED, "--timeout", "60"]);
-        command.args(PARTS.iter().flat_map(|part| ["--only", *part]));
-        let text = mpi.run(command, name, &logs.join(format!("{name}.log")), LIMIT)?.text;
+        command.arg("env").arg(transports).arg(stage.join("bin/vmshm-mpi-check")).args(arguments());
+        mpi.run(command, name, &logs.join(format!("{name}.log")), LIMIT)
+    })
+}
+
+/// What the message checker is told.
+pub fn arguments() -> impl Iterator<Item = &'static str> {
+    let parts = PARTS.iter().flat_map(|part| ["--only", *part]);
+    ["--quick", "--seed", SEED, "--timeout", "60"].into_iter().chain(parts)
+}
+
+/// Runs the checker over UCX's own shared memory and over ours, by a name and a setting for UCX: each part must end alike.
+pub fn compare(run: impl Fn(&str, &str) -> Result<Finished>) -> Result<Count> {
+    let run = |name: &str, transports: &str| {
+        let text = run(name, transports)?.text;
         let count = Count::of_checker(&text)
             .with_context(|| format!("over {name} no closing line:\n{}", last_lines(&text, 25)))?;
         Ok::<_, anyhow::Error>((verdicts(&text), count))
     };
-    let (wanted, _) = run("posix", &[])?;
-    // With this choice of transports, UCX does not start where ours is missing.
-    let settings = ["UCX_TLS=vmshm,self".into(), format!("LD_PRELOAD={}", library(stage))];
-    let (got, count) = run("vmshm", &settings)?;
+    let (wanted, _) = run("posix", "UCX_TLS=posix,self")?;
+    // With this choice, UCX does not start where the plugin's memory pool has not loaded ours.
+    let (got, count) = run("vmshm", "UCX_TLS=vmshm,self")?;
     let differ: Vec<&String> = wanted.keys().filter(|part| wanted.get(*part) != got.get(*part)).collect();
     if !differ.is_empty() || wanted.len() != got.len() || count.passed == 0 {
         bail!("over posix and over vmshm, different: {differ:?}");

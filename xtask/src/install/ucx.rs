@@ -1,0 +1,64 @@
+//! A UCX that the transport is built for.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::TRANSPORTS;
+
+/// A UCX with its headers.
+#[derive(Debug)]
+pub struct Ucx {
+    /// As `1.13`: what the transport is built for.
+    pub series: String,
+}
+
+impl Ucx {
+    /// The UCX that a build finds by itself.
+    ///
+    /// # Errors
+    /// There are no headers.
+    pub fn found() -> Result<Self> {
+        Self::at(&env::var_os("UCX_DIR").map_or("/usr".into(), PathBuf::from))
+    }
+
+    /// Reads which series is installed below a prefix.
+    ///
+    /// # Errors
+    /// There are no headers.
+    pub fn at(prefix: &Path) -> Result<Self> {
+        let file = prefix.join("include/uct/api/version.h");
+        let text = fs::read_to_string(&file)
+            .with_context(|| format!("cannot read {}: on Debian install libucx-dev", file.display()))?;
+        let series =
+            series_of(&text).with_context(|| format!("{} names no release of UCX", file.display()))?;
+        Ok(Self { series })
+    }
+
+    /// The transport's file below the prefix of an installation. Each series has a folder, from which the running one is taken.
+    pub fn transport(&self) -> String {
+        format!("{TRANSPORTS}{}/libuct_vmshm.so.0", self.series)
+    }
+}
+
+fn series_of(text: &str) -> Option<String> {
+    let number = |part: &str| {
+        let start = format!("#define UCT_VERNO_{part}");
+        text.lines().find_map(|line| line.strip_prefix(&start)?.trim().parse::<u32>().ok())
+    };
+    Some(format!("{}.{}", number("MAJOR")?, number("MINOR")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::series_of;
+
+    #[test]
+    fn a_series_is_read_from_its_header() {
+        let text = "#define UCT_VERNO_MAJOR      1\n#define UCT_VERNO_MINOR      13\n";
+        assert_eq!(series_of(text).as_deref(), Some("1.13"));
+        assert_eq!(series_of("#define UCT_VERNO_MAJOR 1\n"), None);
+    }
+}
