@@ -11,8 +11,7 @@ const MARK: &str = "opal/mca/btl/btl.h";
 const SERIES: [(u32, u32); 2] = [(4, 1), (5, 0)];
 
 /// Types that the plugin only passes on by pointer: their insides are none of its business.
-const POINTED_TO: [&str; 13] = [
-    "opal_convertor_t",
+const POINTED_TO: [&str; 12] = [
     "opal_proc_t",
     "opal_bitmap_t",
     "mca_rcache_base_registration_t",
@@ -139,6 +138,8 @@ impl OpenMpi {
             .allowlist_function("mca_base_(component_var_register|var_group_component_register)")
             .allowlist_function("opal_(bitmap_set_bit|proc_local_get|show_help_add_dir)")
             .allowlist_var("mca_btl_base_active_message_trigger|VMSHM_OMPI_.*")
+            .allowlist_type("opal_convertor_t")
+            .allowlist_var("CONVERTOR_HOMOGENEOUS|OPAL_DATATYPE_FLAG_NO_GAPS")
             .allowlist_var(
                 "BTL_VERSION|MCA_BTL_.*|MCA_MPOOL_.*|MCA_BASE_(VERSION|VAR|METADATA)_.*|OPAL_INFO_LVL_.*",
             )

@@ -202,6 +202,7 @@ impl State {
                 "four_pages_from": from(choice.four_pages),
                 "nontemporal_from": from(choice.nontemporal),
                 "owns_ahead": choice.owns_ahead,
+                "stores_ahead": choice.stores_ahead,
                 "demotes": choice.demotes,
                 "evict_from": from(choice.evict_from),
             },

@@ -1,6 +1,6 @@
 //! Polling: from the transport's events to upcalls.
 
-use vmshm_transport::{Event, Inbox, Peer, PeerError};
+use vmshm_transport::{Event, Glance, Inbox, Peer, PeerError};
 
 use crate::engine::Engine;
 use crate::rendezvous::{REQUEST, is_chunk};
@@ -24,6 +24,29 @@ impl<S, G> Engine<S, G> {
             self.read_prefixes();
         }
         !self.upcalls.is_empty()
+    }
+
+    /// The quick part of [`Engine::advance`] and [`Engine::next_event`]: see [`vmshm_transport::Endpoint::glance`]. A message with a
+    /// [reserved](crate::is_reserved) tag is not the caller's: [`Engine::next_event`] finds it again.
+    #[inline(always)]
+    pub fn glance(&mut self, inbox: &mut Inbox) -> Glance {
+        let due = self.queued
+            | usize::from(self.is_blocked)
+            | self.read_in_place.len()
+            | self.partial.len()
+            | self.upcalls.len();
+        if due == 0 { self.endpoint.glance(inbox) } else { Glance::More }
+    }
+
+    /// Acknowledges what was consumed, after [`Glance::Consumed`].
+    pub fn flush(&mut self) {
+        self.endpoint.flush();
+    }
+
+    /// See [`vmshm_transport::Endpoint::take_long`]: as [`Engine::next_event`], after [`Glance::Long`].
+    #[inline]
+    pub fn take_long(&mut self, inbox: &mut Inbox) -> Option<(Event, bool)> {
+        self.endpoint.take_long(inbox)
     }
 
     /// The next thing that has happened, or `None`. Each call does a bounded amount of work.

@@ -57,6 +57,20 @@ impl<S, G> Engine<S, G> {
         }
     }
 
+    /// As [`Engine::try_send`], of a header of 9 to 16 and a payload of up to 8 bytes: see
+    /// [`vmshm_transport::Endpoint::send_slot`]. None if nothing was sent: `try_send` says why, or finds room. Some(false) if the
+    /// peer is to be told by [`Engine::tell`].
+    #[inline(always)]
+    pub fn try_send_slot(&mut self, index: usize, tag: u8, header: &[u8], payload: &[u8]) -> Option<bool> {
+        // What waits for any peer is seldom, and goes first.
+        if self.queued == 0 { self.endpoint.send_slot(index, tag, header, payload) } else { None }
+    }
+
+    /// Tells a peer of what was just sent to it.
+    pub fn tell(&mut self, index: usize) {
+        self.endpoint.tell(index);
+    }
+
     /// Sends the first `len` bytes of a fragment at once or not at all. It completes by [`Upcall::Sent`],
     /// which returns the fragment; without a completion the engine frees it.
     ///

@@ -34,7 +34,9 @@ pub mod tune;
 
 #[cfg(feature = "std")]
 pub use attach::Sleeper;
-pub use endpoint::{ChunkAllocator, Endpoint, Event, Fragment, Holder, Inbox, Peer, Process, Verdicts};
+pub use endpoint::{
+    ChunkAllocator, Endpoint, Event, Fragment, Glance, Holder, Inbox, Peer, Process, Verdicts,
+};
 pub use error::{AttachError, ConnectError, Fault, PeerError, SendError};
 pub use memory::copy::{
     self, from_shared as copy_from_shared, to_far as copy_to_far, to_shared as copy_to_shared,

@@ -203,6 +203,42 @@ fn run_of_short_messages() {
     });
 }
 
+/// Short messages that go the quick way: whole, in order, and none of the words is taken for one that an earlier lap left where
+/// their stamps will be, each of which looks like it.
+#[test]
+fn quick_messages_behind_what_looks_like_them() {
+    const COUNT: u64 = 46;
+    model(|| {
+        let memory = Arc::new(Words::new(1 << 12));
+        for position in 4..COUNT {
+            let sequence = Stamp::sequence_at(position);
+            let stamp = Stamp { sequence, len: 16, kind: KIND_INLINE, tag: 0 };
+            memory.store(SLOTS + position * 32, stamp.pack(), Ordering::Relaxed);
+        }
+        let sender = memory.clone();
+        let producing = thread::spawn(move || {
+            let mut producer = Producer::new(SLOTS, COUNT as u32);
+            producer.make_ready(&*sender);
+            for number in 1..=5u64 {
+                assert!(producer.is_ready());
+                producer.push_slot(&*sender, KIND_INLINE, 0, 16, [number, !number, 0]);
+            }
+        });
+        let mut consumer = Consumer::new(SLOTS, COUNT as u32);
+        let mut found = Vec::new();
+        while found.len() < 5 {
+            let run = receive_run(&memory, &mut consumer);
+            if run.is_empty() {
+                thread::yield_now();
+            }
+            found.extend(run);
+        }
+        assert_eq!(found, [1, 2, 3, 4, 5].map(|number: u64| [number, !number]));
+        producing.join().unwrap();
+        assert!(receive_run(&memory, &mut consumer).is_empty());
+    });
+}
+
 /// A payload whose words look like the stamps that come next is taken for none of them on the next lap.
 #[test]
 fn run_behind_a_payload_that_looks_like_it() {

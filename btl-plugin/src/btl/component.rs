@@ -60,6 +60,11 @@ pub unsafe extern "C" fn init(count: *mut c_int, _: bool, threads: bool) -> *mut
     let module = MODULE.get();
     match attach(module) {
         Ok(instance) => {
+            if instance.traffic.is_some() {
+                // A process that sleeps has more to do in each progress than the quick way does.
+                // SAFETY: as above, nobody else knows this module yet.
+                unsafe { INSTANCE.raw().share() };
+            }
             osc::publish(threads);
             *INSTANCE.lock() = Some(instance);
         }

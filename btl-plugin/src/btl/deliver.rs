@@ -5,7 +5,9 @@ use std::mem::MaybeUninit;
 use vmshm_messaging::Params;
 use vmshm_transport::copy_from_shared;
 
-use crate::ompi::{self, mca_btl_active_message_callback_t, mca_btl_base_endpoint_t, mca_btl_base_segment_t};
+use crate::ompi::{
+    self, Received, mca_btl_active_message_callback_t, mca_btl_base_endpoint_t, mca_btl_base_segment_t,
+};
 use crate::process::MODULE;
 
 /// Bytes at the start of a fragment that are copied before anyone looks at them: no header is longer.
@@ -17,6 +19,48 @@ const PAGE: usize = 4096;
 /// The tag of ob1's messages that need no rendezvous: `MCA_PML_OB1_HDR_TYPE_MATCH` of its `pml_ob1_hdr.h`.
 const OB1_MATCH: u32 = ompi::MCA_BTL_TAG_PML + 1;
 
+/// What the functions for tags are given. They keep none of it, so that it serves for one message after another.
+pub struct Delivery {
+    segments: [mca_btl_base_segment_t; 2],
+    received: Received,
+}
+
+impl Delivery {
+    /// Nothing is delivered yet.
+    pub fn new() -> Self {
+        // SAFETY: the struct holds numbers and a pointer, for all of which zero is a value.
+        let segments = unsafe { MaybeUninit::zeroed().assume_init() };
+        Self { segments, received: Received::default() }
+    }
+
+    /// Hands a message to the function that is registered for its tag; false if none is.
+    #[inline(always)]
+    pub fn deliver(&mut self, from: *mut mca_btl_base_endpoint_t, tag: u8, bytes: &mut [u8]) -> bool {
+        self.segments[0].seg_addr.pval = bytes.as_mut_ptr().cast();
+        self.segments[0].seg_len = bytes.len() as u64;
+        self.call(from, tag, 1)
+    }
+
+    #[inline(always)]
+    fn call(&mut self, from: *mut mca_btl_base_endpoint_t, tag: u8, count: usize) -> bool {
+        let tag = ompi::from_wire(tag);
+        if u32::from(tag) >= ompi::MCA_BTL_TAG_MAX {
+            return false;
+        }
+        let table = (&raw const ompi::mca_btl_base_active_message_trigger)
+            .cast::<mca_btl_active_message_callback_t>();
+        // SAFETY: the table has MCA_BTL_TAG_MAX rows, filled before messages come.
+        let entry = unsafe { *table.add(usize::from(tag)) };
+        let Some(callback) = entry.cbfunc else { return false };
+        let segments = &mut self.segments[..count];
+        // SAFETY: the callback and its data are those of the table; the module is ours, and the segments are valid.
+        unsafe {
+            self.received.give(callback, entry.cbdata, MODULE.get(), from, tag, segments);
+        }
+        true
+    }
+}
+
 /// Hands a message to the function that is registered for its tag; false if none is. `rest` is what follows the first part.
 pub fn deliver(
     from: *mut mca_btl_base_endpoint_t,
@@ -25,30 +69,17 @@ pub fn deliver(
     len: usize,
     rest: Option<(*mut u8, usize)>,
 ) -> bool {
-    let tag = ompi::from_wire(tag);
-    if u32::from(tag) >= ompi::MCA_BTL_TAG_MAX {
-        return false;
-    }
-    let table =
-        (&raw const ompi::mca_btl_base_active_message_trigger).cast::<mca_btl_active_message_callback_t>();
-    // SAFETY: the table has MCA_BTL_TAG_MAX rows, filled before messages come.
-    let entry = unsafe { *table.add(usize::from(tag)) };
-    let Some(callback) = entry.cbfunc else { return false };
-    // SAFETY: the struct holds numbers and a pointer, for all of which zero is a value.
-    let mut segments: [mca_btl_base_segment_t; 2] = unsafe { MaybeUninit::zeroed().assume_init() };
-    let mut count = 1;
+    let mut delivery = Delivery::new();
+    let segments = &mut delivery.segments;
     segments[0].seg_addr.pval = first.cast();
     segments[0].seg_len = len as u64;
+    let mut count = 1;
     if let Some((rest, rest_len)) = rest {
         segments[1].seg_addr.pval = rest.cast();
         segments[1].seg_len = rest_len as u64;
         count = 2;
     }
-    // SAFETY: the callback and its data are those of the table; the module is ours, and the segments are valid.
-    unsafe {
-        ompi::receive(callback, entry.cbdata, MODULE.get(), from, tag, &mut segments[..count]);
-    }
-    true
+    delivery.call(from, tag, count)
 }
 
 /// Whether a message that lies in the sender's section, where the sender can still change it, is copied as a whole before

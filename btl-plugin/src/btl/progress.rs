@@ -3,13 +3,13 @@
 use std::ffi::c_int;
 
 use vmshm_messaging::{IdleAction, Upcall, is_reserved};
-use vmshm_transport::{Event, Fragment, Inbox, Peer};
+use vmshm_transport::{Event, Fragment, Glance, Inbox, Peer};
 
-use super::deliver;
+use super::deliver::{self, Delivery};
 use crate::ompi;
 use crate::ompi::help::{self, Topic};
 use crate::osc;
-use crate::process::{Completion, Descriptor, Held, INSTANCE, MODULE, loss, sleep, to_endpoint};
+use crate::process::{Completion, Descriptor, Held, INSTANCE, MODULE, loss, quick, sleep, to_endpoint};
 
 /// Most messages that one call handles.
 const BATCH: usize = 32;
@@ -24,6 +24,126 @@ const _: () = assert!(is_reserved(ompi::MCA_BTL_TAG_BTL as u8) && !is_reserved(o
 /// Receives what has arrived and sends what waits. One thread at a time does so; the others return at once. After a long
 /// wait for nothing it sleeps, if the user wants that.
 pub unsafe extern "C" fn progress() -> c_int {
+    match glance() {
+        Glance::Nothing => 0,
+        Glance::Consumed => acknowledge(),
+        Glance::Short => short(),
+        Glance::Long => long(),
+        Glance::More => find(),
+    }
+}
+
+/// The quick part of progress, without the lock.
+#[inline(always)]
+fn glance() -> Glance {
+    // SAFETY: the reference ends here, and nothing of Open MPI's is called.
+    let Some(instance) = (unsafe { quick() }) else { return Glance::More };
+    let Some(inbox) = &mut instance.inbox else { return Glance::Nothing };
+    instance.engine.glance(inbox)
+}
+
+/// Acknowledges what was handed on.
+#[inline(never)]
+fn acknowledge() -> c_int {
+    // SAFETY: the reference ends here.
+    if let Some(instance) = unsafe { quick() } {
+        instance.engine.flush();
+    }
+    0
+}
+
+/// Hands on the short messages that were seen at a glance, and more of them if there may be more.
+#[inline(never)]
+fn short() -> c_int {
+    let mut delivery = Delivery::new();
+    let mut count = 0;
+    loop {
+        // SAFETY: the reference ends here.
+        let inbox = unsafe { quick() }.and_then(|instance| instance.inbox.take());
+        let Some(mut inbox) = inbox else { return find() };
+        let before = count;
+        let mut rejected = None;
+        while let Some((peer, tag, bytes)) = inbox.next_short(|tag| !is_ours(tag)) {
+            count += 1;
+            if !delivery.deliver(to_endpoint(peer), tag, bytes) {
+                rejected = Some((peer, tag));
+                break;
+            }
+        }
+        let is_done = inbox.is_empty();
+        put_back(inbox);
+        if let Some((peer, tag)) = rejected {
+            reject(&mut INSTANCE.lock(), peer, tag);
+        }
+        if !is_done {
+            return count + find();
+        }
+        if count - before < Inbox::RUN as c_int || count >= BATCH as c_int {
+            return count;
+        }
+        match glance() {
+            Glance::Nothing => return count,
+            Glance::Consumed => return count + acknowledge(),
+            Glance::Short => {}
+            Glance::Long => return count + long(),
+            Glance::More => return count + find(),
+        }
+    }
+}
+
+/// Hands on the longer messages that were seen at a glance.
+#[inline(never)]
+fn long() -> c_int {
+    let mut count = 0;
+    loop {
+        // SAFETY: the reference ends before the message is handed on.
+        let Some(instance) = (unsafe { quick() }) else { return count + find() };
+        let Some(inbox) = &mut instance.inbox else { return count };
+        let Some((event, streams)) = instance.engine.take_long(inbox) else { return count + find() };
+        let Some(mut inbox) = instance.inbox.take() else { return count };
+        count += 1;
+        match event {
+            Event::Message { peer, tag, len } if !is_ours(tag) => {
+                let bytes = inbox.bytes_mut(len).as_mut_ptr();
+                let is_taken = deliver::deliver(to_endpoint(peer), tag, bytes, len, None);
+                put_back(inbox);
+                if !is_taken {
+                    reject(&mut INSTANCE.lock(), peer, tag);
+                }
+            }
+            event => {
+                let mut guard = INSTANCE.lock();
+                handle(&mut guard, &mut inbox, event);
+                if let Some(instance) = guard.as_mut() {
+                    instance.inbox = Some(inbox);
+                }
+            }
+        }
+        if !streams || count >= BATCH as c_int {
+            return count;
+        }
+        match glance() {
+            Glance::Nothing => return count,
+            Glance::Consumed => return count + acknowledge(),
+            Glance::Short => return count + short(),
+            Glance::Long => {}
+            Glance::More => return count + find(),
+        }
+    }
+}
+
+/// Ends the handing on of messages: progress may look for others again.
+#[inline(always)]
+fn put_back(inbox: Box<Inbox>) {
+    // SAFETY: the reference ends here.
+    if let Some(instance) = unsafe { quick() } {
+        instance.inbox = Some(inbox);
+    }
+}
+
+/// As [`progress`], where there is something, or may be.
+#[inline(never)]
+fn find() -> c_int {
     let Some(mut guard) = INSTANCE.try_lock() else { return 0 };
     let Some(instance) = guard.as_mut() else { return 0 };
     let Some(mut inbox) = instance.inbox.take() else { return 0 };

@@ -11,15 +11,88 @@ use super::prepare::{alloc, pack};
 use crate::ompi::{
     self, mca_btl_base_descriptor_t, mca_btl_base_endpoint_t, mca_btl_base_module_t, opal_convertor_t,
 };
-use crate::process::{INSTANCE, Instance, from_endpoint, loss, params};
+use crate::process::{INSTANCE, Instance, from_endpoint, loss, params, quick};
 
 const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
 
 /// Longest message that always goes through the ring, bytes with their header.
 const SHORT: usize = 640;
 
+/// Longest payload of a message that one slot of the ring holds with its header.
+const SLOT: usize = 8;
+
 /// Sends a message at once, or says that it can't.
 pub unsafe extern "C" fn sendi(
+    module: *mut mca_btl_base_module_t,
+    endpoint: *mut mca_btl_base_endpoint_t,
+    convertor: *mut opal_convertor_t,
+    header: *mut c_void,
+    header_size: usize,
+    payload_size: usize,
+    order: u8,
+    flags: u32,
+    tag: u8,
+    descriptor: *mut *mut mca_btl_base_descriptor_t,
+) -> c_int {
+    // SAFETY: Open MPI gives header_size bytes, and a convertor with payload_size bytes, all of which are sent as they lie. The
+    // instance is used for nothing else meanwhile.
+    unsafe {
+        if payload_size <= SLOT
+            && header_size + payload_size <= params::max_inline()
+            && let Some(data) = start(convertor, payload_size)
+            && let Some(Instance { engine, .. }) = quick()
+        {
+            let header = std::slice::from_raw_parts(header.cast::<u8>(), header_size);
+            let payload = std::slice::from_raw_parts(data, payload_size);
+            match engine.try_send_slot(from_endpoint(endpoint), ompi::to_wire(tag), header, payload) {
+                Some(true) => return SUCCESS,
+                Some(false) => return tell(endpoint),
+                None => {}
+            }
+        }
+        send_any(
+            module,
+            endpoint,
+            convertor,
+            header,
+            header_size,
+            payload_size,
+            order,
+            flags,
+            tag,
+            descriptor,
+        )
+    }
+}
+
+/// Where `len` bytes lie that are sent as they are; none where they may have to be packed.
+///
+/// # Safety
+/// `convertor` is Open MPI's and has `len` bytes, if that is not 0.
+#[inline(always)]
+unsafe fn start(convertor: *const opal_convertor_t, len: usize) -> Option<*const u8> {
+    if len == 0 {
+        return Some(ptr::NonNull::dangling().as_ptr());
+    }
+    // SAFETY: the caller vouches for it.
+    unsafe { ompi::start_without_gaps(convertor) }
+}
+
+/// Tells a peer of what was just sent to it.
+#[inline(never)]
+fn tell(endpoint: *mut mca_btl_base_endpoint_t) -> c_int {
+    if let Some(Instance { engine, .. }) = INSTANCE.lock().as_mut() {
+        engine.tell(from_endpoint(endpoint));
+    }
+    SUCCESS
+}
+
+/// As [`sendi`], of any message.
+///
+/// # Safety
+/// The arguments are Open MPI's.
+#[inline(never)]
+unsafe extern "C" fn send_any(
     _: *mut mca_btl_base_module_t,
     endpoint: *mut mca_btl_base_endpoint_t,
     convertor: *mut opal_convertor_t,
@@ -70,8 +143,8 @@ pub unsafe extern "C" fn sendi(
 #[inline]
 fn fits(number: usize, len: usize) -> bool {
     len <= SHORT
-        || INSTANCE.lock().as_ref().is_some_and(|Instance { engine, .. }| {
-            engine.peer(number).is_none_or(|peer| engine.endpoint().is_spacious(peer, len))
+        || INSTANCE.lock().as_mut().is_some_and(|Instance { engine, .. }| {
+            engine.peer(number).is_none_or(|peer| engine.endpoint_mut().is_spacious(peer, len))
         })
 }
 

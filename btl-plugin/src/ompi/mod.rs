@@ -184,6 +184,24 @@ pub unsafe fn describe(proc: *const opal_proc_t) -> String {
     }
 }
 
+/// Where a convertor's bytes begin, if their data type has no gaps: the most usual case of `opal_convertor_need_buffers` and
+/// `opal_convertor_get_current_pointer`, without a call. The others are for `vmshm_ompi_contiguous`.
+///
+/// # Safety
+/// `convertor` is Open MPI's.
+#[inline(always)]
+pub unsafe fn start_without_gaps(convertor: *const opal_convertor_t) -> Option<*const u8> {
+    const PLAIN: u32 = CONVERTOR_HOMOGENEOUS | OPAL_DATATYPE_FLAG_NO_GAPS;
+    // SAFETY: the caller vouches for it, and with it for its data type.
+    unsafe {
+        if (*convertor).flags & PLAIN != PLAIN {
+            return None;
+        }
+        let offset = (*convertor).bConverted.wrapping_add_signed((*(*convertor).pDesc).true_lb);
+        Some((*convertor).pBaseBuf.cast::<u8>().wrapping_add(offset))
+    }
+}
+
 /// Whether Open MPI serves several threads at a time.
 pub fn has_threads() -> bool {
     // SAFETY: no arguments.

@@ -39,25 +39,37 @@ pub const fn from_wire(tag: u8) -> u8 {
 pub type Callback =
     unsafe extern "C" fn(*mut mca_btl_base_module_t, u8, *mut mca_btl_base_descriptor_t, *mut c_void);
 
-/// Hands a message to what is registered for its tag.
-///
-/// # Safety
-/// All of it is Open MPI's, and `data` what was registered with the callback.
-#[inline]
-pub unsafe fn receive(
-    callback: Callback,
-    data: *mut c_void,
-    module: *mut mca_btl_base_module_t,
-    _: *mut mca_btl_base_endpoint_t,
-    tag: u8,
-    segments: &mut [mca_btl_base_segment_t],
-) {
-    // SAFETY: the struct holds numbers, pointers and an optional function, for all of which zero is a value.
-    let mut descriptor: mca_btl_base_descriptor_t = unsafe { MaybeUninit::zeroed().assume_init() };
-    descriptor.des_segments = segments.as_mut_ptr();
-    descriptor.des_segment_count = segments.len();
-    // SAFETY: descriptor and segments outlive the call, which keeps none of them; the caller vouches for the rest.
-    unsafe { callback(module, tag, &mut descriptor, data) }
+/// What a callback is given. None keeps or changes it.
+#[allow(missing_debug_implementations, reason = "a struct of C's")]
+pub struct Received(mca_btl_base_descriptor_t);
+
+impl Default for Received {
+    fn default() -> Self {
+        // SAFETY: the struct holds numbers, pointers and an optional function, for all of which zero is a value.
+        Self(unsafe { MaybeUninit::zeroed().assume_init() })
+    }
+}
+
+impl Received {
+    /// Hands a message to what is registered for its tag.
+    ///
+    /// # Safety
+    /// All of it is Open MPI's, and `data` what was registered with the callback.
+    #[inline]
+    pub unsafe fn give(
+        &mut self,
+        callback: Callback,
+        data: *mut c_void,
+        module: *mut mca_btl_base_module_t,
+        _: *mut mca_btl_base_endpoint_t,
+        tag: u8,
+        segments: &mut [mca_btl_base_segment_t],
+    ) {
+        self.0.des_segments = segments.as_mut_ptr();
+        self.0.des_segment_count = segments.len();
+        // SAFETY: descriptor and segments outlive the call, which keeps none of them; the caller vouches for the rest.
+        unsafe { callback(module, tag, &raw mut self.0, data) }
+    }
 }
 
 /// A callback that tells an observer.

@@ -45,28 +45,35 @@ pub const fn from_wire(tag: u8) -> u8 {
 pub type Callback =
     unsafe extern "C" fn(*mut mca_btl_base_module_t, *const mca_btl_base_receive_descriptor_t);
 
-/// Hands a message to what is registered for its tag.
-///
-/// # Safety
-/// All of it is Open MPI's, and `data` what was registered with the callback.
-#[inline]
-pub unsafe fn receive(
-    callback: Callback,
-    data: *mut c_void,
-    module: *mut mca_btl_base_module_t,
-    endpoint: *mut mca_btl_base_endpoint_t,
-    tag: u8,
-    segments: &mut [mca_btl_base_segment_t],
-) {
-    let descriptor = mca_btl_base_receive_descriptor_t {
-        endpoint,
-        des_segments: segments.as_ptr(),
-        des_segment_count: segments.len(),
-        tag,
-        cbdata: data,
-    };
-    // SAFETY: descriptor and segments outlive the call, which keeps none of them; the caller vouches for the rest.
-    unsafe { callback(module, &raw const descriptor) }
+/// What a callback is given.
+#[derive(Debug, Default)]
+pub struct Received;
+
+impl Received {
+    /// Hands a message to what is registered for its tag.
+    ///
+    /// # Safety
+    /// All of it is Open MPI's, and `data` what was registered with the callback.
+    #[inline]
+    pub unsafe fn give(
+        &mut self,
+        callback: Callback,
+        data: *mut c_void,
+        module: *mut mca_btl_base_module_t,
+        endpoint: *mut mca_btl_base_endpoint_t,
+        tag: u8,
+        segments: &mut [mca_btl_base_segment_t],
+    ) {
+        let descriptor = mca_btl_base_receive_descriptor_t {
+            endpoint,
+            des_segments: segments.as_ptr(),
+            des_segment_count: segments.len(),
+            tag,
+            cbdata: data,
+        };
+        // SAFETY: descriptor and segments outlive the call, which keeps none of them; the caller vouches for the rest.
+        unsafe { callback(module, &raw const descriptor) }
+    }
 }
 
 /// A callback that tells an observer.

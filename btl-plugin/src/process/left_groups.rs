@@ -7,8 +7,9 @@ use vmshm_transport::Fragment;
 use vmshm_transport::attach::Attached;
 use vmshm_transport::collective::PendingRelease;
 
-/// Calls of progress between two looks whether readers have finished: these take their words away from them.
-const SELDOM: u32 = 256;
+/// Calls of progress, without the quick ones, between two looks whether readers have finished: these take their words away
+/// from them.
+const SELDOM: u32 = 32;
 
 /// All groups that still have readers.
 #[derive(Default)]

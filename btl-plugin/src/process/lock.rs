@@ -1,9 +1,9 @@
 //! A lock that costs next to nothing in programs that have no need of one.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use parking_lot::RawMutex;
-use parking_lot::lock_api::{self, GuardNoSend};
+use parking_lot::lock_api::{self, GuardNoSend, RawMutex as _};
 
 /// A mutex around `T`, free of atomic read-modify-write operations until [`Lock::share`] is called.
 ///
@@ -11,17 +11,22 @@ use parking_lot::lock_api::{self, GuardNoSend};
 /// `MPI_THREAD_MULTIPLE`) that no two of their threads are inside MPI at a time.
 pub type Lock<T> = lock_api::Mutex<RawLock, T>;
 
-/// Content of a [`Lock`].
+/// What is held in a [`Lock`].
 pub type Guard<'a, T> = lock_api::MutexGuard<'a, RawLock, T>;
 
 /// The raw lock: a mutex where there are threads, else a mark against calling ourselves.
 pub struct RawLock {
-    /// There are threads. Never changes while the lock is held.
-    shared: AtomicBool,
-    /// Held, where there are no threads.
-    held: AtomicBool,
+    /// [`FREE`], [`HELD`] or [`SHARED`]: one word, so that one comparison tells whether all is as usual.
+    state: AtomicU8,
     mutex: RawMutex,
 }
+
+/// There are no threads, and the lock is free.
+const FREE: u8 = 0;
+/// There are no threads, and the lock is held.
+const HELD: u8 = 1;
+/// There are threads: the mutex says whether it is held. Never changes again.
+const SHARED: u8 = 2;
 
 impl RawLock {
     /// From now on, several threads may use the lock at a time.
@@ -29,53 +34,77 @@ impl RawLock {
     /// # Safety
     /// The lock is not held, and no other thread uses it yet.
     pub unsafe fn share(&self) {
-        self.shared.store(true, Ordering::Relaxed);
+        self.state.store(SHARED, Ordering::Relaxed);
+    }
+
+    /// Whether there are no threads to exclude, and the lock is free.
+    #[inline(always)]
+    pub fn is_needless(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == FREE
     }
 
     fn is_shared(&self) -> bool {
-        self.shared.load(Ordering::Relaxed)
+        self.state.load(Ordering::Relaxed) == SHARED
+    }
+
+    /// Takes a lock that is not simply free.
+    #[inline(never)]
+    fn lock_shared(&self) {
+        // It would wait for itself, for ever.
+        assert!(
+            self.is_shared(),
+            "btl vmshm was called from inside itself, or by two threads without MPI_THREAD_MULTIPLE"
+        );
+        self.mutex.lock();
+    }
+
+    #[inline(never)]
+    fn try_lock_shared(&self) -> bool {
+        self.is_shared() && self.mutex.try_lock()
+    }
+
+    /// # Safety
+    /// The caller holds the mutex.
+    #[inline(never)]
+    unsafe fn unlock_shared(&self) {
+        // SAFETY: the caller holds it.
+        unsafe { self.mutex.unlock() };
     }
 }
 
 // SAFETY: where the lock is shared, parking_lot's mutex excludes. Where it is not, Open MPI calls us from one thread at a
-// time (its contract for thread levels below MPI_THREAD_MULTIPLE), and `held` excludes that thread from itself.
+// time (its contract for thread levels below MPI_THREAD_MULTIPLE), and `HELD` excludes that thread from itself.
 unsafe impl lock_api::RawMutex for RawLock {
     #[allow(clippy::declare_interior_mutable_const, reason = "that is how lock_api makes them")]
-    const INIT: Self =
-        Self { shared: AtomicBool::new(false), held: AtomicBool::new(false), mutex: RawMutex::INIT };
+    const INIT: Self = Self { state: AtomicU8::new(FREE), mutex: RawMutex::INIT };
 
     type GuardMarker = GuardNoSend;
 
     #[inline]
     fn lock(&self) {
-        if self.is_shared() {
-            self.mutex.lock();
+        if self.state.load(Ordering::Relaxed) == FREE {
+            self.state.store(HELD, Ordering::Relaxed);
         } else {
-            // It would wait for itself, for ever.
-            assert!(
-                self.try_lock(),
-                "btl vmshm was called from inside itself, or by two threads without MPI_THREAD_MULTIPLE"
-            );
+            self.lock_shared();
         }
     }
 
     #[inline]
     fn try_lock(&self) -> bool {
-        if self.is_shared() {
-            return self.mutex.try_lock();
+        if self.state.load(Ordering::Relaxed) != FREE {
+            return self.try_lock_shared();
         }
-        let free = !self.held.load(Ordering::Relaxed);
-        self.held.store(true, Ordering::Relaxed);
-        free
+        self.state.store(HELD, Ordering::Relaxed);
+        true
     }
 
     #[inline]
     unsafe fn unlock(&self) {
-        if self.is_shared() {
-            // SAFETY: the caller holds the lock.
-            unsafe { self.mutex.unlock() };
+        if self.state.load(Ordering::Relaxed) == HELD {
+            self.state.store(FREE, Ordering::Relaxed);
         } else {
-            self.held.store(false, Ordering::Relaxed);
+            // SAFETY: the caller holds the lock, which is the mutex where it is not `HELD`.
+            unsafe { self.unlock_shared() };
         }
     }
 }

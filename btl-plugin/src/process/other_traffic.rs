@@ -146,6 +146,7 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     use super::*;
+    use crate::ompi::Received;
 
     /// A tag that no other test uses.
     const TAG: u8 = 0xe7;
@@ -168,7 +169,7 @@ mod tests {
         unsafe {
             let callback = std::mem::transmute::<*mut c_void, mca_btl_base_module_recv_cb_fn_t>(callback);
             let data = ptr::without_provenance_mut(5);
-            ompi::receive(callback.unwrap(), data, ptr::null_mut(), ptr::null_mut(), TAG, &mut []);
+            Received::default().give(callback.unwrap(), data, ptr::null_mut(), ptr::null_mut(), TAG, &mut []);
         }
     }
 

@@ -60,12 +60,13 @@ impl Activity {
 
     /// Which counters have changed since the last look, one bit each; at the first look all have.
     pub fn look(&mut self, memory: &impl Memory) -> u32 {
-        let now: [u64; WORDS] =
-            core::array::from_fn(|n| memory.load(self.line + n as u64 * 8, Ordering::Acquire));
-        let Some(seen) = self.seen.replace(now) else { return u32::MAX };
-        if seen == now {
+        let now: [u64; WORDS] = memory.load_words(self.line);
+        if self.seen == Some(now) {
             return 0;
         }
+        // Pairs with `bump`.
+        memory.fence(Ordering::Acquire);
+        let Some(seen) = self.seen.replace(now) else { return u32::MAX };
         let counter = |words: &[u64; WORDS], n: u32| {
             let n = u64::from(n);
             (words[(n % ACTIVITY_WORDS) as usize] >> (n / ACTIVITY_WORDS * COUNTER_BITS)) as u16

@@ -22,6 +22,9 @@ const AHEAD: u64 = 40;
 /// Slots of these whose stamps are zeroed ahead, too: a short message waits for no other store than its own.
 const CLEARED: u64 = 4;
 
+/// Slots between two looks for credit that is short but not gone: each look takes a line away from the consumer.
+const ASK_INTERVAL: u64 = 16;
+
 /// Slots that a message of `len` bytes takes.
 #[inline]
 pub const fn slots_for(len: usize) -> u64 {
@@ -37,16 +40,33 @@ pub struct Producer {
     position: u64,
     at: u64,
     acknowledged: u64,
-    /// The stamps from `position` to here are zero, and their lines were asked for.
+    /// Slots from the next one on whose stamps are zero, and whose lines were asked for.
     cleared: u64,
     owned: u64,
+    /// Before this position [`Producer::push_slot`] may be called.
+    ready: u64,
+    /// Position at which [`Producer::asks`] said yes last.
+    asked: u64,
+    /// Slots whose stamps are zeroed ahead: more than the next message needs, where that is how their lines are owned.
+    ahead: u64,
 }
 
 impl Producer {
     /// The producer of a zeroed ring of `count` slots at offset `slots`.
     pub fn new(slots: u64, count: u32) -> Self {
         let count = u64::from(count);
-        Self { slots, count, position: 0, at: 0, acknowledged: 0, cleared: count, owned: count }
+        Self {
+            slots,
+            count,
+            position: 0,
+            at: 0,
+            acknowledged: 0,
+            cleared: count,
+            owned: count,
+            ready: 0,
+            asked: 0,
+            ahead: CLEARED,
+        }
     }
 
     /// Slots sent so far.
@@ -99,22 +119,61 @@ impl Producer {
         let len: usize = parts.iter().map(|part| part.len()).sum();
         debug_assert!(len <= MAX_INLINE && self.has_room(len));
         let slots = slots_for(len);
-        if self.cleared <= self.position + slots {
+        if self.cleared <= slots {
             self.clear(memory, slots);
-            self.cleared = self.position + slots + 1;
+            self.cleared = slots + 1;
         }
         let head = self.write(memory, parts);
-        memory.store_words(self.slots + self.at + STAMP, head);
-        // The length fits 16 bits because MAX_INLINE does.
-        let stamp = Stamp { sequence: Stamp::sequence_at(self.position), len: len as u16, kind, tag };
-        // Release: a consumer that sees this stamp sees all the bytes above, and the zero behind them.
-        memory.store(self.slots + self.at, stamp.pack(), Ordering::Release);
+        self.publish::<0>(memory, kind, tag, len, head, 0);
         if slots > LINE / SLOT {
             self.demote(memory, slots);
         }
-        self.position += slots;
         self.at = self.behind(slots);
-        self.prepare(memory);
+        self.position += slots;
+        self.cleared -= slots;
+        // The next message is likely to be as long.
+        self.ahead = if memory.stores_ahead() { CLEARED.max(slots + 1) } else { CLEARED };
+        self.owned = self.owned.saturating_sub(slots);
+        self.make_ready(memory);
+    }
+
+    /// Whether [`Producer::push_slot`] may be called.
+    #[inline(always)]
+    pub fn is_ready(&self) -> bool {
+        self.position < self.ready
+    }
+
+    /// Nothing is ready any more, unless [`Producer::prepare`] is called: the peer is gone.
+    pub fn stop(&mut self) {
+        self.ready = 0;
+    }
+
+    /// Publishes a message of one slot, with `len` bytes in `words`; the ring is [ready](Producer::is_ready). What
+    /// [`Producer::prepare`] does for many slots at a time, this does for one.
+    #[inline(always)]
+    pub fn push_slot(&mut self, memory: &impl Memory, kind: u8, tag: u8, len: usize, words: [u64; 3]) {
+        debug_assert!(self.is_ready() && len <= HEAD);
+        let owned = self.behind(AHEAD).wrapping_sub(self.at);
+        self.publish::<CLEARED>(memory, kind, tag, len, words, owned);
+        self.position += 1;
+        self.at += SLOT;
+    }
+
+    /// Stores the first slot of a message; see [`Memory::store_slot`].
+    #[inline(always)]
+    fn publish<const ZERO: u64>(
+        &self,
+        memory: &impl Memory,
+        kind: u8,
+        tag: u8,
+        len: usize,
+        head: [u64; 3],
+        owned: u64,
+    ) {
+        // The length fits 16 bits because MAX_INLINE does.
+        let stamp = Stamp { sequence: Stamp::sequence_at(self.position), len: len as u16, kind, tag };
+        // Release: a consumer that sees this stamp sees all the bytes of the message, and the zero behind them.
+        memory.store_slot::<ZERO>(self.slots + self.at, stamp.pack(), head, owned);
     }
 
     /// Demotes the next slots, which were just written, to the shared cache, but for a line that the next message begins in.
@@ -131,18 +190,54 @@ impl Producer {
     /// Prefetches the cache lines of the slots that will be written next, and zeroes the stamps of the first of them.
     #[inline]
     pub fn prepare(&mut self, memory: &impl Memory) {
-        let free = self.acknowledged + self.count;
-        let end = (self.position + AHEAD).min(free);
-        self.owned = self.owned.max(self.position);
-        while self.owned < end {
-            memory.prefetch_write(self.slots + self.behind(self.owned - self.position), SLOT);
-            self.owned += LINE / SLOT;
-        }
-        let end = (self.position + CLEARED).min(free);
-        while self.cleared < end {
-            self.clear(memory, self.cleared - self.position);
+        self.own_ahead(memory);
+        let free = self.free();
+        while self.cleared < self.ahead.min(free) {
+            self.clear(memory, self.cleared);
             self.cleared += 1;
         }
+    }
+
+    /// Prefetches the lines ahead.
+    #[inline]
+    fn own_ahead(&mut self, memory: &impl Memory) {
+        let end = AHEAD.min(self.free());
+        while self.owned < end {
+            memory.prefetch_write(self.slots + self.behind(self.owned), SLOT);
+            self.owned += LINE / SLOT;
+        }
+    }
+
+    /// As [`Producer::prepare`], and makes the ring [ready](Producer::is_ready), as far as there is room.
+    #[inline]
+    pub fn make_ready(&mut self, memory: &impl Memory) {
+        self.prepare(memory);
+        // As many as stay zero, and asked for, from now on.
+        (self.cleared, self.owned) = (self.cleared.min(CLEARED), self.owned.min(AHEAD));
+        // The slots that are zeroed and asked for ahead are free, and the zeroed ones lie before the ring's end.
+        let (free, to_end) = (self.free(), self.count - self.at / SLOT);
+        self.ready = self.position + free.saturating_sub(AHEAD).min(to_end.saturating_sub(CLEARED));
+    }
+
+    /// Whether the consumer's acknowledgement is worth a look, for [`Producer::make_ready`]: the known credit is short, and it
+    /// [may](Producer::may_ask) be.
+    pub fn asks(&mut self) -> bool {
+        self.free() <= AHEAD && self.may_ask()
+    }
+
+    /// Whether the consumer's acknowledgement may be looked at. If so, it is not for the next few slots.
+    pub fn may_ask(&mut self) -> bool {
+        let may = self.position >= self.asked + ASK_INTERVAL;
+        if may {
+            self.asked = self.position;
+        }
+        may
+    }
+
+    /// Slots that are free, as far as this end knows.
+    #[inline]
+    fn free(&self) -> u64 {
+        self.acknowledged + self.count - self.position
     }
 
     /// Whether the known credit is short, so that this end should look again.
@@ -238,17 +333,21 @@ impl Producer {
 /// Bytes of a message that lie in the slot of its stamp.
 const HEAD: usize = (SLOT - STAMP) as usize;
 
-/// A header of 8 to 16 bytes and a payload of up to 8 behind it, as words. They are made in registers: words that are read
+/// A header of 9 to 16 bytes and a payload of up to 8 behind it, as words. They are made in registers: words that are read
 /// back from where they were written in other pieces have to wait for the cache.
 #[inline(always)]
-fn join_short(header: &[u8], payload: &[u8]) -> Option<[u64; 3]> {
+pub fn join_short(header: &[u8], payload: &[u8]) -> Option<[u64; 3]> {
     let (Some(first), Some(last)) = (header.first_chunk(), header.last_chunk()) else { return None };
-    if header.len() > 16 || payload.len() > 8 {
+    if !(9..=16).contains(&header.len()) || payload.len() > 8 {
         return None;
     }
+    // Bits of the second word that are the header's, from 8 to 64: no shift is by all 64.
     let bits = 8 * (header.len() - 8);
-    let rest = u128::from(u64::from_le_bytes(*last)) << bits >> 64 | u128::from(short_word(payload)) << bits;
-    Some([u64::from_ne_bytes(*first), (rest as u64).to_le(), ((rest >> 64) as u64).to_le()])
+    // Most are words.
+    let payload = payload.first_chunk().map_or_else(|| short_word(payload), |word| u64::from_le_bytes(*word));
+    let last = u64::from_le_bytes(*last);
+    let second = last >> (64 - bits) | payload << (bits - 8) << 8;
+    Some([u64::from_ne_bytes(*first), second.to_le(), (payload >> (64 - bits)).to_le()])
 }
 
 /// Up to 8 bytes as a word, the first of them lowest.
@@ -300,11 +399,17 @@ fn copy_short(to: &mut [u8], from: &[u8]) {
     }
 }
 
-/// Whether the word is the stamp of a message at `position` that lies in one slot.
+/// Whether the word is a stamp for `position`, or what is left there of another message's.
 #[inline(always)]
-const fn is_short(word: u64, position: u64) -> bool {
-    let stamp = Stamp::unpack(word);
-    stamp.sequence == Stamp::sequence_at(position) && stamp.kind == KIND_INLINE && stamp.len as usize <= HEAD
+const fn is_for(word: u64, position: u64) -> bool {
+    word as u32 == Stamp::sequence_at(position)
+}
+
+/// Whether a stamp is that of a message that lies in one slot.
+#[inline(always)]
+const fn is_short(word: u64) -> bool {
+    // Kind and length, one above the other, in one comparison.
+    ((word >> 32) as u32 & 0x00ff_ffff).wrapping_sub((KIND_INLINE as u32) << 16) <= HEAD as u32
 }
 
 /// The receiving end of a ring, in the section of a peer.
@@ -312,16 +417,21 @@ const fn is_short(word: u64, position: u64) -> bool {
 pub struct Consumer {
     slots: u64,
     count: u64,
+    /// Bytes of the ring.
+    size: u64,
     /// Slots stepped over so far, and where the next one lies in the ring, bytes.
     position: u64,
     at: u64,
     acknowledged: u64,
+    /// Position from which on an acknowledgement is due.
+    due: u64,
 }
 
 impl Consumer {
     /// The consumer of the ring of `count` slots at offset `slots`, from its first slot on.
     pub fn new(slots: u64, count: u32) -> Self {
-        Self { slots, count: u64::from(count), position: 0, at: 0, acknowledged: 0 }
+        let count = u64::from(count);
+        Self { slots, count, size: count * SLOT, position: 0, at: 0, acknowledged: 0, due: count.div_ceil(4) }
     }
 
     /// The stamp of the next message, if it is there.
@@ -361,7 +471,7 @@ impl Consumer {
             return;
         }
         let to = &mut to[..usize::from(stamp.len).next_multiple_of(8)];
-        let (first, second) = to.split_at_mut(to.len().min((self.count * SLOT - at) as usize));
+        let (first, second) = to.split_at_mut(to.len().min((self.size - at) as usize));
         memory.read(self.slots + at, first);
         if !second.is_empty() {
             memory.read(self.slots, second);
@@ -372,22 +482,34 @@ impl Consumer {
     /// and the end of the ring. Returns how many; they have not been stepped over.
     #[inline(always)]
     pub fn read_run(&self, memory: &impl Memory, to: &mut [[u8; SLOT as usize]]) -> usize {
-        let room = (self.count - self.at / SLOT) as usize;
-        let mut at = self.slots + self.at;
-        let mut position = self.position;
-        for to in to.iter_mut().take(room) {
-            let word = memory.load_peer(at, Ordering::Acquire);
-            if !is_short(word, position) {
+        let mut count = 0;
+        for to in to {
+            if self.read_short(memory, count as u64, to).is_err() {
                 break;
             }
-            let body: [u64; 3] = memory.load_words(at + STAMP);
-            for (to, word) in to.chunks_exact_mut(8).zip([word, body[0], body[1], body[2]]) {
-                to.copy_from_slice(&word.to_ne_bytes());
-            }
-            position += 1;
-            at += SLOT;
+            count += 1;
         }
-        (position - self.position) as usize
+        count
+    }
+
+    /// Copies the short message that lies `n` slots behind the next one, as it lies in its slot.
+    ///
+    /// # Errors
+    ///
+    /// There is none; and whether there is another one, which may be of any length.
+    #[inline(always)]
+    pub fn read_short(&self, memory: &impl Memory, n: u64, to: &mut [u8; SLOT as usize]) -> Result<(), bool> {
+        let (at, position) = (self.at + n * SLOT, self.position + n);
+        if n > 0 && at >= self.size {
+            return Err(false);
+        }
+        let is_there = |word| is_for(word, position) && is_short(word);
+        let (word, body) =
+            memory.load_slot(self.slots + at, is_there).map_err(|word| is_for(word, position))?;
+        for (to, word) in to.chunks_exact_mut(8).zip([word, body[0], body[1], body[2]]) {
+            to.copy_from_slice(&word.to_ne_bytes());
+        }
+        Ok(())
     }
 
     /// Prefetches the lines of the next `slots` slots.
@@ -395,7 +517,7 @@ impl Consumer {
     pub fn prefetch(&self, memory: &impl Memory, slots: u64) {
         for slot in (0..slots).step_by((LINE / SLOT) as usize) {
             let at = self.at + slot * SLOT;
-            memory.prefetch(self.slots + if at < self.count * SLOT { at } else { at - self.count * SLOT });
+            memory.prefetch(self.slots + if at < self.size { at } else { at - self.size });
         }
     }
 
@@ -418,8 +540,8 @@ impl Consumer {
     pub fn advance_by(&mut self, memory: &impl Memory, slots: u64) {
         self.position += slots;
         self.at += slots * SLOT;
-        if self.at >= self.count * SLOT {
-            self.at -= self.count * SLOT;
+        if self.at >= self.size {
+            self.at -= self.size;
         }
         memory.prefetch(self.slots + self.at);
     }
@@ -437,13 +559,14 @@ impl Consumer {
     /// Whether an acknowledgement is due: a quarter of the ring was consumed since the last one.
     #[inline]
     pub fn is_acknowledgement_due(&self) -> bool {
-        self.unacknowledged() * 4 >= self.count
+        self.position >= self.due
     }
 
     /// Acknowledges all slots stepped over, at offset `consumed` in the consumer's own section: they may be written again.
     #[inline]
     pub fn acknowledge(&mut self, memory: &impl Memory, consumed: u64) {
         self.acknowledged = self.position;
+        self.due = self.position + self.count.div_ceil(4);
         // Release: the copies above are done before the producer may overwrite.
         memory.store(consumed, self.position, Ordering::Release);
     }
@@ -460,7 +583,7 @@ mod tests {
             for payload in 0..=9 {
                 let whole = &bytes[..header + payload];
                 let joined = join_short(&whole[..header], &whole[header..]);
-                assert_eq!(joined.is_some(), (8..=16).contains(&header) && payload <= 8);
+                assert_eq!(joined.is_some(), (9..=16).contains(&header) && payload <= 8);
                 if let Some(joined) = joined {
                     let mut expected = [0; 24];
                     expected[..whole.len()].copy_from_slice(whole);

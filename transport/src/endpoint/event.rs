@@ -56,24 +56,24 @@ pub struct Inbox {
     slots: [[u8; SLOT as usize]; MAX_INLINE.div_ceil(SLOT as usize)],
     /// Offset of the message that was found last, bytes.
     at: usize,
-    /// Short messages that were read together, and how many of them were found.
-    read: usize,
-    found: usize,
+    /// Short messages that were read together, which of them is the next, and how many are left.
+    next: usize,
+    left: usize,
     /// Their sender.
     peer: Peer,
 }
 
-/// Most short messages that are read together.
-const RUN: usize = 8;
-
 impl Inbox {
+    /// Most short messages that are read together.
+    pub const RUN: usize = 8;
+
     /// An empty inbox.
     pub fn new() -> Self {
         Self {
             slots: [[0; SLOT as usize]; MAX_INLINE.div_ceil(SLOT as usize)],
             at: 0,
-            read: 0,
-            found: 0,
+            next: 0,
+            left: 0,
             peer: Peer(0),
         }
     }
@@ -97,19 +97,38 @@ impl Inbox {
         if self.is_empty() {
             return None;
         }
-        let slot = self.slots.get(self.found)?;
+        let slot = self.slots.get(self.next)?;
         let stamp = Stamp::unpack(u64::from_ne_bytes(*slot.first_chunk()?));
         if !wanted(stamp.tag) {
             return None;
         }
-        self.at = self.found * SLOT as usize + STAMP as usize;
-        self.found += 1;
+        self.at = self.next * SLOT as usize + STAMP as usize;
+        self.next += 1;
+        self.left -= 1;
         Some((stamp.tag, usize::from(stamp.len)))
     }
 
     /// Whether there is no message that [`Endpoint::poll`](crate::Endpoint::poll) would find here.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.found == self.read
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.left == 0
+    }
+
+    /// The sender, the tag and the bytes of the next message that was seen [at a glance](crate::Glance::Short), if its tag is
+    /// `wanted`; else [`Endpoint::poll`](crate::Endpoint::poll) finds it.
+    #[inline(always)]
+    pub fn next_short(&mut self, wanted: impl FnOnce(u8) -> bool) -> Option<(Peer, u8, &mut [u8])> {
+        if self.is_empty() {
+            return None;
+        }
+        let (stamp, body) = self.slots.get_mut(self.next)?.split_first_chunk_mut()?;
+        let stamp = Stamp::unpack(u64::from_ne_bytes(*stamp));
+        if !wanted(stamp.tag) {
+            return None;
+        }
+        self.next += 1;
+        self.left -= 1;
+        Some((self.peer, stamp.tag, body.get_mut(..usize::from(stamp.len))?))
     }
 
     /// As [`Inbox::next_if`], whatever its tag.
@@ -129,13 +148,13 @@ impl Inbox {
     /// Where messages go that are read together; they are there after [`Inbox::hold`].
     #[inline(always)]
     pub(crate) fn run(&mut self) -> &mut [[u8; SLOT as usize]] {
-        &mut self.slots[..RUN]
+        &mut self.slots[..Self::RUN]
     }
 
     /// The first `count` slots hold short messages of `peer`.
     #[inline(always)]
     pub(crate) fn hold(&mut self, peer: Peer, count: usize) {
-        (self.peer, self.read, self.found) = (peer, count, 0);
+        (self.peer, self.next, self.left) = (peer, 0, count);
     }
 }
 

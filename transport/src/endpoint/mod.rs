@@ -2,6 +2,7 @@
 
 mod chunk_allocator;
 mod event;
+mod glance;
 mod poll;
 mod remote;
 mod send;
@@ -33,6 +34,7 @@ use crate::region::{Region, Section};
 
 pub use chunk_allocator::{ChunkAllocator, Holder};
 pub use event::{Event, Fragment, Inbox, Peer};
+pub use glance::Glance;
 pub use verdict::Verdicts;
 
 /// Bytes of a connection, with its ring.
@@ -60,11 +62,15 @@ pub struct Endpoint<M: Memory> {
     by_id: Vec<u32>,
     polled: Vec<u32>,
     next_polled: usize,
+    /// The connection that is polled, if it is the only one, else `NO_CONNECTION`.
+    lone: u32,
     /// The last poll found a message.
     found: bool,
     /// So did the one before it.
     streams: bool,
     turn: u32,
+    /// Turns that were glances, since all else was looked at.
+    glances: u32,
     /// Connections that are not polled and may have something for us.
     queue: VecDeque<u32>,
     /// Connections that are not polled any more and are to be looked at once more, each with the turn in which polling stopped.
@@ -179,9 +185,11 @@ impl<M: Memory> Endpoint<M> {
             by_id: vec![NO_CONNECTION; total as usize],
             polled: Vec::new(),
             next_polled: 0,
+            lone: NO_CONNECTION,
             found: false,
             streams: false,
             turn: 0,
+            glances: 0,
             queue: VecDeque::new(),
             stopped: VecDeque::new(),
             sweep: 0,
@@ -372,6 +380,7 @@ impl<M: Memory> Endpoint<M> {
             let _ = connection.catch_up(&self.memory, &self.region, self.id, self.incarnation);
         }
         connection.failed = Some(why);
+        connection.producer.stop();
         let peer = Peer(index);
         let acknowledged = connection.producer.acknowledged();
         self.total_in_flight -= connection.in_flight.len();
@@ -386,6 +395,7 @@ impl<M: Memory> Endpoint<M> {
             connection.polled = false;
             self.polled.retain(|polled| *polled != index);
             self.next_polled = 0;
+            self.find_lone();
         }
         self.in_flight_to.retain(|sending| *sending != index);
     }

@@ -7,8 +7,8 @@ use vmshm_abi::EndpointId;
 use vmshm_abi::ring::{KIND_FRAGMENT, KIND_INLINE, KIND_OFFER, POLLED, Stamp};
 use vmshm_abi::section::STATE_LIVE;
 
-use super::Endpoint;
 use super::event::{Event, Inbox, Peer};
+use super::{Endpoint, NO_CONNECTION};
 use crate::channel::activity::may_have_sent;
 use crate::channel::connection::{POLLED_WORD, check_descriptor, find_connection, read_binding};
 use crate::channel::ring::slots_for;
@@ -20,7 +20,7 @@ use crate::region::slot;
 const MAX_POLLED: usize = 8;
 
 /// Interval, in polls, at which silent peers are looked at first. A short message that was read with others counts as a poll.
-const FAIR_INTERVAL: u32 = 32;
+pub(super) const FAIR_INTERVAL: u32 = 32;
 
 /// With more fragments in flight, most polls look for acknowledged ones before they look for messages: an endpoint that always
 /// finds a message would get back fewer fragments than it sends on for each, and take memory without end.
@@ -28,7 +28,7 @@ const MANY_IN_FLIGHT: usize = 8;
 
 /// Interval, in polls, at which all but the polled rings is looked at where nothing is known to be due. Activity lines in each
 /// 8th or 16th empty poll made no difference to 63 silent peers.
-const REST_INTERVAL: u32 = 16;
+pub(super) const REST_INTERVAL: u32 = 16;
 
 /// Interval, in polls, at which messages are looked at first where many fragments are in flight.
 const MESSAGES_INTERVAL: u32 = 4;
@@ -108,19 +108,7 @@ impl<M: Memory> Endpoint<M> {
     fn poll_rest(&mut self, inbox: &mut Inbox) -> Option<Event> {
         let fair = self.turn.is_multiple_of(FAIR_INTERVAL);
         if self.turn.is_multiple_of(2 * FAIR_INTERVAL) {
-            self.fetch_verdicts();
-            self.check_one();
-            self.recheck_stopped();
-            if self.turn.is_multiple_of(SILENT_POLLS) {
-                self.stop_polling_silent();
-            }
-            self.flush();
-            self.poll_activity();
-            self.sweep_one();
-            if let Some(id) = self.unanswered.pop_front() {
-                // There was no memory for an answer: something may have been freed.
-                self.on_activity(id);
-            }
+            self.look_at_silent();
             if let Some(event) = self.poll_queue(inbox) {
                 return Some(event);
             }
@@ -144,8 +132,26 @@ impl<M: Memory> Endpoint<M> {
         self.backlog.pop_front()
     }
 
+    /// Looks at those of whom nothing is known to have come.
+    #[inline(never)]
+    pub(super) fn look_at_silent(&mut self) {
+        self.fetch_verdicts();
+        self.check_one();
+        self.recheck_stopped();
+        if self.turn.is_multiple_of(SILENT_POLLS) {
+            self.stop_polling_silent();
+        }
+        self.flush();
+        self.poll_activity();
+        self.sweep_one();
+        if let Some(id) = self.unanswered.pop_front() {
+            // There was no memory for an answer: something may have been freed.
+            self.on_activity(id);
+        }
+    }
+
     /// Prepares the ring towards the peer whose turn it was, for our answer.
-    fn prepare(&mut self) {
+    pub(super) fn prepare(&mut self) {
         let Some(&index) = self.polled.get(self.next_polled) else { return };
         let connection = &mut self.connections[index as usize];
         if connection.failed.is_some() || !connection.producer.is_short() {
@@ -287,6 +293,7 @@ impl<M: Memory> Endpoint<M> {
         }
         self.set_polled(index, true);
         self.polled.push(index);
+        self.find_lone();
     }
 
     /// Stops to poll the rings that were silent since this was called last, if others were not.
@@ -302,10 +309,16 @@ impl<M: Memory> Endpoint<M> {
 
     fn stop_polling(&mut self, index: u32) {
         self.polled.retain(|polled| *polled != index);
+        self.find_lone();
         self.set_polled(index, false);
         // The peer may just have sent in the belief that we poll, or be about to.
         self.enqueue(index);
         self.stopped.push_back((self.turn, index));
+    }
+
+    /// Notes which connection is the only one that is polled.
+    pub(super) fn find_lone(&mut self) {
+        self.lone = if let [index] = self.polled[..] { index } else { NO_CONNECTION };
     }
 
     /// Queues the connections that stopped being polled long enough ago for their peers to have seen it.
@@ -425,7 +438,7 @@ impl<M: Memory> Endpoint<M> {
 
     /// Steps over slots that were read, and acknowledges them if that is due, or remembers to.
     #[inline(always)]
-    fn step(&mut self, index: u32, slots: u64) {
+    pub(super) fn step(&mut self, index: u32, slots: u64) {
         let connection = &mut self.connections[index as usize];
         let Some(peer_side) = &mut connection.peer_side else { return };
         peer_side.consumer.advance_by(&self.memory, slots);
@@ -461,7 +474,7 @@ impl<M: Memory> Endpoint<M> {
     }
 
     /// Acknowledges all that was consumed.
-    pub(super) fn flush(&mut self) {
+    pub fn flush(&mut self) {
         while let Some(index) = self.dirty.pop() {
             let connection = &mut self.connections[index as usize];
             connection.dirty = false;

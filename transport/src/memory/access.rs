@@ -2,6 +2,9 @@
 
 use core::sync::atomic::Ordering;
 
+use vmshm_abi::LINE;
+use vmshm_abi::ring::SLOT;
+
 use super::cache::CacheHints;
 use super::device::Device;
 
@@ -101,6 +104,47 @@ pub trait Memory: CacheHints + Device {
         }
     }
 
+    /// Publishes a slot of the own section, four words: the `first` is stored last, with Release, and whoever sees it sees the
+    /// others. Then zeroes the first word of the slot that lies `ZERO` slots behind it, unless that is 0, and prefetches for
+    /// writing what lies `owned` bytes behind it, modulo 2^64.
+    #[inline(always)]
+    fn store_slot<const ZERO: u64>(&self, offset: u64, first: u64, words: [u64; 3], owned: u64)
+    where
+        Self: Sized,
+    {
+        self.store_words(offset + 8, words);
+        self.store(offset, first, Ordering::Release);
+        if ZERO > 0 {
+            self.store(offset + ZERO * SLOT, 0, Ordering::Relaxed);
+            self.prefetch_write(offset.wrapping_add(owned), 8);
+        }
+    }
+
+    /// Copies a slot that a peer publishes by [`Memory::store_slot`], if its first word is as `is_there` wants it.
+    ///
+    /// # Errors
+    ///
+    /// The first word, if it is not.
+    #[inline(always)]
+    fn load_slot(&self, offset: u64, is_there: impl FnOnce(u64) -> bool) -> Result<(u64, [u64; 3]), u64>
+    where
+        Self: Sized,
+    {
+        let first = self.load_peer(offset, Ordering::Acquire);
+        if is_there(first) { Ok((first, self.load_words(offset + 8))) } else { Err(first) }
+    }
+
+    /// Owns the lines of these bytes of the own section, which begin with a line and of whose content nobody has any use, so that
+    /// they can be written without waiting for them.
+    fn own(&self, offset: u64, len: u64) {
+        if !self.stores_ahead() {
+            return self.prefetch_write(offset, len);
+        }
+        for at in (offset..offset + len).step_by(LINE as usize) {
+            self.store(at, 0, Ordering::Relaxed);
+        }
+    }
+
     /// Sets words to zero.
     fn zero(&self, offset: u64, len: u64) {
         for at in (offset..offset + len).step_by(8) {
@@ -167,12 +211,28 @@ macro_rules! forward {
             fn store_words<const N: usize>(&self, offset: u64, words: [u64; N]) {
                 (**self).store_words(offset, words);
             }
+            #[inline(always)]
+            fn store_slot<const ZERO: u64>(&self, offset: u64, first: u64, words: [u64; 3], owned: u64) {
+                (**self).store_slot::<ZERO>(offset, first, words, owned);
+            }
+            #[inline(always)]
+            fn load_slot(
+                &self,
+                offset: u64,
+                is_there: impl FnOnce(u64) -> bool,
+            ) -> Result<(u64, [u64; 3]), u64> {
+                (**self).load_slot(offset, is_there)
+            }
         }
 
         impl<M: CacheHints> CacheHints for $pointer {
             #[inline]
             fn prefetch_write(&self, offset: u64, len: u64) {
                 (**self).prefetch_write(offset, len);
+            }
+            #[inline]
+            fn stores_ahead(&self) -> bool {
+                (**self).stores_ahead()
             }
             #[inline]
             fn demote(&self, offset: u64, len: u64) {

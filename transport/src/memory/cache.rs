@@ -7,6 +7,12 @@ pub trait CacheHints {
     /// Prefetches the lines of these bytes for writing, which the member may.
     fn prefetch_write(&self, _offset: u64, _len: u64) {}
 
+    /// Whether a line is owned sooner by a store than by [`CacheHints::prefetch_write`], of which a processor may drop those that
+    /// it has no room for; see [`Memory::own`](super::Memory::own).
+    fn stores_ahead(&self) -> bool {
+        false
+    }
+
     /// Demotes the lines of these bytes, which the member has written, to the shared cache: a reader gets them from there
     /// faster than out of the writer's own.
     fn demote(&self, _offset: u64, _len: u64) {}
@@ -18,17 +24,26 @@ pub trait CacheHints {
 /// Whether lines are owned ahead, more than one at a time, and demoted.
 static OWNS_AHEAD: AtomicBool = AtomicBool::new(true);
 static DEMOTES: AtomicBool = AtomicBool::new(true);
+/// What [`CacheHints::stores_ahead`] says.
+static STORES_AHEAD: AtomicBool = AtomicBool::new(false);
 
-/// Says whether [`CacheHints::prefetch_write`] of more than a line and [`CacheHints::demote`] do anything.
+/// Says whether [`CacheHints::prefetch_write`] of more than a line and [`CacheHints::demote`] do anything, and what
+/// [`CacheHints::stores_ahead`] says.
 #[cfg(feature = "std")]
-pub fn set_hints(owns_ahead: bool, demotes: bool) {
+pub fn set_hints(owns_ahead: bool, demotes: bool, stores_ahead: bool) {
     OWNS_AHEAD.store(owns_ahead, Ordering::Relaxed);
+    STORES_AHEAD.store(stores_ahead, Ordering::Relaxed);
     DEMOTES.store(demotes, Ordering::Relaxed);
 }
 
 #[inline]
 pub fn owns_ahead() -> bool {
     OWNS_AHEAD.load(Ordering::Relaxed)
+}
+
+#[inline]
+pub fn stores_ahead() -> bool {
+    STORES_AHEAD.load(Ordering::Relaxed)
 }
 
 #[inline]

@@ -4,6 +4,7 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 
 use vmshm_abi::LINE;
+use vmshm_abi::ring::SLOT;
 
 use super::access::Memory;
 use super::cache::{self, CacheHints};
@@ -20,6 +21,11 @@ pub struct Window<D = ()> {
     len: u64,
     write: *mut u8,
     writable: Range<u64>,
+    /// Whole words and slots in both, for the checks.
+    words: u64,
+    slots: u64,
+    own_words: u64,
+    own_slots: u64,
     device: D,
 }
 
@@ -58,7 +64,9 @@ impl<D> Window<D> {
         assert!(writable.start <= writable.end && writable.end <= len);
         assert!(writable.start.is_multiple_of(8) && read.cast::<u64>().is_aligned());
         assert!(write.cast::<u64>().is_aligned());
-        Self { read, len, write, writable, device }
+        let own = writable.end - writable.start;
+        let (words, own_words, slots, own_slots) = (len / 8, own / 8, len / SLOT, own / SLOT);
+        Self { read, len, write, writable, words, slots, own_words, own_slots, device }
     }
 
     /// The device behind the memory.
@@ -101,7 +109,7 @@ impl<D> Window<D> {
     #[inline(always)]
     fn word(&self, offset: u64) -> &AtomicU64 {
         let at = offset.wrapping_sub(self.writable.start);
-        if has_word(self.writable.end - self.writable.start, at) {
+        if has_word(self.own_words, at) {
             // SAFETY: an aligned word of the writable range, as `has_word` found. All accesses to words of the region are atomic.
             return unsafe { AtomicU64::from_ptr(self.write.add(at as usize).cast()) };
         }
@@ -112,7 +120,7 @@ impl<D> Window<D> {
     /// The words from `offset` on, to be read where the whole region is mapped.
     #[inline(always)]
     fn words_of_all<const N: usize>(&self, offset: u64) -> [&AtomicU64; N] {
-        if !has_word((self.len >> 3).saturating_sub(N as u64 - 1) << 3, offset) {
+        if !has_word(self.words.saturating_sub(N as u64 - 1), offset) {
             leaves("the region", offset, 8 * N as u64);
         }
         // SAFETY: N aligned words of the mapping, as `has_word` found. All accesses to words of the region are atomic.
@@ -126,7 +134,7 @@ impl<D> Window<D> {
     #[inline(always)]
     fn own_word(&self, offset: u64) -> &AtomicU64 {
         let at = offset.wrapping_sub(self.writable.start);
-        if !has_word(self.writable.end - self.writable.start, at) {
+        if !has_word(self.own_words, at) {
             leaves("this member's section", offset, 8);
         }
         // SAFETY: an aligned word of the writable range, as `has_word` found. All accesses to words of the region are atomic.
@@ -134,11 +142,18 @@ impl<D> Window<D> {
     }
 }
 
-/// Whether the word at `at` is aligned and lies in `len` bytes, which begin aligned.
+/// Whether the word at `at` is aligned and lies in `words` words, which begin aligned.
 #[inline(always)]
-fn has_word(len: u64, at: u64) -> bool {
+fn has_word(words: u64, at: u64) -> bool {
     // The three lowest bits become the highest: one comparison for both.
-    at.rotate_right(3) < len >> 3
+    at.rotate_right(3) < words
+}
+
+/// Whether the slot at `at` is aligned and lies in `slots` slots, which begin aligned.
+#[inline(always)]
+fn has_slot(slots: u64, at: u64) -> bool {
+    // As in `has_word`.
+    at.rotate_right(SLOT.ilog2()) < slots
 }
 
 #[cold]
@@ -213,6 +228,42 @@ impl<D: Device> Memory for Window<D> {
         }
     }
 
+    #[inline(always)]
+    fn store_slot<const ZERO: u64>(&self, offset: u64, first: u64, words: [u64; 3], owned: u64) {
+        let at = offset.wrapping_sub(self.writable.start);
+        if !has_slot(self.own_slots.saturating_sub(ZERO), at) {
+            leaves("this member's section", offset, (ZERO + 1) * SLOT);
+        }
+        // SAFETY: the words of an aligned slot of the writable range that has ZERO others behind it, as `has_slot` found. All accesses
+        // to words of the region are atomic.
+        unsafe {
+            let start = self.write.add(at as usize).cast::<u64>();
+            for (n, word) in words.into_iter().enumerate() {
+                AtomicU64::from_ptr(start.add(1 + n)).store(word, Ordering::Relaxed);
+            }
+            AtomicU64::from_ptr(start).store(first, Ordering::Release);
+            if ZERO > 0 {
+                AtomicU64::from_ptr(start.add((ZERO * SLOT / 8) as usize)).store(0, Ordering::Relaxed);
+                cache::prefetch_write(start.cast::<u8>().wrapping_add(owned as usize));
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn load_slot(&self, offset: u64, is_there: impl FnOnce(u64) -> bool) -> Result<(u64, [u64; 3]), u64> {
+        if !has_slot(self.slots, offset) {
+            leaves("the region", offset, SLOT);
+        }
+        // SAFETY: the four words of an aligned slot of the mapping, as `has_slot` found. All accesses to words of the region are
+        // atomic.
+        unsafe {
+            let start = self.read.add(offset as usize).cast::<u64>();
+            let first = AtomicU64::from_ptr(start).load(Ordering::Acquire);
+            let word = |n| AtomicU64::from_ptr(start.add(1 + n)).load(Ordering::Relaxed);
+            if is_there(first) { Ok((first, core::array::from_fn(word))) } else { Err(first) }
+        }
+    }
+
     #[inline]
     fn address(&self, offset: u64, len: u64) -> *mut u8 {
         self.readable(offset, len)
@@ -228,21 +279,28 @@ impl<D: Device> Memory for Window<D> {
 impl<D> CacheHints for Window<D> {
     #[inline]
     fn prefetch_write(&self, offset: u64, len: u64) {
-        let start = self.writable(offset, len);
         if len > LINE && !cache::owns_ahead() {
             return;
         }
+        // No check: a hint does no harm anywhere.
+        let start = self.write.wrapping_add(offset.wrapping_sub(self.writable.start) as usize);
         for at in (0..len as usize).step_by(LINE as usize) {
             cache::prefetch_write(start.wrapping_add(at));
         }
     }
 
     #[inline]
+    fn stores_ahead(&self) -> bool {
+        cache::stores_ahead()
+    }
+
+    #[inline]
     fn demote(&self, offset: u64, len: u64) {
-        let start = self.writable(offset, len);
         if !cache::demotes() {
             return;
         }
+        // No check, as above.
+        let start = self.write.wrapping_add(offset.wrapping_sub(self.writable.start) as usize);
         for at in (0..len as usize).step_by(LINE as usize) {
             cache::demote(start.wrapping_add(at));
         }
@@ -250,7 +308,7 @@ impl<D> CacheHints for Window<D> {
 
     #[inline]
     fn prefetch(&self, offset: u64) {
-        // No check: a prefetch does no harm anywhere.
+        // No check, as above.
         cache::prefetch(self.read.wrapping_add(offset as usize));
     }
 }

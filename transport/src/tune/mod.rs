@@ -123,7 +123,7 @@ pub fn apply(is_uncached: bool) {
         copy::set_strings(choice.string_into, choice.string_out_of);
         copy::set_four_pages(choice.four_pages);
         copy::set_nontemporal(choice.nontemporal);
-        set_hints(choice.owns_ahead, choice.demotes);
+        set_hints(choice.owns_ahead, choice.demotes, choice.stores_ahead);
     });
     if is_uncached {
         copy::set_strings(usize::MAX, usize::MAX);

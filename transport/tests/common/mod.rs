@@ -135,6 +135,12 @@ impl Memory for View {
         // SAFETY: the caller keeps the contract.
         unsafe { (**self).copy_in(offset, from, len) }
     }
+    fn store_slot<const ZERO: u64>(&self, offset: u64, first: u64, words: [u64; 3], owned: u64) {
+        (**self).store_slot::<ZERO>(offset, first, words, owned);
+    }
+    fn load_slot(&self, offset: u64, is_there: impl FnOnce(u64) -> bool) -> Result<(u64, [u64; 3]), u64> {
+        (**self).load_slot(offset, is_there)
+    }
     fn address(&self, offset: u64, len: u64) -> *mut u8 {
         (**self).address(offset, len)
     }

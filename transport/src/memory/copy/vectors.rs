@@ -15,7 +15,7 @@ use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 pub const BLOCK: usize = 4 * 4096;
 
 /// From this many bytes on, vectors are faster than words.
-pub const SHORTEST: usize = 96;
+pub const SHORTEST: usize = 32;
 
 /// From this many bytes on, `rep movsb` is taken, until the machine was measured.
 const STRING: usize = 1024;
