@@ -18,8 +18,14 @@ use crate::fixture::{Fixture, Node};
 const SIZES: [usize; 4] = [64 << 10, 256 << 10, 1 << 20, 4 << 20];
 
 /// Ways to cut a message: bytes of a piece, and of the memory that pieces take in turn. The fastest one counts.
-const CUTS: [(usize, usize); 4] =
-    [(16 << 10, 512 << 10), (32 << 10, 512 << 10), (64 << 10, 512 << 10), (64 << 10, 8 << 20)];
+const CUTS: [(usize, usize); 6] = [
+    (16 << 10, 512 << 10),
+    (32 << 10, 512 << 10),
+    (64 << 10, 512 << 10),
+    (16 << 10, 2 << 20),
+    (32 << 10, 2 << 20),
+    (64 << 10, 8 << 20),
+];
 
 /// Bytes that are moved in each measurement.
 const MOVED: usize = 64 << 20;

@@ -107,14 +107,14 @@ impl<S, G> Engine<S, G> {
     /// Half of the chunks stay for what is requested, and no memory is taken that others may need meanwhile.
     fn prefix_memory(&mut self, peer: Peer, len: usize) -> Option<(Fragment, Fragment)> {
         let pipeline = self.params.pipeline;
-        let most = if self.sources.messages() == 0 {
-            pipeline.window_single * pipeline.chunk_size / len.clamp(pipeline.tail_size, pipeline.chunk_size)
-        } else {
-            pipeline.window
-        };
+        // A short message leaves the rest of its chunk untouched: as many more make up the memory to rotate through.
+        let touched = len.clamp(pipeline.tail_size, pipeline.chunk_size);
+        let of_single = pipeline.window_single * pipeline.chunk_size / touched;
+        let of_many = of_single.max(pipeline.window);
+        let most = if self.sources.messages() == 0 { of_single } else { of_many };
         let of_peer = self.state(peer.index()).prefixes;
         let chunks = &mut self.chunks;
-        let (all, part) = (pipeline.window / 2, pipeline.window / OTHERS);
+        let (all, part) = (of_many / 2, pipeline.window / OTHERS);
         let mine = if len > LONG * pipeline.chunk_size { part } else { all - part };
         if chunks.prefixes >= all.max(1) || of_peer >= mine.max(2) {
             return None;

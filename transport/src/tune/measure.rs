@@ -30,11 +30,11 @@ const CUT: usize = 256 << 10;
 /// Rounds in which all ways of a group have their turn.
 const ROUNDS: usize = 15;
 
-/// Bytes that a way moves in its turn, about.
+/// Bytes that a way moves in its turn, about; one that is about rotation goes through all of its memory.
 const MOVED: usize = 128 << 10;
 
 /// Longest time that a measurement takes.
-const LIMIT: Duration = Duration::from_secs(2);
+const LIMIT: Duration = Duration::from_secs(4);
 
 /// Bytes of a page, and of a line.
 const PAGE: usize = 4096;
@@ -69,7 +69,7 @@ pub enum Unmeasured {
     Set(nix::Error),
 }
 
-/// Measures all ways on two cores of this process's set, in less than a tenth of a second if both are idle.
+/// Measures all ways on two cores of this process's set, in some tenths of a second if both are idle.
 ///
 /// # Errors
 /// One core, or a busy one.
@@ -327,10 +327,13 @@ impl Party<'_> {
     /// The time of each path in each round, nanoseconds one way.
     fn go(&mut self, group: &Group) -> Result<Vec<Vec<f64>>, Late> {
         let mut times = vec![Vec::new(); group.paths.len()];
-        let turns = (MOVED / group.len).clamp(2, 32);
         for _ in 0..ROUNDS {
             for (path, times) in group.paths.iter().zip(&mut times) {
                 self.places = [0; 2];
+                let turns = match path.way {
+                    Way::Cut { rotation, .. } => rotation.div_ceil(group.len),
+                    _ => (MOVED / group.len).clamp(2, 32),
+                };
                 // The first ones fetch what the way before has left elsewhere.
                 let warm = (2 * path.rotation / group.len).clamp(1, turns);
                 let mut begin = Instant::now();

@@ -17,7 +17,7 @@ mod way;
 use std::path::PathBuf;
 use std::sync::{LazyLock, Once};
 
-use crate::memory::{copy, set_hints};
+use crate::memory::{copy, copy::BLOCK, set_hints};
 
 pub use choice::{Choice, ratios};
 pub use kept::{directory, write as keep};
@@ -32,13 +32,14 @@ pub struct Tuning {
     pub eager_limit: usize,
     /// Chunk of a rendezvous message in ordinary memory, with many in flight.
     pub chunk_size: usize,
-    /// Chunk at the beginning and the end of a message that is alone: its receiver begins when the first is there.
+    /// Chunk at the beginning and the end of a message that is alone: its receiver begins when the first is there, and reads it
+    /// from four pages at a time.
     pub tail_size: usize,
     /// Window of a sender with many messages in flight: how far it runs ahead of the receivers.
     pub window: usize,
     /// Window of a single message: the memory that its chunks take in rotation.
     pub window_single: usize,
-    /// Chunk of a collective operation: half of a message's, since both sides copy at the same time.
+    /// Chunk of a collective operation: half of the first level cache, since both sides copy at the same time.
     pub coll_chunk_size: usize,
     /// Memory that the chunks of a collective operation take in rotation, between two ranks: less than `window`, since other
     /// ranks' caches hold only what they read.
@@ -56,17 +57,17 @@ impl Tuning {
     ///
     /// Eager limit and collective operations follow from the caches alone, as all processes of a job need the same.
     pub fn of(machine: &Machine, choice: &Choice) -> Self {
-        let table = Choice::of(machine);
         let (level1, level2) = choice::caches(machine);
+        let piece = choice::cache_piece(machine) as usize;
         let window = choice::window(machine) as usize;
         // Within the bounds of `Choice` and `window` the casts lose nothing.
         Self {
-            eager_limit: table.chunk_size / 8,
+            eager_limit: piece / 8,
             chunk_size: choice.chunk_size,
-            tail_size: choice.chunk_size / 4,
+            tail_size: choice.chunk_size.min(BLOCK),
             window: window.max(choice.rotation),
             window_single: choice.rotation,
-            coll_chunk_size: table.chunk_size / 2,
+            coll_chunk_size: piece / 2,
             coll_rotation: window / 4,
             // The operand, the root's own and the result fit the second level cache together.
             coll_zero_copy_limit: (level2 / 3) as usize & !4095,
