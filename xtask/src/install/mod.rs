@@ -41,9 +41,6 @@ const PACKAGED_BIN: &str = "/usr/bin/";
 /// The folder of the plugin for the Open MPI that the build finds; that for another one has its release behind it.
 pub const PLUGINS: &str = "lib/openmpi";
 
-/// Begins the folders of the UCX transport: each series of UCX has one.
-const TRANSPORTS: &str = "lib/ucx-";
-
 /// Where a prefix says what was installed there: one name a line, relative to the prefix. Directories that were not
 /// there before end in a slash.
 const LIST: &str = "share/vmshm/installed";
@@ -106,7 +103,7 @@ impl Installation<'_> {
             list(self.prefix)?.into_iter().partition(|name| name.ends_with('/'));
         let folder = |file: &str| Path::new(file).parent().map(Path::to_owned);
         let is_others = |file: &String| {
-            [PLUGINS, TRANSPORTS].iter().any(|several| file.starts_with(several))
+            [PLUGINS, ucx::TRANSPORTS].iter().any(|several| file.starts_with(several))
                 && !self.files.iter().any(|own| folder(own) == folder(file))
         };
         let (others, rest): (Vec<_>, Vec<_>) = files.into_iter().partition(is_others);

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::TRANSPORTS;
+/// Begins the folders of the UCX transport: each series of UCX has one.
+pub const TRANSPORTS: &str = "lib/ucx-";
 
 /// A UCX with its headers.
 #[derive(Debug)]
