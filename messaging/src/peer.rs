@@ -11,6 +11,8 @@ use crate::rendezvous::{Gets, Requests};
 pub(crate) struct PeerState<S, G> {
     /// The transport's handle; none where the transport met a peer that the caller has not connected to yet.
     pub peer: Option<Peer>,
+    /// The handle of a peer for which something waits, or has waited, whether the caller has connected to it or not.
+    pub awaiting: Option<Peer>,
     pub queue: Queue<S>,
     /// Sends that will not reach it.
     pub undelivered: Vec<(S, Option<Fragment>)>,
@@ -30,6 +32,7 @@ impl<S, G> PeerState<S, G> {
     pub const fn new() -> Self {
         Self {
             peer: None,
+            awaiting: None,
             queue: Queue { messages: VecDeque::new(), bytes: VecDeque::new() },
             undelivered: Vec::new(),
             lost: None,

@@ -119,9 +119,10 @@ impl<S, G> Engine<S, G> {
                 }
             }
         }
-        let queue = &mut self.state(peer.index()).queue;
-        queue.bytes.extend(bytes);
-        queue.messages.push_back(Waiting::Inline { tag, len: bytes.len(), done });
+        let state = self.state(peer.index());
+        state.awaiting = Some(peer);
+        state.queue.bytes.extend(bytes);
+        state.queue.messages.push_back(Waiting::Inline { tag, len: bytes.len(), done });
         self.queued += 1;
         self.wake();
         Ok(None)
@@ -165,7 +166,9 @@ impl<S, G> Engine<S, G> {
             Ok(()) => {}
             Err((Refused::Full, message)) => {
                 self.queued += 1;
-                self.state(peer.index()).queue.messages.push_back(Waiting::Memory(message));
+                let state = self.state(peer.index());
+                state.awaiting = Some(peer);
+                state.queue.messages.push_back(Waiting::Memory(message));
             }
             Err((Refused::Lost, message)) => return Err(message),
         }
@@ -200,7 +203,7 @@ impl<S, G> Engine<S, G> {
     /// Sends what waits, as far as there is room.
     pub(crate) fn send_queued(&mut self) {
         for index in 0..self.peers.len() {
-            let Some(peer) = self.peers[index].peer else { continue };
+            let Some(peer) = self.peers[index].awaiting else { continue };
             while let Some(message) = self.peers[index].queue.messages.pop_front() {
                 if let Some(message) = self.send_waiting(peer, message) {
                     self.peers[index].queue.messages.push_front(message);

@@ -169,7 +169,9 @@ impl<S, G> Engine<S, G> {
         let is_allowed = self.sources.allow(peer, &request, key)
             && (key.is_none() || self.state(peer.index()).requests.len() < MAX_REQUESTS);
         if is_allowed {
-            self.state(peer.index()).requests.add(request);
+            let state = self.state(peer.index());
+            state.awaiting = Some(peer);
+            state.requests.add(request);
             self.serve(peer);
         }
         is_allowed
@@ -223,7 +225,7 @@ impl<S, G> Engine<S, G> {
         let peers = self.peers.len();
         for number in 0..peers {
             let number = (number + self.first_served) % peers;
-            if let Some(peer) = self.peer(number)
+            if let Some(peer) = self.peers[number].awaiting
                 && !self.peers[number].requests.is_empty()
             {
                 self.serve(peer);
