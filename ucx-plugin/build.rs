@@ -43,7 +43,7 @@ fn bind() -> Result<(), String> {
         .allowlist_type(
             "uct_(iface_(ops|internal_ops|params|attr|config)|ep_params|completion|pending_req|iov)_t",
         )
-        .allowlist_type("uct_(iface_open_mode|md_mem_dereg_field_mask_t|md_mem_dereg_flags_t)")
+        .allowlist_type("uct_(iface_open_mode|md_mem_dereg_field_mask_t|md_mem_dereg_flags_t|atomic_op)")
         .allowlist_function(
             "vmshm_.*|uct_(component_register|tl_register|iface_handle_ep_err|single_device_resource)",
         )

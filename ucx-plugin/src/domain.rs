@@ -170,12 +170,15 @@ unsafe extern "C" fn mem_reg(
     md: uct_md_h,
     address: *mut c_void,
     len: usize,
-    _: vmshm_reg_params_t,
+    params: vmshm_reg_params_t,
     memory: *mut uct_mem_h,
 ) -> ucs_status_t {
     // SAFETY: the domain is ours, and UCX gives room for the answer.
     unsafe {
-        let Some(handle) = of(md).registry.register(address.addr(), len) else { return UCS_ERR_NO_RESOURCE };
+        let access = vmshm_reg_flags(params);
+        let Some(handle) = of(md).registry.register(address.addr(), len, access) else {
+            return UCS_ERR_NO_RESOURCE;
+        };
         *memory = Box::into_raw(Box::new(handle)).cast();
     }
     UCS_OK

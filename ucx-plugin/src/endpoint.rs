@@ -1,31 +1,29 @@
 //! Endpoints, and what is sent through them.
 
 use std::ffi::{c_int, c_uint, c_void};
-use std::ptr;
 use std::slice;
 
 use parking_lot::MutexGuard;
-use vmshm_messaging::{BY_KEY, Get, Prefix, Refused};
+use vmshm_messaging::Refused;
 use vmshm_transport::{MAX_INLINE, Peer, copy_from_shared, copy_to_shared};
 
-use crate::iface::{self, Got, Iface, State};
-use crate::memory::{Place, RemoteKey};
+use crate::iface::{self, Iface, State};
 use crate::ucx::{self, *};
 
 /// An endpoint.
 #[repr(C)]
 pub struct Endpoint {
     base: uct_base_ep_t,
-    peer: Peer,
+    pub peer: Peer,
     /// Its number in the interface.
-    number: u64,
+    pub number: u64,
 }
 
 /// # Safety
 ///
 /// `endpoint` was created by [`create`] and is not destroyed yet.
 #[inline(always)]
-unsafe fn of<'a>(endpoint: uct_ep_h) -> (&'a Iface, &'a Endpoint) {
+pub unsafe fn of<'a>(endpoint: uct_ep_h) -> (&'a Iface, &'a Endpoint) {
     // SAFETY: the caller vouches for it.
     unsafe { (iface::of((*endpoint).iface), &*endpoint.cast::<Endpoint>()) }
 }
@@ -76,7 +74,7 @@ pub unsafe extern "C" fn destroy(endpoint: uct_ep_h) {
 
 /// Notes that something found no room.
 #[cold]
-fn block(state: &mut State, number: u64) -> ucs_status_t {
+pub fn block(state: &mut State, number: u64) -> ucs_status_t {
     if let Some(connection) = state.connections.get_mut(&number) {
         connection.is_blocked = true;
     }
@@ -85,7 +83,7 @@ fn block(state: &mut State, number: u64) -> ucs_status_t {
 
 /// The interface, if nothing that waits has to be sent before.
 #[inline(always)]
-fn lock<'a>(iface: &'a Iface, ours: &Endpoint) -> Result<MutexGuard<'a, State>, ucs_status_t> {
+pub fn lock<'a>(iface: &'a Iface, ours: &Endpoint) -> Result<MutexGuard<'a, State>, ucs_status_t> {
     let mut state = iface.port.lock();
     if !state.waiting.is_empty()
         && state.dispatching != Some(ours.number)
@@ -124,7 +122,7 @@ pub const AM_IDS: usize = 32;
 ///
 /// `data` is valid for reads of `len` bytes, if there are any.
 #[inline(always)]
-unsafe fn bytes<'a>(data: *const c_void, len: usize) -> &'a [u8] {
+pub unsafe fn bytes<'a>(data: *const c_void, len: usize) -> &'a [u8] {
     if len == 0 {
         return &[];
     }
@@ -160,7 +158,7 @@ pub unsafe extern "C" fn am_bcopy(
     let (iface, ours) = unsafe { of(endpoint) };
     let Some(pack) = pack else { return UCS_ERR_INVALID_PARAM as isize };
     // SAFETY: the fragment has room for the longest message that UCX packs.
-    let sent = send_packed(iface, ours, id, |to| unsafe { pack(to.cast(), argument) });
+    let sent = send_active(iface, ours, id, |to| unsafe { pack(to.cast(), argument) });
     sent.map_or_else(|status| status as isize, usize::cast_signed)
 }
 
@@ -184,7 +182,7 @@ pub unsafe extern "C" fn am_zcopy(
         if let Err(status) = check(id, all, iface.seg_size) {
             return status;
         }
-        let sent = send_packed(iface, ours, id, |to| {
+        let sent = send_active(iface, ours, id, |to| {
             copy_to_shared(header.as_ptr(), to, header.len());
             let mut at = header.len();
             for piece in pieces.iter().filter(|piece| piece.length > 0) {
@@ -198,8 +196,8 @@ pub unsafe extern "C" fn am_zcopy(
     }
 }
 
-/// Sends what is packed into memory of the section: by the ring if it fits there, else from that memory.
-fn send_packed(
+/// Sends an active message that is packed.
+fn send_active(
     iface: &Iface,
     ours: &Endpoint,
     id: u8,
@@ -207,17 +205,32 @@ fn send_packed(
 ) -> Result<usize, ucs_status_t> {
     check(id, 0, 0)?;
     let mut state = lock(iface, ours)?;
+    send_packed(iface, &mut state, ours, id, |to| Some(pack(to)))
+}
+
+/// Sends what is packed into memory of the section: by the ring if it fits there, else from that memory. Nothing is sent if the
+/// packing says so.
+pub fn send_packed(
+    iface: &Iface,
+    state: &mut State,
+    ours: &Endpoint,
+    tag: u8,
+    pack: impl FnOnce(*mut u8) -> Option<usize>,
+) -> Result<usize, ucs_status_t> {
     if !state.engine.is_free(ours.peer) {
-        return Err(block(&mut state, ours.number));
+        return Err(block(state, ours.number));
     }
     let fragment = state.spare.take().or_else(|| state.engine.fragment(iface.seg_size));
-    let Some(fragment) = fragment else { return Err(block(&mut state, ours.number)) };
-    let len = pack(fragment.ptr());
+    let Some(fragment) = fragment else { return Err(block(state, ours.number)) };
+    let Some(len) = pack(fragment.ptr()) else {
+        state.spare = Some(fragment);
+        return Err(UCS_ERR_INVALID_ADDR);
+    };
     if len <= MAX_INLINE {
         let mut short = [0; MAX_INLINE];
         // SAFETY: the fragment holds at least len bytes, and there is room for them.
         unsafe { copy_from_shared(fragment.ptr(), short.as_mut_ptr(), len) };
-        match state.engine.try_send(ours.peer.index(), id, &[&short[..len]]) {
+        match state.engine.try_send(ours.peer.index(), tag, &[&short[..len]]) {
             Ok(()) => {
                 state.spare = Some(fragment);
                 return Ok(len);
@@ -230,61 +243,12 @@ fn send_packed(
             Err(Refused::Full) => {}
         }
     }
-    match state.engine.send_fragment(ours.peer, id, fragment, len, None) {
+    match state.engine.send_fragment(ours.peer, tag, fragment, len, None) {
         Ok(()) => Ok(len),
         Err(unsent) => {
             state.engine.free(unsent.fragment);
             Err(UCS_ERR_CONNECTION_RESET)
         }
-    }
-}
-
-/// Reads a peer's memory: in place where it lies in the peer's section, else by rendezvous.
-pub unsafe extern "C" fn get_zcopy(
-    endpoint: uct_ep_h,
-    iov: *const uct_iov_t,
-    count: usize,
-    remote: u64,
-    rkey: uct_rkey_t,
-    completion: *mut uct_completion_t,
-) -> ucs_status_t {
-    // SAFETY: the endpoint and the key are ours, and UCX's pieces are there.
-    let ((iface, ours), key, pieces) = unsafe {
-        let pieces = if count == 0 { &[] } else { slice::from_raw_parts(iov, count) };
-        (of(endpoint), *ptr::with_exposed_provenance::<RemoteKey>(rkey), pieces)
-    };
-    let (local, len) = match pieces {
-        [] => return UCS_OK,
-        [piece] if piece.length == 0 => return UCS_OK,
-        [piece] => (piece.buffer.cast::<u8>(), piece.length),
-        _ => return UCS_ERR_INVALID_PARAM,
-    };
-    let Some(place) = key.place(remote, len as u64) else { return UCS_ERR_INVALID_ADDR };
-    let mut state = match lock(iface, ours) {
-        Ok(state) => state,
-        Err(status) => return status,
-    };
-    let offset = match place {
-        Place::Section(offset) => {
-            // SAFETY: UCX's piece has room for len bytes.
-            let got = unsafe { state.engine.endpoint_mut().get(ours.peer, offset, local, len) };
-            return got.map_or(UCS_ERR_CONNECTION_RESET, |()| UCS_OK);
-        }
-        Place::Owner(offset) => offset,
-    };
-    let done = Got { endpoint: ours.number, completion };
-    let get = Get { source: BY_KEY, key: Some(key.key), offset, prefix: Prefix::default(), local, len, done };
-    // SAFETY: UCX keeps the piece until the completion.
-    match unsafe { state.engine.get(ours.peer, get) } {
-        Ok(None) => {
-            if let Some(connection) = state.connections.get_mut(&ours.number) {
-                connection.gets += 1;
-            }
-            UCS_INPROGRESS
-        }
-        Ok(Some(_)) => UCS_OK,
-        Err((Refused::Full, _)) => block(&mut state, ours.number),
-        Err((Refused::Lost, _)) => UCS_ERR_CONNECTION_RESET,
     }
 }
 
@@ -344,7 +308,7 @@ pub unsafe extern "C" fn flush(
         connection.is_blocked = true;
         return UCS_ERR_NO_RESOURCE;
     }
-    if connection.gets == 0 {
+    if connection.outstanding == 0 {
         return UCS_OK;
     }
     if !completion.is_null() {
@@ -353,9 +317,10 @@ pub unsafe extern "C" fn flush(
     UCS_INPROGRESS
 }
 
-/// Messages come in order, and each is there whole.
-pub unsafe extern "C" fn fence(_: uct_ep_h, _: c_uint) -> ucs_status_t {
-    UCS_OK
+/// Messages come in order, and each is there whole; one-sided operations wait for those before.
+pub unsafe extern "C" fn fence(endpoint: uct_ep_h, flags: c_uint) -> ucs_status_t {
+    // SAFETY: the endpoint is ours.
+    unsafe { iface_fence((*endpoint).iface, flags) }
 }
 
 /// Looks whether the peer lives. If not, UCX's handler of errors is called in the next progress.
@@ -382,12 +347,15 @@ pub unsafe extern "C" fn iface_flush(
     // SAFETY: the interface is ours.
     let state = unsafe { iface::of(iface) }.port.lock();
     let is_flushed = |connection: &iface::Connection| {
-        connection.is_lost || connection.gets == 0 && state.engine.is_free(connection.peer)
+        connection.is_lost || connection.outstanding == 0 && state.engine.is_free(connection.peer)
     };
     if state.connections.values().all(is_flushed) { UCS_OK } else { UCS_INPROGRESS }
 }
 
 /// As [`fence`].
-pub unsafe extern "C" fn iface_fence(_: uct_iface_h, _: c_uint) -> ucs_status_t {
+pub unsafe extern "C" fn iface_fence(iface: uct_iface_h, _: c_uint) -> ucs_status_t {
+    // SAFETY: the interface is ours.
+    let mut state = unsafe { iface::of(iface) }.port.lock();
+    state.is_fenced |= state.connections.values().any(|connection| connection.outstanding > 0);
     UCS_OK
 }

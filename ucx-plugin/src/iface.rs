@@ -9,11 +9,11 @@ use std::sync::Arc;
 use parking_lot::{Mutex, MutexGuard};
 use vmshm_messaging::{Engine, Params, Pipeline};
 use vmshm_transport::abi::EndpointName;
-use vmshm_transport::attach::open_endpoint;
 use vmshm_transport::tune::Tuning;
 use vmshm_transport::{Fragment, Inbox, MAX_INLINE, Peer};
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::asked::{Answer, Asked, Operation, Put};
 use crate::domain;
 use crate::memory::{Forget, Registry};
 use crate::ucx::{self, *};
@@ -26,13 +26,6 @@ const MAX_HEADER: usize = 256;
 const LATENCY: f64 = 120e-9;
 const OVERHEAD: f64 = 10e-9;
 
-/// A get: the number of its endpoint, and UCX's completion, if it wants one.
-#[derive(Debug, Clone, Copy)]
-pub struct Got {
-    pub endpoint: u64,
-    pub completion: *mut uct_completion_t,
-}
-
 /// An endpoint, as its interface knows it.
 #[derive(Debug)]
 pub struct Connection {
@@ -43,9 +36,9 @@ pub struct Connection {
     pub pending: VecDeque<*mut uct_pending_req_t>,
     /// Something found no room since the last poll.
     pub is_blocked: bool,
-    /// Gets under way.
-    pub gets: usize,
-    /// Completions of flushes, which wait for these gets.
+    /// Operations under way for which the peer is needed.
+    pub outstanding: usize,
+    /// Completions of flushes, which wait for these.
     pub flushes: Vec<*mut uct_completion_t>,
     /// The peer is gone.
     pub is_lost: bool,
@@ -55,7 +48,7 @@ pub struct Connection {
 
 /// State of an interface.
 pub struct State {
-    pub engine: Engine<(), Got>,
+    pub engine: Engine<(), Operation>,
     /// Where messages arrive. Absent while some thread makes progress.
     pub inbox: Option<Box<Inbox>>,
     /// Where messages are copied to from others' sections.
@@ -73,6 +66,16 @@ pub struct State {
     pub sources: HashMap<u64, u64>,
     /// Endpoints whose loss UCX is to be told.
     pub lost: Vec<u64>,
+    /// Operations that others answer, by the numbers that their answers show.
+    pub asked: HashMap<u64, Asked>,
+    /// The last of these numbers.
+    pub last_number: u64,
+    /// Answers that found no room.
+    pub answers: VecDeque<(Peer, Answer)>,
+    /// One-sided operations wait for those that were begun before.
+    pub is_fenced: bool,
+    /// For bytes on their way between UCX and a section.
+    pub scratch: Vec<u8>,
 }
 
 // SAFETY: the raw pointers are UCX's endpoints, requests and completions, which any thread may use; the lock orders their use.
@@ -87,13 +90,22 @@ impl State {
             peer,
             pending: VecDeque::new(),
             is_blocked: false,
-            gets: 0,
+            outstanding: 0,
             flushes: Vec::new(),
             is_lost: false,
             is_told: false,
         };
         self.connections.insert(self.next, connection);
         self.next
+    }
+
+    /// Room for so many bytes, to be given back.
+    pub fn scratch(&mut self, len: usize) -> Vec<u8> {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        if scratch.len() < len {
+            scratch.resize(len, 0);
+        }
+        scratch
     }
 }
 
@@ -129,6 +141,8 @@ pub struct Iface {
     name: EndpointName,
     /// Longest active message, bytes.
     pub seg_size: usize,
+    /// Every member may write every section.
+    pub is_open: bool,
     bandwidth: f64,
 }
 
@@ -160,7 +174,7 @@ pub unsafe fn open(
     if params_ref.open_mode & unsafe { vmshm_open_mode_device } == 0 {
         return UCS_ERR_UNSUPPORTED;
     }
-    let attached = match open_endpoint(&domain.options) {
+    let attached = match domain.registry.attach(&domain.options) {
         Ok(attached) => attached,
         Err(error) => {
             ucx::warn(&format!("vmshm: {error}"));
@@ -187,6 +201,7 @@ pub unsafe fn open(
         }
     };
     let name = engine.endpoint().name();
+    let is_open = engine.endpoint().region().is_open();
     let state = State {
         engine,
         inbox: Some(Box::default()),
@@ -198,6 +213,11 @@ pub unsafe fn open(
         spare: None,
         sources: HashMap::new(),
         lost: Vec::new(),
+        asked: HashMap::new(),
+        last_number: 0,
+        answers: VecDeque::new(),
+        is_fenced: false,
+        scratch: Vec::new(),
     };
     let port = Arc::new(Port(Mutex::new(state)));
     domain.registry.add_reader(&port);
@@ -208,6 +228,7 @@ pub unsafe fn open(
         registry: Arc::clone(&domain.registry),
         name,
         seg_size,
+        is_open,
         bandwidth: ours.bandwidth,
     }));
     let mut inits: c_int = 1;
@@ -262,6 +283,16 @@ pub unsafe extern "C" fn query(iface: uct_iface_h, attributes: *mut uct_iface_at
         attributes.cap.get.opt_zcopy_align = 64;
         attributes.cap.get.align_mtu = 64;
         attributes.cap.get.max_iov = 1;
+        if ours.is_open {
+            attributes.cap.flags |= vmshm_open_flags;
+            attributes.cap.put.max_short = MAX_INLINE - size_of::<Put>();
+            attributes.cap.put.max_bcopy = ours.seg_size - size_of::<Put>();
+            attributes.cap.get.max_bcopy = ours.seg_size;
+            for atomics in [&mut attributes.cap.atomic32, &mut attributes.cap.atomic64] {
+                atomics.op_flags = vmshm_atomics;
+                atomics.fop_flags = vmshm_atomics | vmshm_fetching_atomics;
+            }
+        }
         attributes.latency = ucs_linear_func_t { c: LATENCY, m: 0.0 };
         attributes.overhead = OVERHEAD;
         attributes.bandwidth = uct_ppn_bandwidth_t { dedicated: ours.bandwidth, shared: 0.0 };

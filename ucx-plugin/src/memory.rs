@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
-use vmshm_transport::attach::{Attached, Options, open_endpoint};
+use vmshm_transport::attach::{AttachError, Attached, Options, open_endpoint};
 use vmshm_transport::{Fragment, Purpose};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -75,11 +75,13 @@ pub trait Forget: Send + Sync {
 /// All memory of a domain.
 #[derive(Default)]
 pub struct Registry {
-    /// Base and length, by the key.
-    known: Mutex<HashMap<u64, (usize, usize)>>,
+    /// Base, length, and what peers may do, in UCX's flags; by the key.
+    known: Mutex<HashMap<u64, (usize, usize, u32)>>,
     readers: Mutex<Vec<Weak<dyn Forget>>>,
     /// For memory of the section; attached when the first is taken.
     section: Mutex<Option<Attached>>,
+    /// Number of the section: all of a domain lies in one.
+    number: Mutex<Option<u32>>,
 }
 
 impl Registry {
@@ -91,19 +93,27 @@ impl Registry {
         readers.push(reader);
     }
 
-    /// Memory with a key: its base and length.
-    pub fn find(&self, key: u64) -> Option<(usize, usize)> {
+    /// Attaches once more, in the section of the first time.
+    pub fn attach(&self, options: &Options) -> Result<Attached, AttachError> {
+        let mut number = self.number.lock();
+        let attached = open_endpoint(&Options { section: options.section.or(*number), ..options.clone() })?;
+        *number = Some(attached.section().number);
+        Ok(attached)
+    }
+
+    /// Memory with a key: its base and length, and what peers may do.
+    pub fn find(&self, key: u64) -> Option<(usize, usize, u32)> {
         self.known.lock().get(&key).copied()
     }
 
-    /// Registers ordinary memory, or memory that lies in the section.
-    pub fn register(&self, address: usize, len: usize) -> Option<Handle> {
+    /// Registers ordinary memory, or memory that lies in the section. `access` are UCX's flags.
+    pub fn register(&self, address: usize, len: usize, access: u32) -> Option<Handle> {
         let place = |attached: &Attached| attached.expose(std::ptr::without_provenance(address), len as u64);
         let offset = self.section.lock().as_ref().and_then(place).unwrap_or(NOWHERE);
         let mut known = self.known.lock();
         let key = random().filter(|key| !known.contains_key(key))?;
         if offset == NOWHERE {
-            known.insert(key, (address, len));
+            known.insert(key, (address, len, access));
         }
         let remote = RemoteKey { key, base: address as u64, len: len as u64, offset };
         Some(Handle { remote, fragment: None })
@@ -121,7 +131,7 @@ impl Registry {
     pub fn allocate(&self, options: &Options, len: usize) -> Option<(*mut u8, Handle)> {
         let mut section = self.section.lock();
         if section.is_none() {
-            *section = open_endpoint(options).map_err(|error| ucx::tell(&format!("vmshm: {error}"))).ok();
+            *section = self.attach(options).map_err(|error| ucx::tell(&format!("vmshm: {error}"))).ok();
         }
         let attached = section.as_mut()?;
         let fragment = attached.fragment_for(len, Purpose::Large)?;
@@ -177,8 +187,8 @@ mod tests {
         }
         let (registry, reader) = (Registry::default(), Arc::new(Reader(Mutex::default())));
         registry.add_reader(&reader);
-        let handle = registry.register(0x1000, 10).unwrap();
-        assert_eq!(registry.find(handle.remote.key), Some((0x1000, 10)));
+        let handle = registry.register(0x1000, 10, 3).unwrap();
+        assert_eq!(registry.find(handle.remote.key), Some((0x1000, 10, 3)));
         assert_eq!(registry.find(handle.remote.key + 1), None);
         registry.deregister(&handle);
         assert_eq!(registry.find(handle.remote.key), None);

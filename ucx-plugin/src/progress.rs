@@ -5,10 +5,13 @@ use std::ffi::c_uint;
 use parking_lot::MutexGuard;
 use vmshm_messaging::{Params, Upcall};
 use vmshm_transport::{Event, Fault, Inbox, Peer, PeerError, copy_from_shared};
+use zerocopy::FromBytes;
 
+use crate::asked::{ANSWER, Answer, Asked, CHANGE, Operation, PUT, Wanted};
 use crate::endpoint::AM_IDS;
-use crate::iface::{self, Got, Iface, State};
+use crate::iface::{self, Iface, State};
 use crate::ucx::{self, *};
+use crate::{remote, serve};
 
 /// Most messages that one call handles.
 const BATCH: usize = 32;
@@ -50,6 +53,9 @@ pub unsafe extern "C" fn progress(handle: uct_iface_h) -> c_uint {
         if messages >= BATCH {
             break;
         }
+    }
+    if !state.answers.is_empty() {
+        serve::send_answers(&mut state);
     }
     if !state.waiting.is_empty() {
         count += send_waiting(&mut state);
@@ -96,8 +102,40 @@ fn fragment(iface: &Iface, state: &mut Held<'_>, (peer, tag): (Peer, u8), offset
 
 /// Does what an event asks for that is none of UCX's messages.
 fn handle_event(iface: &Iface, state: &mut Held<'_>, inbox: &mut Inbox, event: Event) {
+    let is_right = match event {
+        Event::Message { peer, tag: PUT, len } => serve::put(iface, state, peer, inbox.bytes(len)),
+        Event::Fragment { peer, tag: PUT, offset, len } => {
+            serve::put_fragment(iface, state, peer, offset, len)
+        }
+        Event::Message { peer, tag: CHANGE, len } => serve::change(iface, state, peer, inbox.bytes(len)),
+        Event::Message { peer, tag: ANSWER, len } => take_answer(state, peer, inbox.bytes(len)),
+        event => return handle_own(iface, state, inbox, event),
+    };
+    if !is_right && let Event::Message { peer, tag, .. } | Event::Fragment { peer, tag, .. } = event {
+        reject(state, peer, tag);
+    }
+}
+
+/// Takes an answer; false where nothing was asked.
+fn take_answer(state: &mut Held<'_>, peer: Peer, message: &[u8]) -> bool {
+    let Ok(Answer { number, found }) = Answer::read_from_bytes(message) else { return false };
+    let is_asked = |asked: &Asked| asked.peer == peer && !matches!(asked.wanted, Wanted::Bytes(..));
+    if !state.asked.get(&number).is_some_and(is_asked) {
+        return false;
+    }
+    let Some(Asked { operation, wanted, .. }) = state.asked.remove(&number) else { return false };
+    if let Wanted::Word(to, len) = wanted {
+        // SAFETY: UCX keeps room for the word until the completion.
+        unsafe { remote::store(to, len, found) };
+    }
+    finish(state, operation, UCS_OK);
+    true
+}
+
+/// Does what an event of the engine's own asks for.
+fn handle_own(iface: &Iface, state: &mut Held<'_>, inbox: &mut Inbox, event: Event) {
     if let Some(key) = state.engine.missing_key(inbox, &event)
-        && let Some((base, len)) = iface.registry.find(key)
+        && let Some((base, len, _)) = iface.registry.find(key)
     {
         // SAFETY: UCX keeps the memory until it deregisters it, and then it is taken from the engine.
         let source = unsafe { state.engine.expose_to_all(key, std::ptr::with_exposed_provenance(base), len) };
@@ -108,7 +146,7 @@ fn handle_event(iface: &Iface, state: &mut Held<'_>, inbox: &mut Inbox, event: E
 }
 
 /// Acts on an upcall, and on all that are due then. Returns how many that were.
-fn act_on_all(state: &mut Held<'_>, mut upcall: Option<Upcall<(), Got>>) -> c_uint {
+fn act_on_all(state: &mut Held<'_>, mut upcall: Option<Upcall<(), Operation>>) -> c_uint {
     let mut count = 0;
     while let Some(due) = upcall.take().or_else(|| state.engine.next_upcall()) {
         act_on(state, due);
@@ -117,13 +155,13 @@ fn act_on_all(state: &mut Held<'_>, mut upcall: Option<Upcall<(), Got>>) -> c_ui
     count
 }
 
-fn act_on(state: &mut Held<'_>, upcall: Upcall<(), Got>) {
+fn act_on(state: &mut Held<'_>, upcall: Upcall<(), Operation>) {
     match upcall {
         Upcall::Piece(piece) => {
             // Only the thread that makes progress copies pieces.
             MutexGuard::unlocked(state, || piece.copy());
-            if let Some(got) = state.engine.landed(&piece) {
-                finish(state, got, UCS_OK);
+            if let Some(done) = state.engine.landed(&piece) {
+                finish(state, done, UCS_OK);
             }
         }
         Upcall::Got { done, result } => {
@@ -145,26 +183,35 @@ fn act_on(state: &mut Held<'_>, upcall: Upcall<(), Got>) {
                 state.engine.free(fragment);
             }
         }
-        // These are events first.
-        Upcall::Message { .. } | Upcall::Fragment { .. } => {}
+        // Those with tags of ours are events first.
+        Upcall::Message { peer, tag, .. } | Upcall::Fragment { peer, tag, .. } => reject(state, peer, tag),
         Upcall::Handled => {}
     }
 }
 
-/// Completes a get, and the flushes that have waited for it.
-fn finish(state: &mut Held<'_>, got: Got, status: ucs_status_t) {
+/// Completes an operation, and the flushes that have waited for it.
+fn finish(state: &mut Held<'_>, done: Operation, status: ucs_status_t) {
     let mut flushes = Vec::new();
-    if let Some(connection) = state.connections.get_mut(&got.endpoint) {
-        connection.gets -= 1;
-        if connection.gets == 0 {
+    if let Some(connection) = state.connections.get_mut(&done.endpoint) {
+        connection.outstanding -= 1;
+        if connection.outstanding == 0 {
             flushes = std::mem::take(&mut connection.flushes);
         }
     }
+    if state.is_fenced {
+        state.is_fenced = state.connections.values().any(|connection| connection.outstanding > 0);
+    }
+    let asked = done.number.and_then(|number| state.asked.remove(&number));
     MutexGuard::unlocked(state, || {
         // SAFETY: UCX gave them for this; the lock is not held.
         unsafe {
-            if !got.completion.is_null() {
-                ucx::complete(got.completion, status);
+            if status == UCS_OK
+                && let Some(Asked { wanted: Wanted::Bytes(bytes, Some(unpack), argument), .. }) = asked
+            {
+                unpack(argument, bytes.as_ptr().cast(), bytes.len());
+            }
+            if !done.completion.is_null() {
+                ucx::complete(done.completion, status);
             }
             for flush in flushes {
                 ucx::complete(flush, UCS_OK);
@@ -182,6 +229,15 @@ fn lose(state: &mut Held<'_>, peer: Peer, why: PeerError) {
         connection.is_lost = true;
         lost.push(*number);
     }
+    let is_over = |asked: &Asked| asked.peer == peer && !matches!(asked.wanted, Wanted::Bytes(..));
+    let over: Vec<u64> =
+        state.asked.iter().filter(|(_, asked)| is_over(asked)).map(|(number, _)| *number).collect();
+    for number in over {
+        if let Some(asked) = state.asked.remove(&number) {
+            finish(state, asked.operation, UCS_ERR_CONNECTION_RESET);
+        }
+    }
+    state.answers.retain(|(of, _)| *of != peer);
     if is_loss && !lost.is_empty() {
         ucx::tell(&format!("vmshm: a peer is lost: {why}"));
         state.lost.extend(lost);

@@ -5,7 +5,7 @@ use std::ptr;
 
 use crate::domain::{self, Shared};
 use crate::ucx::{self, *};
-use crate::{endpoint, iface, progress};
+use crate::{endpoint, iface, progress, remote};
 
 /// The name by which users choose the transport.
 const NAME: &str = "vmshm";
@@ -15,7 +15,16 @@ static OPS: Shared<uct_iface_ops_t> = Shared(uct_iface_ops_t {
     ep_am_short_iov: Some(uct_base_ep_am_short_iov),
     ep_am_bcopy: Some(endpoint::am_bcopy),
     ep_am_zcopy: Some(endpoint::am_zcopy),
-    ep_get_zcopy: Some(endpoint::get_zcopy),
+    ep_put_short: Some(remote::put_short),
+    ep_put_bcopy: Some(remote::put_bcopy),
+    ep_get_bcopy: Some(remote::get_bcopy),
+    ep_get_zcopy: Some(remote::get_zcopy),
+    ep_atomic_cswap64: Some(remote::atomic_cswap64),
+    ep_atomic_cswap32: Some(remote::atomic_cswap32),
+    ep_atomic32_post: Some(remote::atomic32_post),
+    ep_atomic64_post: Some(remote::atomic64_post),
+    ep_atomic32_fetch: Some(remote::atomic32_fetch),
+    ep_atomic64_fetch: Some(remote::atomic64_fetch),
     ep_pending_add: Some(endpoint::pending_add),
     ep_pending_purge: Some(endpoint::pending_purge),
     ep_flush: Some(endpoint::flush),

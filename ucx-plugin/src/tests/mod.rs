@@ -1,6 +1,7 @@
 //! The transport below UCX itself: this program registers it as the library does, and then is a program that uses UCX.
 
 mod killed_peer;
+mod one_sided;
 mod threads;
 mod ucp;
 

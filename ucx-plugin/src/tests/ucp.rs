@@ -54,12 +54,15 @@ impl Context {
         // SAFETY: UCX reads what outlives the calls, and has room for its answers; all zero is a value of its parameters.
         unsafe {
             check(ucp_config_read(null(), null(), &mut config), "configuration");
-            for (name, value) in [(c"TLS", c"vmshm,self"), (c"KEEPALIVE_INTERVAL", c"1s")] {
+            let settings =
+                [(c"TLS", c"vmshm,self"), (c"KEEPALIVE_INTERVAL", c"1s"), (c"ALLOC_PRIO", c"md:vmshm")];
+            for (name, value) in settings {
                 check(ucp_config_modify(config, name.as_ptr(), value.as_ptr()), "setting");
             }
             let mut params: ucp_params_t = zeroed();
             params.field_mask = u64::from(UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_MT_WORKERS_SHARED);
-            params.features = u64::from(UCP_FEATURE_TAG);
+            params.features =
+                u64::from(UCP_FEATURE_TAG | UCP_FEATURE_RMA | UCP_FEATURE_AMO32 | UCP_FEATURE_AMO64);
             params.mt_workers_shared = 1;
             let status = ucp_init_version(UCP_API_MAJOR, UCP_API_MINOR, &params, config, &mut context);
             check(status, "context");
@@ -183,6 +186,169 @@ impl Endpoint {
             ucp_tag_send_nbx(self.handle, buffer.as_ptr().cast(), buffer.len(), tag, &params)
         };
         Request { pointer: request, buffer, worker: Arc::clone(&self.worker) }
+    }
+}
+
+/// Operations on words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Op {
+    Add,
+    And,
+    Or,
+    Xor,
+    Swap,
+    /// If the word is this.
+    CompareAndSwap(u64),
+}
+
+impl Endpoint {
+    /// Waits until all that was begun is done. The peer's worker makes progress too, if it is given.
+    pub fn flush(&self, peer: Option<&Worker>) {
+        // SAFETY: a call of the endpoint.
+        let request = unsafe {
+            let params: ucp_request_param_t = zeroed();
+            ucp_ep_flush_nbx(self.handle, &params)
+        };
+        self.request(request, Vec::new()).wait_with(|| peer.into_iter().for_each(Worker::progress)).unwrap();
+    }
+
+    pub fn put(&self, bytes: Vec<u8>, remote: u64, key: &Key) -> Request {
+        // SAFETY: the request keeps the bytes until it is over.
+        let request = unsafe {
+            let params: ucp_request_param_t = zeroed();
+            ucp_put_nbx(self.handle, bytes.as_ptr().cast(), bytes.len(), remote, key.0, &params)
+        };
+        self.request(request, bytes)
+    }
+
+    pub fn get(&self, len: usize, remote: u64, key: &Key) -> Request {
+        let mut bytes = vec![0; len];
+        // SAFETY: the request keeps the bytes until it is over.
+        let request = unsafe {
+            let params: ucp_request_param_t = zeroed();
+            ucp_get_nbx(self.handle, bytes.as_mut_ptr().cast(), len, remote, key.0, &params)
+        };
+        self.request(request, bytes)
+    }
+
+    /// Changes a word of `len` bytes. If it is to be fetched, the request's memory begins with what it was.
+    pub fn change(&self, op: Op, len: usize, value: u64, fetches: bool, remote: u64, key: &Key) -> Request {
+        let (number, compare) = match op {
+            Op::Add => (UCP_ATOMIC_OP_ADD, 0),
+            Op::And => (UCP_ATOMIC_OP_AND, 0),
+            Op::Or => (UCP_ATOMIC_OP_OR, 0),
+            Op::Xor => (UCP_ATOMIC_OP_XOR, 0),
+            Op::Swap => (UCP_ATOMIC_OP_SWAP, 0),
+            Op::CompareAndSwap(compare) => (UCP_ATOMIC_OP_CSWAP, compare),
+        };
+        // UCX takes the value to compare with first, and the one to swap in from where the reply goes.
+        let (first, second) = if compare == 0 { (value, 0) } else { (compare, value) };
+        let mut words = [second.to_ne_bytes(), first.to_ne_bytes()].concat();
+        // SAFETY: the request keeps both words until it is over.
+        let request = unsafe {
+            let mut params: ucp_request_param_t = zeroed();
+            params.op_attr_mask = UCP_OP_ATTR_FIELD_DATATYPE;
+            params.datatype = (len as u64) << UCP_DATATYPE_SHIFT;
+            if fetches {
+                params.op_attr_mask |= UCP_OP_ATTR_FIELD_REPLY_BUFFER;
+                params.reply_buffer = words.as_mut_ptr().cast();
+            }
+            ucp_atomic_op_nbx(self.handle, number, words.as_ptr().add(8).cast(), 1, remote, key.0, &params)
+        };
+        self.request(request, words)
+    }
+
+    /// Reads a key of the peer's memory.
+    pub fn unpack(&self, packed: &[u8]) -> Key {
+        let mut key = null_mut();
+        // SAFETY: a key that UCX has packed.
+        unsafe { check(ucp_ep_rkey_unpack(self.handle, packed.as_ptr().cast(), &mut key), "key") };
+        Key(key)
+    }
+
+    fn request(&self, pointer: ucs_status_ptr_t, buffer: Vec<u8>) -> Request {
+        Request { pointer, buffer, worker: Arc::clone(&self.worker) }
+    }
+}
+
+/// A key of a peer's memory.
+pub struct Key(ucp_rkey_h);
+
+impl Drop for Key {
+    fn drop(&mut self) {
+        // SAFETY: nothing uses it any more.
+        unsafe { ucp_rkey_destroy(self.0) };
+    }
+}
+
+/// Memory that peers may read and write.
+pub struct Memory {
+    handle: ucp_mem_h,
+    context: Arc<Context>,
+    address: *mut u8,
+    /// The memory, if it is not UCX's.
+    _own: Vec<u64>,
+}
+
+// SAFETY: peers change it at any time, and it is read as such.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    /// Maps memory of the heap, or lets UCX take some from the section.
+    pub fn new(context: &Arc<Context>, len: usize, in_section: bool) -> Self {
+        let mut own = vec![0u64; if in_section { 0 } else { len / 8 }];
+        let mut handle = null_mut();
+        // SAFETY: UCX reads what outlives the calls, and has room for its answers; all zero is a value of its parameters. The
+        // memory outlives the handle.
+        unsafe {
+            let mut params: ucp_mem_map_params_t = zeroed();
+            params.field_mask = u64::from(UCP_MEM_MAP_PARAM_FIELD_LENGTH);
+            params.length = len;
+            if in_section {
+                params.field_mask |= u64::from(UCP_MEM_MAP_PARAM_FIELD_FLAGS);
+                params.flags = UCP_MEM_MAP_ALLOCATE;
+            } else {
+                params.field_mask |= u64::from(UCP_MEM_MAP_PARAM_FIELD_ADDRESS);
+                params.address = own.as_mut_ptr().cast();
+            }
+            check(ucp_mem_map(context.0, &params, &mut handle), "memory");
+            let mut attributes: ucp_mem_attr_t = zeroed();
+            attributes.field_mask = u64::from(UCP_MEM_ATTR_FIELD_ADDRESS);
+            check(ucp_mem_query(handle, &mut attributes), "its address");
+            let (context, address) = (Arc::clone(context), attributes.address.cast::<u8>());
+            // Of the section, it may be somebody's that is gone.
+            (0..len).for_each(|at| address.add(at).write_volatile(0));
+            Self { handle, context, address, _own: own }
+        }
+    }
+
+    pub fn address(&self) -> u64 {
+        self.address.addr() as u64
+    }
+
+    /// The key that peers need.
+    pub fn pack(&self) -> Vec<u8> {
+        let (mut packed, mut len) = (null_mut(), 0);
+        // SAFETY: UCX has room for its answers, and keeps the key until it is released.
+        unsafe {
+            check(ucp_rkey_pack(self.context.0, self.handle, &mut packed, &mut len), "key");
+            let bytes = slice::from_raw_parts(packed.cast::<u8>(), len).to_vec();
+            ucp_rkey_buffer_release(packed);
+            bytes
+        }
+    }
+
+    /// Bytes of it, now.
+    pub fn read(&self, at: usize, len: usize) -> Vec<u8> {
+        // SAFETY: the tests read what is there; peers may write it.
+        (at..at + len).map(|at| unsafe { self.address.add(at).read_volatile() }).collect()
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: no peer uses it any more.
+        unsafe { ucp_mem_unmap(self.context.0, self.handle) };
     }
 }
 

@@ -56,6 +56,11 @@ const uint64_t vmshm_iface_flags = UCT_IFACE_FLAG_AM_SHORT | UCT_IFACE_FLAG_AM_B
                                    | UCT_IFACE_FLAG_INTER_NODE
 #endif
     ;
+const uint64_t vmshm_open_flags =
+    UCT_IFACE_FLAG_PUT_SHORT | UCT_IFACE_FLAG_PUT_BCOPY | UCT_IFACE_FLAG_GET_BCOPY | UCT_IFACE_FLAG_ATOMIC_CPU;
+const uint64_t vmshm_atomics = UCS_BIT(UCT_ATOMIC_OP_ADD) | UCS_BIT(UCT_ATOMIC_OP_AND) | UCS_BIT(UCT_ATOMIC_OP_OR) |
+                               UCS_BIT(UCT_ATOMIC_OP_XOR);
+const uint64_t vmshm_fetching_atomics = UCS_BIT(UCT_ATOMIC_OP_SWAP) | UCS_BIT(UCT_ATOMIC_OP_CSWAP);
 const uint64_t vmshm_open_mode_device = UCT_IFACE_OPEN_MODE_DEVICE;
 const uint64_t vmshm_ep_addresses = UCT_EP_PARAM_FIELD_IFACE | UCT_EP_PARAM_FIELD_DEV_ADDR | UCT_EP_PARAM_FIELD_IFACE_ADDR;
 
@@ -75,6 +80,11 @@ ucs_status_t vmshm_md_query(uct_md_h md, vmshm_md_attr_t *attributes)
     attributes->reg_cost.c = 100e-9;
     memset(&attributes->local_cpus, 0xff, sizeof attributes->local_cpus);
     return UCS_OK;
+}
+
+unsigned vmshm_reg_flags(vmshm_reg_params_t params)
+{
+    return VMSHM_REG_FLAGS(params);
 }
 
 ucs_status_t vmshm_mkey_pack(VMSHM_MKEY_PACK_PARAMETERS)

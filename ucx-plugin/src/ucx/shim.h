@@ -74,6 +74,10 @@ extern ucs_config_field_t vmshm_iface_config_table[];
 
 /* Capabilities of the interface. */
 extern const uint64_t vmshm_iface_flags;
+/* Further ones in an open region, and bits of atomic operations: of all, and of those only that fetch. */
+extern const uint64_t vmshm_open_flags;
+extern const uint64_t vmshm_atomics;
+extern const uint64_t vmshm_fetching_atomics;
 extern const uint64_t vmshm_open_mode_device;
 extern const uint64_t vmshm_ep_addresses;
 
@@ -90,6 +94,9 @@ ucs_status_t vmshm_md_query(uct_md_h md, vmshm_md_attr_t *attributes);
 enum {
     VMSHM_KEY_LEN = 32
 };
+
+/* Flags of a registration. */
+unsigned vmshm_reg_flags(vmshm_reg_params_t params);
 
 /* Writes the key of a handle's memory: of the whole, whatever part is asked for. */
 ucs_status_t vmshm_mkey_pack(VMSHM_MKEY_PACK_PARAMETERS);

@@ -60,6 +60,7 @@ typedef uct_md_attr_t vmshm_md_attr_t;
 
 /* What mem_reg gets beside the memory. */
 typedef unsigned vmshm_reg_params_t;
+#define VMSHM_REG_FLAGS(params) (params)
 
 #define VMSHM_MKEY_PACK_PARAMETERS uct_md_h md, uct_mem_h memory, const uct_md_mkey_pack_params_t *params, void *packed
 

@@ -30,9 +30,28 @@ pub const TESTS: &[&[&str]] = &[
     &["-t", "tag_lat", "-s", "4096"],
     &["-t", "tag_lat", "-s", "300000"],
     &["-t", "tag_bw", "-s", "300000"],
-    &["-t", "tag_lat", "-s", "8", "-T", "2", "-M", "multi"],
     &["-t", "ucp_am_lat", "-s", "8"],
     &["-t", "ucp_am_bw", "-s", "300000"],
+];
+
+/// Of one-sided operations, in an open region.
+const ONE_SIDED: &[&[&str]] = &[
+    &["-t", "put_lat", "-d", "lab", "-x", "vmshm", "-s", "8", "-D", "short"],
+    &["-t", "put_lat", "-d", "lab", "-x", "vmshm", "-s", "4096", "-D", "bcopy"],
+    &["-t", "put_bw", "-d", "lab", "-x", "vmshm", "-s", "4096", "-D", "bcopy"],
+    &["-t", "get", "-d", "lab", "-x", "vmshm", "-s", "4096", "-D", "bcopy"],
+    &["-t", "get", "-d", "lab", "-x", "vmshm", "-s", "65536", "-D", "zcopy"],
+    &["-t", "add_lat", "-d", "lab", "-x", "vmshm", "-s", "8"],
+    &["-t", "fadd", "-d", "lab", "-x", "vmshm", "-s", "4"],
+    &["-t", "swap", "-d", "lab", "-x", "vmshm", "-s", "8"],
+    &["-t", "cswap", "-d", "lab", "-x", "vmshm", "-s", "4"],
+    &["-t", "ucp_put_lat", "-s", "8"],
+    &["-t", "ucp_put_bw", "-s", "100000"],
+    &["-t", "ucp_get", "-s", "4096"],
+    &["-t", "ucp_add", "-s", "8"],
+    &["-t", "ucp_fadd", "-s", "4"],
+    &["-t", "ucp_swap", "-s", "8"],
+    &["-t", "ucp_cswap", "-s", "8"],
 ];
 
 /// Parts of the message checker; any-change, of windows, does not end over UCX's own shared memory either.
@@ -148,10 +167,12 @@ pub fn wait_for(program: &mut Running, words: &str) -> Result<()> {
 
 /// `ucx_perftest` of each kind of message. It does not look at the data: the checker does.
 fn perftest(stage: &Path, logs: &Path) -> Result<Count> {
-    let region = Region::create(stage, REGION, 2, true)?;
+    let closed = Region::create(stage, REGION, 2, true)?;
+    let open = Region::create_open(stage, REGION, 2)?;
     let mut count = Count::default();
-    for (number, test) in TESTS.iter().enumerate() {
-        let pair = Pair::new(stage, &region)?;
+    let tests = TESTS.iter().map(|test| (&closed, test)).chain(ONE_SIDED.iter().map(|test| (&open, test)));
+    for (number, (region, test)) in tests.enumerate() {
+        let pair = Pair::new(stage, region)?;
         let log = |side: &str| logs.join(format!("{number}-{}-{side}.log", test[1]));
         let server = pair.server(&[], &log("server"))?;
         let mut client = pair.client(test)?;
