@@ -66,6 +66,12 @@ impl<S, G> Engine<S, G> {
         if self.queued == 0 { self.endpoint.send_slot(index, tag, header, payload) } else { None }
     }
 
+    /// As [`Engine::try_send_slot`], of a longer payload: see [`vmshm_transport::Endpoint::send_long`].
+    #[inline(always)]
+    pub fn try_send_long(&mut self, index: usize, tag: u8, header: &[u8], payload: &[u8]) -> Option<bool> {
+        if self.queued == 0 { self.endpoint.send_long(index, tag, header, payload) } else { None }
+    }
+
     /// Tells a peer of what was just sent to it.
     pub fn tell(&mut self, index: usize) {
         self.endpoint.tell(index);

@@ -9,7 +9,11 @@ use vmshm_transport::{Endpoint, Event, Glance, Inbox, Peer, SendError};
 /// Sends a message, the quick way where there is one.
 fn send(endpoint: &mut Endpoint<View>, to: Peer, tag: u8, bytes: &[u8]) -> Result<(), SendError> {
     let (header, payload) = bytes.split_at(bytes.len().min(14));
-    match endpoint.send_slot(to.index(), tag, header, payload) {
+    let sent = match payload.len() {
+        ..=8 => endpoint.send_slot(to.index(), tag, header, payload),
+        _ => endpoint.send_long(to.index(), tag, header, payload),
+    };
+    match sent {
         Some(is_told) => {
             if !is_told {
                 endpoint.tell(to.index());

@@ -34,17 +34,80 @@ pub unsafe extern "C" fn sendi(
     tag: u8,
     descriptor: *mut *mut mca_btl_base_descriptor_t,
 ) -> c_int {
+    if payload_size > SLOT {
+        // SAFETY: the arguments are Open MPI's.
+        return unsafe {
+            send_long(
+                module,
+                endpoint,
+                convertor,
+                header,
+                header_size,
+                payload_size,
+                order,
+                flags,
+                tag,
+                descriptor,
+            )
+        };
+    }
     // SAFETY: Open MPI gives header_size bytes, and a convertor with payload_size bytes, all of which are sent as they lie. The
     // instance is used for nothing else meanwhile.
     unsafe {
-        if payload_size <= SLOT
-            && header_size + payload_size <= params::max_inline()
+        if header_size + payload_size <= params::max_inline()
             && let Some(data) = start(convertor, payload_size)
             && let Some(Instance { engine, .. }) = quick()
         {
             let header = std::slice::from_raw_parts(header.cast::<u8>(), header_size);
             let payload = std::slice::from_raw_parts(data, payload_size);
             match engine.try_send_slot(from_endpoint(endpoint), ompi::to_wire(tag), header, payload) {
+                Some(true) => return SUCCESS,
+                Some(false) => return tell(endpoint),
+                None => {}
+            }
+        }
+        send_any(
+            module,
+            endpoint,
+            convertor,
+            header,
+            header_size,
+            payload_size,
+            order,
+            flags,
+            tag,
+            descriptor,
+        )
+    }
+}
+
+/// As [`sendi`], of a payload that no slot holds.
+///
+/// # Safety
+/// The arguments are Open MPI's.
+#[inline(never)]
+unsafe extern "C" fn send_long(
+    module: *mut mca_btl_base_module_t,
+    endpoint: *mut mca_btl_base_endpoint_t,
+    convertor: *mut opal_convertor_t,
+    header: *mut c_void,
+    header_size: usize,
+    payload_size: usize,
+    order: u8,
+    flags: u32,
+    tag: u8,
+    descriptor: *mut *mut mca_btl_base_descriptor_t,
+) -> c_int {
+    // SAFETY: Open MPI gives header_size bytes, and a convertor with payload_size bytes, all of which are sent as they lie. The
+    // instance is used for nothing else meanwhile.
+    unsafe {
+        if header_size.saturating_add(payload_size) <= params::max_inline().min(SHORT)
+            && let Some(data) = start(convertor, payload_size)
+            && let Some(Instance { engine, .. }) = quick()
+        {
+            let header = std::slice::from_raw_parts(header.cast::<u8>(), header_size);
+            let payload = std::slice::from_raw_parts(data, payload_size);
+            match engine.try_send_long(from_endpoint(endpoint), ompi::to_wire(tag), header, payload) {
                 Some(true) => return SUCCESS,
                 Some(false) => return tell(endpoint),
                 None => {}
@@ -93,7 +156,7 @@ fn tell(endpoint: *mut mca_btl_base_endpoint_t) -> c_int {
 /// The arguments are Open MPI's.
 #[inline(never)]
 unsafe extern "C" fn send_any(
-    _: *mut mca_btl_base_module_t,
+    module: *mut mca_btl_base_module_t,
     endpoint: *mut mca_btl_base_endpoint_t,
     convertor: *mut opal_convertor_t,
     header: *mut c_void,
@@ -120,7 +183,7 @@ unsafe extern "C" fn send_any(
         Err(Refused::Full) => {
             if !descriptor.is_null() {
                 // SAFETY: Open MPI gives NULL or a valid pointer, and a convertor that it resets itself.
-                unsafe { *descriptor = alloc(ptr::null_mut(), endpoint, order, len, flags) };
+                unsafe { *descriptor = alloc(module, endpoint, order, len, flags) };
             }
             ompi::OPAL_ERR_OUT_OF_RESOURCE as c_int
         }

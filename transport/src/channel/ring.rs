@@ -125,15 +125,7 @@ impl Producer {
         }
         let head = self.write(memory, parts);
         self.publish::<0>(memory, kind, tag, len, head, 0);
-        if slots > LINE / SLOT {
-            self.demote(memory, slots);
-        }
-        self.at = self.behind(slots);
-        self.position += slots;
-        self.cleared -= slots;
-        // The next message is likely to be as long.
-        self.ahead = if memory.stores_ahead() { CLEARED.max(slots + 1) } else { CLEARED };
-        self.owned = self.owned.saturating_sub(slots);
+        self.pass(memory, slots);
         self.make_ready(memory);
     }
 
@@ -157,6 +149,49 @@ impl Producer {
         self.publish::<CLEARED>(memory, kind, tag, len, words, owned);
         self.position += 1;
         self.at += SLOT;
+    }
+
+    /// As [`Producer::push`], of a header of 9 to 16 bytes and a payload that the first slot does not hold with it, where no part of
+    /// it lies behind the ring's end. False if nothing was sent.
+    #[inline(always)]
+    pub fn push_long(
+        &mut self,
+        memory: &impl Memory,
+        kind: u8,
+        tag: u8,
+        header: &[u8],
+        payload: &[u8],
+    ) -> bool {
+        let Some((words, rest)) = join_long(header, payload) else { return false };
+        let len = header.len() + payload.len();
+        let slots = slots_for(len);
+        // Where credit is short, somebody has to look for more.
+        if slots + AHEAD >= self.free() || self.at + slots * SLOT >= self.count * SLOT {
+            return false;
+        }
+        if self.cleared <= slots {
+            self.clear(memory, slots);
+            self.cleared = slots + 1;
+        }
+        memory.write(self.slots + self.at + SLOT, rest);
+        self.publish::<0>(memory, kind, tag, len, words, 0);
+        self.pass(memory, slots);
+        self.prepare(memory);
+        true
+    }
+
+    /// Counts a message of so many slots, which was just published.
+    #[inline(always)]
+    fn pass(&mut self, memory: &impl Memory, slots: u64) {
+        if slots > LINE / SLOT {
+            self.demote(memory, slots);
+        }
+        self.at = self.behind(slots);
+        self.position += slots;
+        self.cleared -= slots;
+        // The next message is likely to be as long.
+        self.ahead = if memory.stores_ahead() { CLEARED.max(slots + 1) } else { CLEARED };
+        self.owned = self.owned.saturating_sub(slots);
     }
 
     /// Stores the first slot of a message; see [`Memory::store_slot`].
@@ -192,9 +227,15 @@ impl Producer {
     pub fn prepare(&mut self, memory: &impl Memory) {
         self.own_ahead(memory);
         let free = self.free();
-        while self.cleared < self.ahead.min(free) {
-            self.clear(memory, self.cleared);
-            self.cleared += 1;
+        let end = self.ahead.min(free);
+        if self.cleared < end {
+            let (start, slots) = (self.behind(self.cleared), end - self.cleared);
+            let first = slots.min(self.count - start / SLOT);
+            memory.zero_slots(self.slots + start, first);
+            if first < slots {
+                memory.zero_slots(self.slots, slots - first);
+            }
+            self.cleared = end;
         }
     }
 
@@ -348,6 +389,20 @@ pub fn join_short(header: &[u8], payload: &[u8]) -> Option<[u64; 3]> {
     let last = u64::from_le_bytes(*last);
     let second = last >> (64 - bits) | payload << (bits - 8) << 8;
     Some([u64::from_ne_bytes(*first), second.to_le(), (payload >> (64 - bits)).to_le()])
+}
+
+/// As [`join_short`], of a payload that is longer: what lies in the first slot, and the rest of the payload.
+#[inline(always)]
+fn join_long<'a>(header: &[u8], payload: &'a [u8]) -> Option<([u64; 3], &'a [u8])> {
+    let (first, last) = (header.first_chunk()?, header.last_chunk()?);
+    if !(9..=16).contains(&header.len()) {
+        return None;
+    }
+    let (third, rest) = payload.get(16 - header.len()..)?.split_first_chunk()?;
+    let bits = 8 * (header.len() - 8);
+    let (last, start) = (u64::from_le_bytes(*last), u64::from_le_bytes(*payload.first_chunk()?));
+    let second = last >> (64 - bits) | start << (bits - 8) << 8;
+    Some(([u64::from_ne_bytes(*first), second.to_le(), u64::from_ne_bytes(*third)], rest))
 }
 
 /// Up to 8 bytes as a word, the first of them lowest.

@@ -45,6 +45,17 @@ impl<M: Memory> Endpoint<M> {
         Some(connection.is_polled(&self.memory) && !connection.may_sleep)
     }
 
+    /// As [`Endpoint::send_slot`], of a payload of up to [`MAX_INLINE`] bytes with the header that a slot does not hold with it.
+    #[inline(always)]
+    pub fn send_long(&mut self, index: usize, tag: u8, header: &[u8], payload: &[u8]) -> Option<bool> {
+        let connection = self.connections.get_mut(index)?;
+        if connection.failed.is_some() || header.len() + payload.len() > MAX_INLINE {
+            return None;
+        }
+        connection.producer.push_long(&self.memory, KIND_INLINE, tag, header, payload).then_some(())?;
+        Some(connection.is_polled(&self.memory) && !connection.may_sleep)
+    }
+
     /// Whether an inline message of `len` bytes would leave room in the ring for more, and no fragment is in flight. Where
     /// not, a long message is better sent as a fragment: the sender can run further ahead.
     #[inline]

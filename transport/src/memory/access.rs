@@ -120,6 +120,17 @@ pub trait Memory: CacheHints + Device {
         }
     }
 
+    /// Zeroes the first words of so many slots of the own section, from `offset` on.
+    #[inline(always)]
+    fn zero_slots(&self, offset: u64, slots: u64)
+    where
+        Self: Sized,
+    {
+        for slot in 0..slots {
+            self.store(offset + slot * SLOT, 0, Ordering::Relaxed);
+        }
+    }
+
     /// Copies a slot that a peer publishes by [`Memory::store_slot`], if its first word is as `is_there` wants it.
     ///
     /// # Errors
@@ -214,6 +225,10 @@ macro_rules! forward {
             #[inline(always)]
             fn store_slot<const ZERO: u64>(&self, offset: u64, first: u64, words: [u64; 3], owned: u64) {
                 (**self).store_slot::<ZERO>(offset, first, words, owned);
+            }
+            #[inline(always)]
+            fn zero_slots(&self, offset: u64, slots: u64) {
+                (**self).zero_slots(offset, slots);
             }
             #[inline(always)]
             fn load_slot(

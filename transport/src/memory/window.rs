@@ -250,6 +250,22 @@ impl<D: Device> Memory for Window<D> {
     }
 
     #[inline(always)]
+    fn zero_slots(&self, offset: u64, slots: u64) {
+        let at = offset.wrapping_sub(self.writable.start);
+        if !has_slot((self.own_slots + 1).saturating_sub(slots), at) {
+            leaves("this member's section", offset, slots * SLOT);
+        }
+        for slot in 0..slots {
+            // SAFETY: the first word of an aligned slot of the writable range, which has so many from `at` on, as `has_slot` found. All
+            // accesses to words of the region are atomic.
+            unsafe {
+                AtomicU64::from_ptr(self.write.add((at + slot * SLOT) as usize).cast())
+                    .store(0, Ordering::Relaxed);
+            }
+        }
+    }
+
+    #[inline(always)]
     fn load_slot(&self, offset: u64, is_there: impl FnOnce(u64) -> bool) -> Result<(u64, [u64; 3]), u64> {
         if !has_slot(self.slots, offset) {
             leaves("the region", offset, SLOT);

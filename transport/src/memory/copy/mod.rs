@@ -44,7 +44,26 @@ pub use words::from_shared as words;
 ///
 /// `from` must be valid for volatile reads and `to` for writes of `len` bytes, and they must not overlap.
 #[inline]
-pub unsafe fn from_shared(mut from: *const u8, mut to: *mut u8, mut len: usize) {
+pub unsafe fn from_shared(from: *const u8, to: *mut u8, len: usize) {
+    // SAFETY: the caller vouches for both pointers.
+    unsafe {
+        if len < SHORTEST {
+            words::from_shared(from, to, len);
+        } else if !goes_by_blocks(len) {
+            copy_out(from, to, len);
+        } else {
+            whole_blocks(from, to, len);
+        }
+    }
+}
+
+/// As [`from_shared`], of a block or more.
+///
+/// # Safety
+///
+/// As there.
+#[inline(never)]
+unsafe fn whole_blocks(mut from: *const u8, mut to: *mut u8, mut len: usize) {
     while goes_by_blocks(len) {
         // SAFETY: the caller vouches for len bytes, and goes_by_blocks for the processor.
         unsafe {
