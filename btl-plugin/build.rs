@@ -8,7 +8,7 @@ use std::process::{Command, exit};
 const MARK: &str = "opal/mca/btl/btl.h";
 
 /// The series of Open MPI that have a file in `src/ompi`: `v4_1.rs`, `v4_1.h`.
-const SERIES: [(u32, u32); 2] = [(4, 1), (5, 0)];
+const SERIES: [(u32, u32); 3] = [(4, 1), (5, 0), (6, 0)];
 
 /// Types that the plugin only passes on by pointer: their insides are none of its business.
 const POINTED_TO: [&str; 12] = [
@@ -44,8 +44,10 @@ fn main() {
         "src/ompi/room.c",
         "src/ompi/shim.c",
         "src/ompi/shim.h",
+        "src/ompi/since_5_0.h",
         "src/ompi/v4_1.h",
         "src/ompi/v5_0.h",
+        "src/ompi/v6_0.h",
         "src/ompi/missing",
         "src/coll/coll.c",
         "src/coll/coll.h",
@@ -136,14 +138,14 @@ impl OpenMpi {
             .allowlist_var("MPI_LOCK_(EXCLUSIVE|SHARED)|MPI_PROC_NULL|OMPI_ERR_RMA_(SYNC|RANGE)")
             .allowlist_function("mca_(btl_base_param_register|btl_base_dump)")
             .allowlist_function("mca_base_(component_var_register|var_group_component_register)")
-            .allowlist_function("opal_(bitmap_set_bit|proc_local_get|show_help_add_dir)")
+            .allowlist_function("opal_(bitmap_set_bit|proc_local_get)")
             .allowlist_var("mca_btl_base_active_message_trigger|VMSHM_OMPI_.*")
             .allowlist_type("opal_convertor_t")
             .allowlist_var("CONVERTOR_HOMOGENEOUS|OPAL_DATATYPE_FLAG_NO_GAPS")
             .allowlist_var(
                 "BTL_VERSION|MCA_BTL_.*|MCA_MPOOL_.*|MCA_BASE_(VERSION|VAR|METADATA)_.*|OPAL_INFO_LVL_.*",
             )
-            .allowlist_var("OPAL_(SUCCESS|ERROR|ERR_[A-Z_]+|(MAJOR|MINOR|RELEASE)_VERSION)")
+            .allowlist_var("OPAL_(SUCCESS|ERROR|ERR_[A-Z_]+|(MAJOR|MINOR|RELEASE)_VERSION|IDENT_STRING)")
             .layout_tests(true)
             .generate_comments(false)
             .derive_debug(false)
@@ -194,7 +196,7 @@ impl OpenMpi {
                 "the Open MPI in {} is version {major}.{minor}; this plugin knows the series {}: set OMPI_DIR to \
                  the prefix of such an Open MPI",
                 self.devel.display(),
-                SERIES.map(|(major, minor)| format!("{major}.{minor}")).join(" and "),
+                SERIES.map(|(major, minor)| format!("{major}.{minor}")).join(", "),
             )),
             _ => Err(format!("{} names no version of Open MPI", config.display())),
         }

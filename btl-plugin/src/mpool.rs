@@ -27,7 +27,7 @@ pub unsafe extern "C" fn open() -> c_int {
 
 /// Registers the parameter.
 pub unsafe extern "C" fn register() -> c_int {
-    if ompi::running() != Ok(ompi::BUILT_FOR) {
+    if !ompi::is_built_for_this() {
         // The BTL says so to the user.
         return ompi::OPAL_ERR_NOT_AVAILABLE as c_int;
     }

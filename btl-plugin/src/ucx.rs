@@ -1,7 +1,7 @@
 //! The UCX transport, put into the process where `pml/ucx` may run: UCX takes the transports that are there when it starts.
 
 use std::ffi::{CStr, OsStr, c_uint, c_void};
-use std::mem;
+use std::mem::{self, MaybeUninit};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -24,8 +24,7 @@ pub fn load() {
 
 /// Loads the transport for the series of UCX in this process, if it is installed beside this plugin.
 unsafe extern "C" fn load_for_running() {
-    let Some(file) = help::own_path().zip(series()).and_then(|(plugin, series)| transport(&plugin, series))
-    else {
+    let Some(file) = own_path().zip(series()).and_then(|(plugin, series)| transport(&plugin, series)) else {
         return;
     };
     let path = ompi::c_text(&file.to_string_lossy());
@@ -64,6 +63,20 @@ fn transport(plugin: &Path, (major, minor): (u32, u32)) -> Option<PathBuf> {
     let libraries = plugin.parent()?.parent()?;
     let file = libraries.join(format!("ucx-{major}.{minor}")).join(OsStr::from_bytes(FILE.to_bytes()));
     file.is_file().then_some(file)
+}
+
+/// Where this plugin was loaded from.
+fn own_path() -> Option<PathBuf> {
+    let mut info = MaybeUninit::<libc::Dl_info>::zeroed();
+    let inside: fn() -> Option<PathBuf> = own_path;
+    // SAFETY: dladdr fills info where it returns non-zero; the file's name is NUL-terminated.
+    let path = unsafe {
+        if libc::dladdr(inside as *const c_void, info.as_mut_ptr()) == 0 {
+            return None;
+        }
+        CStr::from_ptr(info.assume_init().dli_fname).to_bytes()
+    };
+    std::fs::canonicalize(OsStr::from_bytes(path)).ok()
 }
 
 #[cfg(test)]

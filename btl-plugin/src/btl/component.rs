@@ -14,10 +14,13 @@ use crate::process::{INSTANCE, Instance, MODULE, params};
 
 /// Registers the parameters; the first of our code that runs. Refuses an Open MPI of another version.
 pub unsafe extern "C" fn register() -> c_int {
-    match ompi::running() {
-        Ok(found) if found == ompi::BUILT_FOR => {}
-        Ok((major, minor, release)) => return refuse(&format!("{major}.{minor}.{release}")),
-        Err(text) => return refuse(&text),
+    if !ompi::is_built_for_this() {
+        let (built_for, running) = (ompi::built_for(), ompi::running());
+        help::show(
+            Topic::Version,
+            &format!("it was built for Open MPI {built_for}, but this is Open MPI {running}."),
+        );
+        return ompi::OPAL_ERR_NOT_AVAILABLE as c_int;
     }
     params::register_btl();
     let module = MODULE.get();
@@ -26,15 +29,6 @@ pub unsafe extern "C" fn register() -> c_int {
         module::fill(module);
         ompi::mca_btl_base_param_register(ompi::btl_version().cast_mut(), module)
     }
-}
-
-fn refuse(running: &str) -> c_int {
-    let (major, minor, release) = ompi::BUILT_FOR;
-    help::show(
-        Topic::Version,
-        &format!("it was built for Open MPI {major}.{minor}.{release}, but this is Open MPI {running}."),
-    );
-    ompi::OPAL_ERR_NOT_AVAILABLE as c_int
 }
 
 /// Opens the component; there is nothing to do before `init`.

@@ -6,15 +6,17 @@ use std::ptr;
 use super::datatype::{Shape, is_in_place};
 use super::group::Met;
 use super::run::{NotDone, SUCCESS, must_take, with};
-use crate::ompi::{self, mca_coll_base_module_t, ompi_communicator_t, ompi_datatype_t};
+use crate::ompi::{
+    self, Count, Counts, Places, mca_coll_base_module_t, ompi_communicator_t, ompi_datatype_t,
+};
 
 /// `MPI_Allgather`.
 pub unsafe extern "C" fn allgather(
     from: *const c_void,
-    from_count: c_int,
+    from_count: Count,
     from_type: *mut ompi_datatype_t,
     to: *mut c_void,
-    to_count: c_int,
+    to_count: Count,
     to_type: *mut ompi_datatype_t,
     comm: *mut ompi_communicator_t,
     module: *mut mca_coll_base_module_t,
@@ -95,11 +97,11 @@ unsafe fn all_gather(
 /// `MPI_Allgatherv`.
 pub unsafe extern "C" fn allgatherv(
     from: *const c_void,
-    from_count: c_int,
+    from_count: Count,
     from_type: *mut ompi_datatype_t,
     to: *mut c_void,
-    counts: *const c_int,
-    places: *const c_int,
+    counts: Counts,
+    places: Places,
     to_type: *mut ompi_datatype_t,
     comm: *mut ompi_communicator_t,
     module: *mut mca_coll_base_module_t,
@@ -108,8 +110,8 @@ pub unsafe extern "C" fn allgatherv(
     // there is a count and a place in `to`.
     unsafe {
         let part = |member: usize| {
-            let shape = Shape::new(to_type, *counts.add(member));
-            (shape, shape.behind(to, *places.add(member) as isize))
+            let shape = Shape::new(to_type, ompi::count_of(counts, member));
+            (shape, shape.behind(to, ompi::place_of(places, member)))
         };
         // Asked first, since others may have nothing to do here.
         if (0..ompi::vmshm_coll_size(comm)).all(|member| part(member as usize).0.bytes() == 0) {

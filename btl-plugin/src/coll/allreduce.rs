@@ -6,13 +6,13 @@ use super::datatype::{Shape, is_in_place};
 use super::hierarchy::Levels;
 use super::op::Operation;
 use super::run::{NotDone, SUCCESS, in_levels, must_take, with};
-use crate::ompi::{self, mca_coll_base_module_t, ompi_communicator_t, ompi_datatype_t, ompi_op_t};
+use crate::ompi::{self, Count, mca_coll_base_module_t, ompi_communicator_t, ompi_datatype_t, ompi_op_t};
 
 /// `MPI_Allreduce`.
 pub unsafe extern "C" fn allreduce(
     from: *const c_void,
     to: *mut c_void,
-    count: c_int,
+    count: Count,
     datatype: *mut ompi_datatype_t,
     op: *mut ompi_op_t,
     comm: *mut ompi_communicator_t,

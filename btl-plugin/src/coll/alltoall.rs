@@ -5,15 +5,17 @@ use std::ffi::{c_int, c_void};
 use super::datatype::{Parts, Shape, is_in_place, parts};
 use super::run::{NotDone, SUCCESS, must_take, with};
 use super::vector::{elements, exchange};
-use crate::ompi::{self, mca_coll_base_module_t, ompi_communicator_t, ompi_datatype_t};
+use crate::ompi::{
+    self, Count, Counts, Places, mca_coll_base_module_t, ompi_communicator_t, ompi_datatype_t,
+};
 
 /// `MPI_Alltoall`.
 pub unsafe extern "C" fn alltoall(
     from: *const c_void,
-    from_count: c_int,
+    from_count: Count,
     from_type: *mut ompi_datatype_t,
     to: *mut c_void,
-    to_count: c_int,
+    to_count: Count,
     to_type: *mut ompi_datatype_t,
     comm: *mut ompi_communicator_t,
     module: *mut mca_coll_base_module_t,
@@ -56,7 +58,8 @@ pub unsafe extern "C" fn alltoall(
                         Parts::Packed(vec![0u8; len * size])
                     }
                 };
-                if part.is_contiguous() && part.layout().extent as usize * to_count as usize == len {
+                if part.is_contiguous() && part.layout().extent as usize * ompi::non_negative(to_count) == len
+                {
                     let to = part.sink(to).bytes();
                     met.group.all_to_all(all.bytes(), to, len, &mut met.waiting)?;
                     return Ok(kept?);
@@ -79,12 +82,12 @@ pub unsafe extern "C" fn alltoall(
 /// `MPI_Alltoallv`.
 pub unsafe extern "C" fn alltoallv(
     from: *const c_void,
-    from_counts: *const c_int,
-    from_places: *const c_int,
+    from_counts: Counts,
+    from_places: Places,
     from_type: *mut ompi_datatype_t,
     to: *mut c_void,
-    to_counts: *const c_int,
-    to_places: *const c_int,
+    to_counts: Counts,
+    to_places: Places,
     to_type: *mut ompi_datatype_t,
     comm: *mut ompi_communicator_t,
     module: *mut mca_coll_base_module_t,

@@ -5,12 +5,12 @@ use std::ffi::{c_int, c_void};
 use super::datatype::Shape;
 use super::hierarchy::Levels;
 use super::run::{SUCCESS, in_levels, must_take, with};
-use crate::ompi::{mca_coll_base_module_t, ompi_communicator_t, ompi_datatype_t};
+use crate::ompi::{Count, mca_coll_base_module_t, ompi_communicator_t, ompi_datatype_t};
 
 /// `MPI_Bcast`.
 pub unsafe extern "C" fn bcast(
     buffer: *mut c_void,
-    count: c_int,
+    count: Count,
     datatype: *mut ompi_datatype_t,
     root: c_int,
     comm: *mut ompi_communicator_t,

@@ -115,7 +115,7 @@ int vmshm_coll_exchange(vmshm_coll_module_t *module, struct ompi_communicator_t 
                                         module->below.coll_allgather_module);
 }
 
-void vmshm_coll_layout(const struct ompi_datatype_t *type, int count, vmshm_coll_layout_t *layout)
+void vmshm_coll_layout(const struct ompi_datatype_t *type, vmshm_count_t count, vmshm_coll_layout_t *layout)
 {
     layout->size = type->super.size;
     layout->extent = type->super.ub - type->super.lb;
@@ -123,7 +123,7 @@ void vmshm_coll_layout(const struct ompi_datatype_t *type, int count, vmshm_coll
     layout->contiguous = ompi_datatype_is_contiguous_memory_layout(type, count);
 }
 
-size_t vmshm_coll_span(const struct ompi_datatype_t *type, int count)
+size_t vmshm_coll_span(const struct ompi_datatype_t *type, vmshm_count_t count)
 {
     ptrdiff_t gap;
 
@@ -131,7 +131,8 @@ size_t vmshm_coll_span(const struct ompi_datatype_t *type, int count)
 }
 
 /* Packs elements to len bytes, or unpacks them from there. */
-static int convert(const struct ompi_datatype_t *type, int count, void *elements, void *bytes, size_t len, bool pack)
+static int convert(const struct ompi_datatype_t *type, vmshm_count_t count, void *elements, void *bytes, size_t len,
+                   bool pack)
 {
     opal_convertor_t convertor;
     struct iovec iov = {.iov_base = bytes, .iov_len = len};
@@ -155,31 +156,31 @@ struct ompi_datatype_t *vmshm_coll_byte(void)
     return MPI_BYTE;
 }
 
-int vmshm_coll_pack(const struct ompi_datatype_t *type, int count, const void *from, void *to, size_t len)
+int vmshm_coll_pack(const struct ompi_datatype_t *type, vmshm_count_t count, const void *from, void *to, size_t len)
 {
     return convert(type, count, (void *) from, to, len, true);
 }
 
-int vmshm_coll_unpack(const struct ompi_datatype_t *type, int count, void *to, const void *from, size_t len)
+int vmshm_coll_unpack(const struct ompi_datatype_t *type, vmshm_count_t count, void *to, const void *from, size_t len)
 {
     return convert(type, count, to, (void *) from, len, false);
 }
 
-int vmshm_coll_copy(const void *from, int from_count, const struct ompi_datatype_t *from_type, void *to, int to_count,
-                    const struct ompi_datatype_t *to_type)
+int vmshm_coll_copy(const void *from, vmshm_count_t from_count, const struct ompi_datatype_t *from_type, void *to,
+                    vmshm_count_t to_count, const struct ompi_datatype_t *to_type)
 {
     return ompi_datatype_sndrcv(from, from_count, from_type, to, to_count, to_type);
 }
 
-int vmshm_coll_isend(void *from, int count, struct ompi_datatype_t *type, int member, struct ompi_communicator_t *comm,
-                     struct ompi_request_t **request)
+int vmshm_coll_isend(void *from, vmshm_count_t count, struct ompi_datatype_t *type, int member,
+                     struct ompi_communicator_t *comm, struct ompi_request_t **request)
 {
     return MCA_PML_CALL(isend(from, count, type, member, MCA_COLL_BASE_TAG_ALLTOALLV, MCA_PML_BASE_SEND_STANDARD, comm,
                               request));
 }
 
-int vmshm_coll_irecv(void *to, int count, struct ompi_datatype_t *type, int member, struct ompi_communicator_t *comm,
-                     struct ompi_request_t **request)
+int vmshm_coll_irecv(void *to, vmshm_count_t count, struct ompi_datatype_t *type, int member,
+                     struct ompi_communicator_t *comm, struct ompi_request_t **request)
 {
     return MCA_PML_CALL(irecv(to, count, type, member, MCA_COLL_BASE_TAG_ALLTOALLV, comm, request));
 }
@@ -213,7 +214,7 @@ void vmshm_coll_join(struct ompi_op_t *op, const void *left, void *inout, size_t
 void vmshm_coll_join_to(struct ompi_op_t *op, const void *left, const void *right, void *out, size_t count,
                         struct ompi_datatype_t *type)
 {
-    ompi_3buff_op_reduce(op, (void *) left, (void *) right, out, (int) count, type);
+    ompi_3buff_op_reduce(op, (void *) left, (void *) right, out, (vmshm_count_t) count, type);
 }
 
 bool vmshm_coll_commutes(struct ompi_op_t *op)
@@ -230,8 +231,7 @@ int vmshm_coll_split(struct ompi_communicator_t *comm, int part, int key, struct
     if (MPI_SUCCESS == rc && NULL != made && MPI_COMM_NULL != made) {
         /* MPI_Finalize frees what is left in the order of numbers, which need not be that of who uses whom: so it leaves one
            reference to this one, until its user is gone. */
-        OMPI_COMM_SET_EXTRA_RETAIN(made);
-        OBJ_RETAIN(made);
+        VMSHM_OMPI_COMM_KEEP(made);
         *split = made;
     }
     return rc;
@@ -239,6 +239,7 @@ int vmshm_coll_split(struct ompi_communicator_t *comm, int part, int key, struct
 
 void vmshm_coll_free(struct ompi_communicator_t *comm)
 {
+    VMSHM_OMPI_COMM_LET_GO(comm);
     ompi_comm_free(&comm);
 }
 
@@ -247,19 +248,20 @@ int vmshm_coll_barrier(struct ompi_communicator_t *comm)
     return comm->c_coll->coll_barrier(comm, comm->c_coll->coll_barrier_module);
 }
 
-int vmshm_coll_bcast(void *buffer, int count, struct ompi_datatype_t *type, int root, struct ompi_communicator_t *comm)
+int vmshm_coll_bcast(void *buffer, vmshm_count_t count, struct ompi_datatype_t *type, int root,
+                     struct ompi_communicator_t *comm)
 {
     return comm->c_coll->coll_bcast(buffer, count, type, root, comm, comm->c_coll->coll_bcast_module);
 }
 
-int vmshm_coll_reduce(const void *from, void *to, int count, struct ompi_datatype_t *type, struct ompi_op_t *op, int root,
-                      struct ompi_communicator_t *comm)
+int vmshm_coll_reduce(const void *from, void *to, vmshm_count_t count, struct ompi_datatype_t *type, struct ompi_op_t *op,
+                      int root, struct ompi_communicator_t *comm)
 {
     return comm->c_coll->coll_reduce(from, to, count, type, op, root, comm, comm->c_coll->coll_reduce_module);
 }
 
-int vmshm_coll_allreduce(const void *from, void *to, int count, struct ompi_datatype_t *type, struct ompi_op_t *op,
-                         struct ompi_communicator_t *comm)
+int vmshm_coll_allreduce(const void *from, void *to, vmshm_count_t count, struct ompi_datatype_t *type,
+                         struct ompi_op_t *op, struct ompi_communicator_t *comm)
 {
     return comm->c_coll->coll_allreduce(from, to, count, type, op, comm, comm->c_coll->coll_allreduce_module);
 }

@@ -10,6 +10,9 @@
 #include "ompi/mca/coll/coll.h"
 #include "opal/util/proc.h"
 
+/* The type of a number of elements. */
+#include VMSHM_OMPI_RELEASE
+
 /* A module for one communicator. */
 typedef struct vmshm_coll_module_t {
     mca_coll_base_module_t super;
@@ -52,19 +55,19 @@ int vmshm_coll_exchange(vmshm_coll_module_t *module, struct ompi_communicator_t 
                         int len);
 
 /* Datatypes. */
-void vmshm_coll_layout(const struct ompi_datatype_t *type, int count, vmshm_coll_layout_t *layout);
-size_t vmshm_coll_span(const struct ompi_datatype_t *type, int count);
+void vmshm_coll_layout(const struct ompi_datatype_t *type, vmshm_count_t count, vmshm_coll_layout_t *layout);
+size_t vmshm_coll_span(const struct ompi_datatype_t *type, vmshm_count_t count);
 struct ompi_datatype_t *vmshm_coll_byte(void);
-int vmshm_coll_pack(const struct ompi_datatype_t *type, int count, const void *from, void *to, size_t len);
-int vmshm_coll_unpack(const struct ompi_datatype_t *type, int count, void *to, const void *from, size_t len);
-int vmshm_coll_copy(const void *from, int from_count, const struct ompi_datatype_t *from_type, void *to, int to_count,
-                    const struct ompi_datatype_t *to_type);
+int vmshm_coll_pack(const struct ompi_datatype_t *type, vmshm_count_t count, const void *from, void *to, size_t len);
+int vmshm_coll_unpack(const struct ompi_datatype_t *type, vmshm_count_t count, void *to, const void *from, size_t len);
+int vmshm_coll_copy(const void *from, vmshm_count_t from_count, const struct ompi_datatype_t *from_type, void *to,
+                    vmshm_count_t to_count, const struct ompi_datatype_t *to_type);
 
 /* Messages between members: begin one, and wait for all that were begun, also where some fail. */
-int vmshm_coll_isend(void *from, int count, struct ompi_datatype_t *type, int member, struct ompi_communicator_t *comm,
-                     struct ompi_request_t **request);
-int vmshm_coll_irecv(void *to, int count, struct ompi_datatype_t *type, int member, struct ompi_communicator_t *comm,
-                     struct ompi_request_t **request);
+int vmshm_coll_isend(void *from, vmshm_count_t count, struct ompi_datatype_t *type, int member,
+                     struct ompi_communicator_t *comm, struct ompi_request_t **request);
+int vmshm_coll_irecv(void *to, vmshm_count_t count, struct ompi_datatype_t *type, int member,
+                     struct ompi_communicator_t *comm, struct ompi_request_t **request);
 int vmshm_coll_wait(size_t count, struct ompi_request_t **requests);
 
 /* Operations. An operation of MPI's own on a datatype of MPI's own looks at no operand twice. */
@@ -79,11 +82,12 @@ bool vmshm_coll_commutes(struct ompi_op_t *op);
 int vmshm_coll_split(struct ompi_communicator_t *comm, int part, int key, struct ompi_communicator_t **split);
 void vmshm_coll_free(struct ompi_communicator_t *comm);
 int vmshm_coll_barrier(struct ompi_communicator_t *comm);
-int vmshm_coll_bcast(void *buffer, int count, struct ompi_datatype_t *type, int root, struct ompi_communicator_t *comm);
-int vmshm_coll_reduce(const void *from, void *to, int count, struct ompi_datatype_t *type, struct ompi_op_t *op, int root,
-                      struct ompi_communicator_t *comm);
-int vmshm_coll_allreduce(const void *from, void *to, int count, struct ompi_datatype_t *type, struct ompi_op_t *op,
-                         struct ompi_communicator_t *comm);
+int vmshm_coll_bcast(void *buffer, vmshm_count_t count, struct ompi_datatype_t *type, int root,
+                     struct ompi_communicator_t *comm);
+int vmshm_coll_reduce(const void *from, void *to, vmshm_count_t count, struct ompi_datatype_t *type, struct ompi_op_t *op,
+                      int root, struct ompi_communicator_t *comm);
+int vmshm_coll_allreduce(const void *from, void *to, vmshm_count_t count, struct ompi_datatype_t *type,
+                         struct ompi_op_t *op, struct ompi_communicator_t *comm);
 
 /* Whether the program has MPI_THREAD_MULTIPLE. */
 bool vmshm_coll_is_multiple(void);

@@ -15,7 +15,7 @@ use crate::process::{INSTANCE, params};
 
 /// Registers the parameters.
 pub unsafe extern "C" fn register() -> c_int {
-    if ompi::running() != Ok(ompi::BUILT_FOR) {
+    if !ompi::is_built_for_this() {
         // The BTL says so to the user.
         return ompi::OPAL_ERR_NOT_AVAILABLE as c_int;
     }

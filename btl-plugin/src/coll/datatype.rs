@@ -3,13 +3,13 @@
 use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
 
-use crate::ompi::{self, ompi_datatype_t, vmshm_coll_layout_t};
+use crate::ompi::{self, Count, ompi_datatype_t, vmshm_coll_layout_t};
 
 /// So many elements of a datatype.
 #[derive(Clone, Copy)]
 pub struct Shape {
     datatype: *mut ompi_datatype_t,
-    count: c_int,
+    count: Count,
     layout: vmshm_coll_layout_t,
 }
 
@@ -17,7 +17,7 @@ impl Shape {
     /// # Safety
     /// `datatype` is one of Open MPI, and `count` not negative.
     #[inline]
-    pub unsafe fn new(datatype: *mut ompi_datatype_t, count: c_int) -> Self {
+    pub unsafe fn new(datatype: *mut ompi_datatype_t, count: Count) -> Self {
         let mut layout = MaybeUninit::uninit();
         // SAFETY: the caller vouches for the datatype; all of the layout is written.
         unsafe {
@@ -28,7 +28,7 @@ impl Shape {
 
     /// Another number of these elements.
     #[inline]
-    pub fn times(&self, count: c_int) -> Self {
+    pub fn times(&self, count: Count) -> Self {
         if self.layout.contiguous && self.layout.size as isize == self.layout.extent {
             // However many there are, they follow one another.
             return Self { count, ..*self };
@@ -38,14 +38,14 @@ impl Shape {
     }
 
     /// How many elements.
-    pub fn count(&self) -> c_int {
+    pub fn count(&self) -> Count {
         self.count
     }
 
     /// Bytes of data.
     #[inline]
     pub fn bytes(&self) -> usize {
-        self.layout.size * self.count.max(0) as usize
+        self.layout.size * ompi::non_negative(self.count)
     }
 
     /// Bytes of data in one element.

@@ -17,7 +17,7 @@ use vmshm_transport::abi::EndpointName;
 use super::datatype::Shape;
 use super::datatype::is_in_place;
 use super::op::Room;
-use crate::ompi::{self, ompi_communicator_t, ompi_datatype_t, ompi_op_t};
+use crate::ompi::{self, Count, ompi_communicator_t, ompi_datatype_t, ompi_op_t};
 
 /// The criterion that parts members.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,7 +140,7 @@ impl Levels {
     pub unsafe fn bcast(
         &self,
         buffer: *mut c_void,
-        count: c_int,
+        count: Count,
         datatype: *mut ompi_datatype_t,
         root: usize,
     ) -> Done {
@@ -166,7 +166,7 @@ impl Levels {
         &self,
         from: *const c_void,
         to: *mut c_void,
-        count: c_int,
+        count: Count,
         datatype: *mut ompi_datatype_t,
         op: *mut ompi_op_t,
     ) -> Done {
@@ -187,7 +187,7 @@ impl Levels {
         &self,
         from: *const c_void,
         to: *mut c_void,
-        count: c_int,
+        count: Count,
         datatype: *mut ompi_datatype_t,
         op: *mut ompi_op_t,
         root: usize,

@@ -7,7 +7,7 @@ use vmshm_transport::collective::Combine;
 use vmshm_transport::copy_from_shared;
 
 use super::datatype::Shape;
-use crate::ompi::{self, ompi_op_t};
+use crate::ompi::{self, Count, ompi_op_t};
 
 /// An operation on elements of a datatype.
 pub struct Operation<'a> {
@@ -45,7 +45,7 @@ impl<'a> Operation<'a> {
     fn elements(&self, len: usize) -> (usize, Shape) {
         let count = len / self.shape.element();
         // SAFETY: the shape's datatype is one of Open MPI.
-        (count, unsafe { Shape::new(self.shape.datatype(), count as i32) })
+        (count, unsafe { Shape::new(self.shape.datatype(), count as Count) })
     }
 
     /// Makes room for private copies of `most` bytes.

@@ -6,15 +6,17 @@ use std::ptr;
 use super::datatype::{Shape, is_in_place, parts};
 use super::run::{NotDone, SUCCESS, must_take, with};
 use super::vector::{elements, exchange, nothing};
-use crate::ompi::{self, mca_coll_base_module_t, ompi_communicator_t, ompi_datatype_t};
+use crate::ompi::{
+    self, Count, Counts, Places, mca_coll_base_module_t, ompi_communicator_t, ompi_datatype_t,
+};
 
 /// `MPI_Scatter`.
 pub unsafe extern "C" fn scatter(
     from: *const c_void,
-    from_count: c_int,
+    from_count: Count,
     from_type: *mut ompi_datatype_t,
     to: *mut c_void,
-    to_count: c_int,
+    to_count: Count,
     to_type: *mut ompi_datatype_t,
     root: c_int,
     comm: *mut ompi_communicator_t,
@@ -62,11 +64,11 @@ pub unsafe extern "C" fn scatter(
 /// `MPI_Scatterv`.
 pub unsafe extern "C" fn scatterv(
     from: *const c_void,
-    counts: *const c_int,
-    places: *const c_int,
+    counts: Counts,
+    places: Places,
     from_type: *mut ompi_datatype_t,
     to: *mut c_void,
-    to_count: c_int,
+    to_count: Count,
     to_type: *mut ompi_datatype_t,
     root: c_int,
     comm: *mut ompi_communicator_t,

@@ -9,7 +9,7 @@ use super::datatype::Shape;
 use super::group::Met;
 use super::run::NotDone;
 use crate::ompi::help;
-use crate::ompi::{self, ompi_communicator_t, ompi_datatype_t, ompi_request_t};
+use crate::ompi::{self, Count, Counts, Places, ompi_communicator_t, ompi_datatype_t, ompi_request_t};
 
 /// A part of a buffer: how many elements, and where.
 pub type Elements = (Shape, *mut c_void);
@@ -36,7 +36,7 @@ impl<G: Fn(usize) -> Elements, T: Fn(usize) -> Elements> Messages<'_, G, T> {
         &mut self,
         start: unsafe extern "C" fn(
             *mut c_void,
-            c_int,
+            Count,
             *mut ompi_datatype_t,
             c_int,
             *mut ompi_communicator_t,
@@ -105,7 +105,7 @@ impl<G: Fn(usize) -> Elements, T: Fn(usize) -> Elements> Late for Messages<'_, G
         }
         // Open MPI 4.1 writes behind a buffer that is too short for a message that is pulled.
         let mut unwanted: Vec<u8> = Vec::new();
-        if let (Ok(count), Ok(())) = (c_int::try_from(told), unwanted.try_reserve_exact(told)) {
+        if let (Ok(count), Ok(())) = (Count::try_from(told), unwanted.try_reserve_exact(told)) {
             // SAFETY: a datatype of Open MPI.
             let bytes = unsafe { Shape::new(ompi::vmshm_coll_byte(), count) };
             self.begin(ompi::vmshm_coll_irecv, member, (bytes, unwanted.as_mut_ptr().cast()));
@@ -190,15 +190,15 @@ pub unsafe fn exchange(
 pub unsafe fn elements(
     datatype: *mut ompi_datatype_t,
     buffer: *mut c_void,
-    counts: *const c_int,
-    places: *const c_int,
+    counts: Counts,
+    places: Places,
 ) -> impl Fn(usize) -> Elements + Copy {
     // SAFETY: the caller vouches for the datatype.
     let element = unsafe { Shape::new(datatype, 1) };
     move |member: usize| {
         // SAFETY: the caller vouches for the member's count and place.
-        let (count, place) = unsafe { (*counts.add(member), *places.add(member)) };
-        (element.times(count), element.behind(buffer, place as isize))
+        let (count, place) = unsafe { (ompi::count_of(counts, member), ompi::place_of(places, member)) };
+        (element.times(count), element.behind(buffer, place))
     }
 }
 

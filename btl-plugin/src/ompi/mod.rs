@@ -1,11 +1,19 @@
 //! All that depends on the version of Open MPI: bindings to its types and functions, and conversions.
 
 pub mod help;
-// Differences of the releases: a file a series, as build.rs has found it.
+// Differences of the releases: a file a series, as build.rs has found it, and what several series have.
+#[cfg(not(ompi = "4.1"))]
+mod btl_3_3;
+#[cfg(not(ompi = "6.0"))]
+mod int_counts;
+#[cfg(ompi = "6.0")]
+mod size_counts;
 #[cfg(ompi = "4.1")]
 mod v4_1;
 #[cfg(ompi = "5.0")]
 mod v5_0;
+#[cfg(ompi = "6.0")]
+mod v6_0;
 mod version;
 
 use std::borrow::Cow;
@@ -20,7 +28,9 @@ pub use sys::*;
 pub use v4_1::*;
 #[cfg(ompi = "5.0")]
 pub use v5_0::*;
-pub use version::{BUILT_FOR, running};
+#[cfg(ompi = "6.0")]
+pub use v6_0::*;
+pub use version::{built_for, is_built_for_this, running};
 
 /// The headers of the Open MPI that this plugin was built for, as bindgen reads them.
 #[allow(

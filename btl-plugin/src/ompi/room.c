@@ -11,7 +11,7 @@
 #include "ompi/proc/proc.h"
 #include "opal/class/opal_free_list.h"
 
-/* ob1's mca_pml_ob1_rdma_frag_t, whose header Open MPI does not install, the same in the series 4.1 and 5.0. */
+/* ob1's mca_pml_ob1_rdma_frag_t, whose header Open MPI does not install, the same in the series 4.1, 5.0 and 6.0. */
 struct frag {
     opal_free_list_item_t super;
     mca_bml_base_btl_t *bml;

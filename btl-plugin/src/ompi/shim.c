@@ -51,11 +51,6 @@ int vmshm_ompi_pack(opal_convertor_t *convertor, void *to, size_t *len)
     return opal_convertor_pack(convertor, &iov, &count, len);
 }
 
-char *vmshm_ompi_help_text(const char *file, const char *topic, const char *text)
-{
-    return opal_show_help_string(file, topic, true, vmshm_ompi_this_host(), text);
-}
-
 const char *vmshm_ompi_this_host(void)
 {
     return NULL != opal_process_info.nodename ? opal_process_info.nodename : "this host";

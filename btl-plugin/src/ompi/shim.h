@@ -11,7 +11,6 @@
 #include "opal/mca/btl/base/btl_base_error.h"
 #include "opal/mca/btl/btl.h"
 #include "opal/util/proc.h"
-#include "opal/util/show_help.h"
 
 /* What the release calls differently: v4_1.h and so on. */
 #include VMSHM_OMPI_RELEASE
@@ -42,10 +41,6 @@ enum {
    to local. */
 unsigned int vmshm_ompi_room(const opal_proc_t *proc, const void *context, const void *data, const void *local, size_t size,
                     size_t *room);
-
-/* Renders a topic of a help file, whose text takes the host's name and one more string. NULL without the file; the
-   caller frees it. */
-char *vmshm_ompi_help_text(const char *file, const char *topic, const char *text);
 
 /* The name of this host, as Open MPI knows it. */
 const char *vmshm_ompi_this_host(void);

@@ -18,6 +18,17 @@
 /* Whether a job goes on after the loss of processes. */
 #define VMSHM_OMPI_SURVIVES false
 
+/* The type of a number of elements. */
+typedef int vmshm_count_t;
+
+/* Keeps a communicator that another one uses until MPI_Finalize has freed that one; ompi_comm_free gives up both references. */
+#define VMSHM_OMPI_COMM_KEEP(comm)        \
+    do {                                  \
+        OMPI_COMM_SET_EXTRA_RETAIN(comm); \
+        OBJ_RETAIN(comm);                 \
+    } while (0)
+#define VMSHM_OMPI_COMM_LET_GO(comm)
+
 /* The host of a process, or NULL. */
 static inline const char *vmshm_ompi_hostname(const opal_proc_t *proc)
 {

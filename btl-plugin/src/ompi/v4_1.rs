@@ -3,6 +3,7 @@
 use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
 
+pub use super::int_counts::*;
 use super::{
     BTL_VERSION, MCA_BTL_TAG_MAX, Observer, mca_btl_base_descriptor_t, mca_btl_base_endpoint_t,
     mca_btl_base_module_t, mca_btl_base_segment_t,

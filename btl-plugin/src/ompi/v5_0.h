@@ -3,42 +3,17 @@
 #ifndef VMSHM_OMPI_RELEASE_H
 #define VMSHM_OMPI_RELEASE_H
 
-#include <stdio.h>
-#include <stdlib.h>
+#include "since_5_0.h"
 
-#include "ompi/runtime/params.h"
-#include "opal/mca/pmix/pmix-internal.h"
-#include "opal/mca/threads/mutex.h"
-#include "opal/util/proc.h"
+/* The type of a number of elements. */
+typedef int vmshm_count_t;
 
-#define VMSHM_OMPI_GLOBAL PMIX_GLOBAL
-
-/* Words of the longest of ob1's headers: a communicator's long number comes before the rest. */
-#define VMSHM_OMPI_OB1_HEADER 10
-
-/* The number by which all processes know a communicator that was made from another one. Only those that were made from a
-   group alone, and these are not asked, have one that differs between processes. */
-#define VMSHM_OMPI_COMM_NUMBER(comm) ompi_comm_get_local_cid(comm)
-
-/* Whether a job goes on after the loss of processes: mpirun --with-ft ulfm. */
-#if OPAL_ENABLE_FT_MPI
-#define VMSHM_OMPI_SURVIVES ompi_ftmpi_enabled
-#else
-#define VMSHM_OMPI_SURVIVES false
-#endif
-
-/* The host of a process, or NULL; valid until the thread asks again. Open MPI gives a copy. */
-static inline const char *vmshm_ompi_hostname(const opal_proc_t *proc)
-{
-    static __thread char kept[256];
-    char *host = opal_get_proc_hostname(proc);
-
-    if (NULL == host) {
-        return NULL;
-    }
-    snprintf(kept, sizeof kept, "%s", host);
-    free(host);
-    return kept;
-}
+/* Keeps a communicator that another one uses until MPI_Finalize has freed that one; ompi_comm_free gives up both references. */
+#define VMSHM_OMPI_COMM_KEEP(comm)        \
+    do {                                  \
+        OMPI_COMM_SET_EXTRA_RETAIN(comm); \
+        OBJ_RETAIN(comm);                 \
+    } while (0)
+#define VMSHM_OMPI_COMM_LET_GO(comm)
 
 #endif

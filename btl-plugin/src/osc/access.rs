@@ -5,7 +5,7 @@ use std::ffi::{c_int, c_void};
 use super::epochs::rest;
 use super::members::Member;
 use super::window::{checked, code, of};
-use crate::ompi::{self, ompi_datatype_t, ompi_op_t, ompi_request_t, ompi_win_t};
+use crate::ompi::{self, Count, ompi_datatype_t, ompi_op_t, ompi_request_t, ompi_win_t};
 
 /// Elements in memory of the caller's.
 #[derive(Debug, Clone, Copy)]
@@ -13,7 +13,7 @@ pub struct Local {
     /// Where they are.
     pub at: *mut c_void,
     /// How many.
-    pub count: c_int,
+    pub count: Count,
     /// Their datatype.
     pub datatype: *mut ompi_datatype_t,
 }
@@ -26,7 +26,7 @@ pub struct Remote {
     /// Where they are, in that process's units.
     pub displacement: isize,
     /// How many.
-    pub count: c_int,
+    pub count: Count,
     /// Their datatype.
     pub datatype: *mut ompi_datatype_t,
 }
@@ -136,11 +136,11 @@ macro_rules! with_request {
 
 with_request!(put, rput, (
     origin: *const c_void,
-    origin_count: c_int,
+    origin_count: Count,
     origin_type: *mut ompi_datatype_t,
     rank: c_int,
     displacement: isize,
-    count: c_int,
+    count: Count,
     datatype: *mut ompi_datatype_t,
     win: *mut ompi_win_t,
 ) {
@@ -151,11 +151,11 @@ with_request!(put, rput, (
 
 with_request!(get, rget, (
     origin: *mut c_void,
-    origin_count: c_int,
+    origin_count: Count,
     origin_type: *mut ompi_datatype_t,
     rank: c_int,
     displacement: isize,
-    count: c_int,
+    count: Count,
     datatype: *mut ompi_datatype_t,
     win: *mut ompi_win_t,
 ) {
@@ -166,11 +166,11 @@ with_request!(get, rget, (
 
 with_request!(accumulate, raccumulate, (
     origin: *const c_void,
-    origin_count: c_int,
+    origin_count: Count,
     origin_type: *mut ompi_datatype_t,
     rank: c_int,
     displacement: isize,
-    count: c_int,
+    count: Count,
     datatype: *mut ompi_datatype_t,
     op: *mut ompi_op_t,
     win: *mut ompi_win_t,
@@ -182,14 +182,14 @@ with_request!(accumulate, raccumulate, (
 
 with_request!(get_accumulate, rget_accumulate, (
     origin: *const c_void,
-    origin_count: c_int,
+    origin_count: Count,
     origin_type: *mut ompi_datatype_t,
     result: *mut c_void,
-    result_count: c_int,
+    result_count: Count,
     result_type: *mut ompi_datatype_t,
     rank: c_int,
     displacement: isize,
-    count: c_int,
+    count: Count,
     datatype: *mut ompi_datatype_t,
     op: *mut ompi_op_t,
     win: *mut ompi_win_t,

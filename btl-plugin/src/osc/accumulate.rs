@@ -7,7 +7,7 @@ use std::slice;
 use super::access::Local;
 use super::datatype::{Number, WRONG_TYPE};
 use super::runs::{Runs, TOO_MANY, packed, unpack};
-use crate::ompi::{self, ompi_datatype_t, ompi_op_t};
+use crate::ompi::{self, Count, ompi_datatype_t, ompi_op_t};
 
 /// Numbers of the target's that an operation is for.
 pub struct Numbers {
@@ -30,7 +30,7 @@ impl Numbers {
     /// The datatype and the operation are Open MPI's.
     pub unsafe fn new(
         start: usize,
-        count: c_int,
+        count: Count,
         datatype: *mut ompi_datatype_t,
         op: *mut ompi_op_t,
     ) -> Result<Self, c_int> {
@@ -42,7 +42,7 @@ impl Numbers {
                 return Err(ompi::MPI_ERR_OP as c_int);
             }
             let runs = if is_predefined {
-                Runs::of_numbers(start, usize::try_from(count).unwrap_or(0), number)
+                Runs::of_numbers(start, ompi::non_negative(count), number)
             } else {
                 Runs::new(start, count, datatype).numbers(number)
             };
@@ -77,7 +77,7 @@ impl Numbers {
         // SAFETY: the caller vouches for it.
         let bytes = unsafe {
             if self.is_plain(from.datatype)? {
-                let len = usize::try_from(from.count).unwrap_or(0) * self.number.size;
+                let len = ompi::non_negative(from.count) * self.number.size;
                 Cow::Borrowed(if len == 0 {
                     &[][..]
                 } else {
@@ -103,7 +103,7 @@ impl Numbers {
             if !self.is_plain(result.datatype)? {
                 return unpack(found, result);
             }
-            if usize::try_from(result.count).unwrap_or(0) * self.number.size < found.len() {
+            if ompi::non_negative(result.count) * self.number.size < found.len() {
                 return Err(TOO_MANY);
             }
             result.at.cast::<u8>().copy_from_nonoverlapping(found.as_ptr(), found.len());

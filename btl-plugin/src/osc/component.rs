@@ -11,13 +11,13 @@ use super::{direct, message_windows, served};
 use crate::mpool;
 use crate::ompi::help::{self, Topic};
 use crate::ompi::{
-    self, ompi_communicator_t, ompi_osc_base_component_t, ompi_win_t, opal_info_t, opal_proc_t,
+    self, Unit, ompi_communicator_t, ompi_osc_base_component_t, ompi_win_t, opal_info_t, opal_proc_t,
 };
 use crate::process::{INSTANCE, params};
 
 /// Registers the parameter.
 pub unsafe extern "C" fn register() -> c_int {
-    if ompi::running() != Ok(ompi::BUILT_FOR) {
+    if !ompi::is_built_for_this() {
         // The BTL says so to the user.
         return ompi::OPAL_ERR_NOT_AVAILABLE;
     }
@@ -88,7 +88,7 @@ pub unsafe extern "C" fn query(
     _: *mut ompi_win_t,
     _: *mut *mut c_void,
     _: usize,
-    _: c_int,
+    _: Unit,
     comm: *mut ompi_communicator_t,
     _: *mut opal_info_t,
     flavor: c_int,
@@ -148,7 +148,7 @@ pub unsafe extern "C" fn select(
     win: *mut ompi_win_t,
     base: *mut *mut c_void,
     size: usize,
-    unit: c_int,
+    unit: Unit,
     comm: *mut ompi_communicator_t,
     info: *mut opal_info_t,
     flavor: c_int,

@@ -7,7 +7,7 @@
 use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
 
-use crate::ompi::{self, ompi_datatype_t};
+use crate::ompi::{self, Count, ompi_datatype_t};
 
 /// Elements are not all of one predefined datatype, or not of the other side's.
 pub const WRONG_TYPE: c_int = ompi::MPI_ERR_TYPE as c_int;
@@ -80,8 +80,8 @@ impl Number {
     ///
     /// # Safety
     /// The numbers are at `from`.
-    pub unsafe fn pack(&self, from: *const u8, count: c_int) -> Vec<u8> {
-        let mut bytes = vec![0; self.size * usize::try_from(count).unwrap_or(0)];
+    pub unsafe fn pack(&self, from: *const u8, count: Count) -> Vec<u8> {
+        let mut bytes = vec![0; self.size * ompi::non_negative(count)];
         // SAFETY: the caller vouches for the numbers; there is room for what they pack to, which cannot fail.
         unsafe {
             let to = bytes.as_mut_ptr().cast();
@@ -94,13 +94,13 @@ impl Number {
     ///
     /// # Safety
     /// The numbers are at `to`, nobody else works on them, and there are as many operands.
-    pub unsafe fn apply(&self, op: c_int, operands: &[u8], to: *mut u8, count: c_int) -> bool {
+    pub unsafe fn apply(&self, op: c_int, operands: &[u8], to: *mut u8, count: Count) -> bool {
         let mut apart: Vec<u128>;
         let mut from: *const c_void = operands.as_ptr().cast();
         // SAFETY: the caller vouches for all; apart from each other, operands take up as much as the numbers.
         unsafe {
             if self.has_gaps() {
-                let span = self.span(usize::try_from(count).unwrap_or(0)).unwrap_or(0);
+                let span = self.span(ompi::non_negative(count)).unwrap_or(0);
                 apart = vec![0; span.div_ceil(size_of::<u128>())];
                 let at: *mut c_void = apart.as_mut_ptr().cast();
                 ompi::vmshm_coll_unpack(self.datatype, count, at, from, operands.len());

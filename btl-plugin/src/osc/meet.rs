@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::members::{Member, Members, gather};
 use super::memory::Memory;
 use super::window::checked;
-use crate::ompi::{self, ompi_communicator_t, opal_info_t};
+use crate::ompi::{self, Unit, ompi_communicator_t, opal_info_t};
 use crate::process::INSTANCE;
 
 /// A process's memory, as it tells the others.
@@ -41,7 +41,7 @@ pub struct Wanted {
     /// Bytes.
     pub size: usize,
     /// Displacement unit, bytes.
-    pub unit: c_int,
+    pub unit: Unit,
     /// `MPI_WIN_FLAVOR_...`
     pub flavor: u32,
     /// The user's hints.
@@ -113,7 +113,7 @@ pub unsafe fn meet(
         len: wanted.size as u64,
         held: held.unwrap_or(0) as u64,
         words: words_offset.unwrap_or(0),
-        unit: wanted.unit.unsigned_abs().into(),
+        unit: wanted.unit.unsigned_abs() as u64,
     };
     // SAFETY: the caller vouches for the communicator, and that all its processes call this.
     let all: Vec<Exposed> = unsafe { gather(wanted.comm, &mine, names.len())? };
@@ -171,7 +171,7 @@ fn members(
             base,
             is_mapped,
             len: usize::try_from(exposed.len).ok()?,
-            unit: c_int::try_from(exposed.unit).ok()?,
+            unit: Unit::try_from(exposed.unit).ok()?,
             words,
         })
     };

@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::memory::Memory;
 use super::window::checked;
-use crate::ompi::{self, ompi_communicator_t, ompi_datatype_t};
+use crate::ompi::{self, Count, Unit, ompi_communicator_t, ompi_datatype_t};
 
 /// All processes of a window.
 pub struct Members {
@@ -82,7 +82,7 @@ pub struct Member {
     /// Bytes.
     pub len: usize,
     /// Bytes that displacements count in.
-    pub unit: c_int,
+    pub unit: Unit,
     /// Words of its own in its section, for the others.
     pub words: *mut u8,
 }
@@ -96,7 +96,9 @@ impl Member {
     /// Where a displacement leads, if the bytes from `first` on, counted from there, are the window's.
     #[inline]
     pub fn at(&self, displacement: isize, first: isize, len: usize) -> Result<*mut u8, c_int> {
-        let at = displacement.checked_mul(self.unit as isize).ok_or(OUT_OF_RANGE)?;
+        #[allow(clippy::unnecessary_cast, reason = "in Open MPI 6.0 the unit has this type")]
+        let unit = self.unit as isize;
+        let at = displacement.checked_mul(unit).ok_or(OUT_OF_RANGE)?;
         let start =
             at.checked_add(first).and_then(|start| usize::try_from(start).ok()).ok_or(OUT_OF_RANGE)?;
         let fits = start <= self.len && len <= self.len - start;
@@ -111,7 +113,7 @@ impl Member {
     pub unsafe fn elements(
         &self,
         displacement: isize,
-        count: c_int,
+        count: Count,
         datatype: *mut ompi_datatype_t,
     ) -> Result<*mut u8, c_int> {
         let mut first = 0;

@@ -89,7 +89,7 @@ struct ompi_request_t *vmshm_osc_over(void)
     return &ompi_request_empty;
 }
 
-size_t vmshm_osc_span(int count, const struct ompi_datatype_t *type, ptrdiff_t *first)
+size_t vmshm_osc_span(vmshm_count_t count, const struct ompi_datatype_t *type, ptrdiff_t *first)
 {
     ptrdiff_t step, len;
 
@@ -98,7 +98,7 @@ size_t vmshm_osc_span(int count, const struct ompi_datatype_t *type, ptrdiff_t *
         return 0;
     }
     /* Elements may follow each other downwards. */
-    if (__builtin_mul_overflow(type->super.ub - type->super.lb, (ptrdiff_t) count - 1, &step) ||
+    if (__builtin_mul_overflow(type->super.ub - type->super.lb, count - 1, &step) ||
         __builtin_add_overflow(type->super.true_lb, 0 < step ? 0 : step, first) || PTRDIFF_MIN == step ||
         __builtin_add_overflow(type->super.true_ub - type->super.true_lb, 0 < step ? step : -step, &len)) {
         return SIZE_MAX;
@@ -106,7 +106,7 @@ size_t vmshm_osc_span(int count, const struct ompi_datatype_t *type, ptrdiff_t *
     return (size_t) len;
 }
 
-int vmshm_osc_copy(const void *from, int count, struct ompi_datatype_t *type, void *to, int to_count,
+int vmshm_osc_copy(const void *from, vmshm_count_t count, struct ompi_datatype_t *type, void *to, vmshm_count_t to_count,
                    struct ompi_datatype_t *to_type)
 {
     ptrdiff_t bytes = vmshm_osc_plain(count, type, to_count, to_type);
@@ -121,8 +121,8 @@ int vmshm_osc_copy(const void *from, int count, struct ompi_datatype_t *type, vo
     return ompi_datatype_sndrcv(from, count, type, to, to_count, to_type);
 }
 
-int vmshm_osc_combine(const void *origin, int count, struct ompi_datatype_t *type, void *target, int target_count,
-                      struct ompi_datatype_t *target_type, struct ompi_op_t *op)
+int vmshm_osc_combine(const void *origin, vmshm_count_t count, struct ompi_datatype_t *type, void *target,
+                      vmshm_count_t target_count, struct ompi_datatype_t *target_type, struct ompi_op_t *op)
 {
     ompi_datatype_t *number;
 
@@ -229,13 +229,13 @@ bool vmshm_osc_is_move(const struct ompi_op_t *op)
     return op == &ompi_mpi_op_no_op.op || op == &ompi_mpi_op_replace.op;
 }
 
-size_t vmshm_osc_size(int count, const struct ompi_datatype_t *type)
+size_t vmshm_osc_size(vmshm_count_t count, const struct ompi_datatype_t *type)
 {
     return 0 < count ? type->super.size * (size_t) count : 0;
 }
 
-void vmshm_osc_runs(int count, const struct ompi_datatype_t *type, void (*each)(void *context, ptrdiff_t at, size_t len),
-                    void *context)
+void vmshm_osc_runs(vmshm_count_t count, const struct ompi_datatype_t *type,
+                    void (*each)(void *context, ptrdiff_t at, size_t len), void *context)
 {
     /* Nothing is read or written there. */
     char *origin = (char *) ((uintptr_t) 1 << 46);
@@ -258,7 +258,7 @@ void vmshm_osc_runs(int count, const struct ompi_datatype_t *type, void (*each)(
     OBJ_DESTRUCT(&convertor);
 }
 
-bool vmshm_osc_apply(int number_of_op, int name, const void *operands, void *target, int count)
+bool vmshm_osc_apply(int number_of_op, int name, const void *operands, void *target, vmshm_count_t count)
 {
     ompi_op_t *op = opal_pointer_array_get_item(ompi_op_f_to_c_table, number_of_op);
     struct vmshm_osc_number number;
@@ -306,7 +306,7 @@ int vmshm_osc_exchange(struct ompi_communicator_t *comm, const void *mine, void 
                                         comm->c_coll->coll_allgather_module);
 }
 
-static ptrdiff_t bytes_of(int count, const struct ompi_datatype_t *type)
+static ptrdiff_t bytes_of(vmshm_count_t count, const struct ompi_datatype_t *type)
 {
     if (0 != type->super.true_lb || !ompi_datatype_is_contiguous_memory_layout(type, count)) {
         return -1;
@@ -314,7 +314,7 @@ static ptrdiff_t bytes_of(int count, const struct ompi_datatype_t *type)
     return (ptrdiff_t) (type->super.size * (size_t) count);
 }
 
-ptrdiff_t vmshm_osc_plain(int count, const struct ompi_datatype_t *type, int target_count,
+ptrdiff_t vmshm_osc_plain(vmshm_count_t count, const struct ompi_datatype_t *type, vmshm_count_t target_count,
                           const struct ompi_datatype_t *target_type)
 {
     ptrdiff_t bytes = bytes_of(count, type);

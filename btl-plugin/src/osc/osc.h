@@ -7,6 +7,9 @@
 #include "mpi.h"
 #include "ompi/mca/osc/osc.h"
 
+/* The type of a number of elements. */
+#include VMSHM_OMPI_RELEASE
+
 /* The component of this name that is open, or NULL. */
 ompi_osc_base_component_t *vmshm_osc_component(const char *name);
 
@@ -41,17 +44,17 @@ struct ompi_request_t *vmshm_osc_over(void);
 
 /* Where the bytes of so many elements of a datatype begin, counted from their address, and how many there are up to the
    last; 0 for none, SIZE_MAX for more than can be. */
-size_t vmshm_osc_span(int count, const struct ompi_datatype_t *type, ptrdiff_t *first);
+size_t vmshm_osc_span(vmshm_count_t count, const struct ompi_datatype_t *type, ptrdiff_t *first);
 
 /* Copies elements of one datatype to those of another; MPI_ERR_TRUNCATE if these are fewer bytes. */
-int vmshm_osc_copy(const void *from, int count, struct ompi_datatype_t *type, void *to, int to_count,
+int vmshm_osc_copy(const void *from, vmshm_count_t count, struct ompi_datatype_t *type, void *to, vmshm_count_t to_count,
                    struct ompi_datatype_t *to_type);
 
 /* Does an operation of MPI_Accumulate on memory that nobody else works on; MPI_ERR_TRUNCATE if there are more operands than
    elements, MPI_ERR_OP if the operation is not defined for them, MPI_ERR_TYPE if they are not all of one predefined datatype.
    OMPI_ERR_NOT_SUPPORTED for derived datatypes of pairs, of which Open MPI takes each part for an element. */
-int vmshm_osc_combine(const void *origin, int count, struct ompi_datatype_t *type, void *target, int target_count,
-                      struct ompi_datatype_t *target_type, struct ompi_op_t *op);
+int vmshm_osc_combine(const void *origin, vmshm_count_t count, struct ompi_datatype_t *type, void *target,
+                      vmshm_count_t target_count, struct ompi_datatype_t *target_type, struct ompi_op_t *op);
 
 /* What a communicator is called by all its processes. */
 unsigned vmshm_osc_name(struct ompi_communicator_t *comm);
@@ -85,15 +88,15 @@ bool vmshm_osc_is_no_op(const struct ompi_op_t *op);
 bool vmshm_osc_is_move(const struct ompi_op_t *op);
 
 /* How many bytes so many elements have, without gaps. */
-size_t vmshm_osc_size(int count, const struct ompi_datatype_t *type);
+size_t vmshm_osc_size(vmshm_count_t count, const struct ompi_datatype_t *type);
 
 /* Calls each for all runs of bytes of so many elements, counted from their address. */
-void vmshm_osc_runs(int count, const struct ompi_datatype_t *type, void (*each)(void *context, ptrdiff_t at, size_t len),
-                    void *context);
+void vmshm_osc_runs(vmshm_count_t count, const struct ompi_datatype_t *type,
+                    void (*each)(void *context, ptrdiff_t at, size_t len), void *context);
 
 /* Does an operation, by its number, on so many elements of the predefined datatype of this name, with operands that lie in memory as those do;
    false if there is no such operation. */
-bool vmshm_osc_apply(int op, int name, const void *operands, void *target, int count);
+bool vmshm_osc_apply(int op, int name, const void *operands, void *target, vmshm_count_t count);
 
 /* Replaces an element by the origin's if it is as compared with, in memory that nobody else works on; MPI_ERR_TYPE if the
    datatype is derived or has gaps. */
@@ -102,7 +105,7 @@ int vmshm_osc_swap(const void *origin, const void *compare, void *result, const 
 
 /* How many bytes so many elements of a datatype are, if they lie in memory from the first on without gaps, and are as many
    as those of the target; else -1. */
-ptrdiff_t vmshm_osc_plain(int count, const struct ompi_datatype_t *type, int target_count,
+ptrdiff_t vmshm_osc_plain(vmshm_count_t count, const struct ompi_datatype_t *type, vmshm_count_t target_count,
                           const struct ompi_datatype_t *target_type);
 
 #endif

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::access::Local;
 use super::datatype::Number;
 use super::window::checked;
-use crate::ompi::{self, ompi_datatype_t};
+use crate::ompi::{self, Count, ompi_datatype_t};
 
 /// There are more elements than those that they are for.
 pub const TOO_MANY: c_int = ompi::MPI_ERR_TRUNCATE as c_int;
@@ -36,7 +36,7 @@ impl Runs {
     ///
     /// # Safety
     /// The datatype is Open MPI's.
-    pub unsafe fn new(start: usize, count: c_int, datatype: *mut ompi_datatype_t) -> Self {
+    pub unsafe fn new(start: usize, count: Count, datatype: *mut ompi_datatype_t) -> Self {
         unsafe extern "C" fn each(runs: *mut c_void, at: isize, len: usize) {
             // SAFETY: the context is that given below.
             unsafe { (*runs.cast::<Vec<(isize, usize)>>()).push((at, len)) };

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -17,6 +17,9 @@ const LIMIT: Duration = Duration::from_secs(900);
 
 /// Debian's keys; apt would find them by itself only where they are among those that it trusts for every source.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// Debian's name of what will be a release: it has no backports.
+pub const UNSTABLE: &str = "sid";
 
 /// Debian's name of the release that this machine runs.
 pub fn suite() -> Result<String> {
@@ -123,15 +126,18 @@ pub struct Index {
 impl Index {
     /// The index of `suite`, brought up to date once in a run, so that all parts of the run see the same versions.
     pub fn shared(workspace: &Workspace, suite: &'static str, log_dir: &Path) -> Result<&'static Self> {
-        static INDEX: OnceLock<Index> = OnceLock::new();
-        if let Some(index) = INDEX.get() {
+        static INDEXES: Mutex<Vec<&'static Index>> = Mutex::new(Vec::new());
+        let mut indexes = INDEXES.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(index) = indexes.iter().find(|index| index.suite == suite) {
             return Ok(index);
         }
-        let index = Self::update(workspace, suite, log_dir)?;
-        Ok(INDEX.get_or_init(|| index))
+        let index: &'static Self = Box::leak(Box::new(Self::update(workspace, suite, log_dir)?));
+        indexes.push(index);
+        Ok(index)
     }
 
-    /// Brings the index of `suite` and `suite`-backports up to date, from the mirror that this machine's apt uses.
+    /// Brings the index of `suite`, and of its backports if it is a release, up to date, from the mirror that this machine's apt
+    /// uses.
     ///
     /// Without a network, the index of an earlier run will do.
     fn update(workspace: &Workspace, suite: &'static str, log_dir: &Path) -> Result<Self> {
@@ -143,8 +149,10 @@ impl Index {
             .with_context(|| format!("apt on this machine has no source for {host} main"))?;
         let options =
             if Path::new(KEYRING).exists() { format!(" [signed-by={KEYRING}]") } else { String::new() };
-        let sources: Vec<String> = [suite.to_owned(), format!("{suite}-backports")]
-            .iter()
+        let backports = (suite != UNSTABLE).then(|| format!("{suite}-backports"));
+        let sources: Vec<String> = [suite.to_owned()]
+            .into_iter()
+            .chain(backports)
             .map(|codename| format!("deb{options} {address} {codename} main"))
             .collect();
         let dir = workspace.cache.join(format!("apt-{suite}"));
@@ -158,7 +166,7 @@ impl Index {
         let log = log_dir.join(format!("apt-{suite}.log"));
         let mut update = index.apt("apt-get");
         update.args(["--quiet", "--error-on=any", "update"]);
-        let updated = progress::during(&format!("package index of {suite} and its backports"), |_| {
+        let updated = progress::during(&format!("package index of Debian {suite}"), |_| {
             process::run(update, "apt-get update", &log, LIMIT)
         });
         if let Err(error) = updated {

@@ -61,7 +61,7 @@ pub const KERNEL_TOOLS: Purpose = Purpose {
 pub const OPEN_MPI: Purpose = Purpose {
     name: "openmpi",
     heading: "its Open MPI",
-    packages: &["libopenmpi-dev", "openmpi-bin"],
+    packages: &["libopenmpi-dev", "libpmix-dev", "openmpi-bin"],
     files: &["root/usr/bin/mpirun.openmpi"],
 };
 

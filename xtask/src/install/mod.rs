@@ -68,16 +68,14 @@ impl Installation<'_> {
         link(target, &self.prefix.join(at))
     }
 
-    fn plugin(&mut self, workspace: &Workspace, built: &Path, folder: &str) -> Result<()> {
+    fn plugin(&mut self, built: &Path, folder: &str) -> Result<()> {
         const FILE: &str = "mca_btl_vmshm.so";
-        const HELP: &str = "help-mpi-btl-vmshm.txt";
         self.place(&built.join("libmca_btl_vmshm.so"), &format!("{folder}/{FILE}"), 0o644)?;
         // One file, four components: a copy would be loaded a second time, and would not know the first one's region.
         for framework in ["mpool", "coll", "osc"] {
             self.link(FILE, &format!("{folder}/mca_{framework}_vmshm.so"))?;
         }
-        let help = workspace.root.join("btl-plugin").join(HELP);
-        self.place(&help, &format!("share/openmpi/{HELP}"), 0o644)
+        Ok(())
     }
 
     fn transport(&mut self, built: &Path, ucx: &Ucx) -> Result<()> {
@@ -129,7 +127,7 @@ pub fn product(
     let mut to = Installation { prefix, files: Vec::new() };
     let tool = prefix.join("bin/vmshm");
     to.place(&built.join("vmshm"), "bin/vmshm", 0o755)?;
-    to.plugin(workspace, built, plugins)?;
+    to.plugin(built, plugins)?;
     if let Some(ucx) = ucx {
         to.transport(built, ucx)?;
     }
@@ -155,8 +153,8 @@ pub fn product(
 }
 
 /// Installs the plugin alone.
-pub fn plugin(workspace: &Workspace, built: &Path, prefix: &Path, plugins: &str) -> Result<()> {
-    Installation { prefix, files: Vec::new() }.plugin(workspace, built, plugins)
+pub fn plugin(built: &Path, prefix: &Path, plugins: &str) -> Result<()> {
+    Installation { prefix, files: Vec::new() }.plugin(built, plugins)
 }
 
 /// Installs the sources of the guest driver as DKMS wants them: one directory for each version.

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 pub struct OtherMpi {
     /// The directory that has its `include` and `lib`.
     pub prefix: PathBuf,
-    /// As `5.0.7`.
+    /// As `5.0.7` or `6.0.0rc2`.
     pub release: String,
 }
 
@@ -46,11 +46,15 @@ impl OtherMpi {
 }
 
 fn release_of(text: &str) -> Option<String> {
-    let number = |part: &str| {
+    let value = |part: &str| {
         let start = format!("#define OPAL_{part}_VERSION ");
-        text.lines().find_map(|line| line.strip_prefix(&start)?.trim().parse::<u32>().ok())
+        text.lines().find_map(|line| line.strip_prefix(&start).map(str::trim))
     };
-    Some(format!("{}.{}.{}", number("MAJOR")?, number("MINOR")?, number("RELEASE")?))
+    let number = |part: &str| value(part)?.parse::<u32>().ok();
+    // Before a release, as "rc2".
+    let stage = value("GREEK").map_or("", |stage| stage.trim_matches('"'));
+    let is_name = stage.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    is_name.then_some(format!("{}.{}.{}{stage}", number("MAJOR")?, number("MINOR")?, number("RELEASE")?))
 }
 
 #[cfg(test)]
@@ -62,6 +66,8 @@ mod tests {
         let text =
             "#define OPAL_MAJOR_VERSION 5\n#define OPAL_MINOR_VERSION 0\n#define OPAL_RELEASE_VERSION 7\n";
         assert_eq!(release_of(text).as_deref(), Some("5.0.7"));
+        let early = format!("{text}#define OPAL_GREEK_VERSION \"rc2\"\n");
+        assert_eq!(release_of(&early).as_deref(), Some("5.0.7rc2"));
         assert_eq!(release_of("#define OPAL_MAJOR_VERSION 5\n"), None);
     }
 }

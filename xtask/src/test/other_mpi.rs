@@ -30,7 +30,7 @@ pub fn steps(workspace: &Workspace, stage: &Result<PathBuf, String>, tally: &mut
         let prefix = format!("/usr/lib/{ARCH}-linux-gnu/openmpi");
         let mpi = OtherMpi::at(&chroot.root().join(&prefix[1..]))?;
         let built = build_tree::checker(workspace, &mpi, chroot.root(), logs)?;
-        install::plugin(workspace, &built, stage, &mpi.plugin_folder())?;
+        install::plugin(&built, stage, &mpi.plugin_folder())?;
         let region = Region::create(stage, REGION, 2, true)?;
         // Both where they are outside, so that the environment holds there, too.
         let mut command = chroot.command(&[(stage, text(stage)?), (&built, text(&built)?)], "env");

@@ -17,7 +17,7 @@ use super::functions;
 use super::meet::{Wanted, meet};
 use super::members::{Member, Members};
 use super::window::{SUCCESS, checked, of};
-use crate::ompi::{self, ompi_op_t, ompi_osc_base_module_t, ompi_win_t};
+use crate::ompi::{self, Count, Unit, ompi_op_t, ompi_osc_base_module_t, ompi_win_t};
 use crate::process::INSTANCE;
 
 /// Most bytes of operands at a time, so that they can be counted.
@@ -190,7 +190,7 @@ unsafe fn combine(origin: &Local, to: &Local, op: *mut ompi_op_t) -> Result<(), 
         let operands = numbers.operands(*origin)?;
         let op = ompi::vmshm_osc_op(op);
         numbers.runs.each(MOST, 0..operands.len(), |at, part| {
-            let count = (part.len() / numbers.number.size) as c_int;
+            let count = (part.len() / numbers.number.size) as Count;
             numbers.number.apply(op, &operands[part], ptr::with_exposed_provenance_mut(at), count);
             Ok(())
         })
@@ -294,7 +294,7 @@ unsafe extern "C" fn shared_query(
     win: *mut ompi_win_t,
     rank: c_int,
     size: *mut usize,
-    unit: *mut c_int,
+    unit: *mut Unit,
     base: *mut c_void,
 ) -> c_int {
     // SAFETY: Open MPI gives a window.

@@ -1,6 +1,5 @@
 //! The target's side: what others ask for is done to this process's memory, and counted.
 
-use std::ffi::c_int;
 use std::ptr;
 
 use vmshm_transport::{Peer, copy_from_shared, copy_to_shared};
@@ -9,6 +8,7 @@ use zerocopy::IntoBytes;
 use super::block::{Block, REPLY_LEN, Word};
 use super::request::{Kind, Request};
 use super::window::{Served, WINDOWS};
+use crate::ompi::Count;
 use crate::osc::datatype::Number;
 
 /// Words of operands for which no memory is allocated.
@@ -131,7 +131,7 @@ impl Served {
         ours: Block,
     ) -> Result<(), Refusal> {
         let number = Number::called(request.number).ok_or(Refusal::Nonsense)?;
-        let count = c_int::try_from(request.count).map_err(|_| Refusal::Nonsense)?;
+        let count = Count::try_from(request.count).map_err(|_| Refusal::Nonsense)?;
         let span = number.span(request.count as usize).ok_or(Refusal::Nonsense)?;
         let size = number.size * request.count as usize;
         let is_fetched = request.kind() == Some(Kind::Fetch);
