@@ -21,6 +21,9 @@ use crate::ucx::{self, *};
 /// Longest header of an active message without a copy in front of it, bytes.
 const MAX_HEADER: usize = 256;
 
+/// Most pieces of an active message. UCX has so many on its stack, in an array of this length.
+const MAX_PIECES: usize = 16;
+
 /// Latency and overhead by which UCX compares transports, seconds: a cache line from core to core, and a little more than what
 /// UCX claims for its own shared memory, which so has the messages within a machine.
 const LATENCY: f64 = 120e-9;
@@ -278,7 +281,7 @@ pub unsafe extern "C" fn query(iface: uct_iface_h, attributes: *mut uct_iface_at
         attributes.cap.am.opt_zcopy_align = 1;
         attributes.cap.am.align_mtu = 1;
         attributes.cap.am.max_hdr = MAX_HEADER;
-        attributes.cap.am.max_iov = usize::MAX;
+        attributes.cap.am.max_iov = MAX_PIECES;
         attributes.cap.get.max_zcopy = usize::MAX;
         attributes.cap.get.opt_zcopy_align = 64;
         attributes.cap.get.align_mtu = 64;
