@@ -379,7 +379,7 @@ impl<'d> Epoch<'_, 'd> {
                 return Err(code);
             }
             if matches!(how, Change::Requested | Change::FetchRequested) {
-                succeed(ffi::MPI_Wait(asked, std::ptr::null_mut()));
+                succeed(ffi::MPI_Wait(asked, ffi::RSMPI_STATUS_IGNORE));
             }
             Ok(())
         }
@@ -512,7 +512,7 @@ impl<'d> Epoch<'_, 'd> {
                 win,
                 &raw mut request,
             ));
-            succeed(ffi::MPI_Wait(&raw mut request, std::ptr::null_mut()));
+            succeed(ffi::MPI_Wait(&raw mut request, ffi::RSMPI_STATUS_IGNORE));
         }
         number
     }

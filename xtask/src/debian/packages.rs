@@ -58,6 +58,8 @@ pub const PLOT: &[Need] = &[need("fonts-dejavu-core", "text in the PNG plots")];
 pub const PROGRAMS: &[Need] = &[
     need("netpipe-openmpi", "NetPIPE: message sizes and their integrity"),
     need("ucx-utils", "ucx_perftest: UCX's own messages over our transport"),
+    need("mpich", "another MPI over UCX"),
+    need("libmpich-dev", "builds the message checker for that"),
     need("hpcc", "HPC Challenge with its own checks"),
     need("acpica-tools", "iasl reads the tables of the VMM back"),
     need("python3", "runs the mpi4py test suite"),

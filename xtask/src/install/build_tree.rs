@@ -90,6 +90,14 @@ pub fn checker(workspace: &Workspace, mpi: &OtherMpi, root: &Path, log_dir: &Pat
     build(workspace, command, &target, &format!("plugin and checker for Open MPI {}", mpi.release), log_dir)
 }
 
+/// Builds the program that checks messages with MPICH's compiler, which is `compiler`.
+pub fn checker_for_mpich(workspace: &Workspace, compiler: &str, log_dir: &Path) -> Result<PathBuf> {
+    let mut command = optimised(["--package", "vmshm-tests", "--bin", "vmshm-mpi-check"]);
+    command.env("MPICC", compiler);
+    // Of its own: cargo does not see that the compiler is another.
+    build(workspace, command, &workspace.target.join("mpich"), "checker for MPICH", log_dir)
+}
+
 fn optimised<'a>(what: impl IntoIterator<Item = &'a str>) -> Command {
     let mut command = cargo();
     command.args(["build", "--release", "--color=never"]).args(what);

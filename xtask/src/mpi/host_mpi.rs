@@ -22,10 +22,14 @@ pub enum Layer {
     VaderTwoCopies,
     /// Open MPI's shared memory, the receiver reading the sender's memory (cross memory attach).
     VaderCma,
+    /// Ours under UCX.
+    UcxVmshm,
     /// UCX's shared memory with a copy in and a copy out, instead of Open MPI's own message layer.
     UcxPosix,
     /// UCX's shared memory, the receiver reading the sender's memory.
     UcxCma,
+    /// UCX over the loopback device.
+    UcxTcp,
     /// TCP over the loopback device, or between guests over their network.
     Tcp,
 }
@@ -39,8 +43,10 @@ impl Layer {
             Layer::VmshmAndTcp => "vmshm and tcp",
             Layer::VaderTwoCopies => "vader 2-copy",
             Layer::VaderCma => "vader CMA",
+            Layer::UcxVmshm => "ucx vmshm",
             Layer::UcxPosix => "ucx posix",
             Layer::UcxCma => "ucx posix+cma",
+            Layer::UcxTcp => "ucx tcp",
             Layer::Tcp => "tcp",
         }
     }
@@ -50,18 +56,28 @@ impl Layer {
         matches!(self, Layer::Vmshm | Layer::VmshmAndVader | Layer::VmshmAndTcp)
     }
 
+    /// The setting by which UCX uses this layer and no other, if it is UCX's.
+    pub fn ucx_setting(self) -> Option<&'static str> {
+        Some(match self {
+            Layer::UcxVmshm => "UCX_TLS=vmshm,self",
+            Layer::UcxPosix => "UCX_TLS=posix,self",
+            Layer::UcxCma => "UCX_TLS=posix,cma,self",
+            Layer::UcxTcp => "UCX_TLS=tcp,self",
+            _ => return None,
+        })
+    }
+
     /// Options by which mpirun uses this layer and no other.
     pub fn mpirun_args(self) -> Vec<&'static str> {
-        if let Layer::UcxPosix | Layer::UcxCma = self {
+        if let Some(setting) = self.ucx_setting() {
             // Open MPI only takes UCX by itself where it finds a network card that it likes.
             let mut args = vec!["--mca", "pml", "ucx", "--mca", "pml_ucx_tls", "any"];
-            args.extend(["--mca", "pml_ucx_devices", "any", "-x"]);
-            args.push(if self == Layer::UcxCma { "UCX_TLS=posix,cma,self" } else { "UCX_TLS=posix,self" });
+            args.extend(["--mca", "pml_ucx_devices", "any", "-x", setting]);
             return args;
         }
         let mut args = vec!["--mca", "pml", "ob1", "--mca", "btl"];
         match self {
-            Layer::UcxPosix | Layer::UcxCma => {}
+            Layer::UcxVmshm | Layer::UcxPosix | Layer::UcxCma | Layer::UcxTcp => {}
             Layer::Vmshm => args.push("vmshm,self"),
             Layer::VmshmAndVader => args.push("vmshm,vader,self"),
             Layer::VmshmAndTcp => args.push("vmshm,tcp,self"),

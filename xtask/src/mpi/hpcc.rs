@@ -1,8 +1,13 @@
 //! HPC Challenge with a small problem, and the checks that it makes itself.
 
 use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+
+use super::host_mpi::{HostMpi, Layer};
 
 /// The input file `hpccinf.txt`: one matrix of `n` rows over a grid of `rows` x `columns` ranks.
 pub fn input(n: usize, rows: usize, columns: usize) -> String {
@@ -48,6 +53,18 @@ pub fn input(n: usize, rows: usize, columns: usize) -> String {
         let _ = writeln!(text, "{value:12} {meaning}");
     }
     text
+}
+
+/// Runs it with two processes over a layer; returns how many of its own checks passed.
+pub fn run(mpi: &HostMpi, layer: Layer, logs: &Path, limit: Duration) -> Result<usize> {
+    let dir = tempfile::tempdir()?;
+    fs::write(dir.path().join("hpccinf.txt"), input(400, 1, 2))?;
+    let mut command = mpi.mpirun(2, layer);
+    command.arg("hpcc").current_dir(dir.path());
+    mpi.run(command, "hpcc", &logs.join("hpcc.log"), limit)?.expect_success("hpcc")?;
+    let output = fs::read_to_string(dir.path().join("hpccoutf.txt")).context("hpcc wrote no output")?;
+    fs::write(logs.join("hpccoutf.txt"), &output)?;
+    verify(&output)
 }
 
 /// Looks at the output file `hpccoutf.txt`; returns how many of its own checks passed.

@@ -4,4 +4,5 @@ pub mod guest_mpi;
 pub mod host_mpi;
 pub mod hpcc;
 pub mod mpi4py;
+pub mod mpich;
 pub mod osu;

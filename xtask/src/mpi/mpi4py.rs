@@ -15,12 +15,12 @@ use crate::base::process;
 use crate::base::workspace::Workspace;
 
 /// The release whose tests are run.
-const VERSION: &str = "4.1.2";
+pub const VERSION: &str = "4.1.2";
 const PYTHON: &str = "/usr/bin/python3";
 const BUILD_LIMIT: Duration = Duration::from_secs(600);
 
 /// The suite without two things.
-const EXCEPT: &[&str] = &[
+pub const EXCEPT: &[&str] = &[
     // These do not end under Open MPI's own transports either.
     "-e",
     "spawn",
@@ -41,8 +41,10 @@ pub enum Suite {
 /// An installed mpi4py and its source.
 #[derive(Debug)]
 pub struct Kit {
-    python: PathBuf,
-    main: PathBuf,
+    /// The interpreter.
+    pub python: PathBuf,
+    /// Runs the tests.
+    pub main: PathBuf,
     versions: Versions,
 }
 
@@ -115,9 +117,11 @@ pub fn prepare(workspace: &Workspace, logs: &Path) -> Result<Suite> {
 
 /// Report of one rank.
 #[derive(Debug, PartialEq, Eq)]
-struct Report {
-    tests: usize,
-    verdict: String,
+pub struct Report {
+    /// How many it ran.
+    pub tests: usize,
+    /// As `OK (skipped=473)`.
+    pub verdict: String,
 }
 
 /// Report of each rank over Open MPI's own shared memory: kept as data for the versions named there, which saves minutes;
@@ -224,7 +228,7 @@ fn find_output(dir: &Path, rank: usize) -> Option<String> {
 }
 
 /// Reads the end of a unittest run.
-fn report(text: &str) -> Option<Report> {
+pub fn report(text: &str) -> Option<Report> {
     let tests = text.lines().rev().find_map(|line| line.split_once("Ran ")?.1.split_once(" tests in"))?.0;
     let verdict = text.lines().rev().find(|line| line.starts_with("OK") || line.starts_with("FAILED"))?;
     Some(Report { tests: tests.parse().ok()?, verdict: verdict.trim().to_owned() })

@@ -1,7 +1,6 @@
 //! Steps that run MPI programs over vmshm as processes of this host.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -373,16 +372,7 @@ pub fn steps(
     for (name, heap) in [("host-hpcc", false), ("host-heap-hpcc", true)] {
         tally.step(name, |logs| {
             let bench = if heap { Bench::with_heap(stage()?)? } else { Bench::new(stage()?)? };
-            let dir = tempfile::tempdir()?;
-            fs::write(dir.path().join("hpccinf.txt"), hpcc::input(400, 1, 2))?;
-            let mut command = bench.mpi.mpirun(2, Layer::Vmshm);
-            command.arg("hpcc").current_dir(dir.path());
-            let done = bench.mpi.run(command, "hpcc", &logs.join("hpcc.log"), LIMIT)?;
-            done.expect_success("hpcc")?;
-            let output =
-                fs::read_to_string(dir.path().join("hpccoutf.txt")).context("hpcc wrote no output")?;
-            fs::write(logs.join("hpccoutf.txt"), &output)?;
-            Ok(Count { passed: hpcc::verify(&output)?, ..Count::default() })
+            Ok(Count { passed: hpcc::run(&bench.mpi, Layer::Vmshm, logs, LIMIT)?, ..Count::default() })
         })?;
     }
     let all = tally.all();

@@ -4,6 +4,7 @@ mod checkers;
 mod driver;
 mod guests;
 mod host;
+mod mpich;
 mod network;
 mod other_mpi;
 mod tally;
@@ -48,6 +49,7 @@ pub fn run(workspace: &Workspace, wish: Wish, choice: &Choice) -> Result<bool> {
     host::steps(workspace, &stage, &mut tally)?;
     other_mpi::steps(workspace, &stage, &mut tally)?;
     ucx::steps(&stage, &mut tally)?;
+    mpich::steps(workspace, &stage, &mut tally)?;
 
     let prepared = if choice.has("guests") {
         stage.and_then(|stage| {

@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use super::host::checked;
 use super::tally::{Count, Tally};
 use crate::base::cleanup;
 use crate::base::process::{self, Finished, Running, last_lines, mortal};
 use crate::install::ucx::Ucx;
 use crate::lab::region::Region;
 use crate::mpi::host_mpi::{HostMpi, Layer};
+use crate::mpi::hpcc;
 
 pub const REGION: &str = "512M";
 /// Of one program.
@@ -70,14 +72,20 @@ const PARTS: &[&str] = &[
     "pressure",
 ];
 /// Determines what the checker sends, so that two runs of it can be compared.
-const SEED: &str = "1796023396";
+pub const SEED: &str = "1796023396";
 
 /// Runs all of them; `stage` is the built tree, or why there is none.
 pub fn steps(stage: &Result<std::path::PathBuf, String>, tally: &mut Tally) -> Result<()> {
     let stage = || stage.as_deref().map_err(|why| anyhow::anyhow!("nothing to test was built: {why}"));
     tally.step("ucx-other-version", |logs| other_version(stage()?, logs))?;
     tally.step("ucx-perftest", |logs| perftest(stage()?, logs))?;
-    tally.step("ucx-check-3", |logs| check(stage()?, logs))
+    tally.step("ucx-check-3", |logs| check(stage()?, logs))?;
+    tally.step("ucx-check-20", |logs| crowd(stage()?, logs))?;
+    tally.step("ucx-hpcc", |logs| {
+        let region = Region::create(stage()?, REGION, 2, true)?;
+        let mpi = HostMpi::new(region.environment()?)?;
+        Ok(Count { passed: hpcc::run(&mpi, Layer::UcxVmshm, logs, LIMIT)?, ..Count::default() })
+    })
 }
 
 /// A UCX of another series: the library says so in one line, and is none of its transports.
@@ -198,6 +206,16 @@ fn check(stage: &Path, logs: &Path) -> Result<Count> {
         command.arg("env").arg(transports).arg(stage.join("bin/vmshm-mpi-check")).args(arguments());
         mpi.run(command, name, &logs.join(format!("{name}.log")), LIMIT)
     })
+}
+
+/// The checker with ten times as many processes as two cores: pml/ucx passes these parts.
+fn crowd(stage: &Path, logs: &Path) -> Result<Count> {
+    let region = Region::create(stage, REGION, 2, true)?;
+    let mpi = HostMpi::new(region.environment()?)?;
+    let mut command = mpi.mpirun(20, Layer::UcxVmshm);
+    command.arg(stage.join("bin/vmshm-mpi-check")).args(["--quick", "--timeout", "120"]);
+    command.args(["wildcards", "order", "patterns", "pressure"].iter().flat_map(|part| ["--only", part]));
+    checked(mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?)
 }
 
 /// What the message checker is told.

@@ -1,0 +1,70 @@
+//! Jobs under MPICH as processes of this host, in which UCX carries each message.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::mpi4py::{Kit, VERSION};
+use crate::base::workspace::Workspace;
+use crate::base::{cleanup, process};
+
+/// MPICH's own names on Debian, where `mpirun` and `mpicc` are Open MPI's.
+pub const MPIRUN: &str = "mpirun.mpich";
+/// The compiler.
+pub const MPICC: &str = "mpicc.mpich";
+
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// Prepares a job whose UCX has these transports, as `posix,self`, with an environment; the caller adds the program and its
+/// arguments.
+pub fn mpirun(ranks: usize, transports: &str, environment: &[(String, String)]) -> Command {
+    let mut command = process::mortal(MPIRUN);
+    command.args(["-n", &ranks.to_string()]);
+    let settings = [
+        // Each process is a node of its own to MPICH, which else has shared memory beside UCX.
+        ("MPIR_CVAR_NOLOCAL", "1"),
+        ("UCX_TLS", transports),
+        // Which transports an endpoint has.
+        ("UCX_LOG_LEVEL", "info"),
+    ];
+    let environment = environment.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    command.args(settings.into_iter().chain(environment).flat_map(|(name, value)| ["-genv", name, value]));
+    command
+}
+
+/// Finds mpi4py for MPICH's ABI in the cache, or downloads it as it is published: returns what jobs set to load it instead of the
+/// kit's own, or why it can't be had.
+pub fn mpi4py(
+    workspace: &Workspace,
+    kit: &Kit,
+    logs: &Path,
+) -> Result<Result<Vec<(String, String)>, String>> {
+    let dir = workspace.cache.join(format!("mpi4py-{VERSION}-mpich"));
+    if !dir.exists() {
+        let new = dir.with_extension("new");
+        let mut install = Command::new(kit.python.with_file_name("pip"));
+        install.args([
+            "install",
+            "--only-binary=:all:",
+            "--disable-pip-version-check",
+            "--upgrade",
+            "--target",
+        ]);
+        install.arg(&new).arg(format!("mpi4py=={VERSION}"));
+        if let Err(error) = process::run(install, "pip install", &logs.join("install.log"), LIMIT) {
+            cleanup::check()?;
+            return Ok(Err(format!("pip has no mpi4py {VERSION} for MPICH: {error:#}")));
+        }
+        // Debian has given MPICH's library another name.
+        let library = format!("/usr/lib/{}-linux-gnu/libmpich.so.12", std::env::consts::ARCH);
+        symlink(&library, new.join("libmpi.so.12")).with_context(|| format!("cannot link {library}"))?;
+        fs::rename(&new, &dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    let dir = dir.display().to_string();
+    let settings = [("PYTHONPATH", dir.as_str()), ("LD_LIBRARY_PATH", &dir), ("MPI4PY_MPIABI", "mpich")];
+    Ok(Ok(settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec()))
+}
