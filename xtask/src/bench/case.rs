@@ -1,6 +1,9 @@
 //! Cases: programs with their options, sizes and ways.
 
-use super::way::{CMA, OSC_PEERS, TCP, TWO_COPIES, UCX, UCX_CMA, VMSHM, Way};
+use super::perftest::PERFTEST;
+use super::way::{
+    CMA, OSC_PEERS, TCP, TWO_COPIES, UCX, UCX_CMA, UCX_SECTION, UCX_TCP, UCX_VMSHM, VMSHM, Way,
+};
 
 /// How often, for the sizes from the first to the last.
 #[derive(Debug, Clone, Copy)]
@@ -112,6 +115,49 @@ pub fn all(osc: Option<Way>) -> Vec<Case> {
             .collect();
         cases.extend(open);
     }
+    cases
+}
+
+/// Remark on a case over Open MPI's pml/ucx.
+pub const PML_UCX: &str = "(pml/ucx)";
+
+/// Remark on a case whose messages lie in our section.
+pub const SECTION: &str = "(section)";
+
+const UNDER_UCX: [Way; 4] = [UCX_VMSHM, UCX, UCX_CMA, UCX_TCP];
+
+const PERF_LATENCY: &[Part] =
+    &[part(8, 64, 20_000, 1000), part(1024, 8192, 5000, 200), part(65_536, 1 << 20, 300, 20)];
+const PERF_BANDWIDTH: &[Part] =
+    &[part(8, 64, 50_000, 1000), part(1024, 8192, 10_000, 200), part(65_536, 1 << 20, 1000, 50)];
+const PERF_SECTION: &[Part] = &[part(65_536, 1 << 20, 1000, 50)];
+const PERF_SHORT: &[Part] = &[part(8, 32, 20_000, 1000)];
+const PERF_COPIED: &[Part] = &[part(256, 4096, 10_000, 500)];
+
+/// All cases under UCX: its own benchmark of UCP and of UCT, and programs over pml/ucx.
+pub fn under_ucx() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut add = |program, ours: &'static [&str], remark: &str, parts, ways: &[Way], unit| {
+        // A benchmark is known by its test and its way of copying.
+        let words = ours.iter().copied().filter(|word| !word.starts_with('-'));
+        let words = [program].into_iter().chain(words).chain(Some(remark)).filter(|word| !word.is_empty());
+        let name = words.collect::<Vec<_>>().join(" ");
+        cases.push(Case { name, program, ours, parts, ways: ways.to_vec(), unit, is_open: false });
+    };
+    add(PERFTEST, &["-t", "tag_lat"], "", PERF_LATENCY, &UNDER_UCX, MICROSECONDS);
+    add(PERFTEST, &["-t", "ucp_am_lat"], "", PERF_LATENCY, &UNDER_UCX, MICROSECONDS);
+    add(PERFTEST, &["-t", "tag_bw"], "", PERF_BANDWIDTH, &UNDER_UCX, MEGABYTES);
+    add(PERFTEST, &["-t", "ucp_am_bw"], "", PERF_BANDWIDTH, &UNDER_UCX, MEGABYTES);
+    add(PERFTEST, &["-t", "tag_bw"], SECTION, PERF_SECTION, &[UCX_SECTION, UCX, UCX_CMA], MEGABYTES);
+    // No active messages by CMA.
+    let ways = [UCX_VMSHM, UCX, UCX_TCP];
+    add(PERFTEST, &["-t", "am_lat", "-D", "short"], "", PERF_SHORT, &ways, MICROSECONDS);
+    add(PERFTEST, &["-t", "am_bw", "-D", "short"], "", PERF_SHORT, &ways, MEGABYTES);
+    add(PERFTEST, &["-t", "am_lat", "-D", "bcopy"], "", PERF_COPIED, &ways, MICROSECONDS);
+    add(PERFTEST, &["-t", "am_bw", "-D", "bcopy"], "", PERF_COPIED, &ways, MEGABYTES);
+    add("osu_latency", &[], PML_UCX, LATENCY, &UNDER_UCX, MICROSECONDS);
+    add("osu_bw", &[], PML_UCX, BANDWIDTH, &UNDER_UCX, MEGABYTES);
+    add("osu_mbw_mr", &[], PML_UCX, RATE, &UNDER_UCX, MEGABYTES);
     cases
 }
 

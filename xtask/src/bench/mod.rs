@@ -6,6 +6,7 @@ mod case;
 mod count;
 mod machine;
 mod measured;
+mod perftest;
 mod raw;
 mod report;
 mod target;
@@ -33,6 +34,7 @@ use crate::mpi::osu::{self, Points};
 use case::{Case, Part};
 use machine::Machine;
 use measured::Measured;
+use perftest::PERFTEST;
 use raw::Raw;
 use report::{Report, describe};
 use way::{OSC_OURS, Way};
@@ -62,6 +64,7 @@ const PROGRAMS: &[&str] = &[
     "osu_gatherv",
     "osu_scatterv",
     "osu_alltoallv",
+    PERFTEST,
 ];
 
 /// Choice of measurements.
@@ -85,6 +88,9 @@ pub struct Options {
     /// The instructions of a message, beside vader and UCX, and nothing else: they are the same on a busy machine
     #[arg(long, conflicts_with_all = ["programs", "keep", "max_size", "vm", "rounds", "quick"])]
     count: bool,
+    /// The transport for UCX beside UCX's own, by UCX's benchmark and by programs over pml/ucx, and nothing else
+    #[arg(long, conflicts_with_all = ["vm", "count"])]
+    ucx: bool,
     /// Keep the tables in docs/measured, in the file of this kind of processor
     #[arg(long, conflicts_with_all = ["vm", "count", "quick"])]
     record: bool,
@@ -117,6 +123,8 @@ struct Results {
 struct Setup<'a> {
     closed: HostMpi,
     open: HostMpi,
+    /// Environment by which UCX's own programs find ours.
+    ucx: Vec<String>,
     programs: PathBuf,
     out: &'a Path,
     cores: usize,
@@ -128,7 +136,8 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     if options.vm {
         return vm::run(workspace, options.rounds(), options.quick);
     }
-    let out = workspace.target.join("bench");
+    let stem = if options.ucx { "bench-ucx" } else { "bench" };
+    let out = workspace.target.join(stem);
     packages::ensure(&[packages::BUILD, packages::RUN, packages::PLOT], &out)?;
     let stage = stage::prepare(workspace, &out)?;
     if options.count {
@@ -139,9 +148,11 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
         bail!("this machine has one core; a comparison needs two, one for each process");
     }
     let regions = [Region::create(&stage, REGION, 2, false)?, Region::create_open(&stage, REGION, 2)?];
+    let ucx = regions[0].environment_with(&["--ucx"])?;
     let setup = Setup {
         closed: HostMpi::new(regions[0].environment()?)?,
         open: HostMpi::new(regions[1].environment()?)?,
+        ucx: ucx.iter().map(|(name, value)| format!("{name}={value}")).collect(),
         programs: stage.join("bin"),
         out: &out,
         cores,
@@ -149,13 +160,15 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     };
     let file = out.join("bench.json");
     let mut results = if options.keep { read(&file)? } else { Results::default() };
-    let osc = if options.programs.is_empty() || case::ONE_SIDED_PROGRAMS.iter().any(|p| options.wants(p)) {
+    let osc = if options.ucx {
+        None
+    } else if options.programs.is_empty() || case::ONE_SIDED_PROGRAMS.iter().any(|p| options.wants(p)) {
         Some(setup.choose_osc()?)
     } else {
         None
     };
     let mut missing: Vec<(Way, String)> = Vec::new();
-    for mut case in case::all(osc) {
+    for mut case in if options.ucx { case::under_ucx() } else { case::all(osc) } {
         if !options.wants(case.program) {
             continue;
         }
@@ -177,7 +190,7 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
         // After each, so that an interrupted run has not been for nothing.
         fs::write(&file, serde_json::to_string_pretty(&results)?)?;
     }
-    if options.wants(RAW) {
+    if options.wants(RAW) && !options.ucx {
         results.raw = Some(Raw::measure(&setup.programs.join(RAW), options.rounds(), &out)?);
         fs::write(&file, serde_json::to_string_pretty(&results)?)?;
     }
@@ -211,7 +224,8 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     fs::write(out.join("bench.txt"), &report.text)?;
     fs::write(out.join("bench.md"), &report.markdown)?;
     if options.record {
-        let path = workspace.root.join("docs/measured").join(machine.file());
+        let name = format!("{}{}", if options.ucx { "ucx-" } else { "" }, machine.file());
+        let path = workspace.root.join("docs/measured").join(name);
         fs::write(&path, format!("{}{}", heading(workspace, &machine)?, report.markdown))?;
         println!("Kept in {}", path.display());
     }
@@ -278,7 +292,7 @@ impl Setup<'_> {
     /// Takes ways out of a case that do not run on this machine. Ours must.
     fn drop_missing(&self, case: &mut Case, missing: &mut Vec<(Way, String)>) -> Result<()> {
         for way in case.ways.clone() {
-            if way.is_ours() || missing.iter().any(|(known, _)| *known == way) {
+            if case.program == PERFTEST || way.is_ours() || missing.iter().any(|(known, _)| *known == way) {
                 continue;
             }
             if let Err(why) = self.try_job(&probe(case.program, way), way, &short(case.program))? {
@@ -288,6 +302,18 @@ impl Setup<'_> {
         }
         case.ways.retain(|way| !missing.iter().any(|(known, _)| known == way));
         Ok(())
+    }
+
+    fn perftest(&self, case: &Case, way: Way, options: &Options) -> Result<Points> {
+        let parts = case.parts.iter().map(|part| (part, iterations(part, way, options)));
+        let sizes = parts.flat_map(|(part, iterations)| {
+            let sizes = std::iter::successors(Some(part.least), |size| Some(size * 2));
+            let most = part.most.min(options.max_size);
+            sizes.take_while(move |size| *size <= most).map(move |size| (size, iterations, part.warmup))
+        });
+        let sizes = sizes.collect();
+        let settings: &[String] = if way.is_ours() { &self.ucx } else { &[] };
+        perftest::run(case, way, &sizes, settings, self.out)
     }
 
     fn measure(&self, case: &Case, options: &Options) -> Result<Measured> {
@@ -304,6 +330,10 @@ impl Setup<'_> {
                     let way = case.ways[index];
                     bar.set_message(format!("round {}: {}", round + 1, way.name));
                     let mut points = Points::new();
+                    if case.program == PERFTEST {
+                        rounds[index].push(self.perftest(case, way, options)?);
+                        continue;
+                    }
                     for part in case.parts {
                         let Some(arguments) = arguments(case, part, way, options) else { continue };
                         let what = || format!("{} over {}", case.name, way.name);
@@ -344,13 +374,18 @@ fn arguments(case: &Case, part: &Part, way: Way, options: &Options) -> Option<Ve
     if part.least > options.max_size {
         return None;
     }
-    let share = if options.quick { 4 } else { 1 } * if way == way::TCP { 5 } else { 1 };
-    let iterations = (part.iterations / share).max(2);
-    let mut arguments = vec!["-i".into(), iterations.to_string(), "-x".into(), part.warmup.to_string()];
+    let mut arguments =
+        vec!["-i".into(), iterations(part, way, options).to_string(), "-x".into(), part.warmup.to_string()];
     if case.program != "osu_barrier" {
         arguments.extend(["-m".into(), format!("{}:{}", part.least, part.most.min(options.max_size))]);
     }
     Some(arguments)
+}
+
+fn iterations(part: &Part, way: Way, options: &Options) -> u32 {
+    let is_slow = [way::TCP, way::UCX_TCP].contains(&way);
+    let share = if options.quick { 4 } else { 1 } * if is_slow { 5 } else { 1 };
+    (part.iterations / share).max(2)
 }
 
 /// Draws what has several sizes, two cases beside one another, so that each stays readable.
@@ -393,10 +428,13 @@ mod tests {
 
     #[test]
     fn every_program_has_a_case_and_is_built() {
-        let cases = case::all(Some(VMSHM));
+        let cases = [case::all(Some(VMSHM)), case::under_ucx()].concat();
         for program in PROGRAMS.iter().filter(|name| **name != RAW) {
             assert!(cases.iter().any(|case| case.program == *program), "{program}");
-            assert!(crate::install::build_tree::MPI_PROGRAMS.contains(program), "{program}");
+            assert!(
+                *program == PERFTEST || crate::install::build_tree::MPI_PROGRAMS.contains(program),
+                "{program}"
+            );
         }
         assert!(cases.iter().all(|case| PROGRAMS.contains(&case.program) && case.ways[0].is_ours()));
     }
@@ -410,6 +448,7 @@ mod tests {
             quick: true,
             vm: false,
             count: false,
+            ucx: false,
             record: false,
             keep: false,
         };

@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::case::{COLLECTIVES, OPEN};
+use super::case::{COLLECTIVES, OPEN, PML_UCX};
 use super::measured::{Measured, Ratio};
 use super::raw::Raw;
 use crate::figures::statistics::Spread;
@@ -15,6 +15,9 @@ enum Peers {
     Vader,
     TwoCopies,
     Cma,
+    /// UCX's shared memory, with two copies.
+    Posix,
+    PosixCma,
     /// One-sided operations as Open MPI does them within a host.
     OscSm,
 }
@@ -67,6 +70,8 @@ impl Peers {
             Peers::Vader => "vader",
             Peers::TwoCopies => "vader 2-copy",
             Peers::Cma => "vader CMA",
+            Peers::Posix => "ucx posix",
+            Peers::PosixCma => "ucx posix+cma",
             Peers::OscSm => "osc/sm",
         }
     }
@@ -74,9 +79,7 @@ impl Peers {
     fn has(self, name: &str) -> bool {
         match self {
             Peers::Vader => name.starts_with("vader"),
-            Peers::TwoCopies => name == "vader 2-copy",
-            Peers::Cma => name == "vader CMA",
-            Peers::OscSm => name == "osc/sm",
+            one => name == one.text(),
         }
     }
 }
@@ -126,6 +129,33 @@ fn targets() -> Vec<Target> {
         target("message rate, osu_bw 8 B", bandwidth, "", 8..=8, Peers::Vader, Bound::AtLeast(1.5)),
         target("barrier", "osu_barrier", "", 0..=0, Peers::Vader, Bound::AtMost(0.5)),
     ];
+    let (perftest, posix) = ("ucx_perftest", Peers::Posix);
+    let large = 64 * KIB..=MIB;
+    for (program, ours) in
+        [(perftest, "tag_lat"), (perftest, "ucp_am_lat"), (perftest, "am_lat short"), (latency, PML_UCX)]
+    {
+        all.push(target(
+            &format!("{program} {ours}, 0-64 B"),
+            program,
+            ours,
+            0..=64,
+            posix,
+            Bound::AtMost(0.85),
+        ));
+    }
+    for (program, ours) in [(perftest, "tag_bw"), (perftest, "ucp_am_bw"), (bandwidth, PML_UCX)] {
+        let what = format!("{program} {ours}, 64 KiB-1 MiB");
+        all.push(target(&what, program, ours, large.clone(), posix, Bound::AtLeast(1.0)));
+    }
+    let what = "ucx_perftest tag_bw of a section, 64 KiB-1 MiB";
+    let section = "tag_bw (section)";
+    all.push(target(what, perftest, section, large, Peers::PosixCma, Bound::AtLeast(1.2)));
+    for (program, ours) in
+        [(perftest, "tag_bw"), (perftest, "ucp_am_bw"), (perftest, "am_bw short"), ("osu_mbw_mr", PML_UCX)]
+    {
+        let what = format!("message rate, {program} {ours}, 8 B");
+        all.push(target(&what, program, ours, 8..=8, posix, Bound::AtLeast(1.2)));
+    }
     for program in COLLECTIVES {
         let name = program.trim_start_matches("osu_");
         let (small, large) = (format!("{name}, to 4 KiB"), format!("{name}, 64 KiB-1 MiB"));

@@ -23,10 +23,16 @@ pub const VMSHM: Way = plain(Layer::Vmshm);
 pub const TWO_COPIES: Way = plain(Layer::VaderTwoCopies);
 /// Open MPI's shared memory, the receiver reading the sender's memory.
 pub const CMA: Way = plain(Layer::VaderCma);
+/// Ours under UCX.
+pub const UCX_VMSHM: Way = plain(Layer::UcxVmshm);
+/// The same, of memory that UCX takes from our section.
+pub const UCX_SECTION: Way = Way { args: &["-x", "UCX_ALLOC_PRIO=md:vmshm,mmap,heap"], ..UCX_VMSHM };
 /// UCX with a copy in and a copy out.
 pub const UCX: Way = plain(Layer::UcxPosix);
 /// UCX, the receiver reading the sender's memory.
 pub const UCX_CMA: Way = plain(Layer::UcxCma);
+/// UCX over the loopback device.
+pub const UCX_TCP: Way = plain(Layer::UcxTcp);
 /// The loopback device.
 pub const TCP: Way = plain(Layer::Tcp);
 
@@ -51,6 +57,6 @@ pub const OSC_PEERS: [Way; 4] = [
 impl Way {
     /// Whether this is ours.
     pub fn is_ours(&self) -> bool {
-        self.layer == Layer::Vmshm
+        matches!(self.layer, Layer::Vmshm | Layer::UcxVmshm)
     }
 }
