@@ -51,6 +51,10 @@ fn bind() -> Result<(), String> {
             "uct_base_(iface|ep)_.*|uct_md_(query_empty_md_resource|query_single_md_resource|config_read)",
         )
         .allowlist_function("uct_config_release|ucs_class_call_cleanup_chain|ucp_get_version")
+        // For tests.
+        .allowlist_function("uct_(query_components|release_component_list|component_query|md_open|md_close|md_iface_config_read)")
+        .allowlist_function("uct_md_query_tl_resources|uct_release_tl_resource_list|uct_worker_(create|destroy)|uct_ep_create")
+        .allowlist_function("uct_iface_(open|close|set_am_handler)|ucs_async_context_(create|destroy)")
         .allowlist_var("uct_base_(iface|ep)_t_class|UCT_.*|VMSHM_.*|UCS_SYS_DEVICE_ID_UNKNOWN|vmshm_.*")
         .allowlist_type(
             "ucs_status_t|uct_(iface|md)_.*flag.*|uct_.*_field.*|uct_flush_flags|uct_progress_types",

@@ -1,9 +1,11 @@
 //! The transport below UCX itself: this program registers it as the library does, and then is a program that uses UCX.
 
+mod hostile;
 mod killed_peer;
 mod one_sided;
 mod threads;
 mod ucp;
+mod uct;
 
 use std::env;
 use std::os::fd::AsRawFd;

@@ -79,6 +79,7 @@ pub fn steps(stage: &Result<std::path::PathBuf, String>, tally: &mut Tally) -> R
     let stage = || stage.as_deref().map_err(|why| anyhow::anyhow!("nothing to test was built: {why}"));
     tally.step("ucx-other-version", |logs| other_version(stage()?, logs))?;
     tally.step("ucx-perftest", |logs| perftest(stage()?, logs))?;
+    tally.step("ucx-oshmem", |logs| oshmem(stage()?, logs))?;
     tally.step("ucx-check-3", |logs| check(stage()?, logs))?;
     tally.step("ucx-check-20", |logs| crowd(stage()?, logs))?;
     tally.step("ucx-hpcc", |logs| {
@@ -86,6 +87,27 @@ pub fn steps(stage: &Result<std::path::PathBuf, String>, tally: &mut Tally) -> R
         let mpi = HostMpi::new(region.environment()?)?;
         Ok(Count { passed: hpcc::run(&mpi, Layer::UcxVmshm, logs, LIMIT)?, ..Count::default() })
     })
+}
+
+/// Open MPI's OpenSHMEM, which is one-sided operations of UCX, in an open region.
+fn oshmem(stage: &Path, logs: &Path) -> Result<Count> {
+    let region = Region::create_open(stage, REGION, 2)?;
+    let mpi = HostMpi::new(region.environment()?)?;
+    fs::create_dir_all(logs)?;
+    let (source, program) = (logs.join("oshmem.c"), logs.join("oshmem"));
+    fs::write(&source, include_str!("oshmem.c"))?;
+    let mut command = Command::new("oshcc");
+    command.arg("-o").args([&program, &source]);
+    process::run(command, "oshcc", &logs.join("oshcc.log"), LIMIT)?;
+    let mut command = mpi.mpirun(3, Layer::UcxPosix);
+    command.args(["env", "UCX_TLS=vmshm,self", &format!("LD_PRELOAD={}", library(stage)?)]).arg(program);
+    let text = mpi.run(command, "oshmem", &logs.join("oshmem.log"), LIMIT)?.text;
+    // By these lines: Debian's shmem_finalize ends in SIGSEGV, over UCX's own shared memory too.
+    let is_right = |element: usize| text.contains(&format!("element {element}: 0 wrong"));
+    match (0..3).all(is_right) {
+        true => Ok(Count::one()),
+        false => bail!("OpenSHMEM over vmshm:\n{}", last_lines(&text, 25)),
+    }
 }
 
 /// A UCX of another series: the library says so in one line, and is none of its transports.
