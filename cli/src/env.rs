@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use vmshm_host::Registry;
 
-use crate::doctor::obstacles;
-use crate::installed::{HEAP, Series, component_path, own_prefix, plugin_dir, transports};
+use crate::doctor::{obstacles, release};
+use crate::installed::{HEAP, Series, component_path, own_prefix, plugin_dir, plugin_dir_for, transports};
 use crate::shell::quote;
 
 /// Options of `vmshm env`.
@@ -34,8 +34,8 @@ pub struct Args {
     /// The region for processes on this host: a name, or the path of its file. Not for processes in VMs
     #[arg(long, value_name = "NAME|PATH")]
     region: Option<String>,
-    /// The release of Open MPI that the plugin was installed for with --with-mpi, as 5.0.7. Default: the plugin that was
-    /// installed without
+    /// The release of Open MPI that will run, as 5.0.7. Default: that of the ompi_info in the PATH. Its plugin is the one that was
+    /// installed for it with --with-mpi, or else, by default, the one that was installed without
     #[arg(long, value_name = "RELEASE")]
     mpi: Option<String>,
     /// Place the program's own large allocations in the shared memory too, from where they are sent without a copy by the
@@ -62,9 +62,13 @@ impl Args {
                  install with `cargo xtask install --prefix DIR`, or name the place with --prefix DIR"
             );
         };
-        let release = self.mpi.as_deref();
-        let Some(dir) = plugin_dir(&prefix, release) else {
-            let (folder, with) = match release {
+        let running = self.mpi.clone().or_else(release);
+        let dir = match &self.mpi {
+            Some(release) => plugin_dir(&prefix, Some(release)),
+            None => plugin_dir_for(&prefix, running.as_deref()),
+        };
+        let Some(dir) = dir else {
+            let (folder, with) = match &self.mpi {
                 Some(release) => (format!("lib/openmpi-{release}"), " --with-mpi DIR"),
                 None => ("lib/openmpi".to_owned(), ""),
             };
@@ -82,9 +86,10 @@ impl Args {
         let before = std::env::var("OMPI_MCA_mca_base_component_path").ok();
         let component_path = component_path(before.as_deref(), dir);
         let mut lines = vec![("OMPI_MCA_mca_base_component_path", component_path.clone())];
-        if release.is_some_and(|release| !release.starts_with("4.")) {
-            // From 5.0 on Open MPI hands its path to PMIx, which complains of components that are not its own.
-            lines.push(("PMIX_MCA_mca_base_component_path", String::new()));
+        if running.is_some_and(|release| !release.starts_with("4.")) {
+            // From 5.0 on Open MPI hands its path to PMIx, which complains of components that are not its own. A list without
+            // entries: where the value is empty, mpirun of 5.0.7 ends with SIGSEGV before it starts processes of other hosts.
+            lines.push(("PMIX_MCA_mca_base_component_path", ":".to_owned()));
         }
         let region = self.region.as_ref().map(|region| Registry::from_env().open(region)).transpose()?;
         if let Some(region) = &region {

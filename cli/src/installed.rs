@@ -63,6 +63,11 @@ pub fn transports(prefix: &Path) -> Vec<(Series, PathBuf)> {
     found
 }
 
+/// As [`plugin_dir`], of the plugin for the Open MPI that runs: the one for that release, else the one without.
+pub fn plugin_dir_for(prefix: &Path, running: Option<&str>) -> Option<PathBuf> {
+    running.and_then(|release| plugin_dir(prefix, Some(release))).or_else(|| plugin_dir(prefix, None))
+}
+
 /// The value of Open MPI's parameter `mca_base_component_path` that adds a directory to those searched already.
 ///
 /// `SYSTEM_DEFAULT` and `USER_DEFAULT` are Open MPI's own words for its directory and the user's. Ours comes first:

@@ -24,6 +24,7 @@ use vmshm_host::Region;
 
 use crate::installed::Series;
 use check::Verdict;
+pub use ompi_info::release;
 
 /// Options of `vmshm doctor`.
 #[derive(Debug, clap::Args)]

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use super::check::Check;
-use super::ompi_info::ompi_info;
+use super::ompi_info::{ompi_info, release};
 use super::pml;
-use crate::installed::{PLUGIN, component_path, own_prefix, plugin_dir, transports};
+use crate::installed::{PLUGIN, component_path, own_prefix, plugin_dir_for, transports};
 
 /// All checks of Open MPI.
 pub fn checks(prefix: Option<&Path>) -> Vec<Check> {
@@ -17,7 +17,7 @@ pub fn checks(prefix: Option<&Path>) -> Vec<Check> {
     };
     let mut checks = vec![Check::ok(version.clone())];
     let own = prefix.map(Path::to_owned).or_else(own_prefix);
-    let dir = own.as_deref().and_then(|prefix| plugin_dir(prefix, None));
+    let dir = own.as_deref().and_then(|prefix| plugin_dir_for(prefix, release().as_deref()));
     let before = std::env::var("OMPI_MCA_mca_base_component_path").ok();
     let path = dir.as_deref().map(|dir| component_path(before.as_deref(), &dir.to_string_lossy()));
     if let Some(dir) = &dir {
@@ -47,7 +47,8 @@ pub fn checks(prefix: Option<&Path>) -> Vec<Check> {
                 "{version} does not load the plugin{}",
                 why.map_or(String::new(), |why| format!(": {why}"))
             ),
-            "build it for this Open MPI: cargo xtask install --prefix DIR (with its devel headers installed)",
+            "build it for this Open MPI: cargo xtask install --prefix DIR (with its devel headers installed), with \
+             --with-mpi DIR if it is not the one that the build finds",
         ));
     } else {
         checks.push(Check::missing(
