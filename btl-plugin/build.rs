@@ -137,13 +137,13 @@ impl OpenMpi {
             )
             .allowlist_var("MPI_LOCK_(EXCLUSIVE|SHARED)|MPI_PROC_NULL|OMPI_ERR_RMA_(SYNC|RANGE)")
             .allowlist_function("mca_(btl_base_param_register|btl_base_dump)")
-            .allowlist_function("mca_base_(component_var_register|var_group_component_register)")
+            .allowlist_function("mca_base_(component_p?var_register|var_group_component_register)")
             .allowlist_function("opal_(bitmap_set_bit|proc_local_get)")
             .allowlist_var("mca_btl_base_active_message_trigger|VMSHM_OMPI_.*")
             .allowlist_type("opal_convertor_t")
             .allowlist_var("CONVERTOR_HOMOGENEOUS|OPAL_DATATYPE_FLAG_NO_GAPS")
             .allowlist_var(
-                "BTL_VERSION|MCA_BTL_.*|MCA_MPOOL_.*|MCA_BASE_(VERSION|VAR|METADATA)_.*|OPAL_INFO_LVL_.*",
+                "BTL_VERSION|MCA_BTL_.*|MCA_MPOOL_.*|MCA_BASE_(VERSION|P?VAR|METADATA)_.*|OPAL_INFO_LVL_.*",
             )
             .allowlist_var("OPAL_(SUCCESS|ERROR|ERR_[A-Z_]+|(MAJOR|MINOR|RELEASE)_VERSION|IDENT_STRING)")
             .layout_tests(true)

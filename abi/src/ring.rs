@@ -33,8 +33,29 @@ pub struct ConnectionHeader {
     pub reserved0: [u64; 4],
     /// Slots of the peer's ring that the owner has consumed, counted from the connection's start. On its own line.
     pub consumed: u64,
-    /// Zero.
-    pub reserved1: [u64; 7],
+    /// Traffic of the connection. Behind the acknowledgement, which its reader looks at only where credit is short.
+    pub told: Told,
+}
+
+/// What the owner of a connection tells of its traffic, now and then: for the host, no endpoint reads it. 56 bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "zerocopy", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
+#[repr(C)]
+pub struct Told {
+    /// Inline messages that it has received from the peer.
+    pub inline: u64,
+    /// Fragments that it has received from the peer.
+    pub fragments: u64,
+    /// Bytes of these.
+    pub fragment_bytes: u64,
+    /// Reads of the peer's section in place.
+    pub gets: u64,
+    /// Bytes of these.
+    pub get_bytes: u64,
+    /// Writes to the peer's section.
+    pub puts: u64,
+    /// Bytes of these.
+    pub put_bytes: u64,
 }
 
 /// In [`ConnectionHeader::polled`]: the owner polls the peer's ring itself, so that the peer need not count up the activity word.
@@ -54,7 +75,8 @@ const _: () = {
     assert!(offset_of!(ConnectionHeader, polled) == 24);
     assert!(offset_of!(ConnectionHeader, reserved0) == 32);
     assert!(offset_of!(ConnectionHeader, consumed) as u64 == LINE);
-    assert!(offset_of!(ConnectionHeader, reserved1) == 72);
+    assert!(offset_of!(ConnectionHeader, told) == 72);
+    assert!(size_of::<Told>() == 56);
 };
 
 /// Bytes of a slot: two short messages share a cache line.

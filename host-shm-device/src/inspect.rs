@@ -16,6 +16,7 @@ use crate::mapping::Mapping;
 use crate::numa;
 use crate::region::Region;
 use crate::state::{State, owner};
+use crate::traffic::{self, Traffic};
 use crate::users::{FileId, users};
 
 /// Pages of a section that are asked for their node.
@@ -104,6 +105,8 @@ pub struct Endpoint {
     pub may_sleep: bool,
     /// Whether it sleeps now.
     pub sleeping: bool,
+    /// Peers that it has heard of, and traffic from these.
+    pub traffic: Vec<Traffic>,
 }
 
 /// Looks at a region and at who uses it.
@@ -191,6 +194,7 @@ fn endpoints(
             heartbeat: told.heartbeat,
             may_sleep: told.doorbell & MAY_SLEEP != 0,
             sleeping: told.doorbell & MAY_SLEEP != 0 && told.sleeping != 0,
+            traffic: traffic::of(region, entry, &layout, &told, state.incarnation)?,
         });
     }
     Ok(endpoints)

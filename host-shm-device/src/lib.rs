@@ -28,6 +28,7 @@ mod registry;
 mod server;
 mod state;
 mod table;
+mod traffic;
 mod users;
 
 pub use bells::Bells;
@@ -50,4 +51,5 @@ pub use server::{
     section_socket, socket,
 };
 pub use state::State;
+pub use traffic::Traffic;
 pub use users::{Users, users};

@@ -3,8 +3,8 @@
 //! The library holds what the test programs share:
 //!
 //! - [`payload`]: seeded bytes, and the comparison that names the first wrong one;
-//! - [`buffer`], [`comm`], [`request`], [`datatype`], [`predefined`], [`reduction`], [`window`], [`universe`]: MPI calls with owned
-//!   buffers and an error check on every return code, over the raw functions of the `mpi` crate;
+//! - [`buffer`], [`comm`], [`request`], [`datatype`], [`predefined`], [`reduction`], [`window`], [`universe`], [`pvar`]: MPI calls
+//!   with owned buffers and an error check on every return code, over the raw functions of the `mpi` crate;
 //! - [`check`]: the named cases that `vmshm-mpi-check` runs under `mpirun`.
 
 pub mod buffer;
@@ -14,6 +14,7 @@ pub mod comm;
 pub mod datatype;
 pub mod payload;
 pub mod predefined;
+pub mod pvar;
 pub mod reduction;
 pub mod request;
 pub mod universe;

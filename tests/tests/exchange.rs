@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::Room;
+use common::{Room, until};
+use vmshm_host::inspect;
 
 #[test]
 fn three_processes_in_two_sections_talk_and_leave() {
@@ -38,4 +39,23 @@ fn a_section_too_small_for_all_that_is_sent_slows_down_but_loses_nothing() {
             if receiver < sender { one.hears(other, 100) } else { other.hears(one, 100) }
         }
     }
+}
+
+#[test]
+fn the_host_sees_which_way_messages_take() {
+    let room = Room::with(16 << 20, 2, 8);
+    let (mut a, mut b) = (room.process(0), room.process(1));
+    a.meet(&mut b);
+    a.hears(&b, 300);
+    let received = a.about(b.id()).received;
+    let seen = until("the traffic that was told", || {
+        let mut seen = inspect(&room.region).expect("our own region");
+        let traffic = seen.sections[0].endpoints.pop().expect("process a").traffic.pop()?;
+        // Among the messages in the ring are those about memory that is offered.
+        (traffic.inline + traffic.fragments >= received).then_some(traffic)
+    });
+    assert_eq!((seen.section, seen.slot), (1, 0));
+    assert!(seen.inline > 0 && seen.fragments > 0 && seen.gets > 0, "{seen:?}");
+    assert!(seen.inline_bytes >= seen.inline * 32 && seen.fragment_bytes > seen.fragments, "{seen:?}");
+    assert_eq!((seen.puts, seen.put_bytes), (0, 0));
 }

@@ -34,6 +34,7 @@ pub mod tune;
 
 #[cfg(feature = "std")]
 pub use attach::Sleeper;
+pub use channel::traffic::{Amount, Traffic};
 pub use endpoint::{
     ChunkAllocator, Endpoint, Event, Fragment, Glance, Holder, Inbox, Peer, Process, Verdicts,
 };

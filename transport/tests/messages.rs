@@ -8,8 +8,13 @@ use std::sync::atomic::Ordering;
 
 use common::{Region, View, connection, pattern, send, wait};
 use proptest::prelude::*;
-use vmshm_transport::abi::ring::{CONNECTION_LEN, ConnectionHeader, KIND_INLINE, POLLED, SLOT, STAMP, Stamp};
-use vmshm_transport::{Endpoint, Event, Fragment, Inbox, MAX_INLINE, Memory, Peer, PeerError, SendError};
+use vmshm_transport::abi::ring::{
+    CONNECTION_LEN, ConnectionHeader, KIND_INLINE, POLLED, SLOT, STAMP, Stamp, Told,
+};
+use vmshm_transport::{
+    Amount, Endpoint, Event, Fragment, Inbox, MAX_INLINE, Memory, Peer, PeerError, SendError, Traffic,
+};
+use zerocopy::{FromZeros, IntoBytes};
 
 fn pair(region: &Region, sections: (u32, u32)) -> (Endpoint<View>, Endpoint<View>, Peer, Peer) {
     let mut a = region.endpoint(sections.0);
@@ -210,6 +215,66 @@ fn get_keeps_to_the_peers_section_and_put_to_open_regions() {
     assert_eq!(a.compare_exchange(to_b, word, 10, 77), Ok(10));
     assert_eq!(a.compare_exchange(to_b, word, 10, 78), Ok(77));
     assert!(a.fetch_add(to_b, word + 4, 1).is_err(), "not aligned");
+}
+
+#[test]
+fn traffic_is_counted_by_the_way_that_it_takes() {
+    let region = Region::open(16 << 20, 2, 4);
+    let (mut a, mut b, to_b, to_a) = pair(&region, (0, 1));
+    let mut inbox = Inbox::new();
+    assert_eq!(a.traffic(to_b), Traffic::default());
+    let (mut inline, mut fragments) = (Amount::default(), Amount::default());
+    for len in 0..=MAX_INLINE {
+        let bytes = pattern(7, len);
+        // Some messages together: they are read together, too.
+        for copy in 0..if len < 60 { 5 } else { 1 } {
+            let (header, payload) = bytes.split_at(len.min([0, 3, 14, 23, 40][copy]));
+            a.send(to_b, 1, &[header, payload]).expect("room");
+            inline.count += 1;
+            inline.bytes += (STAMP + len as u64).next_multiple_of(SLOT);
+        }
+        let fragment = a.fragment(len + 1).expect("room");
+        a.send_fragment(to_b, 1, &fragment, len + 1, 0).expect("room");
+        fragments.count += 1;
+        fragments.bytes += len as u64 + 1;
+        while a.traffic(to_b).fragments_sent != b.traffic(to_a).fragments_received {
+            let event = b.poll(&mut inbox);
+            event.and_then(|event| take(&mut b, &mut inbox, event));
+        }
+        assert!(matches!(wait(&mut a, &mut inbox), Event::Sent { .. }));
+        a.free(fragment);
+    }
+    let mut byte = [0; 3];
+    let target = a.fragment(64).expect("room").offset();
+    // SAFETY: the array is valid for reads and writes of its length.
+    unsafe {
+        b.get(to_a, target, byte.as_mut_ptr(), 3).expect("a lives");
+        b.put(to_a, target, byte.as_ptr(), 3).expect("the region is open");
+    }
+    b.fetch_add(to_a, target, 1).expect("the region is open");
+    let (gets, puts) = (Amount { count: 1, bytes: 3 }, Amount { count: 2, bytes: 11 });
+    let sent = Traffic { inline_sent: inline, fragments_sent: fragments, ..Traffic::default() };
+    assert_eq!(a.traffic(to_b), sent);
+    let received =
+        Traffic { inline_received: inline, fragments_received: fragments, gets, puts, ..Traffic::default() };
+    assert_eq!(b.traffic(to_a), received);
+    // The host is told, in the block of the connection.
+    for _ in 0..200 {
+        b.poll(&mut inbox);
+    }
+    let mut told = Told::new_zeroed();
+    let at = connection(b.memory(), &b, &a) + offset_of!(ConnectionHeader, told) as u64;
+    b.memory().read(at, told.as_mut_bytes());
+    let want = Told {
+        inline: inline.count,
+        fragments: fragments.count,
+        fragment_bytes: fragments.bytes,
+        gets: 1,
+        get_bytes: 3,
+        puts: 2,
+        put_bytes: 11,
+    };
+    assert_eq!(told, want);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::ptr;
 use vmshm_transport::attach;
 use vmshm_transport::tune::Here;
 
-use super::{finalize, module};
+use super::{finalize, module, traffic};
 use crate::ompi::help::{self, Topic};
 use crate::ompi::{self, mca_btl_base_module_t};
 use crate::osc;
@@ -23,6 +23,7 @@ pub unsafe extern "C" fn register() -> c_int {
         return ompi::OPAL_ERR_NOT_AVAILABLE as c_int;
     }
     params::register_btl();
+    traffic::register();
     let module = MODULE.get();
     // SAFETY: the module is ours, and nobody uses it before the component is registered.
     unsafe {

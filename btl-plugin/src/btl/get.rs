@@ -79,7 +79,7 @@ pub unsafe extern "C" fn get(
         Held::unlocked(&mut guard, || unsafe { copy_from_shared(from, local.cast(), len) });
         done = guard
             .as_mut()
-            .map_or(Err(PeerError::Left), |instance| instance.engine.endpoint_mut().confirm(peer));
+            .map_or(Err(PeerError::Left), |instance| instance.engine.endpoint_mut().confirm_get(peer, len));
     }
     drop(guard);
     // SAFETY: Open MPI gave all of it for this, and the lock is not held.

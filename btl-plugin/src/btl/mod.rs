@@ -6,6 +6,7 @@
 //! - `register_mem`: register_mem, deregister_mem. `get`, `put` (and flush), `atomic`.
 //! - `deliver`: messages to those that have registered their tags.
 //! - `progress`: all that only goes on when it is asked for.
+//! - `traffic`: what went to and from each process, as performance variables.
 //! - `finalize`: the end.
 
 mod atomic;
@@ -21,6 +22,7 @@ mod put;
 mod register_mem;
 mod send;
 mod sendi;
+mod traffic;
 
 pub use component::{close, init, open, register};
 pub use progress::progress;

@@ -119,6 +119,12 @@ impl Instance {
         *self.procs.get(peer.index())?
     }
 
+    /// Peers with a process of Open MPI behind them, and these.
+    pub fn processes(&self) -> impl Iterator<Item = (Peer, *mut opal_proc_t)> + '_ {
+        let procs = self.procs.iter().enumerate();
+        procs.filter_map(|(index, proc)| Some((self.engine.peer(index)?, (*proc)?)))
+    }
+
     /// Hands out a descriptor for a message with `len` bytes. Those that fit inline never fail.
     pub fn descriptor(&mut self, peer: Peer, len: usize, order: u8, flags: u32) -> Option<*mut Descriptor> {
         let fragment = if len <= MAX_INLINE {

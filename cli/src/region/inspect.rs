@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use vmshm_host::{Inspection, Process, Registry, Section, format_bytes, inspect};
+use vmshm_host::{Inspection, Process, Registry, Section, Traffic, format_bytes, inspect};
 
 /// Options of `vmshm region inspect`.
 #[derive(Debug, clap::Args)]
@@ -104,6 +104,24 @@ fn print_section(out: &mut impl Write, s: &Section) -> std::io::Result<()> {
                 (false, false) => "",
             }
         )?;
+        for traffic in &e.traffic {
+            print_traffic(out, traffic)?;
+        }
     }
     Ok(())
+}
+
+fn print_traffic(out: &mut impl Write, t: &Traffic) -> std::io::Result<()> {
+    let ways = [
+        ("messages in the ring", t.inline, t.inline_bytes),
+        ("fragments", t.fragments, t.fragment_bytes),
+        ("gets", t.gets, t.get_bytes),
+        ("puts", t.puts, t.put_bytes),
+    ];
+    let used: Vec<_> = ways
+        .iter()
+        .filter(|(_, count, _)| *count > 0)
+        .map(|(way, count, bytes)| format!("{count} {way} ({})", format_bytes(*bytes)))
+        .collect();
+    writeln!(out, "    of section {}, endpoint {}: {}", t.section, t.slot, used.join(", "))
 }

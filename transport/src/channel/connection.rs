@@ -2,15 +2,19 @@
 
 use alloc::collections::VecDeque;
 
-use vmshm_abi::ring::{CLOSED, ConnectionHeader, Descriptor, KIND_DONE, MAX_SLOTS, MIN_SLOTS, POLLED, SLOT};
+use vmshm_abi::ring::{
+    CLOSED, ConnectionHeader, Descriptor, KIND_DONE, MAX_SLOTS, MIN_SLOTS, POLLED, SLOT, Told,
+};
 use vmshm_abi::section::EndpointSlot;
 use vmshm_abi::{EndpointId, LINE};
+use zerocopy::IntoBytes;
 
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 
 use super::doorbell;
 use super::ring::{Consumer, Producer};
+use super::traffic::{Amount, Traffic};
 use crate::error::{Fault, PeerError};
 use crate::memory::Memory;
 use crate::region::slot;
@@ -60,11 +64,16 @@ pub struct Connection {
     /// Something was consumed and not acknowledged.
     pub dirty: bool,
     pub failed: Option<PeerError>,
+    /// Traffic but for inline messages, which the rings' positions tell.
+    pub counted: Traffic,
+    /// The traffic as it was told last.
+    pub told: Told,
     /// The endpoint's user has no use for the peer any more.
     pub forgotten: bool,
 }
 
 pub const CONSUMED: u64 = offset_of!(ConnectionHeader, consumed) as u64;
+const TOLD: u64 = offset_of!(ConnectionHeader, told) as u64;
 pub const POLLED_WORD: u64 = offset_of!(ConnectionHeader, polled) as u64;
 const DIRECTORY: u64 = offset_of!(EndpointSlot, directory) as u64;
 
@@ -134,6 +143,43 @@ impl Connection {
             // Once for each sleep: a peer looks at everything when it wakes.
             self.rung = word;
             memory.ring(self.section.number, self.slot_number);
+        }
+    }
+
+    /// All traffic so far.
+    pub fn traffic(&self) -> Traffic {
+        let inline = |messages: u64, slots: u64, fragments: Amount| Amount {
+            count: messages - fragments.count,
+            bytes: (slots - fragments.count) * SLOT,
+        };
+        let (sent, received) = (self.counted.fragments_sent, self.counted.fragments_received);
+        Traffic {
+            inline_sent: inline(self.producer.messages(), self.producer.position(), sent),
+            inline_received: self
+                .peer_side
+                .as_ref()
+                .map_or_else(Amount::default, |PeerSide { consumer, .. }| {
+                    inline(consumer.messages(), consumer.position(), received)
+                }),
+            ..self.counted
+        }
+    }
+
+    /// Tells the traffic so far, for the host to read, if there was any since it was told last: the line is the peer's too.
+    pub fn tell(&mut self, memory: &impl Memory) {
+        let Traffic { inline_received, fragments_received, gets, puts, .. } = self.traffic();
+        let told = Told {
+            inline: inline_received.count,
+            fragments: fragments_received.count,
+            fragment_bytes: fragments_received.bytes,
+            gets: gets.count,
+            get_bytes: gets.bytes,
+            puts: puts.count,
+            put_bytes: puts.bytes,
+        };
+        if told != self.told {
+            self.told = told;
+            memory.write(self.block + TOLD, told.as_bytes());
         }
     }
 

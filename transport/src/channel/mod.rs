@@ -4,3 +4,4 @@ pub mod activity;
 pub mod connection;
 pub mod doorbell;
 pub mod ring;
+pub mod traffic;

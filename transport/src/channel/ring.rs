@@ -49,6 +49,8 @@ pub struct Producer {
     asked: u64,
     /// Slots whose stamps are zeroed ahead: more than the next message needs, where that is how their lines are owned.
     ahead: u64,
+    /// Slots of messages behind their first ones. Those of a single slot, the most frequent ones, pay nothing for it.
+    further: u64,
 }
 
 impl Producer {
@@ -66,12 +68,18 @@ impl Producer {
             ready: 0,
             asked: 0,
             ahead: CLEARED,
+            further: 0,
         }
     }
 
     /// Slots sent so far.
     pub fn position(&self) -> u64 {
         self.position
+    }
+
+    /// Messages sent so far.
+    pub fn messages(&self) -> u64 {
+        self.position - self.further
     }
 
     /// Slots that the consumer has acknowledged, as far as this end knows.
@@ -188,6 +196,7 @@ impl Producer {
         }
         self.at = self.behind(slots);
         self.position += slots;
+        self.further += slots - 1;
         self.cleared -= slots;
         // The next message is likely to be as long.
         self.ahead = if memory.stores_ahead() { CLEARED.max(slots + 1) } else { CLEARED };
@@ -480,13 +489,24 @@ pub struct Consumer {
     acknowledged: u64,
     /// Position from which on an acknowledgement is due.
     due: u64,
+    /// Slots of messages behind their first ones.
+    further: u64,
 }
 
 impl Consumer {
     /// The consumer of the ring of `count` slots at offset `slots`, from its first slot on.
     pub fn new(slots: u64, count: u32) -> Self {
         let count = u64::from(count);
-        Self { slots, count, size: count * SLOT, position: 0, at: 0, acknowledged: 0, due: count.div_ceil(4) }
+        Self {
+            slots,
+            count,
+            size: count * SLOT,
+            position: 0,
+            at: 0,
+            acknowledged: 0,
+            due: count.div_ceil(4),
+            further: 0,
+        }
     }
 
     /// The stamp of the next message, if it is there.
@@ -513,7 +533,7 @@ impl Consumer {
     /// Copies the bytes of the message that [`Consumer::peek`] showed; those behind them, up to a whole word or the end of
     /// the slot, may become anything. `to` has room for them.
     #[inline(always)]
-    pub fn read(&self, memory: &impl Memory, stamp: Stamp, to: &mut [u8]) {
+    pub fn read(&mut self, memory: &impl Memory, stamp: Stamp, to: &mut [u8]) {
         let at = self.at + STAMP;
         // A message that fits one slot is read as all of it, as it was written.
         if stamp.len <= 24
@@ -525,6 +545,7 @@ impl Consumer {
             }
             return;
         }
+        self.further += slots_for(usize::from(stamp.len)) - 1;
         let to = &mut to[..usize::from(stamp.len).next_multiple_of(8)];
         let (first, second) = to.split_at_mut(to.len().min((self.size - at) as usize));
         memory.read(self.slots + at, first);
@@ -604,6 +625,11 @@ impl Consumer {
     /// Slots stepped over so far.
     pub fn position(&self) -> u64 {
         self.position
+    }
+
+    /// Messages that were read and stepped over so far.
+    pub fn messages(&self) -> u64 {
+        self.position - self.further
     }
 
     /// Slots that were stepped over but not yet acknowledged.

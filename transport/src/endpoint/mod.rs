@@ -17,7 +17,7 @@ use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 
 use vmshm_abi::region::VERSION;
-use vmshm_abi::ring::{CONNECTION_LEN, ConnectionHeader, SLOT};
+use vmshm_abi::ring::{CONNECTION_LEN, ConnectionHeader, SLOT, Told};
 use vmshm_abi::section::{EndpointSlot, MAY_SLEEP, RINGS, STATE_LIVE, SlotState, chunk_owner};
 use vmshm_abi::{EndpointId, EndpointName};
 use zerocopy::{FromZeros, IntoBytes};
@@ -25,6 +25,7 @@ use zerocopy::{FromZeros, IntoBytes};
 use crate::channel::activity::Activity;
 use crate::channel::connection::{Connection, close};
 use crate::channel::ring::Producer;
+use crate::channel::traffic::Traffic;
 use crate::error::{AttachError, ConnectError, Fault, PeerError};
 use crate::memory::Memory;
 use crate::region::arena::Arena;
@@ -326,6 +327,8 @@ impl<M: Memory> Endpoint<M> {
             queued: false,
             dirty: false,
             failed: None,
+            counted: Traffic::default(),
+            told: Told::default(),
             forgotten: false,
         };
         let index = match self.connections.get_mut(earlier as usize) {
@@ -354,6 +357,11 @@ impl<M: Memory> Endpoint<M> {
     /// [`PeerError::Closed`].
     pub fn reject(&mut self, peer: Peer, fault: Fault) {
         self.fail(peer.0, fault.into());
+    }
+
+    /// Traffic with a peer since the endpoints have connected.
+    pub fn traffic(&self, peer: Peer) -> Traffic {
+        self.connections[peer.index()].traffic()
     }
 
     fn ending(&self, index: u32) -> PeerError {

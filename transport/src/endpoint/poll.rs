@@ -421,6 +421,7 @@ impl<M: Memory> Endpoint<M> {
         };
         if stamp.kind == KIND_FRAGMENT {
             connection.held = true;
+            connection.counted.fragments_received.add(found.len as usize);
             if let Some(peer_side) = &mut connection.peer_side {
                 peer_side.consumer.advance(&self.memory, stamp);
             }
@@ -485,14 +486,19 @@ impl<M: Memory> Endpoint<M> {
         }
     }
 
-    /// Liveness check of one peer: a process that only waits for it would not notice its end.
+    /// Liveness check of one peer: a process that only waits for it would not notice its end. The traffic with it is told, too.
     fn check_one(&mut self) {
         if self.connections.is_empty() {
             return;
         }
         let index = (self.turn / (2 * FAIR_INTERVAL)) % self.connections.len() as u32;
-        let connection = &self.connections[index as usize];
-        if connection.failed.is_none() && !connection.lives(&self.memory) {
+        let connection = &mut self.connections[index as usize];
+        if connection.failed.is_some() {
+            return;
+        }
+        if connection.lives(&self.memory) {
+            connection.tell(&self.memory);
+        } else {
             let why = connection.ending(&self.memory);
             self.fail(index, why);
         }

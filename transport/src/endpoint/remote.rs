@@ -42,7 +42,7 @@ impl<M: Memory> Endpoint<M> {
         self.check_remote(peer, offset, len as u64)?;
         // SAFETY: the caller vouches for `to`; the offset was checked.
         unsafe { self.memory.copy_out(offset, to, len) };
-        self.confirm(peer)
+        self.confirm_get(peer, len)
     }
 
     /// Liveness check behind a copy: bytes that were read from a peer's section, after [`Endpoint::check_remote`], were the
@@ -58,6 +58,17 @@ impl<M: Memory> Endpoint<M> {
         let why = self.ending(peer.0);
         self.fail(peer.0, why);
         Err(why)
+    }
+
+    /// As [`Endpoint::confirm`], of a get of `len` bytes that the caller has copied by itself, and counts it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Endpoint::confirm`].
+    pub fn confirm_get(&mut self, peer: Peer, len: usize) -> Result<(), PeerError> {
+        self.confirm(peer)?;
+        self.connections[peer.index()].counted.gets.add(len);
+        Ok(())
     }
 
     /// Loads a word of a peer's section, with Acquire: bytes that its owner wrote before it stored the word with Release can be
@@ -91,6 +102,7 @@ impl<M: Memory> Endpoint<M> {
         self.check_open(peer, offset, len as u64)?;
         // SAFETY: the caller vouches for `from`; the offset was checked, and an open region is writable.
         unsafe { self.memory.copy_in(offset, from, len) };
+        self.connections[peer.index()].counted.puts.add(len);
         Ok(())
     }
 
@@ -101,6 +113,7 @@ impl<M: Memory> Endpoint<M> {
     /// A word outside the peer's section or not aligned, a region that is not open, a peer that is gone.
     pub fn fetch_add(&mut self, peer: Peer, offset: u64, value: u64) -> Result<u64, PeerError> {
         self.check_word(peer, offset)?;
+        self.connections[peer.index()].counted.puts.add(8);
         Ok(self.memory.fetch_add(offset, value, Ordering::AcqRel))
     }
 
@@ -117,6 +130,7 @@ impl<M: Memory> Endpoint<M> {
         new: u64,
     ) -> Result<u64, PeerError> {
         self.check_word(peer, offset)?;
+        self.connections[peer.index()].counted.puts.add(8);
         Ok(self.memory.compare_exchange(offset, current, new).unwrap_or_else(|found| found))
     }
 

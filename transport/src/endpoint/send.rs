@@ -146,6 +146,7 @@ impl<M: Memory> Endpoint<M> {
         }
         let connection = &mut self.connections[peer.index()];
         connection.in_flight.push_back((connection.producer.position(), token));
+        connection.counted.fragments_sent.add(len);
         self.total_in_flight += 1;
         if connection.in_flight.len() == 1 {
             self.in_flight_to.push(peer.0);

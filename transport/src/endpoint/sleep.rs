@@ -21,6 +21,11 @@ impl<M: Memory> Endpoint<M> {
         // Peers may be waiting for what we have not acknowledged yet.
         self.flush();
         self.sleeps += 1;
+        for connection in &mut self.connections {
+            if connection.failed.is_none() {
+                connection.tell(&self.memory);
+            }
+        }
         let credit = self.connections.iter().any(|connection| {
             connection.failed.is_none()
                 && (connection.blocked_on_credit.is_some() || !connection.in_flight.is_empty())

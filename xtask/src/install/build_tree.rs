@@ -22,6 +22,7 @@ pub const OPTIMISED: &[&str] = &["--workspace", "--exclude", "xtask"];
 pub const MPI_PROGRAMS: &[&str] = &[
     "vmshm-mpi-check",
     "vmshm-mpi-spawn",
+    "vmshm-mpi-traffic",
     "vmshm-mpi-wait",
     "vmshm-heap-check",
     "vmshm-driver-check",

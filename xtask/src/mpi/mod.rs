@@ -6,3 +6,4 @@ pub mod hpcc;
 pub mod mpi4py;
 pub mod mpich;
 pub mod osu;
+pub mod traffic;

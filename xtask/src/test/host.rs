@@ -14,6 +14,7 @@ use crate::lab::region::Region;
 use crate::mpi::host_mpi::{HostMpi, Layer};
 use crate::mpi::hpcc;
 use crate::mpi::mpi4py::{self, Suite};
+use crate::mpi::traffic::Traffic;
 
 /// Enough for every size that the checker sends, on a machine with little memory.
 const REGION: &str = "1G";
@@ -337,6 +338,7 @@ pub fn steps(
         command.args(["--quick", "--timeout", "60", "--only", "any-change/shared"]);
         checked(bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?)
     })?;
+    tally.step("host-traffic", |logs| traffic(stage()?, logs))?;
     tally.step("host-spawn", |logs| {
         let bench = Bench::new(stage()?)?;
         let mut command = bench.mpi.mpirun(1, Layer::Vmshm);
@@ -399,6 +401,54 @@ pub fn steps(
         })?;
     }
     Ok(())
+}
+
+/// Known traffic, which must be counted as the way says that it takes, on both sides.
+fn traffic(stage: &Path, logs: &Path) -> Result<Count> {
+    const MESSAGES: u64 = 20;
+    let bench = Bench::new(stage)?;
+    let mut count = Count::default();
+    for (bytes, memory) in [(8, ""), (300, ""), (4000, ""), (1 << 20, ""), (1 << 20, "--alloc-mem")] {
+        let mut command = bench.mpi.mpirun(2, Layer::Vmshm);
+        command.arg(stage.join("bin/vmshm-mpi-traffic"));
+        command.args(["--messages", &MESSAGES.to_string(), "--bytes", &bytes.to_string()]);
+        command.args(memory.split_whitespace());
+        let what = format!("vmshm-mpi-traffic, {bytes} bytes {memory}");
+        let log = logs.join(format!("traffic-{bytes}{memory}.log"));
+        let done = bench.mpi.run(command, &what, &log, LIMIT)?;
+        let traffic = Traffic::parse(&done.expect_success(&what)?.text);
+        let sum = MESSAGES * bytes;
+        for (rank, peer) in [(0, 1), (1, 0)] {
+            let of = |name: &str| traffic.of(rank, peer, name);
+            let is_right = match (bytes, memory) {
+                // With ob1's header and the stamp, in whole slots.
+                (8 | 300, _) => {
+                    let of = |way: &str| (of(way), of(&format!("{way}_bytes")));
+                    let all = (MESSAGES, MESSAGES * (bytes + 14 + 8).next_multiple_of(32));
+                    of("inline_sent") == all && of("inline_received") == all && of("fragments_sent") == (0, 0)
+                }
+                // The header comes with the message.
+                (4000, _) => {
+                    let all = sum..sum + MESSAGES * 64;
+                    (of("fragments_sent"), of("fragments_received"), of("inline_sent"))
+                        == (MESSAGES, MESSAGES, 0)
+                        && all.contains(&of("fragments_sent_bytes"))
+                        && all.contains(&of("fragments_received_bytes"))
+                }
+                // Pieces, a first part of each message that is read in place, and what ob1 says about them.
+                (_, "") => {
+                    let all = sum..sum + MESSAGES * 4096;
+                    of("fragments_received") > 0 && all.contains(&traffic.received(rank, peer))
+                }
+                _ => of("get_bytes") == sum && of("gets") >= MESSAGES && of("fragments_received") == 0,
+            };
+            if !is_right {
+                bail!("{what}: rank {rank} has counted {traffic:?}");
+            }
+            count.passed += 1;
+        }
+    }
+    Ok(count)
 }
 
 /// The raw benchmark pins two threads to two cores.
