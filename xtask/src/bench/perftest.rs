@@ -34,7 +34,11 @@ pub fn run(case: &Case, way: Way, sizes: &Sizes, settings: &[String], out: &Path
     std::fs::write(&batch, sizes.iter().map(line).collect::<String>())?;
     let side = |core: &str| {
         let mut command: Command = mortal("taskset");
-        command.args(["-c", core, "env"]).args(settings).args(way.layer.ucx_setting());
+        // Ordinary memory, unless the way says otherwise: each transport would give the benchmark its own.
+        command
+            .args(["-c", core, "env", "UCX_ALLOC_PRIO=mmap,heap"])
+            .args(settings)
+            .args(way.layer.ucx_setting());
         // What mpirun would give to its processes.
         command.args(way.args.iter().filter(|word| **word != "-x"));
         command.args(["stdbuf", "-oL", PERFTEST, "-p", &port, "-v", "-b"]).arg(&batch);
