@@ -10,7 +10,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde_json::json;
 use vmshm_transport::MAX_INLINE;
 use vmshm_transport::tune::{
-    Choice, Here, Machine, Measurement, Tuning, Way, directory, keep, measure, ratios,
+    Choice, Here, Machine, Measurement, Speed, Tuning, Way, directory, keep, measure, ratios,
 };
 
 /// Part of a median that half of the rounds may lie apart. A measurement that is noisier is repeated, and never kept.
@@ -40,8 +40,13 @@ impl Args {
     /// Looks, measures and prints.
     pub fn run(&self) -> anyhow::Result<()> {
         let here = Here::get();
-        let mut state =
-            State { machine: here.machine, choice: here.choice, measured: None, note: note(here) };
+        let mut state = State {
+            machine: here.machine,
+            choice: here.choice,
+            speed: here.speed,
+            measured: None,
+            note: note(here),
+        };
         if self.measure {
             let directory = directory().context("no place to keep it: HOME is not set")?;
             let _lock = lock(&directory)?;
@@ -53,7 +58,8 @@ impl Args {
                 );
             } else {
                 state.choice = Choice::measured(&here.machine, &measured.rows);
-                let file = keep(&directory, &here.machine, &state.choice)
+                state.speed = Speed::measured(&measured.rows, &state.choice);
+                let file = keep(&directory, &here.machine, &state.choice, state.speed)
                     .with_context(|| format!("cannot keep it in {}", directory.display()))?;
                 state.note = format!("in {}", file.display());
             }
@@ -112,6 +118,7 @@ fn quietest(machine: &Machine) -> anyhow::Result<Measurement> {
 struct State {
     machine: Machine,
     choice: Choice,
+    speed: Option<Speed>,
     measured: Option<Measurement>,
     /// Where the choice is kept, or why not.
     note: String,
@@ -195,6 +202,7 @@ impl State {
                 "cldemote": machine.demotes,
             },
             "kept": self.note,
+            "speed": self.speed.map(|speed| json!({ "latency_ns": speed.latency, "bandwidth_mbs": speed.bandwidth })),
             "measured": measured,
             "copies": {
                 "rep_movsb_into_from": from(choice.string_into),
@@ -242,6 +250,11 @@ impl State {
             has(machine.demotes, "CLDEMOTE")
         );
         text += &format!("Kept        {}\n", self.note);
+        if let Some(Speed { latency, bandwidth }) = self.speed {
+            text += &format!(
+                "Speed       {latency} ns one way, {bandwidth} MB/s: by this UCX compares vmshm with networks\n"
+            );
+        }
         text += &self.copies();
         text + &self.sizes()
     }
@@ -357,7 +370,8 @@ mod tests {
         .map(|(way, len, time)| Row { way, len, time });
         let choice = Choice::measured(&machine, &rows);
         let measured = Measurement { cpus: [3, 5], far: None, rows: rows.into(), spread: 0.07 };
-        let state = State { machine, choice, measured: Some(measured), note: "in a file".into() };
+        let speed = Some(Speed { latency: 240, bandwidth: 9000 });
+        let state = State { machine, choice, speed, measured: Some(measured), note: "in a file".into() };
         let (text, value) = (state.as_text(), state.as_json());
         assert!(text.contains("32 KiB first level, 1 MiB second, unknown third"), "{text}");
         assert!(text.contains("Kept        in a file") && text.contains("CPUs 3 and 5"), "{text}");
@@ -365,6 +379,8 @@ mod tests {
         assert!(text.contains("lines owned ahead (prefetchw)         4 KiB 1.50\n"), "{text}");
         assert!(text.contains("chunks of 16 KiB in 512 KiB of memory 0.50  *\n"), "{text}");
         assert!(text.contains("rep movsb into the section            never\n"), "{text}");
+        assert!(text.contains("Speed       240 ns one way, 9000 MB/s"), "{text}");
+        assert_eq!(value["speed"]["bandwidth_mbs"], 9000);
         assert_eq!(value["machine"]["level2"], 1 << 20);
         assert_eq!(value["sizes"]["chunk_size"], 16 << 10);
         assert_eq!(value["copies"]["owns_ahead"], false);

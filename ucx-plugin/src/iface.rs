@@ -9,7 +9,7 @@ use std::sync::Arc;
 use parking_lot::{Mutex, MutexGuard};
 use vmshm_messaging::{Engine, Params, Pipeline};
 use vmshm_transport::abi::EndpointName;
-use vmshm_transport::tune::Tuning;
+use vmshm_transport::tune::{Here, Speed, Tuning};
 use vmshm_transport::{Fragment, Inbox, MAX_INLINE, Peer};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -24,10 +24,36 @@ const MAX_HEADER: usize = 256;
 /// Most pieces of an active message. UCX has so many on its stack, in an array of this length.
 const MAX_PIECES: usize = 16;
 
-/// Latency and overhead by which UCX compares transports, seconds: a cache line from core to core, and a little more than what
-/// UCX claims for its own shared memory, which so has the messages within a machine.
-const LATENCY: f64 = 120e-9;
+/// Costs by which UCX compares transports: as was measured here, between what UCX claims for its own shared memory, which so has
+/// the messages within a machine, and what it claims for networks.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Costs {
+    /// Seconds.
+    latency: f64,
+    /// Bytes a second.
+    bandwidth: f64,
+}
+
+/// Overhead of a message for its sender and for its receiver, seconds: what UCX claims for its own shared memory. It is a part of
+/// what was measured.
 const OVERHEAD: f64 = 10e-9;
+
+impl Costs {
+    /// Where nothing was measured: a cache line from core to core, and as much as is claimed at the most.
+    const USUAL: Self = Self { latency: 120e-9, bandwidth: 10e9 };
+    /// Latencies, seconds: UCX claims 80 ns for its own shared memory, and 600 ns for the fastest InfiniBand.
+    const LATENCIES: (f64, f64) = (90e-9, 400e-9);
+
+    fn of(speed: Option<Speed>) -> Self {
+        let Some(Speed { latency, bandwidth }) = speed else { return Self::USUAL };
+        let (least, most) = Self::LATENCIES;
+        Self {
+            latency: (f64::from(latency) * 1e-9 - 2.0 * OVERHEAD).clamp(least, most),
+            // UCX claims 11.7e9 and 12.8e9 for its own (cma, posix).
+            bandwidth: (f64::from(bandwidth) * 1e6).min(Self::USUAL.bandwidth),
+        }
+    }
+}
 
 /// An endpoint, as its interface knows it.
 #[derive(Debug)]
@@ -146,7 +172,7 @@ pub struct Iface {
     pub seg_size: usize,
     /// Every member may write every section.
     pub is_open: bool,
-    bandwidth: f64,
+    costs: Costs,
 }
 
 /// # Safety
@@ -203,6 +229,11 @@ pub unsafe fn open(
             return UCS_ERR_NO_MEMORY;
         }
     };
+    let mut costs = Costs::of(Here::get().speed);
+    // auto is negative.
+    if ours.bandwidth > 0.0 {
+        costs.bandwidth = ours.bandwidth;
+    }
     let name = engine.endpoint().name();
     let is_open = engine.endpoint().region().is_open();
     let state = State {
@@ -232,7 +263,7 @@ pub unsafe fn open(
         name,
         seg_size,
         is_open,
-        bandwidth: ours.bandwidth,
+        costs,
     }));
     let mut inits: c_int = 1;
     // SAFETY: the base has room, and all else is UCX's own or lives as long as the program.
@@ -296,9 +327,9 @@ pub unsafe extern "C" fn query(iface: uct_iface_h, attributes: *mut uct_iface_at
                 atomics.fop_flags = vmshm_atomics | vmshm_fetching_atomics;
             }
         }
-        attributes.latency = ucs_linear_func_t { c: LATENCY, m: 0.0 };
+        attributes.latency = ucs_linear_func_t { c: ours.costs.latency, m: 0.0 };
         attributes.overhead = OVERHEAD;
-        attributes.bandwidth = uct_ppn_bandwidth_t { dedicated: ours.bandwidth, shared: 0.0 };
+        attributes.bandwidth = uct_ppn_bandwidth_t { dedicated: ours.costs.bandwidth, shared: 0.0 };
     }
     UCS_OK
 }
@@ -353,5 +384,20 @@ pub unsafe extern "C" fn is_reachable(
             || name(device, address)
                 .is_some_and(|name| name.version == own.version && name.as_bytes() != own.as_bytes());
         c_int::from(is_other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn costs_lie_between_those_of_shared_memory_and_of_networks() {
+        let of = |latency, bandwidth| Costs::of(Some(Speed { latency, bandwidth }));
+        assert_eq!(Costs::of(None), Costs::USUAL);
+        let usual = of(250, 8000);
+        assert!((usual.latency - 230e-9).abs() < 1e-12 && (usual.bandwidth - 8e9).abs() < 1.0, "{usual:?}");
+        assert_eq!(of(1, u32::MAX), Costs { latency: 90e-9, bandwidth: 10e9 });
+        assert_eq!(of(u32::MAX, 1), Costs { latency: 400e-9, bandwidth: 1e6 });
     }
 }

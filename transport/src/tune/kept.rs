@@ -1,4 +1,4 @@
-//! The choice that a measurement has left on this machine: a small file in a cache directory, written by `vmshm tune --measure`.
+//! The choice that a measurement has left on this machine, and the speed that it found: a small file in a cache directory, written by `vmshm tune --measure`.
 //!
 //! No process of a job measures: many would at once, on CPUs that the others use.
 
@@ -13,6 +13,7 @@ use nix::unistd::Uid;
 
 use super::choice::Choice;
 use super::machine::Machine;
+use super::speed::Speed;
 
 /// Version of the file, its first line. A file of another one is ignored.
 const VERSION: &str = "vmshm-tune 1";
@@ -43,17 +44,17 @@ fn name(machine: &Machine) -> String {
     format!("tune-{}", processor.join("-"))
 }
 
-/// The choice that was kept for this machine. `Err` says why a file is ignored, in one line.
-pub fn read(machine: &Machine) -> Result<Option<(Choice, PathBuf)>, String> {
+/// What was kept for this machine. `Err` says why a file is ignored, in one line.
+pub fn read(machine: &Machine) -> Result<Option<(Choice, Option<Speed>, PathBuf)>, String> {
     for path in directories().iter().map(|directory| directory.join(name(machine))) {
-        if let Some(choice) = read_file(&path, machine)? {
-            return Ok(Some((choice, path)));
+        if let Some((choice, speed)) = read_file(&path, machine)? {
+            return Ok(Some((choice, speed, path)));
         }
     }
     Ok(None)
 }
 
-fn read_file(path: &Path, machine: &Machine) -> Result<Option<Choice>, String> {
+fn read_file(path: &Path, machine: &Machine) -> Result<Option<(Choice, Option<Speed>)>, String> {
     let ignored = |why: &str| {
         format!("{} is ignored, since {why}: 'vmshm tune --measure' makes a new one.", path.display())
     };
@@ -74,18 +75,25 @@ fn read_file(path: &Path, machine: &Machine) -> Result<Option<Choice>, String> {
     parse(&text, machine).map(Some).map_err(|why| ignored(&why))
 }
 
-/// Keeps a choice, in place of an earlier one.
+/// Keeps a choice and the speed with it, in place of earlier ones.
 ///
 /// # Errors
 /// A directory that can't be written.
-pub fn write(directory: &Path, machine: &Machine, choice: &Choice) -> io::Result<PathBuf> {
+pub fn write(
+    directory: &Path,
+    machine: &Machine,
+    choice: &Choice,
+    speed: Option<Speed>,
+) -> io::Result<PathBuf> {
     fs::create_dir_all(directory)?;
     let path = directory.join(name(machine));
     // Renamed, so that nobody reads half of it.
     let new = directory.join(format!(".{}.{}", name(machine), std::process::id()));
-    fs::write(&new, text(machine, choice)).and_then(|()| fs::rename(&new, &path)).inspect_err(|_| {
-        let _ = fs::remove_file(&new);
-    })?;
+    fs::write(&new, text(machine, choice, speed)).and_then(|()| fs::rename(&new, &path)).inspect_err(
+        |_| {
+            let _ = fs::remove_file(&new);
+        },
+    )?;
     Ok(path)
 }
 
@@ -93,7 +101,7 @@ fn length(len: usize) -> String {
     if len == usize::MAX { "never".into() } else { len.to_string() }
 }
 
-fn text(machine: &Machine, choice: &Choice) -> String {
+fn text(machine: &Machine, choice: &Choice, speed: Option<Speed>) -> String {
     let mut text = format!("{VERSION}\nkind {}\n", machine.kind());
     for (name, value) in [
         ("string_into", length(choice.string_into)),
@@ -109,10 +117,13 @@ fn text(machine: &Machine, choice: &Choice) -> String {
     ] {
         let _ = writeln!(text, "{name} {value}");
     }
+    if let Some(speed) = speed {
+        let _ = writeln!(text, "latency {}\nbandwidth {}", speed.latency, speed.bandwidth);
+    }
     text
 }
 
-fn parse(text: &str, machine: &Machine) -> Result<Choice, String> {
+fn parse(text: &str, machine: &Machine) -> Result<(Choice, Option<Speed>), String> {
     let mut lines = text.lines();
     if lines.next() != Some(VERSION) {
         return Err(format!("it does not begin with '{VERSION}'"));
@@ -138,8 +149,17 @@ fn parse(text: &str, machine: &Machine) -> Result<Choice, String> {
         let value = field(name)?;
         value.parse::<bool>().map_err(|_| wrong(name, value))
     };
+    let number = |name: &str| {
+        let value = field(name)?;
+        value.parse::<u32>().ok().filter(|number| *number > 0).ok_or_else(|| wrong(name, value))
+    };
+    // Of an earlier version, a file has none.
+    let speed = match field("latency") {
+        Ok(_) => Some(Speed { latency: number("latency")?, bandwidth: number("bandwidth")? }),
+        Err(_) => None,
+    };
     let chunk_size = size("chunk_size", 8 << 10, 1 << 20)?;
-    Ok(Choice {
+    let choice = Choice {
         string_into: from("string_into", 32)?,
         string_out_of: from("string_out_of", 32)?,
         four_pages: from("four_pages", 1)?,
@@ -150,7 +170,8 @@ fn parse(text: &str, machine: &Machine) -> Result<Choice, String> {
         chunk_size,
         rotation: size("rotation", chunk_size, 16 << 20)?,
         evict_from: from("evict_from", 1)?,
-    })
+    };
+    Ok((choice, speed))
 }
 
 #[cfg(test)]
@@ -166,7 +187,7 @@ mod tests {
         let choice =
             Choice { string_into: usize::MAX, rotation: 2 << 20, owns_ahead: false, ..Choice::of(&machine) };
         assert_eq!(
-            write(&directory.path().join("new"), &machine, &choice)
+            write(&directory.path().join("new"), &machine, &choice, None)
                 .unwrap()
                 .parent()
                 .unwrap()
@@ -174,8 +195,10 @@ mod tests {
                 .unwrap(),
             "new"
         );
-        assert_eq!(write(directory.path(), &machine, &choice).unwrap(), path);
-        assert_eq!(read_file(&path, &machine), Ok(Some(choice)));
+        for speed in [None, Some(Speed { latency: 250, bandwidth: 9000 })] {
+            assert_eq!(write(directory.path(), &machine, &choice, speed).unwrap(), path);
+            assert_eq!(read_file(&path, &machine), Ok(Some((choice, speed))));
+        }
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2, "nothing else is left there");
 
         let good = fs::read_to_string(&path).unwrap();
@@ -188,6 +211,8 @@ mod tests {
             (good.replace("rotation 2097152", "rotation never"), "rotation is"),
             (good.replace("owns_ahead false", "owns_ahead 7"), "owns_ahead is \"7\""),
             (good.replace("string_into never", "string_into -1"), "string_into is \"-1\""),
+            (good.replace("latency 250", "latency 0"), "latency is \"0\""),
+            (good.replace("bandwidth 9000\n", ""), "no bandwidth"),
             (good.replace(&machine.kind(), &other.kind()), "was measured on"),
             (good[..good.len() / 2].to_owned(), "has no"),
         ] {

@@ -5,6 +5,7 @@
 //! | `machine` | what the kernel tells of the processor |
 //! | `way` | ways of passing a message, which are compared |
 //! | `choice` | how copies are made: the table, and what follows from a measurement |
+//! | `speed` | how fast messages are, by a measurement |
 //! | `measure` | the measurement, between two cores |
 //! | `kept` | the choice that a measurement has left here |
 
@@ -12,6 +13,7 @@ mod choice;
 mod kept;
 mod machine;
 mod measure;
+mod speed;
 mod way;
 
 use std::path::PathBuf;
@@ -23,6 +25,7 @@ pub use choice::{Choice, ratios};
 pub use kept::{directory, write as keep};
 pub use machine::{Machine, Vendor};
 pub use measure::{Measurement, Unmeasured, measure};
+pub use speed::Speed;
 pub use way::{Row, Way};
 
 /// Pipeline parameters: how messages are cut. All sizes are bytes.
@@ -92,6 +95,8 @@ pub struct Here {
     pub choice: Choice,
     /// How messages are cut here.
     pub tuning: Tuning,
+    /// How fast they are, where that was kept.
+    pub speed: Option<Speed>,
     /// The file that has the choice; the table's where there is none.
     pub kept: Option<PathBuf>,
     /// Why a file is ignored, for the user.
@@ -107,9 +112,11 @@ impl Here {
                 Ok(kept) => (kept, None),
                 Err(ignored) => (None, Some(ignored)),
             };
-            let (choice, kept) =
-                kept.map_or((Choice::of(&machine), None), |(choice, file)| (choice, Some(file)));
-            Here { machine, choice, tuning: Tuning::of(&machine, &choice), kept, ignored }
+            let (choice, speed, kept) = match kept {
+                Some((choice, speed, file)) => (choice, speed, Some(file)),
+                None => (Choice::of(&machine), None, None),
+            };
+            Here { machine, choice, tuning: Tuning::of(&machine, &choice), speed, kept, ignored }
         });
         &HERE
     }

@@ -40,9 +40,9 @@ ucs_config_field_t vmshm_iface_config_table[] = {
      "sender copies the next. auto: what suits this machine, as shown by `vmshm tune`.",
      offsetof(vmshm_iface_config_t, chunk_size), UCS_CONFIG_TYPE_MEMUNITS},
 
-    {"BW", "10000MBs",
-     "Bandwidth by which UCX compares this transport with others. By default a little less than that of UCX's own shared\n"
-     "memory, which so has the messages within a machine.",
+    {"BW", "auto",
+     "Bandwidth by which UCX compares this transport with others. auto: as `vmshm tune --measure` has kept it, and at the most a\n"
+     "little less than that of UCX's own shared memory, which so has the messages within a machine.",
      offsetof(vmshm_iface_config_t, bandwidth), UCS_CONFIG_TYPE_BW},
 
     {NULL}
@@ -68,7 +68,6 @@ ucs_status_t vmshm_md_query(uct_md_h md, vmshm_md_attr_t *attributes)
 {
     const uint64_t host = UCS_BIT(UCS_MEMORY_TYPE_HOST);
 
-    memset(attributes, 0, sizeof *attributes);
     vmshm_init_md_attr(attributes);
     VMSHM_MD_CAPABILITIES(attributes)->flags = UCT_MD_FLAG_ALLOC | UCT_MD_FLAG_REG | UCT_MD_FLAG_NEED_RKEY | VMSHM_MD_INVALIDATES;
     VMSHM_MD_CAPABILITIES(attributes)->reg_mem_types = host;

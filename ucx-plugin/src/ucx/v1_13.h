@@ -4,6 +4,7 @@
 #ifndef VMSHM_UCX_V1_13_H
 #define VMSHM_UCX_V1_13_H
 
+#include <string.h>
 #include <ucs/sys/topo/base/topo.h>
 
 typedef struct uct_component uct_component_t;
@@ -148,7 +149,10 @@ typedef struct {
 /* Of an interface's internal functions, those that came after this series; the same of a component, and of the attributes. */
 #define VMSHM_LATER_INTERNAL_OPS
 static inline void vmshm_init_later(uct_component_t *component) {}
-static inline void vmshm_init_md_attr(vmshm_md_attr_t *attributes) {}
+static inline void vmshm_init_md_attr(vmshm_md_attr_t *attributes)
+{
+    memset(attributes, 0, sizeof *attributes);
+}
 
 typedef struct {
     uct_am_callback_t cb;
