@@ -57,12 +57,12 @@ pub const KERNEL_TOOLS: Purpose = Purpose {
     files: &["root/usr/bin/rustc", "root/usr/bin/bindgen", "root/usr/bin/make"],
 };
 
-/// Builds for its Open MPI, from this machine, and runs it.
+/// Builds for its Open MPI and UCX, from this machine, and runs them.
 pub const OPEN_MPI: Purpose = Purpose {
     name: "openmpi",
     heading: "its Open MPI",
-    packages: &["libopenmpi-dev", "libpmix-dev", "openmpi-bin"],
-    files: &["root/usr/bin/mpirun.openmpi"],
+    packages: &["libopenmpi-dev", "libpmix-dev", "libucx-dev", "openmpi-bin", "ucx-utils"],
+    files: &["root/usr/bin/mpirun.openmpi", "root/usr/bin/ucx_perftest"],
 };
 
 const LEFT_OUT: &[&str] = &["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*"];

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::other_mpi::OtherMpi;
+use super::ucx::Ucx;
 use crate::base::process;
 use crate::base::progress;
 use crate::base::workspace::{Workspace, cargo};
@@ -84,11 +85,28 @@ pub fn checker(workspace: &Workspace, mpi: &OtherMpi, root: &Path, log_dir: &Pat
     command.env("OMPI_DIR", &mpi.prefix);
     command.env("PKG_CONFIG_SYSROOT_DIR", root);
     command.env("MPI_PKG_CONFIG", mpi.prefix.join("lib/pkgconfig/ompi-c.pc"));
+    build_for(workspace, mpi, command, &format!("plugin and checker for Open MPI {}", mpi.release), log_dir)
+}
+
+/// Builds the UCX transport for the UCX of another root directory, beside what [`checker`] builds for the Open MPI there.
+pub fn transport_beside(workspace: &Workspace, mpi: &OtherMpi, ucx: &Ucx, log_dir: &Path) -> Result<PathBuf> {
+    let mut command = optimised(["--package", "vmshm-ucx"]);
+    command.env("UCX_DIR", &ucx.prefix);
+    build_for(workspace, mpi, command, &format!("UCX transport for UCX {}", ucx.series), log_dir)
+}
+
+/// Builds for another root directory.
+fn build_for(
+    workspace: &Workspace,
+    mpi: &OtherMpi,
+    mut command: Command,
+    what: &str,
+    log_dir: &Path,
+) -> Result<PathBuf> {
     // Its libraries want more of the C library than this machine's has; what we build does not.
     command.env("RUSTFLAGS", "-Clink-arg=-Wl,--allow-shlib-undefined");
     // Of its own, or cargo would build anew for each of the two in turn.
-    let target = workspace.target.join(format!("openmpi-{}", mpi.release));
-    build(workspace, command, &target, &format!("plugin and checker for Open MPI {}", mpi.release), log_dir)
+    build(workspace, command, &workspace.target.join(format!("openmpi-{}", mpi.release)), what, log_dir)
 }
 
 /// Builds the program that checks messages with MPICH's compiler, which is `compiler`.

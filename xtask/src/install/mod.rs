@@ -157,6 +157,11 @@ pub fn plugin(built: &Path, prefix: &Path, plugins: &str) -> Result<()> {
     Installation { prefix, files: Vec::new() }.plugin(built, plugins)
 }
 
+/// Installs the UCX transport alone.
+pub fn transport(built: &Path, prefix: &Path, ucx: &Ucx) -> Result<()> {
+    Installation { prefix, files: Vec::new() }.transport(built, ucx)
+}
+
 /// Installs the sources of the guest driver as DKMS wants them: one directory for each version.
 fn driver(workspace: &Workspace, to: &mut Installation<'_>) -> Result<()> {
     let dir = driver_sources();

@@ -7,6 +7,7 @@ mod host;
 mod mpich;
 mod network;
 mod other_mpi;
+mod other_ucx;
 mod tally;
 mod ucx;
 
@@ -49,6 +50,7 @@ pub fn run(workspace: &Workspace, wish: Wish, choice: &Choice) -> Result<bool> {
     host::steps(workspace, &stage, &mut tally)?;
     other_mpi::steps(workspace, &stage, &mut tally)?;
     ucx::steps(&stage, &mut tally)?;
+    other_ucx::steps(workspace, &stage, &mut tally)?;
     mpich::steps(workspace, &stage, &mut tally)?;
 
     let prepared = if choice.has("guests") {
