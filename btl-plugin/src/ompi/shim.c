@@ -109,7 +109,7 @@ const char *vmshm_ompi_pml_selection(void)
 
 void vmshm_ompi_with_pml(const char *name, void (*call)(void))
 {
-    const mca_base_component_t **built_in = ompi_pml_base_framework.framework_static_components;
+    const mca_base_component_t *const *built_in = (const mca_base_component_t *const *) ompi_pml_base_framework.framework_static_components;
     mca_base_component_repository_item_t *item;
     opal_list_t *found = NULL;
 

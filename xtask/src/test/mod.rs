@@ -7,7 +7,9 @@ mod host;
 mod mpich;
 mod network;
 mod other_mpi;
+mod other_release;
 mod other_ucx;
+mod slurm;
 mod tally;
 mod ucx;
 
@@ -41,13 +43,16 @@ pub fn run(workspace: &Workspace, wish: Wish, choice: &Choice) -> Result<bool> {
     let mut tally = Tally::new(&logs, choice);
     checkers::steps(workspace, &mut tally)?;
 
-    let stage = if ["host", "guests", "parameters", "ompi5", "ucx"].iter().any(|steps| choice.has(steps)) {
-        stage::prepare(workspace, &logs.join("build")).map_err(|error| format!("{error:#}"))
-    } else {
-        Err("no step needed it".into())
-    };
+    let stage =
+        if ["host", "guests", "parameters", "ompi", "slurm", "ucx"].iter().any(|steps| choice.has(steps)) {
+            stage::prepare(workspace, &logs.join("build")).map_err(|error| format!("{error:#}"))
+        } else {
+            Err("no step needed it".into())
+        };
     cleanup::check()?;
     host::steps(workspace, &stage, &mut tally)?;
+    other_release::steps(&stage, &mut tally)?;
+    slurm::steps(&stage, &mut tally)?;
     other_mpi::steps(workspace, &stage, &mut tally)?;
     ucx::steps(&stage, &mut tally)?;
     other_ucx::steps(workspace, &stage, &mut tally)?;
