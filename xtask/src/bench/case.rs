@@ -1,9 +1,11 @@
 //! Cases: programs with their options, sizes and ways.
 
-use super::perftest::PERFTEST;
 use super::way::{
     CMA, OSC_PEERS, TCP, TWO_COPIES, UCX, UCX_CMA, UCX_SECTION, UCX_TCP, UCX_VMSHM, VMSHM, Way,
 };
+
+/// UCX's own benchmark.
+pub const PERFTEST: &str = "ucx_perftest";
 
 /// How often, for the sizes from the first to the last.
 #[derive(Debug, Clone, Copy)]

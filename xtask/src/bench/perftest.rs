@@ -7,15 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use super::case::Case;
+use super::case::{Case, PERFTEST};
 use super::way::Way;
 use crate::base::cleanup;
 use crate::base::process::{Running, last_lines, mortal};
 use crate::mpi::host_mpi::Layer;
 use crate::mpi::osu::Points;
-
-/// The program.
-pub const PERFTEST: &str = "ucx_perftest";
 
 const LIMIT: Duration = Duration::from_secs(120);
 const START: Duration = Duration::from_secs(10);
