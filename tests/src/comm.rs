@@ -88,7 +88,7 @@ impl Comm {
         Comm { raw, rank, size: count(size), remote: count(remote), predefined }
     }
 
-    fn made(make: impl FnOnce(*mut ffi::MPI_Comm) -> c_int) -> Comm {
+    pub(crate) fn made(make: impl FnOnce(*mut ffi::MPI_Comm) -> c_int) -> Comm {
         // SAFETY: a constant of the MPI library.
         let mut raw = unsafe { ffi::RSMPI_COMM_NULL };
         succeed(make(&raw mut raw));

@@ -5,6 +5,7 @@
 //! - [`payload`]: seeded bytes, and the comparison that names the first wrong one;
 //! - [`buffer`], [`comm`], [`request`], [`datatype`], [`predefined`], [`reduction`], [`window`], [`universe`], [`pvar`]: MPI calls
 //!   with owned buffers and an error check on every return code, over the raw functions of the `mpi` crate;
+//! - [`session`], [`failure`]: the same of what only newer releases have;
 //! - [`check`]: the named cases that `vmshm-mpi-check` runs under `mpirun`.
 
 pub mod buffer;
@@ -12,10 +13,13 @@ pub mod check;
 pub mod collective;
 pub mod comm;
 pub mod datatype;
+pub mod failure;
+mod newer;
 pub mod payload;
 pub mod predefined;
 pub mod pvar;
 pub mod reduction;
 pub mod request;
+pub mod session;
 pub mod universe;
 pub mod window;

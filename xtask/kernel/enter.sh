@@ -1,10 +1,12 @@
 #!/bin/sh
-# Runs a command inside another root directory; `unshare --mount` starts it as root, so that its mounts end with it.
+# Runs a command inside another root directory; `unshare --mount --uts` starts it as root, so that its mounts end with it, and
+# so does the machine's name, which is one that the directory can resolve.
 # $1: the root directory. $2: USER:GROUP for the command. Then pairs: a directory, and where the command shall see it.
 # Then `--` and the command.
 set -eu
 root=$1 user=$2
 shift 2
+hostname localhost
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
 mount --rbind /sys "$root/sys"

@@ -57,11 +57,11 @@ pub const KERNEL_TOOLS: Purpose = Purpose {
     files: &["root/usr/bin/rustc", "root/usr/bin/bindgen", "root/usr/bin/make"],
 };
 
-/// Builds for its Open MPI and UCX, from this machine, and runs them.
+/// Builds for its Open MPI and UCX, from this machine, and runs them, and mpi4py.
 pub const OPEN_MPI: Purpose = Purpose {
     name: "openmpi",
     heading: "its Open MPI",
-    packages: &["libopenmpi-dev", "libpmix-dev", "libucx-dev", "openmpi-bin", "ucx-utils"],
+    packages: &["libopenmpi-dev", "libpmix-dev", "libucx-dev", "openmpi-bin", "python3-mpi4py", "ucx-utils"],
     files: &["root/usr/bin/mpirun.openmpi", "root/usr/bin/ucx_perftest"],
 };
 
@@ -115,7 +115,7 @@ impl Chroot {
     /// It runs as the user of this program, so that what it makes belongs to that user; only its start needs root.
     pub fn command(&self, mounts: &[(&Path, &str)], program: &str) -> Command {
         let mut command = packages::as_root("unshare");
-        command.args(["--mount", "sh", "-c", ENTER, "enter"]).arg(&self.root);
+        command.args(["--mount", "--uts", "sh", "-c", ENTER, "enter"]).arg(&self.root);
         command.arg(format!("{}:{}", nix::unistd::getuid(), nix::unistd::getgid()));
         for (from, to) in mounts {
             command.arg(from).arg(to);

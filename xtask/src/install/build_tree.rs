@@ -50,6 +50,16 @@ pub const MPI_PROGRAMS: &[&str] = &[
     "vmshm_raw",
 ];
 
+/// The programs that are built for another Open MPI; the last two are for newer ones only.
+const OTHER_PROGRAMS: &[&str] = &[
+    "vmshm-mpi-check",
+    "vmshm-mpi-spawn",
+    "vmshm-mpi-wait",
+    "vmshm-heap-check",
+    "vmshm-mpi-sessions",
+    "vmshm-mpi-survive",
+];
+
 const LIMIT: Duration = Duration::from_secs(1800);
 
 /// Builds plugin and tool with optimisation, and returns the directory of the results. The plugin is for `mpi`, else for the Open
@@ -81,7 +91,7 @@ pub fn everything(workspace: &Workspace, log_dir: &Path) -> Result<PathBuf> {
 pub fn checker(workspace: &Workspace, mpi: &OtherMpi, root: &Path, log_dir: &Path) -> Result<PathBuf> {
     // The binaries by their names, since other targets of the packages would be built with them.
     let mut command = optimised(["--package", "vmshm-btl", "--package", "vmshm-tests"]);
-    command.args(["--lib", "--bin", "vmshm-mpi-check"]);
+    command.arg("--lib").args(OTHER_PROGRAMS.iter().flat_map(|name| ["--bin", name]));
     command.env("OMPI_DIR", &mpi.prefix);
     command.env("PKG_CONFIG_SYSROOT_DIR", root);
     command.env("MPI_PKG_CONFIG", mpi.prefix.join("lib/pkgconfig/ompi-c.pc"));

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use crate::base::process::{self, Finished, Running};
+use crate::debian::chroot::Chroot;
 
 /// Which byte transfer layer a job is told to use, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,11 +97,38 @@ impl Layer {
 pub const AS_ROOT: [(&str, &str); 2] =
     [("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")];
 
+/// A root directory with an Open MPI of the series 5 or later, and what its programs see of this machine beside devices.
+#[derive(Debug, Clone)]
+pub struct Inside {
+    /// The root directory.
+    pub chroot: Chroot,
+    seen: Vec<String>,
+}
+
+impl Inside {
+    /// Its programs see these directories, by the names that they have here.
+    ///
+    /// # Errors
+    /// A name is not UTF-8.
+    pub fn new(chroot: Chroot, seen: &[&Path]) -> Result<Self> {
+        let name = |dir: &&Path| Some(dir.to_str()?.to_owned());
+        let seen: Option<Vec<String>> = seen.iter().map(name).collect();
+        Ok(Self { chroot, seen: seen.context("the path of this checkout or of the cache is not UTF-8")? })
+    }
+
+    /// A command that runs a program there.
+    pub fn command(&self, program: &str) -> Command {
+        let seen: Vec<_> = self.seen.iter().map(|name| (Path::new(name), name.as_str())).collect();
+        self.chroot.command(&seen, program)
+    }
+}
+
 /// A place for MPI jobs on this host.
 #[derive(Debug)]
 pub struct HostMpi {
     scratch: TempDir,
     environment: Vec<(String, String)>,
+    inside: Option<Inside>,
 }
 
 impl HostMpi {
@@ -111,7 +139,12 @@ impl HostMpi {
             .prefix("vmshm-mpi-")
             .tempdir_in("/dev/shm")
             .context("cannot create a directory in /dev/shm")?;
-        Ok(Self { scratch, environment })
+        Ok(Self { scratch, environment, inside: None })
+    }
+
+    /// The same place, with jobs under the Open MPI of another root directory.
+    pub fn inside(self, inside: Inside) -> Self {
+        Self { inside: Some(inside), ..self }
     }
 
     /// Environment of the jobs besides the user's own.
@@ -121,6 +154,36 @@ impl HostMpi {
 
     /// Prepares `mpirun -np ranks` over a layer; the caller adds the program and its arguments.
     pub fn mpirun(&self, ranks: usize, layer: Layer) -> Command {
+        match &self.inside {
+            Some(inside) => self.mpirun_inside(inside, ranks, layer),
+            None => self.mpirun_here(ranks, layer),
+        }
+    }
+
+    fn mpirun_inside(&self, inside: &Inside, ranks: usize, layer: Layer) -> Command {
+        let mut command = inside.command("env");
+        for (name, value) in AS_ROOT {
+            // Its launcher is a program of its own.
+            command.args([format!("{name}={value}"), format!("{}={value}", name.replace("OMPI", "PRTE"))]);
+        }
+        command.args(self.environment().map(|(name, value)| format!("{name}={value}")));
+        command.args([
+            "mpirun",
+            "-np",
+            &ranks.to_string(),
+            "--map-by",
+            ":OVERSUBSCRIBE",
+            "--bind-to",
+            "none",
+        ]);
+        command.args(["--mca", "btl_sm_backing_directory"]).arg(self.scratch.path());
+        command.args(["--mca", "btl_tcp_if_include", "lo", "--mca", "mpi_yield_when_idle", "1"]);
+        // Its shared memory has another name.
+        command.args(layer.mpirun_args().into_iter().map(|argument| argument.replace("vader", "sm")));
+        command
+    }
+
+    fn mpirun_here(&self, ranks: usize, layer: Layer) -> Command {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let mut command = process::mortal("mpirun");
         for (name, _) in std::env::vars() {

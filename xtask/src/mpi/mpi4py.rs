@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::host_mpi::{HostMpi, Layer};
+use super::host_mpi::{HostMpi, Inside, Layer};
 use crate::base::process;
 use crate::base::workspace::Workspace;
 
@@ -56,7 +56,15 @@ struct Versions {
     mpi: String,
 }
 
-/// Reports of the ranks over vader, with these versions.
+impl Versions {
+    /// The versions in what Python and mpirun say about theirs.
+    fn new(mpi4py: &str, python: &str, mpi: &str) -> Self {
+        let first = |text: &str| text.lines().next().unwrap_or_default().trim().to_owned();
+        Self { mpi4py: mpi4py.to_owned(), python: first(python), mpi: first(mpi) }
+    }
+}
+
+/// Reports of the ranks over Open MPI's own shared memory, with these versions.
 #[derive(Debug, Deserialize)]
 struct Kept {
     versions: Versions,
@@ -64,19 +72,18 @@ struct Kept {
     ranks: BTreeMap<usize, Vec<(usize, String)>>,
 }
 
-const KEPT: &str = include_str!("../../mpi4py-vader.json");
+const KEPT: &str = include_str!("../../mpi4py-native.json");
 
 /// Finds the suite in the cache, or downloads and builds it.
 pub fn prepare(workspace: &Workspace, logs: &Path) -> Result<Suite> {
     let python = process::capture(Command::new(PYTHON).arg("--version"))?;
     let mpi = process::capture(Command::new("mpirun").arg("--version"))?;
     let hash = Sha256::digest(format!("{VERSION} {python} {mpi}"));
-    let first = |text: &str| text.lines().next().unwrap_or_default().trim().to_owned();
-    let versions = Versions { mpi4py: VERSION.into(), python: first(&python), mpi: first(&mpi) };
+    let versions = Versions::new(VERSION, &python, &mpi);
     let key: String = hash[..6].iter().map(|byte| format!("{byte:02x}")).collect();
     let dir = workspace.cache.join(format!("mpi4py-{VERSION}-{key}"));
-    let source = dir.join(format!("mpi4py-{VERSION}"));
-    let kit = Kit { python: dir.join("venv/bin/python"), main: source.join("test/main.py"), versions };
+    let main = dir.join(format!("mpi4py-{VERSION}/test/main.py"));
+    let kit = Kit { python: dir.join("venv/bin/python"), main, versions };
     let done = dir.join("done");
     if done.exists() {
         return Ok(Suite::Ready(kit));
@@ -90,29 +97,65 @@ pub fn prepare(workspace: &Workspace, logs: &Path) -> Result<Suite> {
     process::run(venv, "python3 -m venv", &logs.join("venv.log"), BUILD_LIMIT)?;
 
     let pip = dir.join("venv/bin/pip");
-    let mut download = Command::new(&pip);
-    download
-        .args(["download", "--no-deps", "--no-binary=mpi4py", "--disable-pip-version-check"])
-        .arg(format!("mpi4py=={VERSION}"))
-        .arg("--dest")
-        .arg(&dir);
-    if let Err(error) = process::run(download, "pip download", &logs.join("download.log"), BUILD_LIMIT) {
-        crate::base::cleanup::check()?;
-        return Ok(Suite::Unavailable(format!("pip could not download mpi4py {VERSION}: {error:#}")));
+    if let Err(why) = source(&pip, VERSION, &dir, logs)? {
+        return Ok(Suite::Unavailable(why));
     }
-    let archive = dir.join(format!("mpi4py-{VERSION}.tar.gz"));
-    let mut unpack = Command::new("tar");
-    unpack.arg("-xzf").arg(&archive).arg("-C").arg(&dir);
-    process::run(unpack, "tar", &logs.join("unpack.log"), BUILD_LIMIT)?;
     let mut install = Command::new(&pip);
     install
         .args(["install", "--no-cache-dir", "--disable-pip-version-check"])
-        .arg(&archive)
+        .arg(dir.join(format!("mpi4py-{VERSION}.tar.gz")))
         // The MPI below is tested, not the speed of the binding.
         .env("CFLAGS", "-O0 -g0");
     process::run(install, "pip install", &logs.join("install.log"), BUILD_LIMIT)?;
     fs::write(&done, "")?;
     Ok(Suite::Ready(kit))
+}
+
+/// Finds the suite for the mpi4py of another root directory in the cache, or downloads it; this machine's pip does.
+pub fn prepare_inside(workspace: &Workspace, inside: &Inside, logs: &Path) -> Result<Suite> {
+    let version = "import mpi4py; print(mpi4py.__version__)";
+    let version = process::capture(inside.command("python3").args(["-c", version]))?;
+    let version = version.trim();
+    let python = process::capture(inside.command("python3").arg("--version"))?;
+    let mpi = process::capture(inside.command("mpirun").arg("--version"))?;
+    let dir = suite_dir(workspace).join(version);
+    let main = dir.join(format!("mpi4py-{version}/test/main.py"));
+    if !main.exists() {
+        let own = match prepare(workspace, logs)? {
+            Suite::Ready(own) => own,
+            unavailable => return Ok(unavailable),
+        };
+        let beside = dir.with_file_name("new");
+        fs::create_dir_all(&beside).with_context(|| format!("cannot create {}", beside.display()))?;
+        if let Err(why) = source(&own.python.with_file_name("pip"), version, &beside, logs)? {
+            return Ok(Suite::Unavailable(why));
+        }
+        fs::rename(&beside, &dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    Ok(Suite::Ready(Kit { python: "python3".into(), main, versions: Versions::new(version, &python, &mpi) }))
+}
+
+/// The directory of the suites for other root directories.
+pub fn suite_dir(workspace: &Workspace) -> PathBuf {
+    workspace.cache.join("mpi4py-suites")
+}
+
+/// Downloads and unpacks the source of a version; the inner error says why it can't be had.
+fn source(pip: &Path, version: &str, dir: &Path, logs: &Path) -> Result<Result<(), String>> {
+    let mut download = Command::new(pip);
+    download
+        .args(["download", "--no-deps", "--no-binary=mpi4py", "--disable-pip-version-check"])
+        .arg(format!("mpi4py=={version}"))
+        .arg("--dest")
+        .arg(dir);
+    if let Err(error) = process::run(download, "pip download", &logs.join("download.log"), BUILD_LIMIT) {
+        crate::base::cleanup::check()?;
+        return Ok(Err(format!("pip could not download mpi4py {version}: {error:#}")));
+    }
+    let mut unpack = Command::new("tar");
+    unpack.arg("-xzf").arg(dir.join(format!("mpi4py-{version}.tar.gz"))).arg("-C").arg(dir);
+    process::run(unpack, "tar", &logs.join("unpack.log"), BUILD_LIMIT)?;
+    Ok(Ok(()))
 }
 
 /// Report of one rank.
@@ -134,20 +177,25 @@ pub fn baseline(
     logs: &Path,
     limit: Duration,
 ) -> Result<Vec<(usize, String)>> {
-    let mut kept: Kept = serde_json::from_str(KEPT).context("cannot read xtask/mpi4py-vader.json")?;
-    let kept = if kept.versions == kit.versions { kept.ranks.remove(&ranks) } else { None };
-    match kept {
+    let kept = kept()?.into_iter().find(|kept| kept.versions == kit.versions);
+    match kept.and_then(|mut kept| kept.ranks.remove(&ranks)) {
         Some(kept) if !measure => Ok(kept),
         kept => {
             let measured = run(kit, mpi, ranks, Layer::VaderCma, logs, limit)?;
             if let Some(kept) = kept
                 && kept != measured
             {
-                bail!("over vader the ranks said {measured:?}, but xtask/mpi4py-vader.json has {kept:?}");
+                bail!(
+                    "over Open MPI's own shared memory the ranks said {measured:?}, but xtask/mpi4py-native.json has {kept:?}"
+                );
             }
             Ok(measured)
         }
     }
+}
+
+fn kept() -> Result<Vec<Kept>> {
+    serde_json::from_str(KEPT).context("cannot read xtask/mpi4py-native.json")
 }
 
 /// Runs the suite over one layer and returns each rank's number of tests and verdict.
@@ -190,17 +238,14 @@ fn run_part(
     }
     fs::create_dir_all(&output)?;
     let mut command = mpi.mpirun(ranks, layer);
-    command
-        // A file for each rank: their lines would mix otherwise.
-        .arg("--output-filename")
-        .arg(format!("{}:nocopy", output.display()))
-        .arg(&kit.python)
-        .arg(&kit.main)
-        .args(which);
+    // A file for each rank: their lines would mix otherwise.
+    let script = format!("exec \"$0\" \"$@\" 2> '{}'/$OMPI_COMM_WORLD_RANK", output.display());
+    command.args(["sh", "-c", &script]);
+    command.arg(&kit.python).arg(&kit.main).args(which);
     let done = mpi.run(command, &what, &logs.join(format!("{stem}.log")), limit)?;
     let mut reports = Vec::new();
     for rank in 0..ranks {
-        let text = find_output(&output, rank).unwrap_or_default();
+        let text = fs::read_to_string(output.join(rank.to_string())).unwrap_or_default();
         match report(&text) {
             Some(report) => reports.push((report.tests, report.verdict)),
             None => bail!(
@@ -212,19 +257,6 @@ fn run_part(
         }
     }
     Ok(reports)
-}
-
-fn find_output(dir: &Path, rank: usize) -> Option<String> {
-    // mpirun numbers the ranks with as many digits as the largest has.
-    fs::read_dir(dir).ok()?.flatten().find_map(|job| {
-        let ranks = fs::read_dir(job.path()).ok()?;
-        let of_rank = ranks.flatten().find(|entry| {
-            let name = entry.file_name();
-            let number = name.to_str().and_then(|name| name.strip_prefix("rank."));
-            number.and_then(|number| number.parse().ok()) == Some(rank)
-        })?;
-        fs::read_to_string(of_rank.path().join("stderr")).ok()
-    })
 }
 
 /// Reads the end of a unittest run.
@@ -247,9 +279,9 @@ mod tests {
 
     #[test]
     fn what_is_kept_has_a_report_of_each_rank() {
-        let kept: Kept = serde_json::from_str(KEPT).expect("the file is JSON of this shape");
-        assert_eq!(kept.versions.mpi4py, VERSION);
-        for (ranks, reports) in kept.ranks {
+        let kept = kept().expect("the file is JSON of this shape");
+        assert_eq!(kept[0].versions.mpi4py, VERSION);
+        for (ranks, reports) in kept.into_iter().flat_map(|kept| kept.ranks) {
             assert_eq!(reports.len(), ranks);
             assert!(reports.iter().all(|(tests, verdict)| *tests > 0 && verdict.starts_with("OK")));
         }

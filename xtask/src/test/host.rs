@@ -7,21 +7,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 
+use super::place::{Bench, Place, REGION, Writers};
 use super::tally::{Count, Tally};
 use crate::base::process::{self, Finished, last_lines, mortal};
 use crate::base::workspace::Workspace;
 use crate::lab::region::Region;
-use crate::mpi::host_mpi::{HostMpi, Layer};
+use crate::mpi::host_mpi::Layer;
 use crate::mpi::hpcc;
-use crate::mpi::mpi4py::{self, Suite};
+use crate::mpi::mpi4py::{self, Kit, Suite};
 use crate::mpi::traffic::Traffic;
 
-/// Enough for every size that the checker sends, on a machine with little memory.
-const REGION: &str = "1G";
-/// Small, so that it is full now and then.
-const HEAP_REGION: &str = "256M";
-/// Smaller than some of the windows that the checker makes.
-const FULL_REGION: &str = "16M";
 const LIMIT: Duration = Duration::from_secs(600);
 /// Options by which the plugin says what it does.
 const VERBOSE: [&str; 3] = ["--mca", "btl_base_verbose", "10"];
@@ -74,95 +69,10 @@ const BENCHES: &[(&str, &[&str])] = &[
     ("message_steps", &["--messages", "5"]),
 ];
 
-/// Processes that may write to a process's memory in a region.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Writers {
-    /// Itself alone.
-    Owner,
-    /// So it is, and no other component makes windows: on Debian as it is, between hosts.
-    OwnerAlone,
-    /// The region is open.
-    All,
-    /// All processes are in one section.
-    Section,
-}
-
-impl Writers {
-    fn suffix(self) -> &'static str {
-        match self {
-            Writers::Owner => "",
-            Writers::OwnerAlone => "-alone",
-            Writers::All => "-open",
-            Writers::Section => "-one-section",
-        }
-    }
-
-    /// Whether the checker, which has printed this, had all windows that there can be.
-    pub fn check(self, text: &str) -> Result<()> {
-        // Only shared ones are sm's where each process writes its own section only.
-        let is_shared = |line: &str| line.contains("/hints") || line.contains("/shared");
-        let is_owned = matches!(self, Writers::Owner | Writers::OwnerAlone);
-        let is_missing =
-            |line: &&str| line.contains("makes no window here") && !(is_owned && is_shared(line));
-        if let Some(line) = text.lines().find(is_missing) {
-            bail!("{}", line.trim());
-        }
-        let is_counted = |line: &str| line.contains("windows: ") && line.contains("the section was full");
-        if self == Writers::OwnerAlone && !text.lines().any(is_counted) {
-            bail!("nobody counted the windows that found the section full");
-        }
-        Ok(())
-    }
-}
-
-/// A place for MPI jobs with a region of its own, which goes away with it.
-#[derive(Debug)]
-struct Bench {
-    // Before the region: jobs end first.
-    mpi: HostMpi,
-    _region: Region,
-}
-
-impl Bench {
-    fn new(stage: &Path) -> Result<Self> {
-        let region = Region::create(stage, REGION, 2, true)?;
-        Ok(Self { mpi: HostMpi::new(region.environment()?)?, _region: region })
-    }
-
-    /// With windows of our component.
-    fn with_windows(stage: &Path, writers: Writers) -> Result<Self> {
-        let region = match writers {
-            Writers::All => Region::create_open(stage, REGION, 2)?,
-            Writers::OwnerAlone => Region::create(stage, FULL_REGION, 2, true)?,
-            Writers::Owner | Writers::Section => Region::create(stage, REGION, 2, true)?,
-        };
-        let mut environment = region.environment()?;
-        // Where windows cannot be direct, Open MPI by itself takes another component for processes of one host.
-        let components = match writers {
-            Writers::Owner => "vmshm,pt2pt",
-            Writers::OwnerAlone => "vmshm",
-            Writers::All | Writers::Section => "vmshm,pt2pt,sm",
-        };
-        environment.push(("OMPI_MCA_osc".into(), components.into()));
-        if writers == Writers::Section {
-            environment.push(("VMSHM_SECTION".into(), "0".into()));
-        }
-        // The most that pt2pt serves.
-        environment.push(("MPI4PY_RC_THREAD_LEVEL".into(), "serialized".into()));
-        Ok(Self { mpi: HostMpi::new(environment)?, _region: region })
-    }
-
-    /// With the programs' large allocations in the region.
-    fn with_heap(stage: &Path) -> Result<Self> {
-        let region = Region::create(stage, HEAP_REGION, 2, true)?;
-        Ok(Self { mpi: HostMpi::new(region.environment_with(&["--heap"])?)?, _region: region })
-    }
-}
-
 /// The heap beside allocators that the machine happens to have: in front of ours they are the program's, and nothing is
 /// placed.
 fn beside_allocators(stage: &Path, logs: &Path) -> Result<Count> {
-    let bench = Bench::with_heap(stage)?;
+    let bench = Bench::with_heap(&Place::own(stage))?;
     let own = bench.mpi.environment().find(|(name, _)| *name == "LD_PRELOAD").context("no LD_PRELOAD")?.1;
     let list = process::run(list_libraries(), "ldconfig", &logs.join("ldconfig.log"), LIMIT)?.text;
     let mut count = Count::one();
@@ -205,8 +115,9 @@ pub fn steps(
     tally: &mut Tally,
 ) -> Result<()> {
     let stage = || stage.as_deref().map_err(|why| anyhow::anyhow!("nothing to test was built: {why}"));
+    let place = || stage().map(Place::own);
     tally.step("parameters", |logs| {
-        let bench = Bench::new(stage()?)?;
+        let bench = Bench::new(&place()?)?;
         let mut command = mortal("ompi_info");
         command.args(["--param", "btl", "vmshm", "--level", "9"]).envs(bench.mpi.environment());
         let text = process::run(command, "ompi_info", &logs.join("ompi_info.log"), LIMIT)?.text;
@@ -223,7 +134,7 @@ pub fn steps(
     })?;
     for ranks in [2, 3, 5] {
         tally.step(&format!("host-check-{ranks}"), |logs| {
-            let bench = Bench::new(stage()?)?;
+            let bench = Bench::new(&place()?)?;
             let mut command = bench.mpi.mpirun(ranks, Layer::Vmshm);
             command.arg(stage()?.join("bin/vmshm-mpi-check"));
             if ranks > 2 {
@@ -234,7 +145,7 @@ pub fn steps(
     }
     tally.step("host-collectives-many", |logs| {
         // More than look at each other's words one by one.
-        let bench = Bench::new(stage()?)?;
+        let bench = Bench::new(&place()?)?;
         let mut command = bench.mpi.mpirun(12, Layer::Vmshm);
         command.arg(stage()?.join("bin/vmshm-mpi-check")).args(COLLECTIVES);
         checked(bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?)
@@ -245,56 +156,20 @@ pub fn steps(
         ("host-collectives-two-regions", 4, "1", &["region"][..]),
         ("host-collectives-two-regions-of-two", 6, "2", &["region", "section"]),
     ] {
-        tally.step(name, |logs| {
-            let (bench, other) = (Bench::new(stage()?)?, Region::create(stage()?, REGION, 2, true)?);
-            let script = format!(
-                "export OMPI_MCA_btl=vmshm,tcp,self OMPI_MCA_btl_tcp_if_include=lo; \
-                 if [ \"$OMPI_COMM_WORLD_RANK\" -ge {} ]; then export OMPI_MCA_btl_vmshm_device={}; fi; exec \"$0\" \"$@\"",
-                ranks / 2,
-                other.file().display()
-            );
-            let mut command = bench.mpi.mpirun(ranks, Layer::Vmshm);
-            command.args(VERBOSE).args(["--mca", "coll_vmshm_levels", levels, "sh", "-c", &script]);
-            command.arg(stage()?.join("bin/vmshm-mpi-check")).args(COLLECTIVES);
-            let done = bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?;
-            in_two_levels(done, parted_by)
-        })?;
+        tally.step(name, |logs| two_regions(&place()?, ranks, levels, parted_by, logs))?;
     }
-    tally.step("host-collectives-two-sections", |logs| {
-        // As in two virtual machines. There are operations that the levels leave to the whole group.
-        let bench = Bench::new(stage()?)?;
-        let mut command = bench.mpi.mpirun(5, Layer::Vmshm);
-        command.args(VERBOSE).args(["--mca", "coll_vmshm_levels", "2"]);
-        command.arg(stage()?.join("bin/vmshm-mpi-check")).args(COLLECTIVES);
-        let done = bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?;
-        in_two_levels(done, &["section"])
-    })?;
+    tally.step("host-collectives-two-sections", |logs| two_sections(&place()?, logs))?;
     tally.step("host-check-threads", |logs| {
-        let bench = Bench::new(stage()?)?;
+        let bench = Bench::new(&place()?)?;
         let mut command = bench.mpi.mpirun(2, Layer::Vmshm);
         command.arg(stage()?.join("bin/vmshm-mpi-check")).args(["--quick", "--threads", "3"]);
         checked(bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?)
     })?;
     for (name, layer) in [("host-heap", Layer::Vmshm), ("host-heap-and-vader", Layer::VmshmAndVader)] {
-        tally.step(name, |logs| {
-            let bench = Bench::with_heap(stage()?)?;
-            let mut command = bench.mpi.mpirun(2, layer);
-            command.arg(stage()?.join("bin/vmshm-heap-check"));
-            let done = bench.mpi.run(command, "vmshm-heap-check", &logs.join("heap.log"), LIMIT)?;
-            let text = &done.expect_success("vmshm-heap-check")?.text;
-            // Once on this host, by whichever process is the first.
-            for told in ["were not copied for the child", "made by clone"] {
-                if text.matches(told).count() != 1 {
-                    bail!("{told:?} was to be told once:\n{}", last_lines(text, 10));
-                }
-            }
-            let mut command = bench.mpi.mpirun(2, layer);
-            command.arg(stage()?.join("bin/vmshm-mpi-check")).arg("--quick");
-            checked(bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?)
-        })?;
+        tally.step(name, |logs| heap(&place()?, layer, logs))?;
     }
     tally.step("host-heap-inert", |logs| {
-        let bench = Bench::with_heap(stage()?)?;
+        let bench = Bench::with_heap(&place()?)?;
         for (value, layer) in [("0", Layer::Vmshm), ("1", Layer::VaderCma)] {
             let mut command = bench.mpi.mpirun(2, layer);
             command.env("VMSHM_HEAP", value).arg(stage()?.join("bin/vmshm-heap-check")).arg("--ordinary");
@@ -313,7 +188,7 @@ pub fn steps(
     ] {
         let name = format!("host-windows-{ranks}{}", writers.suffix());
         tally.step(&name, |logs| {
-            let bench = Bench::with_windows(stage()?, writers)?;
+            let bench = Bench::with_windows(&place()?, writers)?;
             let mut command = bench.mpi.mpirun(ranks, Layer::Vmshm);
             command.args(VERBOSE).arg(stage()?.join("bin/vmshm-mpi-check")).arg("--quick");
             let done = bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?;
@@ -331,7 +206,7 @@ pub fn steps(
     }
     tally.step("host-windows-levels", |logs| {
         // Only one process has several threads: all must come to the same conclusion. Other windows are pt2pt's, which does not.
-        let bench = Bench::with_windows(stage()?, Writers::All)?;
+        let bench = Bench::with_windows(&place()?, Writers::All)?;
         let script = "exec \"$0\" \"$@\" --threads $((2 - OMPI_COMM_WORLD_RANK))";
         let mut command = bench.mpi.mpirun(2, Layer::Vmshm);
         command.args(["sh", "-c", script]).arg(stage()?.join("bin/vmshm-mpi-check"));
@@ -339,16 +214,9 @@ pub fn steps(
         checked(bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?)
     })?;
     tally.step("host-traffic", |logs| traffic(stage()?, logs))?;
-    tally.step("host-spawn", |logs| {
-        let bench = Bench::new(stage()?)?;
-        let mut command = bench.mpi.mpirun(1, Layer::Vmshm);
-        command.arg(stage()?.join("bin/vmshm-mpi-spawn")).args(["--children", "2", "--rounds", "2"]);
-        let done = bench.mpi.run(command, "vmshm-mpi-spawn", &logs.join("spawn.log"), LIMIT)?;
-        done.expect_success("vmshm-mpi-spawn")?;
-        Ok(Count::one())
-    })?;
+    tally.step("host-spawn", |logs| spawn(&place()?, logs))?;
     tally.step("host-benches", |logs| {
-        let bench = Bench::new(stage()?)?;
+        let bench = Bench::new(&place()?)?;
         let mut count = Count::default();
         for (program, arguments) in BENCHES {
             let mut command = bench.mpi.mpirun(2, Layer::Vmshm);
@@ -365,7 +233,7 @@ pub fn steps(
         Ok(count)
     })?;
     tally.step("host-netpipe", |logs| {
-        let bench = Bench::new(stage()?)?;
+        let bench = Bench::new(&place()?)?;
         let mut command = bench.mpi.mpirun(2, Layer::Vmshm);
         command.args(["NPopenmpi", "-i", "-n", "3", "-u", "4194304", "-o", "/dev/null"]);
         let done = bench.mpi.run(command, "NPopenmpi", &logs.join("netpipe.log"), LIMIT)?;
@@ -373,7 +241,7 @@ pub fn steps(
     })?;
     for (name, heap) in [("host-hpcc", false), ("host-heap-hpcc", true)] {
         tally.step(name, |logs| {
-            let bench = if heap { Bench::with_heap(stage()?)? } else { Bench::new(stage()?)? };
+            let bench = if heap { Bench::with_heap(&place()?)? } else { Bench::new(&place()?)? };
             Ok(Count { passed: hpcc::run(&bench.mpi, Layer::Vmshm, logs, LIMIT)?, ..Count::default() })
         })?;
     }
@@ -389,15 +257,7 @@ pub fn steps(
                 Suite::Ready(kit) => kit,
                 Suite::Unavailable(why) => return Ok(Count::skip(why)),
             };
-            let bench = Bench::new(stage()?)?;
-            let wanted = mpi4py::baseline(&kit, &bench.mpi, ranks, all, logs, LIMIT)?;
-            let got = mpi4py::run(&kit, &bench.mpi, ranks, Layer::Vmshm, logs, LIMIT)?;
-            if got != wanted {
-                bail!("over vader the ranks said {wanted:?}, over vmshm {got:?}");
-            }
-            let tests = got.iter().map(|report| report.0).min().unwrap_or(0);
-            let note = format!("each rank: {}, the same as under vader", got[0].1);
-            Ok(Count { passed: tests, note, ..Count::default() })
+            as_native(&place()?, &kit, ranks, all, logs)
         })?;
     }
     Ok(())
@@ -406,7 +266,7 @@ pub fn steps(
 /// Known traffic, which must be counted as the way says that it takes, on both sides.
 fn traffic(stage: &Path, logs: &Path) -> Result<Count> {
     const MESSAGES: u64 = 20;
-    let bench = Bench::new(stage)?;
+    let bench = Bench::new(&Place::own(stage))?;
     let mut count = Count::default();
     for (bytes, memory) in [(8, ""), (300, ""), (4000, ""), (1 << 20, ""), (1 << 20, "--alloc-mem")] {
         let mut command = bench.mpi.mpirun(2, Layer::Vmshm);
@@ -451,6 +311,83 @@ fn traffic(stage: &Path, logs: &Path) -> Result<Count> {
     Ok(count)
 }
 
+/// Collective operations as on two hosts: a region on each, and TCP between them.
+pub fn two_regions(
+    place: &Place,
+    ranks: usize,
+    levels: &str,
+    parted_by: &[&str],
+    logs: &Path,
+) -> Result<Count> {
+    let (bench, other) = (Bench::new(place)?, Region::create(&place.stage, REGION, 2, true)?);
+    let script = format!(
+        "export OMPI_MCA_btl=vmshm,tcp,self OMPI_MCA_btl_tcp_if_include=lo; \
+         if [ \"$OMPI_COMM_WORLD_RANK\" -ge {} ]; then export OMPI_MCA_btl_vmshm_device={}; fi; exec \"$0\" \"$@\"",
+        ranks / 2,
+        other.file().display()
+    );
+    let mut command = bench.mpi.mpirun(ranks, Layer::Vmshm);
+    command.args(VERBOSE).args(["--mca", "coll_vmshm_levels", levels, "sh", "-c", &script]);
+    command.arg(place.program("vmshm-mpi-check")).args(COLLECTIVES);
+    let done = bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?;
+    in_two_levels(done, parted_by)
+}
+
+/// Collective operations as in two virtual machines. There are some that the levels leave to the whole group.
+pub fn two_sections(place: &Place, logs: &Path) -> Result<Count> {
+    let bench = Bench::new(place)?;
+    let mut command = bench.mpi.mpirun(5, Layer::Vmshm);
+    command.args(VERBOSE).args(["--mca", "coll_vmshm_levels", "2"]);
+    command.arg(place.program("vmshm-mpi-check")).args(COLLECTIVES);
+    let done = bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?;
+    in_two_levels(done, &["section"])
+}
+
+/// The heap by itself, and messages from it.
+pub fn heap(place: &Place, layer: Layer, logs: &Path) -> Result<Count> {
+    let bench = Bench::with_heap(place)?;
+    let mut command = bench.mpi.mpirun(2, layer);
+    command.arg(place.program("vmshm-heap-check"));
+    let done = bench.mpi.run(command, "vmshm-heap-check", &logs.join("heap.log"), LIMIT)?;
+    let text = &done.expect_success("vmshm-heap-check")?.text;
+    // Once on this host, by whichever process is the first.
+    for told in ["were not copied for the child", "made by clone"] {
+        if text.matches(told).count() != 1 {
+            bail!("{told:?} was to be told once:\n{}", last_lines(text, 10));
+        }
+    }
+    let mut command = bench.mpi.mpirun(2, layer);
+    if place.other.is_some() {
+        // 5.0.7's osc/rdma fails at MPI_BOR of 64 bit numbers, over sm too.
+        command.args(["--mca", "osc", "vmshm"]);
+    }
+    command.arg(place.program("vmshm-mpi-check")).arg("--quick");
+    checked(bench.mpi.run(command, "vmshm-mpi-check", &logs.join("check.log"), LIMIT)?)
+}
+
+/// A job that starts another one.
+pub fn spawn(place: &Place, logs: &Path) -> Result<Count> {
+    let bench = Bench::new(place)?;
+    let mut command = bench.mpi.mpirun(1, Layer::Vmshm);
+    command.arg(place.program("vmshm-mpi-spawn")).args(["--children", "2", "--rounds", "2"]);
+    let done = bench.mpi.run(command, "vmshm-mpi-spawn", &logs.join("spawn.log"), LIMIT)?;
+    done.expect_success("vmshm-mpi-spawn")?;
+    Ok(Count::one())
+}
+
+/// mpi4py's suite: each rank must say over ours what it says over Open MPI's own shared memory.
+pub fn as_native(place: &Place, kit: &Kit, ranks: usize, measure: bool, logs: &Path) -> Result<Count> {
+    let bench = Bench::new(place)?;
+    let wanted = mpi4py::baseline(kit, &bench.mpi, ranks, measure, logs, LIMIT)?;
+    let got = mpi4py::run(kit, &bench.mpi, ranks, Layer::Vmshm, logs, LIMIT)?;
+    if got != wanted {
+        bail!("over Open MPI's own shared memory the ranks said {wanted:?}, over vmshm {got:?}");
+    }
+    let tests = got.iter().map(|report| report.0).min().unwrap_or(0);
+    let note = format!("each rank: {}, the same as over Open MPI's own shared memory", got[0].1);
+    Ok(Count { passed: tests, note, ..Count::default() })
+}
+
 /// The raw benchmark pins two threads to two cores.
 fn run_if_two_cores(mut command: std::process::Command, arguments: &[&str], log: &Path) -> Result<Count> {
     if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
@@ -473,7 +410,7 @@ fn in_two_levels(done: Finished, parted_by: &[&str]) -> Result<Count> {
 
 /// The same random operations by our component and by coll/basic: what each rank expects must hold for both.
 fn beside_basic(stage: &Path, logs: &Path) -> Result<Count> {
-    let bench = Bench::new(stage)?;
+    let bench = Bench::new(&Place::own(stage))?;
     let seed = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs().to_string();
     let check = |name: &str, settings: &[&str], only: &str| {
         let mut command = bench.mpi.mpirun(3, Layer::Vmshm);

@@ -9,6 +9,7 @@ mod network;
 mod other_mpi;
 mod other_release;
 mod other_ucx;
+mod place;
 mod slurm;
 mod tally;
 mod ucx;

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
-use super::host::{Writers, checked};
+use super::host::checked;
+use super::place::Writers;
 use super::tally::{Count, Tally};
 use crate::base::cleanup;
 use crate::base::process::{self, Running, last_lines, mortal};
