@@ -1,6 +1,6 @@
 //! Several contexts, workers and threads in one process.
 
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::thread;
 
 use super::ucp::{Context, Worker};
@@ -19,16 +19,18 @@ fn pattern(seed: usize, len: usize) -> Vec<u8> {
 fn contexts_workers_and_threads_do_not_disturb_each_other() {
     let contexts = [Context::new(), Context::new()];
     let workers = contexts.each_ref().map(|context| [Worker::new(context), Worker::new(context)]);
+    let done = Barrier::new(THREADS as usize);
     thread::scope(|scope| {
         for tag in 0..THREADS {
-            let pair = workers.each_ref().map(|two| &two[tag as usize % 2]);
-            scope.spawn(move || exchange(pair, tag));
+            let (pair, done) = (workers.each_ref().map(|two| &two[tag as usize % 2]), &done);
+            scope.spawn(move || exchange(pair, tag, done));
         }
     });
 }
 
-/// Sends there and back, as both sides.
-fn exchange([here, there]: [&Arc<Worker>; 2], tag: u64) {
+/// Sends there and back, as both sides. All threads close their endpoints together: UCX answers a message by one that leads back,
+/// which may be another thread's of the same workers, and cancels what is under way by one that is closed.
+fn exchange([here, there]: [&Arc<Worker>; 2], tag: u64, done: &Barrier) {
     let (to, back) = (here.connect(&there.address()), there.connect(&here.address()));
     for round in 0..ROUNDS {
         let sent = pattern(round, SIZES[round % SIZES.len()]);
@@ -41,5 +43,6 @@ fn exchange([here, there]: [&Arc<Worker>; 2], tag: u64) {
             assert!(received == sent, "thread {tag}, round {round}");
         }
     }
+    done.wait();
     assert_eq!((to.failure(), back.failure()), (0, 0));
 }
