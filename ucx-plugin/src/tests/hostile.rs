@@ -210,6 +210,7 @@ fn use_key(to: uct_ep_h, packed: [u64; 4], kept: &mut Vec<Vec<u64>>, rng: &mut S
 
 #[test]
 fn a_hostile_peer_harms_nobody() {
+    let _turn = super::turn();
     let seed = rand::rng().random();
     println!("seed {seed}");
     let mut rng = SmallRng::seed_from_u64(seed);

@@ -10,7 +10,7 @@ mod uct;
 use std::env;
 use std::os::fd::AsRawFd;
 use std::process;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use vmshm_host::{CreateOptions, Region, RegionName, create_memfd};
 
@@ -27,6 +27,13 @@ static REGION: LazyLock<Region> = LazyLock::new(|| {
     unsafe { env::set_var("VMSHM_DEVICE", device) };
     region
 });
+
+/// The turn of a test. They share the region, and with it the sections where none is free: beside one that attacks or kills a peer
+/// on two busy cores, others lost peers in one run of twelve.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Makes the environment such that UCX finds the region: the one of the parent, if this process is a child.
 fn find_region() {
