@@ -88,6 +88,18 @@ impl Predefined {
         unsafe { Datatype::of_open_mpi(transmute_copy(&found), blocks, self.gaps.map_or(end, |gaps| gaps.1)) }
     }
 
+    /// Where an element has bytes that mean nothing, packed or in memory: a `long double` has ten that do, and compilers leave the others
+    /// behind it as they are, or not.
+    pub fn padding(&self) -> Vec<usize> {
+        let starts = self.parts.iter().scan(0, |end, part| {
+            let start = *end;
+            *end += part.size();
+            Some((start, part))
+        });
+        let long = starts.filter(|(_, part)| **part == Part::Long);
+        long.flat_map(|(start, part)| start + 10..start + part.size()).collect()
+    }
+
     /// The packed bytes of one of its elements.
     pub fn operand(&self, random: &mut Random) -> Vec<u8> {
         self.parts.iter().flat_map(|part| part.value(random)).collect()

@@ -120,6 +120,14 @@ impl Reduction {
         Reduction { name, datatype, op: operation(op), is_ours: false, operand: Operand::Of(*of) }
     }
 
+    /// Bytes of elements of which one comes each `stride` bytes, without those that mean nothing.
+    pub fn meaning(&self, bytes: &[u8], stride: usize) -> Vec<u8> {
+        let Operand::Of(of) = &self.operand else { return bytes.to_vec() };
+        let padding = of.padding();
+        let is_padding = |at: usize| padding.contains(&(at % stride));
+        bytes.iter().enumerate().map(|(at, byte)| if is_padding(at) { 0 } else { *byte }).collect()
+    }
+
     /// Whether the operation is defined for the datatype.
     pub fn is_defined(&self) -> bool {
         let (from, mut to) = (vec![0_u8; self.datatype.span(1)], vec![0_u8; self.datatype.span(1)]);

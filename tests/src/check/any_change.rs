@@ -202,10 +202,14 @@ fn turn(ctx: &Context, window: &Window, random: &mut Random, reduction: &Reducti
         };
         plan.store(&after, &mut wanted);
         let got = epoch.read_now(plan.target, 0, wanted.len());
-        ctx.check_equal(&wanted, &got, name);
+        let equal = |wanted: &[u8], got: &[u8], stride, name: &dyn Fn() -> String| {
+            ctx.check_equal(&reduction.meaning(wanted, stride), &reduction.meaning(got, stride), name);
+        };
+        equal(&wanted, &got, reduction.datatype.extent(), &name);
         if plan.fetches() {
             let fetched = result.datatype.pack(result.count, &result.memory);
-            ctx.check_equal(&before, &fetched, || format!("what was fetched: {}", name()));
+            let name = || format!("what was fetched: {}", name());
+            equal(&before, &fetched, reduction.datatype.size(), &name);
         }
     });
 }
