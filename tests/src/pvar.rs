@@ -109,11 +109,15 @@ fn name(index: c_int) -> Option<String> {
         );
         code == SUCCESS && size(datatype) == size_of::<c_ulonglong>()
     };
-    let is_bound = u32::try_from(binding) == Ok(ffi::MPI_T_BIND_MPI_COMM);
+    let is_bound = binding == BIND_MPI_COMM;
     // SAFETY: MPI ends the text with NUL.
     (is_number && is_bound && continuous != 0)
         .then(|| unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned())
 }
+
+/// Open MPI's number for `MPI_T_BIND_MPI_COMM`. The variables are our plugin's, so that no other MPI has them, and bindings of MPICH
+/// have no such name.
+const BIND_MPI_COMM: c_int = 1;
 
 /// Bytes of one of MPI's own datatypes.
 fn size(datatype: ffi::MPI_Datatype) -> usize {
