@@ -210,7 +210,7 @@ fn use_key(to: uct_ep_h, packed: [u64; 4], kept: &mut Vec<Vec<u64>>, rng: &mut S
 
 #[test]
 fn a_hostile_peer_harms_nobody() {
-    let _turn = super::turn();
+    let _use = super::alone();
     let seed = rand::rng().random();
     println!("seed {seed}");
     let mut rng = SmallRng::seed_from_u64(seed);
@@ -220,7 +220,7 @@ fn a_hostile_peer_harms_nobody() {
         let handler: uct_am_callback_t = if id == HONEST { Some(take_honest) } else { Some(take_any) };
         victim.handle(id, handler, (&raw const arrived).cast_mut().cast());
     }
-    let to_victim = friend.connect(&victim.name());
+    let to_victim = friend.connect(&victim.name()).expect("the victim is there");
 
     // The middle of each may be read; of the first also written.
     let mut memory = [vec![0xaau8; 3 * SIZE], vec![0xaa; 3 * SIZE]];
@@ -239,7 +239,12 @@ fn a_hostile_peer_harms_nobody() {
     let end = Instant::now() + LENGTH;
     for kind in (0..7).cycle() {
         let mut hostile = Hostile::new(&victim, keys);
-        let to_hostile = victim.connect(&hostile.engine.endpoint().name());
+        let to_hostile = match victim.connect(&hostile.engine.endpoint().name()) {
+            Ok(endpoint) => endpoint,
+            // What an earlier one had written over its own slot made this one take a life for its own that the victim has given up.
+            Err(UCS_ERR_UNREACHABLE) => continue,
+            Err(status) => panic!("no endpoint: {status}"),
+        };
         for _ in 0..200 {
             hostile.attack(kind, &mut rng);
             let inside = hostile.engine.endpoint().section().entry.offset + rng.random_range(0..100_000);

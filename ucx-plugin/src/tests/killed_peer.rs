@@ -147,12 +147,12 @@ fn kill_in_the_middle(role: &str) {
 
 #[test]
 fn a_receiver_killed_in_the_middle_fails_its_endpoint_alone() {
-    let _turn = super::turn();
+    let _use = super::beside_others();
     kill_in_the_middle("takes");
 }
 
 #[test]
 fn a_sender_killed_in_the_middle_fails_its_endpoint_alone() {
-    let _turn = super::turn();
+    let _use = super::beside_others();
     kill_in_the_middle("gives");
 }

@@ -10,7 +10,7 @@ mod uct;
 use std::env;
 use std::os::fd::AsRawFd;
 use std::process;
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use vmshm_host::{CreateOptions, Region, RegionName, create_memfd};
 
@@ -28,12 +28,18 @@ static REGION: LazyLock<Region> = LazyLock::new(|| {
     region
 });
 
-/// The turn of a test. They share the region, and with it the sections where none is free: beside one that attacks or kills a peer
-/// on two busy cores, others lost peers in one run of twelve.
-fn turn() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+/// The right to use the region beside other tests. Where no section is free, their interfaces share one.
+fn beside_others() -> RwLockReadGuard<'static, ()> {
+    USE.read().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// The right to use the region alone, for a test whose peer lets all of its section be written: in an open region nothing keeps that
+/// from the slots of others in that section.
+fn alone() -> RwLockWriteGuard<'static, ()> {
+    USE.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+static USE: RwLock<()> = RwLock::new(());
 
 /// Makes the environment such that UCX finds the region: the one of the parent, if this process is a child.
 fn find_region() {

@@ -73,13 +73,13 @@ fn move_bytes(in_section: bool) {
 
 #[test]
 fn bytes_go_to_a_section_and_come_from_there() {
-    let _turn = super::turn();
+    let _use = super::beside_others();
     move_bytes(true);
 }
 
 #[test]
 fn bytes_go_to_other_memory_and_come_from_there() {
-    let _turn = super::turn();
+    let _use = super::beside_others();
     move_bytes(false);
 }
 
@@ -124,13 +124,13 @@ fn change_words(in_section: bool) {
 
 #[test]
 fn words_of_a_section_change() {
-    let _turn = super::turn();
+    let _use = super::beside_others();
     change_words(true);
 }
 
 #[test]
 fn words_of_other_memory_change() {
-    let _turn = super::turn();
+    let _use = super::beside_others();
     change_words(false);
 }
 
@@ -169,12 +169,12 @@ fn add_at_once(in_section: bool) {
 
 #[test]
 fn no_change_of_a_section_is_lost() {
-    let _turn = super::turn();
+    let _use = super::beside_others();
     add_at_once(true);
 }
 
 #[test]
 fn no_change_of_other_memory_is_lost() {
-    let _turn = super::turn();
+    let _use = super::beside_others();
     add_at_once(false);
 }

@@ -17,7 +17,7 @@ fn pattern(seed: usize, len: usize) -> Vec<u8> {
 /// Two contexts have two workers each, and two threads share each pair of them.
 #[test]
 fn contexts_workers_and_threads_do_not_disturb_each_other() {
-    let _turn = super::turn();
+    let _use = super::beside_others();
     let contexts = [Context::new(), Context::new()];
     let workers = contexts.each_ref().map(|context| [Worker::new(context), Worker::new(context)]);
     let done = Barrier::new(THREADS as usize);

@@ -78,7 +78,10 @@ impl Interface {
         unsafe { check(uct_iface_set_am_handler(self.handle, id, handler, argument, 0), "handler") };
     }
 
-    pub fn connect(&self, name: &EndpointName) -> uct_ep_h {
+    /// # Errors
+    ///
+    /// UCX's number of the error.
+    pub fn connect(&self, name: &EndpointName) -> Result<uct_ep_h, ucs_status_t> {
         let (device, address) = name.as_bytes().split_at(16);
         let mut endpoint = null_mut();
         // SAFETY: as in `new`.
@@ -88,9 +91,11 @@ impl Interface {
             params.iface = self.handle;
             params.dev_addr = device.as_ptr().cast();
             params.iface_addr = address.as_ptr().cast();
-            check(uct_ep_create(&params, &mut endpoint), "endpoint");
+            match uct_ep_create(&params, &mut endpoint) {
+                UCS_OK => Ok(endpoint),
+                status => Err(status),
+            }
         }
-        endpoint
     }
 
     pub fn progress(&self) -> c_uint {
