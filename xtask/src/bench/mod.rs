@@ -28,6 +28,7 @@ use crate::debian::packages;
 use crate::figures::plot::{self, Panel, Series};
 use crate::figures::table::Table;
 use crate::install::stage;
+use crate::install::ucx::Ucx;
 use crate::lab::region::Region;
 use crate::mpi::host_mpi::HostMpi;
 use crate::mpi::osu::{self, Points};
@@ -147,7 +148,7 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
         bail!("this machine has one core; a comparison needs two, one for each process");
     }
     let regions = [Region::create(&stage, REGION, 2, false)?, Region::create_open(&stage, REGION, 2)?];
-    let ucx = regions[0].environment_with(&["--ucx"])?;
+    let ucx = regions[0].environment_with(&["--ucx", &Ucx::found()?.series])?;
     let setup = Setup {
         closed: HostMpi::new(regions[0].environment()?)?,
         open: HostMpi::new(regions[1].environment()?)?,

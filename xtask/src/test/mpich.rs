@@ -13,6 +13,7 @@ use super::ucx::{self, REGION, SEED};
 use crate::base::process::{self, Finished, Running, last_lines};
 use crate::base::workspace::Workspace;
 use crate::install::build_tree;
+use crate::install::ucx::Ucx;
 use crate::lab::region::Region;
 use crate::mpi::mpi4py::{self, EXCEPT, Suite};
 use crate::mpi::mpich::{self, MPICC};
@@ -84,7 +85,10 @@ pub fn steps(workspace: &Workspace, stage: &Result<PathBuf, String>, tally: &mut
 
 /// Prepares a job over one of UCX's transports, by its name.
 fn mpirun(ranks: usize, name: &str, region: &Region) -> Result<Command> {
-    let environment = if name == "vmshm" { region.environment_with(&["--ucx"])? } else { Vec::new() };
+    let environment = match name {
+        "vmshm" => region.environment_with(&["--ucx", &Ucx::found()?.series])?,
+        _ => Vec::new(),
+    };
     Ok(mpich::mpirun(ranks, &format!("{name},self"), &environment))
 }
 
