@@ -57,11 +57,19 @@ pub const KERNEL_TOOLS: Purpose = Purpose {
     files: &["root/usr/bin/rustc", "root/usr/bin/bindgen", "root/usr/bin/make"],
 };
 
-/// Builds for its Open MPI and UCX, from this machine, and runs them, and mpi4py.
+/// Builds for its Open MPI and UCX, from this machine, and runs them, MPICH and mpi4py.
 pub const OPEN_MPI: Purpose = Purpose {
     name: "openmpi",
-    heading: "its Open MPI",
-    packages: &["libopenmpi-dev", "libpmix-dev", "libucx-dev", "openmpi-bin", "python3-mpi4py", "ucx-utils"],
+    heading: "its Open MPI and MPICH",
+    packages: &[
+        "libopenmpi-dev",
+        "libpmix-dev",
+        "libucx-dev",
+        "mpich",
+        "openmpi-bin",
+        "python3-mpi4py",
+        "ucx-utils",
+    ],
     files: &["root/usr/bin/mpirun.openmpi", "root/usr/bin/ucx_perftest"],
 };
 

@@ -26,6 +26,7 @@ const PACKAGES: &[&str] = &[
     "iputils-ping",
     "kmod",
     "mount",
+    "mpich",
     "netpipe-openmpi",
     "numactl",
     "openmpi-bin",
