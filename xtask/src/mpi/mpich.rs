@@ -19,10 +19,14 @@ pub const MPICC: &str = "mpicc.mpich";
 
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// Prepares a job whose UCX has these transports, as `posix,self`, with an environment; the caller adds the program and its
-/// arguments.
-pub fn mpirun(ranks: usize, transports: &str, environment: &[(String, String)]) -> Command {
-    let mut command = process::mortal(MPIRUN);
+/// Prepares a job whose UCX has these transports, as `posix,self`, with an environment; `command` starts [`MPIRUN`], and the caller
+/// adds the program and its arguments.
+pub fn mpirun(
+    mut command: Command,
+    ranks: usize,
+    transports: &str,
+    environment: &[(String, String)],
+) -> Command {
     command.args(["-n", &ranks.to_string()]);
     let settings = [
         // Each process is a node of its own to MPICH, which else has shared memory beside UCX.

@@ -10,13 +10,16 @@ use anyhow::{Context, Result, bail};
 use super::host::checked;
 use super::tally::{Count, Tally};
 use super::ucx::{self, REGION, SEED};
-use crate::base::process::{self, Finished, Running, last_lines};
+use crate::base::process::{self, Running, last_lines};
 use crate::base::workspace::Workspace;
-use crate::install::build_tree;
 use crate::install::ucx::Ucx;
+use crate::install::{self, build_tree};
 use crate::lab::region::Region;
 use crate::mpi::mpi4py::{self, EXCEPT, Suite};
-use crate::mpi::mpich::{self, MPICC};
+use crate::mpi::mpich::{self, MPICC, MPIRUN};
+
+/// The checker for MPICH in the built tree.
+const CHECKER: &str = "bin/vmshm-mpi-check.mpich";
 
 const LIMIT: Duration = Duration::from_secs(300);
 
@@ -76,11 +79,27 @@ const MPICH_EXCEPT: &[&str] = &[
 /// Runs all of them; `stage` is the built tree, or why there is none.
 pub fn steps(workspace: &Workspace, stage: &Result<PathBuf, String>, tally: &mut Tally) -> Result<()> {
     let stage = || stage.as_deref().map_err(|why| anyhow::anyhow!("nothing to test was built: {why}"));
-    tally.step("ucx-mpich-check-2", |logs| compare(workspace, stage()?, logs))?;
-    for ranks in [3, 5] {
-        tally.step(&format!("ucx-mpich-check-{ranks}"), |logs| all_pass(workspace, stage()?, ranks, logs))?;
+    let check = |ranks: usize, logs: &Path| {
+        let checker = checker(workspace, stage()?, logs)?;
+        let region = Region::create(stage()?, REGION, 2, true)?;
+        check(ranks, logs, |name| {
+            let mut command = mpirun(ranks, name, &region)?;
+            command.arg(&checker);
+            Ok(command)
+        })
+    };
+    for ranks in [2, 3, 5] {
+        tally.step(&format!("ucx-mpich-check-{ranks}"), |logs| check(ranks, logs))?;
     }
     tally.step("ucx-mpich-mpi4py-2", |logs| suite(workspace, stage()?, logs))
+}
+
+/// Builds the message checker for MPICH, and puts it into the built tree. All releases since 3.1 have one binary interface.
+pub fn checker(workspace: &Workspace, stage: &Path, logs: &Path) -> Result<PathBuf> {
+    let built = build_tree::checker_for_mpich(workspace, MPICC, logs)?;
+    let place = stage.join(CHECKER);
+    install::place(&built.join("vmshm-mpi-check"), &place, 0o755)?;
+    Ok(place)
 }
 
 /// Prepares a job over one of UCX's transports, by its name.
@@ -89,37 +108,39 @@ fn mpirun(ranks: usize, name: &str, region: &Region) -> Result<Command> {
         "vmshm" => region.environment_with(&["--ucx", &Ucx::found()?.series])?,
         _ => Vec::new(),
     };
-    Ok(mpich::mpirun(ranks, &format!("{name},self"), &environment))
+    Ok(mpich::mpirun(process::mortal(MPIRUN), ranks, &format!("{name},self"), &environment))
 }
 
-/// Has the checker check `parts` over one of UCX's transports.
-fn check(
-    (workspace, logs): (&Workspace, &Path),
-    (ranks, name): (usize, &str),
-    region: &Region,
-    parts: &[&[&str]],
-) -> Result<Finished> {
-    let program = build_tree::checker_for_mpich(workspace, MPICC, logs)?.join("vmshm-mpi-check");
-    let mut command = mpirun(ranks, name, region)?;
-    command.arg(program).args(["--quick", "--seed", SEED, "--timeout", "100"]);
-    command.args(parts.iter().copied().flatten().flat_map(|part| ["--only", *part]));
-    let done = Running::start(command, name, &logs.join(format!("{name}.log")))?.wait(LIMIT)?;
-    if done.text.matches(&format!("tag({name}/")).count() < ranks {
-        bail!("not each process has an endpoint over {name}:\n{}", last_lines(&done.text, 25));
+/// Checks messages between so many ranks. `job` prepares the checker over one of UCX's transports, by its name. With two ranks each
+/// part must end as it does over UCX's own shared memory, with more all must pass.
+pub fn check(ranks: usize, logs: &Path, job: impl Fn(&str) -> Result<Command>) -> Result<Count> {
+    let run = |name: &str, parts: &[&[&str]]| {
+        let mut command = job(name)?;
+        command.args(arguments(parts));
+        let done = Running::start(command, name, &logs.join(format!("{name}.log")))?.wait(LIMIT)?;
+        carried(&done.text, name, ranks)?;
+        Ok(done)
+    };
+    match ranks {
+        2 => ucx::compare(|name, _| run(name, &[PARTS, MORE])),
+        _ => checked(run("vmshm", &[SHORT])?),
     }
-    Ok(done)
 }
 
-/// Each part must end as it does over UCX's own shared memory.
-fn compare(workspace: &Workspace, stage: &Path, logs: &Path) -> Result<Count> {
-    let region = Region::create(stage, REGION, 2, true)?;
-    ucx::compare(|name, _| check((workspace, logs), (2, name), &region, &[PARTS, MORE]))
+/// What the checker is told.
+fn arguments<'a>(parts: &'a [&[&'a str]]) -> impl Iterator<Item = &'a str> {
+    let parts = parts.iter().copied().flatten().flat_map(|part| ["--only", *part]);
+    ["--quick", "--seed", SEED, "--timeout", "100"].into_iter().chain(parts)
 }
 
-/// All parts must pass.
-fn all_pass(workspace: &Workspace, stage: &Path, ranks: usize, logs: &Path) -> Result<Count> {
-    let region = Region::create(stage, REGION, 2, true)?;
-    checked(check((workspace, logs), (ranks, "vmshm"), &region, &[SHORT])?)
+/// Each rank must have said that one of UCX's transports has its messages.
+fn carried(text: &str, name: &str, ranks: usize) -> Result<()> {
+    match text.matches(&format!("tag({name}/")).count() {
+        count if count < ranks => {
+            bail!("{count} of {ranks} processes have an endpoint over {name}:\n{}", last_lines(text, 25))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The suite of mpi4py must end as it does over UCX's own shared memory.

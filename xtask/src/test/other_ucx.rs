@@ -1,5 +1,5 @@
 //! The step that runs the UCX transport under the UCX of another Debian release than this machine's, in a root directory of that:
-//! UCX's own program, and the message checker through Open MPI's pml/ucx.
+//! UCX's own program, and the message checker through Open MPI's pml/ucx and under MPICH.
 
 use std::env::consts::ARCH;
 use std::fs;
@@ -9,6 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use super::mpich;
 use super::tally::{Count, Tally};
 use super::ucx::{self, LIMIT, REGION, TESTS};
 use crate::base::process::{Running, last_lines};
@@ -20,6 +21,7 @@ use crate::install::ucx::Ucx;
 use crate::install::{self, build_tree};
 use crate::lab::region::Region;
 use crate::mpi::host_mpi::AS_ROOT;
+use crate::mpi::mpich::{MPIRUN, mpirun};
 
 /// The Debian release with UCX 1.18.
 const SUITE: &str = "trixie";
@@ -39,15 +41,25 @@ const MORE: &[&[&str]] = &[
 
 /// Runs it; `stage` is the built tree, or why there is none.
 pub fn steps(workspace: &Workspace, stage: &Result<PathBuf, String>, tally: &mut Tally) -> Result<()> {
-    tally.step("ucx118-check-3", |logs| {
+    let there = |logs: &Path| {
         let stage = stage.as_deref().map_err(|why| anyhow::anyhow!("nothing to test was built: {why}"))?;
-        let there = There::prepare(workspace, stage, logs)?;
+        There::prepare(workspace, stage, logs)
+    };
+    tally.step("ucx118-check-3", |logs| {
+        let there = there(logs)?;
         let tests = there.perftest(logs)?;
         let mut count = there.check(logs)?;
         count.passed += tests;
         count.note = format!("UCX {}, Open MPI {}: {}", there.ucx.series, there.mpi.release, count.note);
         Ok(count)
-    })
+    })?;
+    for ranks in [2, 3] {
+        tally.step(&format!("ucx118-mpich-check-{ranks}"), |logs| {
+            let there = there(logs)?;
+            there.mpich(&mpich::checker(workspace, there.stage, logs)?, ranks, logs)
+        })?;
+    }
+    Ok(())
 }
 
 /// The other Debian, with what we have built for it.
@@ -75,15 +87,24 @@ impl<'a> There<'a> {
 
     /// A program there, which sees what lies at `logs` and what `vmshm env` sets with these further arguments.
     fn program(&self, logs: &Path, arguments: &[&str], name: &str) -> Result<Command> {
+        let mut command = self.bare(logs, "env")?;
+        let environment = self.environment(arguments)?;
+        command.args(environment.iter().map(|(name, value)| format!("{name}={value}"))).arg(name);
+        Ok(command)
+    }
+
+    /// What `vmshm env` sets.
+    fn environment(&self, arguments: &[&str]) -> Result<Vec<(String, String)>> {
+        self.region.environment_with(&[&["--mpi", &self.mpi.release], arguments].concat())
+    }
+
+    /// A program there, which sees what lies at `logs`.
+    fn bare(&self, logs: &Path, name: &str) -> Result<Command> {
         let mut places = Vec::new();
         for path in [self.stage, &self.built, logs] {
             places.push((path, path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?));
         }
-        let mut command = self.chroot.command(&places, "env");
-        let environment =
-            self.region.environment_with(&[&["--mpi", &self.mpi.release], arguments].concat())?;
-        command.args(environment.iter().map(|(name, value)| format!("{name}={value}"))).arg(name);
-        Ok(command)
+        Ok(self.chroot.command(&places, name))
     }
 
     /// `ucx_perftest` of each kind of message, all by one pair of processes. It does not look at the data: the checker does.
@@ -135,6 +156,19 @@ impl<'a> There<'a> {
             command.args(["--mca", "opal_common_ucx_devices", "any", "--mca", "mpi_yield_when_idle", "1"]);
             command.arg("env").arg(transports).arg(self.built.join("vmshm-mpi-check")).args(ucx::arguments());
             Running::start(command, "vmshm-mpi-check", &logs.join(format!("{name}.log")))?.wait(LIMIT)
+        })
+    }
+    /// The message checker under MPICH.
+    fn mpich(&self, checker: &Path, ranks: usize, logs: &Path) -> Result<Count> {
+        fs::create_dir_all(logs)?;
+        mpich::check(ranks, logs, |name| {
+            let environment = match name {
+                "vmshm" => self.environment(&["--ucx", &self.ucx.series])?,
+                _ => Vec::new(),
+            };
+            let mut command = mpirun(self.bare(logs, MPIRUN)?, ranks, &format!("{name},self"), &environment);
+            command.arg(checker);
+            Ok(command)
         })
     }
 }
