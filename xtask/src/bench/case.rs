@@ -1,7 +1,7 @@
 //! Cases: programs with their options, sizes and ways.
 
 use super::way::{
-    CMA, OSC_PEERS, TCP, TWO_COPIES, UCX, UCX_CMA, UCX_SECTION, UCX_TCP, UCX_VMSHM, VMSHM, Way,
+    CMA, OSC_PEERS, SM, TCP, TWO_COPIES, UCX, UCX_CMA, UCX_SECTION, UCX_TCP, UCX_VMSHM, VMSHM, Way,
 };
 
 /// UCX's own benchmark.
@@ -37,6 +37,8 @@ pub struct Case {
     pub unit: &'static str,
     /// Ours works in an open region, where members write each other's memory.
     pub is_open: bool,
+    /// Its processes have two hosts' names, as those of two virtual machines have.
+    pub between_hosts: bool,
 }
 
 /// Remark on a case in an open region.
@@ -85,7 +87,7 @@ pub fn all(osc: Option<Way>) -> Vec<Case> {
     let mut cases = Vec::new();
     let mut add = |program, ours: &'static [&str], parts, ways: &[Way], unit| {
         let name = [&[program], ours].concat().join(" ");
-        cases.push(Case { name, program, ours, parts, ways: ways.to_vec(), unit, is_open: false });
+        cases.push(Case { ways: ways.to_vec(), ..Case::new(name, program, ours, parts, unit) });
     };
     add("osu_latency", &[], LATENCY, &POINT_TO_POINT, MICROSECONDS);
     add("osu_latency", VARY, LATENCY, &COPYING, MICROSECONDS);
@@ -147,7 +149,7 @@ pub fn under_ucx() -> Vec<Case> {
         let words = ours.iter().copied().filter(|word| !word.starts_with('-'));
         let words = [program].into_iter().chain(words).chain(Some(remark)).filter(|word| !word.is_empty());
         let name = words.collect::<Vec<_>>().join(" ");
-        cases.push(Case { name, program, ours, parts, ways: ways.to_vec(), unit, is_open: false });
+        cases.push(Case { ways: ways.to_vec(), ..Case::new(name, program, ours, parts, unit) });
     };
     add(PERFTEST, &["-t", "tag_lat"], "", PERF_LATENCY, &UNDER_UCX, MICROSECONDS);
     add(PERFTEST, &["-t", "ucp_am_lat"], "", PERF_LATENCY, &UNDER_UCX, MICROSECONDS);
@@ -166,6 +168,45 @@ pub fn under_ucx() -> Vec<Case> {
     cases
 }
 
+/// Processes of each of two hosts: of single ones, `han` makes no level.
+pub const EACH: usize = 2;
+
+/// Remark on a case between processes with two hosts' names.
+pub const TWO_HOSTS: &str = "(two hosts)";
+
+// Fewer parts than above, since to start a job takes longer there.
+const LATENCY_OTHER: &[Part] = &[part(0, 8192, 5000, 200), part(16_384, 4 << 20, 100, 50)];
+const BETWEEN: &[Part] = &[part(8, 65_536, 200, 20)];
+const BETWEEN_ONCE: &[Part] = &[part(0, 0, 1000, 50)];
+
+/// Cases for Open MPI 5.0 and later: messages, collective operations beside further components of its, and those of processes that
+/// have two hosts' names.
+pub fn of_other_mpi(components: &[Way], between_hosts: &[Way]) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let messages = [&[VMSHM], &SM[..]].concat();
+    let all = [&*messages, components].concat();
+    let mut add = |program, ours: &'static [&str], parts, ways: &[Way], unit| {
+        let name = [&[program], ours].concat().join(" ");
+        cases.push(Case { ways: ways.to_vec(), ..Case::new(name, program, ours, parts, unit) });
+    };
+    add("osu_latency", VARY, LATENCY_OTHER, &messages, MICROSECONDS);
+    add("osu_bw", VARY, BANDWIDTH, &messages, MEGABYTES);
+    add("osu_barrier", &[], ONCE, &all, MICROSECONDS);
+    for program in COLLECTIVES {
+        add(program, VARY, COLLECTIVE, &all, MICROSECONDS);
+    }
+    for (program, ours, parts) in [
+        ("osu_barrier", &[][..], BETWEEN_ONCE),
+        ("osu_bcast", VARY, BETWEEN),
+        ("osu_allreduce", VARY, BETWEEN),
+    ] {
+        let name = [&[program], ours, &[TWO_HOSTS]].concat().join(" ");
+        let case = Case::new(name, program, ours, parts, MICROSECONDS);
+        cases.push(Case { ways: between_hosts.to_vec(), between_hosts: true, ..case });
+    }
+    cases
+}
+
 /// Collective operations with data that have a target.
 pub const COLLECTIVES: &[&str] = &["osu_bcast", "osu_reduce", "osu_allreduce", "osu_allgather"];
 
@@ -176,6 +217,17 @@ const MICROSECONDS: &str = "µs";
 const MEGABYTES: &str = "MB/s";
 
 impl Case {
+    /// A case in a closed region, so far over no way.
+    pub fn new(
+        name: String,
+        program: &'static str,
+        ours: &'static [&'static str],
+        parts: &'static [Part],
+        unit: &'static str,
+    ) -> Self {
+        Self { name, program, ours, parts, ways: Vec::new(), unit, is_open: false, between_hosts: false }
+    }
+
     /// Whether smaller figures are better.
     pub fn less_is_better(&self) -> bool {
         self.unit == MICROSECONDS
@@ -183,6 +235,9 @@ impl Case {
 
     /// How many processes it has where there are so many cores.
     pub fn ranks(&self, cores: usize) -> usize {
+        if self.between_hosts {
+            return 2 * EACH;
+        }
         // As many pairs as there are cores for; more would measure the scheduler.
         if matches!(self.program, "osu_multi_lat" | "osu_mbw_mr") { cores.min(16) / 2 * 2 } else { 2 }
     }

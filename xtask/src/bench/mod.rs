@@ -6,6 +6,7 @@ mod case;
 mod count;
 mod machine;
 mod measured;
+mod other_mpi;
 mod perftest;
 mod raw;
 mod report;
@@ -32,7 +33,8 @@ use crate::install::ucx::Ucx;
 use crate::lab::region::Region;
 use crate::mpi::host_mpi::HostMpi;
 use crate::mpi::osu::{self, Points};
-use case::{Case, PERFTEST, Part};
+use crate::mpi::two_hosts;
+use case::{Case, EACH, PERFTEST, Part};
 use machine::Machine;
 use measured::Measured;
 use raw::Raw;
@@ -91,6 +93,9 @@ pub struct Options {
     /// The transport for UCX beside UCX's own, by UCX's benchmark and by programs over pml/ucx, and nothing else
     #[arg(long, conflicts_with_all = ["vm", "count"])]
     ucx: bool,
+    /// Beside the shared memory and the collective components of this series of Open MPI, as another Debian has it, and nothing else
+    #[arg(long, value_name = "SERIES", conflicts_with_all = ["vm", "count", "ucx"])]
+    mpi: Option<other_mpi::Series>,
     /// Keep the tables in docs/measured, in the file of this kind of processor
     #[arg(long, conflicts_with_all = ["vm", "count", "quick"])]
     record: bool,
@@ -102,6 +107,15 @@ pub struct Options {
 impl Options {
     fn rounds(&self) -> u16 {
         self.rounds.unwrap_or(if self.quick { 3 } else { 7 })
+    }
+
+    /// The option by which this is not the bench of this machine's Open MPI, as a word and as the beginning of names of files.
+    fn kind(&self) -> (String, String) {
+        match (self.mpi, self.ucx) {
+            (Some(series), _) => (format!(" --mpi {}", series.name()), format!("openmpi-{}-", series.name())),
+            (None, true) => (" --ucx".into(), "ucx-".into()),
+            (None, false) => (String::new(), String::new()),
+        }
     }
 
     fn wants(&self, program: &str) -> bool {
@@ -123,9 +137,13 @@ struct Results {
 struct Setup<'a> {
     closed: HostMpi,
     open: HostMpi,
+    /// Without vmshm: a peer is what is there then.
+    without: HostMpi,
     /// Environment by which UCX's own programs find ours.
     ucx: Vec<String>,
     programs: PathBuf,
+    /// The program that times a bare cache line.
+    raw: PathBuf,
     out: &'a Path,
     cores: usize,
     _regions: [Region; 2],
@@ -136,9 +154,10 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     if options.vm {
         return vm::run(workspace, options.rounds(), options.quick);
     }
-    let stem = if options.ucx { "bench-ucx" } else { "bench" };
-    let out = workspace.target.join(stem);
-    packages::ensure(&[packages::BUILD, packages::RUN, packages::PLOT], &out)?;
+    let (option, kind) = options.kind();
+    let out = workspace.target.join(format!("bench-{kind}").trim_end_matches('-'));
+    let others = if options.mpi.is_some() { packages::OTHER_MPI } else { &[] };
+    packages::ensure(&[packages::BUILD, packages::RUN, packages::PLOT, others], &out)?;
     let stage = stage::prepare(workspace, &out)?;
     if options.count {
         return count::run(&stage, &out);
@@ -149,18 +168,31 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     }
     let regions = [Region::create(&stage, REGION, 2, false)?, Region::create_open(&stage, REGION, 2)?];
     let ucx = regions[0].environment_with(&["--ucx", &Ucx::found()?.series])?;
+    let other = options.mpi.map(|series| series.prepare(workspace, &stage, &out)).transpose()?;
+    let release = other.as_ref().map(|other| ["--mpi", &other.release]);
+    let place = |region: Option<&Region>| {
+        let release = release.as_ref().map_or(&[][..], |release| release);
+        let settings = region.map(|region| region.environment_with(release)).transpose()?;
+        let mpi = HostMpi::new(settings.unwrap_or_default())?;
+        Ok::<_, anyhow::Error>(match &other {
+            Some(other) => mpi.inside(other.inside.clone()),
+            None => mpi,
+        })
+    };
     let setup = Setup {
-        closed: HostMpi::new(regions[0].environment()?)?,
-        open: HostMpi::new(regions[1].environment()?)?,
+        closed: place(Some(&regions[0]))?,
+        open: place(Some(&regions[1]))?,
+        without: place(None)?,
         ucx: ucx.iter().map(|(name, value)| format!("{name}={value}")).collect(),
-        programs: stage.join("bin"),
+        programs: other.as_ref().map_or_else(|| stage.join("bin"), |other| other.programs.clone()),
+        raw: stage.join("bin").join(RAW),
         out: &out,
         cores,
         _regions: regions,
     };
     let file = out.join("bench.json");
     let mut results = if options.keep { read(&file)? } else { Results::default() };
-    let osc = if options.ucx {
+    let osc = if !option.is_empty() {
         None
     } else if options.programs.is_empty() || case::ONE_SIDED_PROGRAMS.iter().any(|p| options.wants(p)) {
         Some(setup.choose_osc()?)
@@ -168,12 +200,21 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
         None
     };
     let mut missing: Vec<(Way, String)> = Vec::new();
-    for mut case in if options.ucx { case::under_ucx() } else { case::all(osc) } {
+    let cases = match options.mpi {
+        Some(series) => series.cases(),
+        None if options.ucx => case::under_ucx(),
+        None => case::all(osc),
+    };
+    for mut case in cases {
         if !options.wants(case.program) {
             continue;
         }
         if !case.ours.is_empty() && std::env::var_os("OSU_DIR").is_some() {
             println!("{} is not measured: only vmshm's own programs know these options", case.name);
+            continue;
+        }
+        if case.between_hosts && !nix::unistd::getuid().is_root() {
+            println!("{} is not measured: only root can give processes another host's name", case.name);
             continue;
         }
         setup.drop_missing(&mut case, &mut missing)?;
@@ -190,8 +231,8 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
         // After each, so that an interrupted run has not been for nothing.
         fs::write(&file, serde_json::to_string_pretty(&results)?)?;
     }
-    if options.wants(RAW) && !options.ucx {
-        results.raw = Some(Raw::measure(&setup.programs.join(RAW), options.rounds(), &out)?);
+    if options.wants(RAW) && option.is_empty() {
+        results.raw = Some(Raw::measure(&setup.raw, options.rounds(), &out)?);
         fs::write(&file, serde_json::to_string_pretty(&results)?)?;
     }
     let mut report = Report::default();
@@ -215,8 +256,9 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
         report.say(&format!("{} does not run here:\n{why}", way.name));
     }
     let machine = Machine::here();
+    let with = other.as_ref().map_or(String::new(), |other| format!(" with Open MPI {}", other.release));
     report.say(&format!(
-        "Measured on {}, {cores} cores, load {} at the end.",
+        "Measured{with} on {}, {cores} cores, load {} at the end.",
         machine.describe(),
         machine::load(),
     ));
@@ -224,9 +266,8 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     fs::write(out.join("bench.txt"), &report.text)?;
     fs::write(out.join("bench.md"), &report.markdown)?;
     if options.record {
-        let name = format!("{}{}", if options.ucx { "ucx-" } else { "" }, machine.file());
-        let path = workspace.root.join("docs/measured").join(name);
-        fs::write(&path, format!("{}{}", heading(workspace, &machine)?, report.markdown))?;
+        let path = workspace.root.join("docs/measured").join(kind + &machine.file());
+        fs::write(&path, format!("{}{}", heading(workspace, &option, &machine)?, report.markdown))?;
         println!("Kept in {}", path.display());
     }
     for path in draw(&results.cases, &out)? {
@@ -238,13 +279,13 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
 }
 
 /// The beginning of a file with the tables of a kind of machine.
-fn heading(workspace: &Workspace, machine: &Machine) -> Result<String> {
+fn heading(workspace: &Workspace, option: &str, machine: &Machine) -> Result<String> {
     let mut git = std::process::Command::new("git");
     git.args(["describe", "--always", "--dirty"]).current_dir(&workspace.root);
     let commit = git.output().context("cannot start git")?.stdout;
     Ok(format!(
-        "# Measured on {}\n\nWhat `cargo xtask bench` printed at commit {}: processes on one host. Look at the spread: what else \
-         the machine did shows in it.\n",
+        "# Measured on {}\n\nWhat `cargo xtask bench{option}` printed at commit {}: processes on one host. Look at the spread: what \
+         else the machine did shows in it.\n",
         machine.describe(),
         String::from_utf8_lossy(&commit).trim(),
     ))
@@ -264,11 +305,14 @@ impl Setup<'_> {
     fn try_job(&self, case: &Case, way: Way, arguments: &[String]) -> Result<Result<String, String>> {
         let what = format!("{} over {}", case.name, way.name);
         let path = osu::find(case.program, &self.programs)?;
-        let mpi = if case.is_open { &self.open } else { &self.closed };
+        let mpi = match (way.is_ours(), case.is_open) {
+            (false, _) => &self.without,
+            (true, true) => &self.open,
+            (true, false) => &self.closed,
+        };
         let mut command = mpi.mpirun(case.ranks(self.cores), way.layer);
-        if !way.is_ours() {
-            // A peer is what is there without vmshm.
-            command.env_remove("OMPI_MCA_mca_base_component_path");
+        if case.between_hosts {
+            command.args(two_hosts::mpirun_args(EACH, self.out)?);
         }
         command.args(way.args).arg(&path).args(arguments).args(case.ours);
         let log = format!("{}-{}.log", case.name, way.name).replace([' ', '/', '(', ')'], "-");
@@ -295,7 +339,8 @@ impl Setup<'_> {
             if case.program == PERFTEST || way.is_ours() || missing.iter().any(|(known, _)| *known == way) {
                 continue;
             }
-            if let Err(why) = self.try_job(&probe(case.program, way), way, &short(case.program))? {
+            let probed = Case { between_hosts: case.between_hosts, ..probe(case.program, way) };
+            if let Err(why) = self.try_job(&probed, way, &short(case.program))? {
                 println!("{} does not run {} here; it is left out", way.name, case.program);
                 missing.push((way, why));
             }
@@ -323,7 +368,7 @@ impl Setup<'_> {
         let heading = format!("{}, {count} rounds of {} ways", case.name, case.ways.len());
         progress::during(&heading, |bar| {
             for round in 0..count {
-                lines.push(Raw::line(&self.programs.join(RAW), self.out)?);
+                lines.push(Raw::line(&self.raw, self.out)?);
                 for turn in 0..case.ways.len() {
                     // Another way begins each round.
                     let index = (round + turn) % case.ways.len();
@@ -360,8 +405,7 @@ impl Setup<'_> {
 
 /// A case that only shows whether a program runs over a way.
 fn probe(program: &'static str, way: Way) -> Case {
-    let name = format!("{program} probe");
-    Case { name, program, ours: &[], parts: &[], ways: vec![way], unit: "", is_open: false }
+    Case { ways: vec![way], ..Case::new(format!("{program} probe"), program, &[], &[], "") }
 }
 
 fn short(program: &str) -> Vec<String> {
@@ -428,7 +472,8 @@ mod tests {
 
     #[test]
     fn every_program_has_a_case_and_is_built() {
-        let cases = [case::all(Some(VMSHM)), case::under_ucx()].concat();
+        let others = [other_mpi::Series::V5, other_mpi::Series::V6].map(other_mpi::Series::cases).concat();
+        let cases = [case::all(Some(VMSHM)), case::under_ucx(), others].concat();
         for program in PROGRAMS.iter().filter(|name| **name != RAW) {
             assert!(cases.iter().any(|case| case.program == *program), "{program}");
             assert!(
@@ -449,6 +494,7 @@ mod tests {
             vm: false,
             count: false,
             ucx: false,
+            mpi: None,
             record: false,
             keep: false,
         };

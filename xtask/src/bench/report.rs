@@ -38,7 +38,8 @@ pub fn describe(measured: &Measured) -> (String, Table) {
     heading.push("vmshm / best".into());
     table.row(heading);
     for size in measured.sizes() {
-        let mut cells = vec![if measured.case == "osu_barrier" { "-".into() } else { table::size(size) }];
+        let mut cells =
+            vec![if measured.case.starts_with("osu_barrier") { "-".into() } else { table::size(size) }];
         cells.extend((0..names.len()).map(|way| table::figure(measured.median(way, size))));
         cells.extend((1..names.len()).map(|way| match measured.ratio(way, size) {
             Some(ratio) => format!("{:.2}", ratio.spread.median),

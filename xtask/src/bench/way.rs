@@ -23,6 +23,22 @@ pub const VMSHM: Way = plain(Layer::Vmshm);
 pub const TWO_COPIES: Way = plain(Layer::VaderTwoCopies);
 /// Open MPI's shared memory, the receiver reading the sender's memory.
 pub const CMA: Way = plain(Layer::VaderCma);
+/// As [`TWO_COPIES`] and [`CMA`], by the names of Open MPI 5.0 and later; collective operations are then `tuned`'s.
+pub const SM: [Way; 2] = [Way { name: "sm 2-copy", ..TWO_COPIES }, Way { name: "sm CMA", ..CMA }];
+/// Components for collective operations that Open MPI 5.0 does not take of itself, given the highest priority.
+pub const COLL_5: &[Way] = &[above("coll/sm", &["--mca", "coll_sm_priority", "100"])];
+/// The same of 6.0.
+pub const COLL_6: &[Way] = &[
+    above("coll/xhc", &["--mca", "coll_xhc_priority", "100"]),
+    above("coll/acoll", &["--mca", "coll_acoll_priority", "100"]),
+];
+/// Processes of two hosts, as of two virtual machines: ours, and `han`'s collective operations over ours and without. Open MPI 6.0
+/// has no TCP between two names of one host: the last is for 5.0.
+pub const BETWEEN_HOSTS: &[Way] = &[
+    Way { name: "vmshm", layer: Layer::VmshmAndVader, args: &[] },
+    Way { name: "han over vmshm", layer: Layer::VmshmAndVader, args: &["--mca", "coll", "^vmshm"] },
+    Way { name: "han over tcp", layer: Layer::VaderAndTcp, args: &[] },
+];
 /// Ours under UCX.
 pub const UCX_VMSHM: Way = plain(Layer::UcxVmshm);
 /// The same, of memory that UCX takes from our section.
@@ -35,6 +51,10 @@ pub const UCX_CMA: Way = plain(Layer::UcxCma);
 pub const UCX_TCP: Way = plain(Layer::UcxTcp);
 /// The loopback device.
 pub const TCP: Way = plain(Layer::Tcp);
+
+const fn above(name: &'static str, args: &'static [&'static str]) -> Way {
+    Way { name, args, ..CMA }
+}
 
 const RDMA: &[&str] = &["--mca", "osc", "rdma"];
 const PT2PT: &[&str] = &["--mca", "osc", "pt2pt"];
@@ -57,6 +77,6 @@ pub const OSC_PEERS: [Way; 4] = [
 impl Way {
     /// Whether this is ours.
     pub fn is_ours(&self) -> bool {
-        matches!(self.layer, Layer::Vmshm | Layer::UcxVmshm)
+        matches!(self.layer, Layer::Vmshm | Layer::VmshmAndVader | Layer::UcxVmshm)
     }
 }

@@ -50,15 +50,39 @@ pub const MPI_PROGRAMS: &[&str] = &[
     "vmshm_raw",
 ];
 
-/// The programs that are built for another Open MPI; the last two are for newer ones only.
-const OTHER_PROGRAMS: &[&str] = &[
-    "vmshm-mpi-check",
-    "vmshm-mpi-spawn",
-    "vmshm-mpi-wait",
-    "vmshm-heap-check",
-    "vmshm-mpi-sessions",
-    "vmshm-mpi-survive",
-];
+/// Programs that are built for another Open MPI.
+#[derive(Debug, Clone, Copy)]
+pub struct Programs {
+    package: &'static str,
+    names: &'static [&'static str],
+}
+
+/// Those that verify; the last two are for newer ones only.
+pub const CHECKERS: Programs = Programs {
+    package: "vmshm-tests",
+    names: &[
+        "vmshm-mpi-check",
+        "vmshm-mpi-spawn",
+        "vmshm-mpi-wait",
+        "vmshm-heap-check",
+        "vmshm-mpi-sessions",
+        "vmshm-mpi-survive",
+    ],
+};
+
+/// Those that measure.
+pub const BENCHES: Programs = Programs {
+    package: "vmshm-benches",
+    names: &[
+        "osu_latency",
+        "osu_bw",
+        "osu_barrier",
+        "osu_bcast",
+        "osu_reduce",
+        "osu_allreduce",
+        "osu_allgather",
+    ],
+};
 
 const LIMIT: Duration = Duration::from_secs(1800);
 
@@ -87,18 +111,24 @@ pub fn everything(workspace: &Workspace, log_dir: &Path) -> Result<PathBuf> {
     build(workspace, command, &workspace.target, "plugin, tool and MPI programs", log_dir)
 }
 
-/// Builds the plugin, and the program that checks messages, for the Open MPI of another root directory.
-pub fn checker(workspace: &Workspace, mpi: &OtherMpi, root: &Path, log_dir: &Path) -> Result<PathBuf> {
+/// Builds the plugin, and programs, for the Open MPI of another root directory.
+pub fn for_other(
+    workspace: &Workspace,
+    mpi: &OtherMpi,
+    root: &Path,
+    programs: Programs,
+    log_dir: &Path,
+) -> Result<PathBuf> {
     // The binaries by their names, since other targets of the packages would be built with them.
-    let mut command = optimised(["--package", "vmshm-btl", "--package", "vmshm-tests"]);
-    command.arg("--lib").args(OTHER_PROGRAMS.iter().flat_map(|name| ["--bin", name]));
+    let mut command = optimised(["--package", "vmshm-btl", "--package", programs.package]);
+    command.arg("--lib").args(programs.names.iter().flat_map(|name| ["--bin", name]));
     command.env("OMPI_DIR", &mpi.prefix);
     command.env("PKG_CONFIG_SYSROOT_DIR", root);
     command.env("MPI_PKG_CONFIG", mpi.prefix.join("lib/pkgconfig/ompi-c.pc"));
-    build_for(workspace, mpi, command, &format!("plugin and checker for Open MPI {}", mpi.release), log_dir)
+    build_for(workspace, mpi, command, &format!("plugin and programs for Open MPI {}", mpi.release), log_dir)
 }
 
-/// Builds the UCX transport for the UCX of another root directory, beside what [`checker`] builds for the Open MPI there.
+/// Builds the UCX transport for the UCX of another root directory, beside what [`for_other`] builds for the Open MPI there.
 pub fn transport_beside(workspace: &Workspace, mpi: &OtherMpi, ucx: &Ucx, log_dir: &Path) -> Result<PathBuf> {
     let mut command = optimised(["--package", "vmshm-ucx"]);
     command.env("UCX_DIR", &ucx.prefix);

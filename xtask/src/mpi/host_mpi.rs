@@ -19,6 +19,8 @@ pub enum Layer {
     VmshmAndVader,
     /// Ours between guests that share a region, TCP to others.
     VmshmAndTcp,
+    /// Open MPI's shared memory within a guest, TCP between guests.
+    VaderAndTcp,
     /// Open MPI's shared memory with a copy in and a copy out.
     VaderTwoCopies,
     /// Open MPI's shared memory, the receiver reading the sender's memory (cross memory attach).
@@ -42,6 +44,7 @@ impl Layer {
             Layer::Vmshm => "vmshm",
             Layer::VmshmAndVader => "vmshm and vader",
             Layer::VmshmAndTcp => "vmshm and tcp",
+            Layer::VaderAndTcp => "vader and tcp",
             Layer::VaderTwoCopies => "vader 2-copy",
             Layer::VaderCma => "vader CMA",
             Layer::UcxVmshm => "ucx vmshm",
@@ -82,6 +85,7 @@ impl Layer {
             Layer::Vmshm => args.push("vmshm,self"),
             Layer::VmshmAndVader => args.push("vmshm,vader,self"),
             Layer::VmshmAndTcp => args.push("vmshm,tcp,self"),
+            Layer::VaderAndTcp => args.push("vader,tcp,self"),
             Layer::Tcp => args.push("tcp,self"),
             Layer::VaderTwoCopies | Layer::VaderCma => {
                 args.push("vader,self");
@@ -154,10 +158,17 @@ impl HostMpi {
 
     /// Prepares `mpirun -np ranks` over a layer; the caller adds the program and its arguments.
     pub fn mpirun(&self, ranks: usize, layer: Layer) -> Command {
-        match &self.inside {
+        let mut command = match &self.inside {
             Some(inside) => self.mpirun_inside(inside, ranks, layer),
             None => self.mpirun_here(ranks, layer),
+        };
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        if ranks <= cores {
+            command.args(["--bind-to", "core:if-supported"]);
+        } else {
+            command.args(["--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"]);
         }
+        command
     }
 
     fn mpirun_inside(&self, inside: &Inside, ranks: usize, layer: Layer) -> Command {
@@ -167,24 +178,19 @@ impl HostMpi {
             command.args([format!("{name}={value}"), format!("{}={value}", name.replace("OMPI", "PRTE"))]);
         }
         command.args(self.environment().map(|(name, value)| format!("{name}={value}")));
-        command.args([
-            "mpirun",
-            "-np",
-            &ranks.to_string(),
-            "--map-by",
-            ":OVERSUBSCRIBE",
-            "--bind-to",
-            "none",
-        ]);
+        command.args(["mpirun", "-np", &ranks.to_string(), "--map-by", ":OVERSUBSCRIBE"]);
         command.args(["--mca", "btl_sm_backing_directory"]).arg(self.scratch.path());
-        command.args(["--mca", "btl_tcp_if_include", "lo", "--mca", "mpi_yield_when_idle", "1"]);
-        // Its shared memory has another name.
-        command.args(layer.mpirun_args().into_iter().map(|argument| argument.replace("vader", "sm")));
+        command.args(["--mca", "btl_tcp_if_include", "lo"]);
+        // Its shared memory has another name, and single copies components of their own.
+        command.args(layer.mpirun_args().into_iter().map(|argument| match argument {
+            "btl_vader_single_copy_mechanism" => "smsc".to_owned(),
+            "none" => "^cma".to_owned(),
+            other => other.replace("vader", "sm"),
+        }));
         command
     }
 
     fn mpirun_here(&self, ranks: usize, layer: Layer) -> Command {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let mut command = process::mortal("mpirun");
         for (name, _) in std::env::vars() {
             // A user's own settings for other jobs have no place in a comparison.
@@ -201,11 +207,6 @@ impl HostMpi {
             .arg(self.scratch.path())
             .args(["--mca", "btl_tcp_if_include", "lo"])
             .args(layer.mpirun_args());
-        if ranks <= cores {
-            command.args(["--bind-to", "core:if-supported"]);
-        } else {
-            command.args(["--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"]);
-        }
         command
     }
 

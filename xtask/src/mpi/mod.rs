@@ -6,4 +6,6 @@ pub mod hpcc;
 pub mod mpi4py;
 pub mod mpich;
 pub mod osu;
+pub mod other_debian;
 pub mod traffic;
+pub mod two_hosts;

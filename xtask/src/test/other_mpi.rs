@@ -1,7 +1,6 @@
 //! Steps that run the plugin under the Open MPI of another Debian release than this machine's, in a root directory of that.
 
 use std::collections::{BTreeSet, HashMap};
-use std::env::consts::ARCH;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,13 +12,13 @@ use super::place::{Bench, Place, REGION, Writers};
 use super::tally::{Count, Tally};
 use crate::base::process::last_lines;
 use crate::base::workspace::Workspace;
-use crate::debian::apt::{self, Index};
-use crate::debian::chroot::{Chroot, OPEN_MPI};
-use crate::install::other_mpi::OtherMpi;
-use crate::install::{self, build_tree};
+use crate::debian::apt;
+use crate::install::build_tree;
 use crate::lab::region::Region;
-use crate::mpi::host_mpi::{Inside, Layer};
+use crate::mpi::host_mpi::Layer;
 use crate::mpi::mpi4py::{self, Suite};
+use crate::mpi::other_debian::OtherDebian;
+use crate::mpi::two_hosts;
 
 /// The Debian releases with Open MPI 5.0 and 6.0.
 const SUITE: &str = "trixie";
@@ -92,8 +91,6 @@ fn sessions(place: &Place, logs: &Path) -> Result<Count> {
     program(place, 3, &["--mca", "osc", "vmshm"], "vmshm-mpi-sessions", "sessions: all is well", logs)
 }
 
-/// A shell in place of ssh: another host is another name.
-const AGENT: &str = "#!/bin/sh\nhost=$1; shift; exec unshare --uts sh -c \"hostname $host; $*\"\n";
 /// Options by which Open MPI's component for several hosts uses within each host what is best there, which is ours.
 const BELOW_HAN: [&str; 4] = [
     "coll_sm_priority=-1",
@@ -110,14 +107,13 @@ fn hosts(place: &Place, logs: &Path) -> Result<Count> {
         return Ok(Count::skip("only root can give processes another host's name"));
     }
     let (bench, other) = (Bench::new(place)?, Region::create(&place.stage, REGION, 2, true)?);
-    let agent = logs.join("agent");
-    install::write(AGENT.as_bytes(), &agent, 0o755)?;
     let script = format!(
-        "if [ \"$(hostname)\" = vmb ]; then export OMPI_MCA_btl_vmshm_device={}; fi; exec \"$0\" \"$@\"",
+        "if [ \"$(hostname)\" = {} ]; then export OMPI_MCA_btl_vmshm_device={}; fi; exec \"$0\" \"$@\"",
+        two_hosts::NAMES[1],
         other.file().display()
     );
     let mut command = bench.mpi.mpirun(6, Layer::VmshmAndTcp);
-    command.args(["--host", "vma:3,vmb:3", "--prtemca", "plm_ssh_agent"]).arg(&agent);
+    command.args(two_hosts::mpirun_args(3, logs)?);
     for (name, value) in BELOW_HAN.iter().filter_map(|option| option.split_once('=')) {
         command.args(["--mca", name, value]);
     }
@@ -187,17 +183,14 @@ fn threads(place: &Place, logs: &Path) -> Result<Count> {
 
 /// The root directory of a Debian release with its Open MPI, and what is built for that.
 fn place(workspace: &Workspace, stage: &Path, suite: &'static str, logs: &Path) -> Result<Place> {
-    let chroot = Chroot::ensure(workspace, Index::shared(workspace, suite, logs)?, &OPEN_MPI, logs)?;
-    let prefix = format!("usr/lib/{ARCH}-linux-gnu/openmpi");
-    let mpi = OtherMpi::at(&chroot.root().join(prefix))?;
-    let programs = build_tree::checker(workspace, &mpi, chroot.root(), logs)?;
-    install::plugin(&programs, stage, &mpi.plugin_folder())?;
     let suites = mpi4py::suite_dir(workspace);
-    let logs = workspace.target.join("test-logs");
+    let all_logs = workspace.target.join("test-logs");
     fs::create_dir_all(&suites)?;
-    fs::create_dir_all(&logs)?;
-    let inside = Inside::new(chroot, &[stage, &programs, &suites, &logs])?;
-    Ok(Place { stage: stage.to_owned(), programs, other: Some((inside, mpi.release)) })
+    fs::create_dir_all(&all_logs)?;
+    let seen = [&*suites, &*all_logs];
+    let there = OtherDebian::prepare(workspace, suite, stage, build_tree::CHECKERS, &seen, logs)?;
+    let OtherDebian { inside, release, programs } = there;
+    Ok(Place { stage: stage.to_owned(), programs, other: Some((inside, release)) })
 }
 
 /// Messages, collective operations, and windows, which are ours where no other component is wanted, by three processes.

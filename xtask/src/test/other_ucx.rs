@@ -77,7 +77,7 @@ impl<'a> There<'a> {
         let chroot = Chroot::ensure(workspace, Index::shared(workspace, SUITE, logs)?, &OPEN_MPI, logs)?;
         let mpi = OtherMpi::at(&chroot.root().join(format!("usr/lib/{ARCH}-linux-gnu/openmpi")))?;
         let ucx = Ucx::in_root(chroot.root(), workspace.target.join(format!("ucx-{SUITE}")))?;
-        let built = build_tree::checker(workspace, &mpi, chroot.root(), logs)?;
+        let built = build_tree::for_other(workspace, &mpi, chroot.root(), build_tree::CHECKERS, logs)?;
         install::plugin(&built, stage, &mpi.plugin_folder())?;
         let transport = build_tree::transport_beside(workspace, &mpi, &ucx, logs)?;
         install::transport(&transport, stage, &ucx)?;
