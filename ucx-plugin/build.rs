@@ -84,9 +84,9 @@ fn bind() -> Result<(), String> {
             println!("cargo::rustc-link-search=native={}", prefix.join(folder).display());
         }
     }
-    for library in ["uct", "ucs", "ucp"] {
-        println!("cargo::rustc-link-lib=dylib={library}");
-    }
+    // The others come with it: had the library their names too, a program whose UCX lies in a place of its own would get them from
+    // the system's.
+    println!("cargo::rustc-link-lib=dylib=ucp");
     println!("cargo::rustc-env=VMSHM_UCX_MAJOR={major}");
     println!("cargo::rustc-env=VMSHM_UCX_MINOR={minor}");
     // UCX never forgets a component: its code must stay.

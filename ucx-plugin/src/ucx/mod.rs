@@ -19,19 +19,28 @@ mod bindings {
     include!(concat!(env!("OUT_DIR"), "/ucx.rs"));
 }
 
-use std::ffi::{CString, c_char};
-use std::mem::size_of;
+use std::ffi::{CStr, CString, OsStr, c_char, c_void};
+use std::fs;
+use std::mem::{MaybeUninit, size_of};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 pub use bindings::*;
+
+// A program's linker wants each library named.
+#[cfg(test)]
+#[link(name = "uct")]
+#[link(name = "ucs")]
+unsafe extern "C" {}
 
 /// Series that this library knows the structures of.
 const SERIES: (&str, &str) = (env!("VMSHM_UCX_MAJOR"), env!("VMSHM_UCX_MINOR"));
 
-/// Checks that the running UCX is of the series that this library was built for.
+/// Checks that the running UCX is one, of the series that this library was built for.
 ///
 /// # Errors
 ///
-/// The running release, for the user.
+/// The running release, or where its parts lie, for the user.
 pub fn check_running() -> Result<(), String> {
     let (mut major, mut minor, mut release) = (0, 0, 0);
     // SAFETY: there is room for three numbers.
@@ -40,6 +49,18 @@ pub fn check_running() -> Result<(), String> {
     if format!("{major}.{minor}") != known {
         return Err(format!(
             "vmshm: this transport was built for UCX {known}, and {major}.{minor}.{release} is running: it stays out"
+        ));
+    }
+    // A function of each library.
+    let parts: [*const c_void; 3] =
+        [ucp_get_version as _, uct_component_register as _, ucs_class_call_cleanup_chain as _];
+    let folders: Vec<PathBuf> = parts.into_iter().filter_map(folder).collect();
+    if let Some(other) = folders.iter().find(|folder| **folder != folders[0]) {
+        return Err(format!(
+            "vmshm: of the UCX in this process one library lies in {} and another in {}: this transport stays out; \
+             LD_LIBRARY_PATH brings all from one place",
+            folders[0].display(),
+            other.display(),
         ));
     }
     // SAFETY: both are UCX's constants.
@@ -51,6 +72,19 @@ pub fn check_running() -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+/// The folder of the library that has this function.
+fn folder(function: *const c_void) -> Option<PathBuf> {
+    let mut info = MaybeUninit::<libc::Dl_info>::zeroed();
+    // SAFETY: dladdr fills info where it returns non-zero, and the file's name ends in NUL.
+    let file = unsafe {
+        if libc::dladdr(function, info.as_mut_ptr()) == 0 {
+            return None;
+        }
+        CStr::from_ptr(info.assume_init().dli_fname)
+    };
+    fs::canonicalize(OsStr::from_bytes(file.to_bytes())).ok()?.parent().map(Path::to_owned)
 }
 
 fn text(line: &str) -> CString {

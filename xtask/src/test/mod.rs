@@ -12,6 +12,7 @@ mod other_ucx;
 mod place;
 mod slurm;
 mod tally;
+mod two_ucx;
 mod ucx;
 
 pub use tally::Choice;
@@ -56,6 +57,7 @@ pub fn run(workspace: &Workspace, wish: Wish, choice: &Choice) -> Result<bool> {
     slurm::steps(&stage, &mut tally)?;
     other_mpi::steps(workspace, &stage, &mut tally)?;
     ucx::steps(&stage, &mut tally)?;
+    two_ucx::steps(&stage, &mut tally)?;
     other_ucx::steps(workspace, &stage, &mut tally)?;
     mpich::steps(workspace, &stage, &mut tally)?;
 
