@@ -17,7 +17,8 @@ pub const ANSWER: u8 = 0x42;
 
 const _: () = assert!(!is_reserved(PUT) && !is_reserved(CHANGE) && !is_reserved(ANSWER));
 
-/// Most operations of an interface that wait for answers, so that the owner's answers have bounded room.
+/// Most operations of an interface that wait for one peer's answers, which so have bounded room there. A peer that never answers
+/// keeps none of others.
 pub const MOST: usize = 1024;
 
 /// Bytes for memory with a key. They follow.
@@ -82,9 +83,10 @@ impl Update {
     }
 }
 
-/// An operation that is under way: the number of its endpoint, and UCX's completion, if it wants one.
+/// An operation that is under way: its peer, the number of its endpoint, and UCX's completion, if it wants one.
 #[derive(Debug, Clone, Copy)]
 pub struct Operation {
+    pub peer: Peer,
     pub endpoint: u64,
     pub completion: *mut uct_completion_t,
     /// Of what it was [`Asked`]; none of a get that goes to its place by itself.
@@ -94,7 +96,6 @@ pub struct Operation {
 /// That which an answer is for.
 #[derive(Debug)]
 pub struct Asked {
-    pub peer: Peer,
     pub operation: Operation,
     pub wanted: Wanted,
 }

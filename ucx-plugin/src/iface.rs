@@ -96,7 +96,7 @@ pub struct State {
     /// Endpoints whose loss UCX is to be told.
     pub lost: Vec<u64>,
     /// Operations that others answer, by the numbers that their answers show.
-    pub asked: HashMap<u64, Asked>,
+    pub asked: HashMap<Peer, HashMap<u64, Asked>>,
     /// The last of these numbers.
     pub last_number: u64,
     /// Answers that found no room.

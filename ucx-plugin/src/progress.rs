@@ -119,13 +119,15 @@ fn handle_event(iface: &Iface, state: &mut Held<'_>, inbox: &mut Inbox, event: E
 /// Takes an answer; false where nothing was asked.
 fn take_answer(state: &mut Held<'_>, peer: Peer, message: &[u8]) -> bool {
     let Ok(Answer { number, found }) = Answer::read_from_bytes(message) else { return false };
-    let is_asked = |asked: &Asked| asked.peer == peer && !matches!(asked.wanted, Wanted::Bytes(..));
-    if !state.asked.get(&number).is_some_and(is_asked) {
+    let Some(of_peer) = state.asked.get_mut(&peer) else { return false };
+    if !of_peer.get(&number).is_some_and(|asked| !matches!(asked.wanted, Wanted::Bytes(..))) {
         return false;
     }
-    let Some(Asked { operation, wanted, .. }) = state.asked.remove(&number) else { return false };
-    if let Wanted::Word(to, len) = wanted {
-        // SAFETY: UCX keeps room for the word until the completion.
+    let Some(Asked { operation, wanted }) = of_peer.remove(&number) else { return false };
+    if let Wanted::Word(to, len) = wanted
+        && state.connections.contains_key(&operation.endpoint)
+    {
+        // SAFETY: UCX keeps room for the word until the completion, unless it has destroyed the endpoint.
         unsafe { remote::store(to, len, found) };
     }
     finish(state, operation, UCS_OK);
@@ -189,19 +191,18 @@ fn act_on(state: &mut Held<'_>, upcall: Upcall<(), Operation>) {
     }
 }
 
-/// Completes an operation, and the flushes that have waited for it.
+/// Completes an operation, and the flushes that have waited for it. Of an endpoint that UCX has destroyed it wants nothing more.
 fn finish(state: &mut Held<'_>, done: Operation, status: ucs_status_t) {
-    let mut flushes = Vec::new();
-    if let Some(connection) = state.connections.get_mut(&done.endpoint) {
-        connection.outstanding -= 1;
-        if connection.outstanding == 0 {
-            flushes = std::mem::take(&mut connection.flushes);
-        }
-    }
+    let asked = done.number.and_then(|number| state.asked.get_mut(&done.peer)?.remove(&number));
+    let Some(connection) = state.connections.get_mut(&done.endpoint) else { return };
+    connection.outstanding -= 1;
+    let flushes = match connection.outstanding {
+        0 => std::mem::take(&mut connection.flushes),
+        _ => Vec::new(),
+    };
     if state.is_fenced {
         state.is_fenced = state.connections.values().any(|connection| connection.outstanding > 0);
     }
-    let asked = done.number.and_then(|number| state.asked.remove(&number));
     MutexGuard::unlocked(state, || {
         // SAFETY: UCX gave them for this; the lock is not held.
         unsafe {
@@ -229,13 +230,13 @@ fn lose(state: &mut Held<'_>, peer: Peer, why: PeerError) {
         connection.is_lost = true;
         lost.push(*number);
     }
-    let is_over = |asked: &Asked| asked.peer == peer && !matches!(asked.wanted, Wanted::Bytes(..));
-    let over: Vec<u64> =
-        state.asked.iter().filter(|(_, asked)| is_over(asked)).map(|(number, _)| *number).collect();
-    for number in over {
-        if let Some(asked) = state.asked.remove(&number) {
-            finish(state, asked.operation, UCS_ERR_CONNECTION_RESET);
-        }
+    // Those that want bytes are over when the engine says so.
+    let is_over = |_: &u64, asked: &mut Asked| !matches!(asked.wanted, Wanted::Bytes(..));
+    let of_peer = state.asked.get_mut(&peer);
+    let over: Vec<Asked> =
+        of_peer.into_iter().flat_map(|asked| asked.extract_if(is_over)).map(|(_, asked)| asked).collect();
+    for asked in over {
+        finish(state, asked.operation, UCS_ERR_CONNECTION_RESET);
     }
     state.answers.retain(|(of, _)| *of != peer);
     if is_loss && !lost.is_empty() {

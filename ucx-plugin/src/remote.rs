@@ -49,8 +49,8 @@ fn status(result: Result<(), ucs_status_t>) -> ucs_status_t {
 
 /// Notes what the owner was asked for.
 fn note(state: &mut State, ours: &Endpoint, number: u64, completion: *mut uct_completion_t, wanted: Wanted) {
-    let operation = Operation { endpoint: ours.number, completion, number: Some(number) };
-    state.asked.insert(number, Asked { peer: ours.peer, operation, wanted });
+    let operation = Operation { peer: ours.peer, endpoint: ours.number, completion, number: Some(number) };
+    state.asked.entry(ours.peer).or_default().insert(number, Asked { operation, wanted });
     if let Some(connection) = state.connections.get_mut(&ours.number) {
         connection.outstanding += 1;
     }
@@ -58,7 +58,7 @@ fn note(state: &mut State, ours: &Endpoint, number: u64, completion: *mut uct_co
 
 /// A number for what the owner is asked for.
 fn number(state: &mut State, ours: &Endpoint) -> Result<u64, ucs_status_t> {
-    if state.asked.len() >= MOST {
+    if state.asked.get(&ours.peer).is_some_and(|asked| asked.len() >= MOST) {
         return Err(block(state, ours.number));
     }
     state.last_number += 1;
@@ -209,7 +209,8 @@ pub unsafe extern "C" fn get_bcopy(
                 Err(status) => return status,
             };
             let mut buffer = vec![0; len].into_boxed_slice();
-            let operation = Operation { endpoint: ours.number, completion, number: Some(number) };
+            let operation =
+                Operation { peer: ours.peer, endpoint: ours.number, completion, number: Some(number) };
             // SAFETY: the buffer stays with what was asked until that is over.
             match unsafe { get(&mut state, ours, key, offset, buffer.as_mut_ptr(), len, operation) } {
                 UCS_INPROGRESS => {
@@ -283,7 +284,7 @@ pub unsafe extern "C" fn get_zcopy(
             got.map_or(UCS_ERR_CONNECTION_RESET, |()| UCS_OK)
         }
         Place::Owner(offset) => {
-            let operation = Operation { endpoint: ours.number, completion, number: None };
+            let operation = Operation { peer: ours.peer, endpoint: ours.number, completion, number: None };
             // SAFETY: UCX keeps the piece until the completion.
             let status = unsafe { get(&mut state, ours, key, offset, local, len, operation) };
             if status == UCS_INPROGRESS

@@ -3,6 +3,7 @@
 mod hostile;
 mod killed_peer;
 mod one_sided;
+mod silent_peer;
 mod threads;
 mod ucp;
 mod uct;

@@ -196,7 +196,9 @@ typedef struct {
 
 enum {
     UCT_IFACE_IS_REACHABLE_FIELD_DEVICE_ADDR = 1,
-    UCT_IFACE_IS_REACHABLE_FIELD_IFACE_ADDR = 2
+    UCT_IFACE_IS_REACHABLE_FIELD_IFACE_ADDR = 2,
+    UCT_IFACE_IS_REACHABLE_FIELD_DEVICE_ADDR_LENGTH = 32,
+    UCT_IFACE_IS_REACHABLE_FIELD_IFACE_ADDR_LENGTH = 64
 };
 
 typedef struct uct_ep_is_connected_params uct_ep_is_connected_params_t;
@@ -242,6 +244,12 @@ static inline int vmshm_is_reachable_v2(uct_iface_h iface, const uct_iface_is_re
 
     if (!(has & UCT_IFACE_IS_REACHABLE_FIELD_DEVICE_ADDR)) {
         uct_iface_fill_info_str_buf(params, "no region's id is given");
+        return 0;
+    }
+    /* Both come from a stranger, and each half of an endpoint's name has 16 bytes. */
+    if (((has & UCT_IFACE_IS_REACHABLE_FIELD_DEVICE_ADDR_LENGTH) && params->device_addr_length < 16) ||
+        ((has & UCT_IFACE_IS_REACHABLE_FIELD_IFACE_ADDR_LENGTH) && params->iface_addr_length < 16)) {
+        uct_iface_fill_info_str_buf(params, "an address is too short");
         return 0;
     }
     is_reachable = iface->ops.iface_is_reachable(
