@@ -251,6 +251,17 @@ impl<S, G> Engine<S, G> {
         self.endpoint.fall_asleep(inbox).then_some(sleeping)
     }
 
+    /// Announces that the process may sleep without end from now on, and looks once more at everything: for callers that wait for
+    /// the doorbell among others ([`Sleeper::descriptor`](vmshm_transport::Sleeper::descriptor)).
+    ///
+    /// True: whatever happens next rings. False: there is something to do, or something for which nobody rings.
+    pub fn arm(&mut self, inbox: &Inbox) -> bool {
+        // Memory may come from a process that knows nothing of the wait, and the next piece of a prefix comes without a word.
+        let is_due =
+            self.queued > 0 || self.is_blocked || !self.partial.is_empty() || !self.upcalls.is_empty();
+        !is_due && self.endpoint.fall_asleep(inbox)
+    }
+
     /// To be called after a sleep.
     pub fn wake_up(&mut self) {
         self.endpoint.wake_up();

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use parking_lot::{Mutex, MutexGuard};
 use vmshm_messaging::{Engine, Params, Pipeline};
 use vmshm_transport::abi::EndpointName;
+use vmshm_transport::attach::Options;
 use vmshm_transport::tune::{Here, Speed, Tuning};
-use vmshm_transport::{Fragment, Inbox, MAX_INLINE, Peer};
+use vmshm_transport::{Fragment, Inbox, MAX_INLINE, Peer, Sleeper};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::asked::{Answer, Asked, Operation, Put};
@@ -103,6 +104,8 @@ pub struct State {
     pub answers: VecDeque<(Peer, Answer)>,
     /// One-sided operations wait for those that were begun before.
     pub is_fenced: bool,
+    /// Peers ring for the next that they send.
+    pub is_armed: bool,
     /// For bytes on their way between UCX and a section.
     pub scratch: Vec<u8>,
 }
@@ -172,6 +175,8 @@ pub struct Iface {
     pub seg_size: usize,
     /// Every member may write every section.
     pub is_open: bool,
+    /// For programs that sleep; none where nobody rings.
+    pub sleeper: Option<Sleeper>,
     costs: Costs,
 }
 
@@ -203,7 +208,8 @@ pub unsafe fn open(
     if params_ref.open_mode & unsafe { vmshm_open_mode_device } == 0 {
         return UCS_ERR_UNSUPPORTED;
     }
-    let attached = match domain.registry.attach(&domain.options) {
+    let options = Options { sleep: ours.sleep != 0, ..domain.options.clone() };
+    let attached = match domain.registry.attach(&options) {
         Ok(attached) => attached,
         Err(error) => {
             ucx::warn(&format!("vmshm: {error}"));
@@ -212,6 +218,10 @@ pub unsafe fn open(
     };
     if let Some(advice) = attached.advice() {
         ucx::tell(&format!("vmshm: {advice}"));
+    }
+    let sleeper = attached.sleeper();
+    if options.sleep && sleeper.is_none() {
+        ucx::tell("vmshm: no program can sleep here: only the guest driver has doorbells");
     }
     let section = attached.section().entry.len;
     // auto is the greatest number.
@@ -251,6 +261,7 @@ pub unsafe fn open(
         last_number: 0,
         answers: VecDeque::new(),
         is_fenced: false,
+        is_armed: false,
         scratch: Vec::new(),
     };
     let port = Arc::new(Port(Mutex::new(state)));
@@ -263,6 +274,7 @@ pub unsafe fn open(
         name,
         seg_size,
         is_open,
+        sleeper,
         costs,
     }));
     let mut inits: c_int = 1;
@@ -306,6 +318,9 @@ pub unsafe extern "C" fn query(iface: uct_iface_h, attributes: *mut uct_iface_at
         attributes.iface_addr_len = size_of::<EndpointName>() - 16;
         attributes.device_addr_len = 16;
         attributes.cap.flags = vmshm_iface_flags;
+        if ours.sleeper.is_some() {
+            attributes.cap.event_flags = vmshm_event_flags;
+        }
         attributes.cap.am.max_short = MAX_INLINE;
         attributes.cap.am.max_bcopy = ours.seg_size;
         attributes.cap.am.max_zcopy = ours.seg_size;

@@ -8,7 +8,7 @@
 //! - `memory`: memory that programs register, and its keys; `domain`: the component and its memory domain.
 //! - `asked`: messages that ask the owner of memory to change it; `iface`: an interface, which has an engine of its own;
 //!   `endpoint`: its endpoints, and what they send; `remote`: one-sided operations, and `serve`: the owner's part of them;
-//!   `progress`: what arrives; `transport`: the table of all that.
+//!   `progress`: what arrives; `sleep`: waiting for it without polling; `transport`: the table of all that.
 //!
 //! UCX has it when it is in the process before UCX looks for its transports. Under Open MPI the plugin loads it in time; for other
 //! programs:
@@ -29,6 +29,7 @@ mod memory;
 mod progress;
 mod remote;
 mod serve;
+mod sleep;
 #[cfg(test)]
 mod tests;
 mod transport;

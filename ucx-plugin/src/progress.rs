@@ -54,6 +54,11 @@ pub unsafe extern "C" fn progress(handle: uct_iface_h) -> c_uint {
             break;
         }
     }
+    if messages > 0 && state.is_armed {
+        // Its sender has rung.
+        state.is_armed = false;
+        state.engine.endpoint_mut().wake_up();
+    }
     if !state.answers.is_empty() {
         serve::send_answers(&mut state);
     }

@@ -5,7 +5,7 @@ use std::ptr;
 
 use crate::domain::{self, Shared};
 use crate::ucx::{self, *};
-use crate::{endpoint, iface, progress, remote};
+use crate::{endpoint, iface, progress, remote, sleep};
 
 /// The name by which users choose the transport.
 const NAME: &str = "vmshm";
@@ -37,6 +37,8 @@ static OPS: Shared<uct_iface_ops_t> = Shared(uct_iface_ops_t {
     iface_progress_enable: Some(uct_base_iface_progress_enable),
     iface_progress_disable: Some(uct_base_iface_progress_disable),
     iface_progress: Some(progress::progress),
+    iface_event_fd_get: Some(sleep::descriptor),
+    iface_event_arm: Some(sleep::arm),
     iface_close: Some(iface::close),
     iface_query: Some(iface::query),
     iface_get_device_address: Some(iface::device_address),

@@ -1,5 +1,6 @@
 //! Waiting for the doorbell.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +34,12 @@ impl Sleeper {
                 false
             }
         }
+    }
+
+    /// Descriptor for callers that wait for more than the doorbell: readable from a ring on until the next [`Sleeper::wait`]
+    /// takes it, and hung up when the device is gone.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.mapping.file().as_fd()
     }
 
     /// Rings the endpoint's own doorbell: another thread of the process wakes the one that waits.

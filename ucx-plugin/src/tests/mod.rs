@@ -6,7 +6,7 @@ mod one_sided;
 mod silent_peer;
 mod threads;
 mod ucp;
-mod uct;
+pub mod uct;
 
 use std::env;
 use std::os::fd::AsRawFd;
@@ -30,7 +30,7 @@ static REGION: LazyLock<Region> = LazyLock::new(|| {
 });
 
 /// The right to use the region beside other tests. Where no section is free, their interfaces share one.
-fn beside_others() -> RwLockReadGuard<'static, ()> {
+pub fn beside_others() -> RwLockReadGuard<'static, ()> {
     USE.read().unwrap_or_else(PoisonError::into_inner)
 }
 

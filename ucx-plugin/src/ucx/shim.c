@@ -45,6 +45,12 @@ ucs_config_field_t vmshm_iface_config_table[] = {
      "little less than that of UCX's own shared memory, which so has the messages within a machine.",
      offsetof(vmshm_iface_config_t, bandwidth), UCS_CONFIG_TYPE_BW},
 
+    {"SLEEP", "n",
+     "Offers programs to sleep while they wait (UCP_FEATURE_WAKEUP), in virtual machines whose guest driver has doorbells. All\n"
+     "machines of the region must have it: the first message from another one wakes nobody. Each message to such a program then\n"
+     "waits for its own stores, to see whether the program sleeps.",
+     offsetof(vmshm_iface_config_t, sleep), UCS_CONFIG_TYPE_BOOL},
+
     {NULL}
 };
 
@@ -58,6 +64,8 @@ const uint64_t vmshm_iface_flags = UCT_IFACE_FLAG_AM_SHORT | UCT_IFACE_FLAG_AM_B
     ;
 const uint64_t vmshm_open_flags =
     UCT_IFACE_FLAG_PUT_SHORT | UCT_IFACE_FLAG_PUT_BCOPY | UCT_IFACE_FLAG_GET_BCOPY | UCT_IFACE_FLAG_ATOMIC_CPU;
+const uint64_t vmshm_event_flags =
+    UCT_IFACE_FLAG_EVENT_SEND_COMP | UCT_IFACE_FLAG_EVENT_RECV | UCT_IFACE_FLAG_EVENT_FD;
 const uint64_t vmshm_atomics = UCS_BIT(UCT_ATOMIC_OP_ADD) | UCS_BIT(UCT_ATOMIC_OP_AND) | UCS_BIT(UCT_ATOMIC_OP_OR) |
                                UCS_BIT(UCT_ATOMIC_OP_XOR);
 const uint64_t vmshm_fetching_atomics = UCS_BIT(UCT_ATOMIC_OP_SWAP) | UCS_BIT(UCT_ATOMIC_OP_CSWAP);
@@ -69,7 +77,8 @@ ucs_status_t vmshm_md_query(uct_md_h md, vmshm_md_attr_t *attributes)
     const uint64_t host = UCS_BIT(UCS_MEMORY_TYPE_HOST);
 
     vmshm_init_md_attr(attributes);
-    VMSHM_MD_CAPABILITIES(attributes)->flags = UCT_MD_FLAG_ALLOC | UCT_MD_FLAG_REG | UCT_MD_FLAG_NEED_RKEY | VMSHM_MD_INVALIDATES;
+    VMSHM_MD_CAPABILITIES(attributes)->flags =
+        UCT_MD_FLAG_ALLOC | UCT_MD_FLAG_REG | UCT_MD_FLAG_NEED_RKEY | VMSHM_MD_INVALIDATES;
     VMSHM_MD_CAPABILITIES(attributes)->reg_mem_types = host;
     VMSHM_MD_CAPABILITIES(attributes)->alloc_mem_types = host;
     VMSHM_MD_CAPABILITIES(attributes)->access_mem_types = host;

@@ -67,6 +67,7 @@ typedef struct {
     size_t seg_size;
     size_t chunk_size;
     double bandwidth;
+    int sleep;
 } vmshm_iface_config_t;
 
 extern ucs_config_field_t vmshm_md_config_table[];
@@ -78,6 +79,8 @@ extern const uint64_t vmshm_iface_flags;
 extern const uint64_t vmshm_open_flags;
 extern const uint64_t vmshm_atomics;
 extern const uint64_t vmshm_fetching_atomics;
+/* Events that a descriptor tells of. */
+extern const uint64_t vmshm_event_flags;
 extern const uint64_t vmshm_open_mode_device;
 extern const uint64_t vmshm_ep_addresses;
 

@@ -6,6 +6,7 @@ mod jobs;
 mod loss;
 mod plain;
 mod setup;
+mod ucx;
 
 use anyhow::Result;
 
@@ -38,6 +39,9 @@ pub fn steps(prepared: &Prepared, tally: &mut Tally) -> Result<usize> {
     tally.step("guests-driver-mpi", |logs| checked(pair.lab(logs)?, logs, |lab| mpi(lab, all, logs)))?;
     tally.step("guests-driver-heap", |logs| checked(pair.lab(logs)?, logs, |lab| heap(lab, logs)))?;
     tally.step("guests-driver-sleep", |logs| checked(pair.lab(logs)?, logs, |lab| sleep(lab, logs)))?;
+    tally.step("guests-driver-ucx-sleep", |logs| {
+        checked(pair.lab(logs)?, logs, |lab| ucx::sleep(lab, logs))
+    })?;
     tally.step("guests-driver-death", |logs| checked(pair.lab(logs)?, logs, |lab| death(lab, logs)))?;
     tally.step("guests-driver-suspend", |logs| checked(pair.lab(logs)?, logs, |lab| suspend(lab, logs)))?;
     tally.step("guests-driver-unplug", |logs| checked(pair.lab(logs)?, logs, |lab| unplug(lab, logs)))?;

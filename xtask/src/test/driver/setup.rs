@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use super::guest::{LIMIT, must};
+use super::ucx;
 use crate::base::workspace::Workspace;
 use crate::install;
 use crate::kernel::kmod;
@@ -45,6 +46,7 @@ pub fn prepare(
         kernel.release
     );
     install::place(&module.file, &stage.join(MODULE), 0o644)?;
+    ucx::build(stage, logs)?;
     Ok(Parts { stage: stage.to_owned(), image: kernel.under(image), accel, kernel })
 }
 
