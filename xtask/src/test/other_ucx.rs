@@ -9,10 +9,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::mpich;
 use super::tally::{Count, Tally};
 use super::ucx::{self, LIMIT, REGION, TESTS};
-use crate::base::process::{Running, last_lines};
+use super::{mpich, two_ucx};
+use crate::base::process::{self, Running, last_lines};
 use crate::base::workspace::Workspace;
 use crate::debian::apt::Index;
 use crate::debian::chroot::{Chroot, OPEN_MPI};
@@ -53,6 +53,7 @@ pub fn steps(workspace: &Workspace, stage: &Result<PathBuf, String>, tally: &mut
         count.note = format!("UCX {}, Open MPI {}: {}", there.ucx.series, there.mpi.release, count.note);
         Ok(count)
     })?;
+    tally.step("ucx118-two", |logs| there(logs)?.two(logs))?;
     for ranks in [2, 3] {
         tally.step(&format!("ucx118-mpich-check-{ranks}"), |logs| {
             let there = there(logs)?;
@@ -158,6 +159,18 @@ impl<'a> There<'a> {
             Running::start(command, "vmshm-mpi-check", &logs.join(format!("{name}.log")))?.wait(LIMIT)
         })
     }
+    /// The UCX there and this machine's in one process.
+    fn two(&self, logs: &Path) -> Result<Count> {
+        let own = Ucx::found()?;
+        let (program, copy) = (two_ucx::program(&own, logs)?, two_ucx::copy(&own, logs)?);
+        let mut command = self.program(logs, &[], "env")?;
+        command.arg("UCX_TLS=vmshm").arg(program);
+        command.arg(format!("/usr/lib/{ARCH}-linux-gnu")).arg(self.stage.join(self.ucx.transport()));
+        command.arg(copy).arg(self.stage.join(own.transport()));
+        two_ucx::verdict(&process::run(command, "two", &logs.join("two.log"), LIMIT)?.text)?;
+        Ok(Count::one())
+    }
+
     /// The message checker under MPICH.
     fn mpich(&self, checker: &Path, ranks: usize, logs: &Path) -> Result<Count> {
         fs::create_dir_all(logs)?;

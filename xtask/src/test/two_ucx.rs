@@ -29,23 +29,12 @@ fn two(stage: &Path, logs: &Path) -> Result<Count> {
     let ucx = Ucx::found()?;
     let transport = stage.join(ucx.transport());
     needs_one(&transport)?;
-    let own = folder(&ucx)?;
-    let (copy, part) = (logs.join("copy"), logs.join("part"));
-    for folder in [&copy, &part] {
-        fs::create_dir_all(folder)?;
-    }
-    for name in LIBRARIES {
-        fs::copy(own.join(name), copy.join(name))?;
-    }
+    let (own, copy, part) = (folder(&ucx)?, copy(&ucx, logs)?, logs.join("part"));
     let [first, ..] = LIBRARIES;
+    fs::create_dir_all(&part)?;
     fs::copy(own.join(first), part.join(first))?;
-
+    let program = program(&ucx, logs)?;
     let region = Region::create(stage, REGION, 2, true)?;
-    let (source, program) = (logs.join("two.c"), logs.join("two"));
-    fs::write(&source, include_str!("two_ucx.c"))?;
-    let mut compile = Command::new("cc");
-    compile.arg("-I").arg(ucx.prefix.join("include")).arg("-o").args([&program, &source]).arg("-ldl");
-    process::run(compile, "cc", &logs.join("cc.log"), LIMIT)?;
     let run = |name: &str, mut command: Command| {
         command.env("VMSHM_DEVICE", region.file());
         Ok::<_, anyhow::Error>(process::run(command, name, &logs.join(format!("{name}.log")), LIMIT)?.text)
@@ -53,10 +42,7 @@ fn two(stage: &Path, logs: &Path) -> Result<Count> {
 
     let mut two = Command::new(&program);
     two.args([&own, &transport, &copy, &transport]).env("UCX_TLS", "vmshm");
-    let text = run("two", two)?;
-    if !text.contains("both have sent and received") {
-        bail!("two UCX in one process:\n{}", last_lines(&text, 10));
-    }
+    verdict(&run("two", two)?)?;
     for (place, is_one) in [(&copy, true), (&part, false)] {
         let mut info = Command::new("ucx_info");
         info.arg("-d").env("LD_LIBRARY_PATH", place).env("LD_PRELOAD", &transport);
@@ -72,6 +58,35 @@ fn two(stage: &Path, logs: &Path) -> Result<Count> {
         }
     }
     Ok(Count { passed: 4, ..Count::default() })
+}
+
+/// The program that has two UCX.
+pub fn program(ucx: &Ucx, logs: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(logs)?;
+    let (source, program) = (logs.join("two.c"), logs.join("two"));
+    fs::write(&source, include_str!("two_ucx.c"))?;
+    let mut compile = Command::new("cc");
+    compile.arg("-I").arg(ucx.prefix.join("include")).arg("-o").args([&program, &source]).arg("-ldl");
+    process::run(compile, "cc", &logs.join("cc.log"), LIMIT)?;
+    Ok(program)
+}
+
+/// Looks whether it has sent and received all.
+pub fn verdict(text: &str) -> Result<()> {
+    match text.contains("both have sent and received") {
+        true => Ok(()),
+        false => bail!("two UCX in one process:\n{}", last_lines(text, 10)),
+    }
+}
+
+/// Copies the libraries to another folder.
+pub fn copy(ucx: &Ucx, logs: &Path) -> Result<PathBuf> {
+    let (own, copy) = (folder(ucx)?, logs.join("copy"));
+    fs::create_dir_all(&copy)?;
+    for name in LIBRARIES {
+        fs::copy(own.join(name), copy.join(name))?;
+    }
+    Ok(copy)
 }
 
 /// Of UCX the transport may name one library: others of the system would get into a program that has its UCX elsewhere.
