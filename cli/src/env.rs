@@ -86,6 +86,12 @@ impl Args {
         let before = std::env::var("OMPI_MCA_mca_base_component_path").ok();
         let component_path = component_path(before.as_deref(), dir);
         let mut lines = vec![("OMPI_MCA_mca_base_component_path", component_path.clone())];
+        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        if running.as_ref().is_some_and(|release| release.starts_with("5.")) {
+            // A user may know better.
+            let unset = BELOW_HAN.iter().filter(|(name, _)| set(name).is_none());
+            lines.extend(unset.map(|(name, value)| (*name, (*value).to_owned())));
+        }
         if running.is_some_and(|release| !release.starts_with("4.")) {
             // From 5.0 on Open MPI hands its path to PMIx, which complains of components that are not its own. A list without
             // entries: where the value is empty, mpirun of 5.0.7 ends with SIGSEGV before it starts processes of other hosts.
@@ -98,7 +104,6 @@ impl Args {
             lines.push(("OMPI_MCA_btl_vmshm_device", path.to_owned()));
             lines.push(("VMSHM_DEVICE", path.to_owned()));
         }
-        let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
         let mut preloaded = None;
         if self.heap {
             let heap = Path::new(dir).with_file_name(HEAP);
@@ -132,6 +137,16 @@ impl Args {
         Ok(())
     }
 }
+
+/// Parameters by which Open MPI 5.0's `han`, which has communicators of several hosts, leaves operations within a host to the best
+/// component there, which is ours, as it is for communicators of that host alone: it knows `tuned` and `sm`, and takes the best where
+/// the one that it is told to take is missing.
+const BELOW_HAN: [(&str, &str); 4] = [
+    ("OMPI_MCA_coll_sm_priority", "-1"),
+    ("OMPI_MCA_coll_han_bcast_low_module", "1"),
+    ("OMPI_MCA_coll_han_reduce_low_module", "1"),
+    ("OMPI_MCA_coll_han_allreduce_low_module", "1"),
+];
 
 /// The first series that looks for transports where UCX_PLUGIN_PATH says.
 const PLUGIN_PATH: Series = Series(1, 22);

@@ -46,6 +46,7 @@ fn the_environment_makes_open_mpi_find_the_plugin() {
     let said = host.ok(&["env", "--prefix", prefix.to_str().unwrap(), "--mpi", "5.0.7"]);
     assert!(said.contains("lib/openmpi-5.0.7:SYSTEM_DEFAULT"), "{said}");
     assert!(said.contains("export PMIX_MCA_mca_base_component_path=:"), "{said}");
+    assert!(said.contains("export OMPI_MCA_coll_han_bcast_low_module=1\n"), "{said}");
 
     // Obstacles to the use of vmshm are said beside it, on standard error.
     if Command::new("ompi_info").arg("--version").output().is_ok() {

@@ -79,6 +79,10 @@ impl Members {
         match (met, prepared) {
             (Ok((group, waiting)), Ok((fragment, _))) => {
                 let chunk = hellos.iter().map(|hello| hello.chunk as usize).min().unwrap_or(0);
+                help::verbose(&format!(
+                    "a communicator of {} does collective operations in the region",
+                    self.names.len()
+                ));
                 Ok(Some(Met::new(group, waiting, fragment, chunk)))
             }
             (met, prepared) => {
