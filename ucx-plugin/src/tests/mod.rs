@@ -3,7 +3,6 @@
 mod hostile;
 mod killed_peer;
 mod one_sided;
-mod silent_peer;
 mod threads;
 mod ucp;
 pub mod uct;

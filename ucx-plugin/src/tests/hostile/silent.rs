@@ -7,9 +7,9 @@ use vmshm_transport::Inbox;
 use vmshm_transport::attach::{Options, open_endpoint};
 use zerocopy::IntoBytes;
 
-use super::uct::Interface;
 use crate::asked::MOST;
 use crate::memory::{Handle, RemoteKey};
+use crate::tests::{beside_others, uct::Interface};
 use crate::ucx::*;
 use crate::{domain, endpoint, remote};
 
@@ -38,7 +38,7 @@ fn add(to: uct_ep_h, address: u64, rkey: uct_rkey_t) -> ucs_status_t {
 
 #[test]
 fn a_peer_that_answers_nothing_keeps_nobody_from_others() {
-    let _use = super::beside_others();
+    let _use = beside_others();
     let (asker, friend) = (Interface::new(), Interface::new());
     let attached = open_endpoint(&Options::from_env().unwrap()).unwrap();
     let params = Params::of_this_machine(attached.section().entry.len);
@@ -81,7 +81,7 @@ unsafe extern "C" fn never(_: *mut uct_completion_t) {
 
 #[test]
 fn an_answer_for_an_endpoint_that_is_gone_touches_nothing() {
-    let _use = super::beside_others();
+    let _use = beside_others();
     let (asker, owner) = (Interface::new(), Interface::new());
     let to_owner = asker.connect(&owner.name()).unwrap();
     let mut word = 5u64;
