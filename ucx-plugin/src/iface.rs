@@ -2,7 +2,9 @@
 
 use std::cell::UnsafeCell;
 use std::collections::{HashMap, VecDeque};
+use std::env;
 use std::ffi::c_int;
+use std::path::Path;
 use std::ptr;
 use std::sync::Arc;
 
@@ -14,6 +16,7 @@ use vmshm_transport::tune::{Here, Speed, Tuning};
 use vmshm_transport::{Fragment, Inbox, MAX_INLINE, Peer, Sleeper};
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::adapters;
 use crate::asked::{Answer, Asked, Operation, Put};
 use crate::domain;
 use crate::memory::{Forget, Registry};
@@ -26,7 +29,8 @@ const MAX_HEADER: usize = 256;
 const MAX_PIECES: usize = 16;
 
 /// Costs by which UCX compares transports: as was measured here, between what UCX claims for its own shared memory, which so has
-/// the messages within a machine, and what it claims for networks.
+/// the messages within a machine, and what it claims for networks. Beside an adapter the bandwidth is more than any measured one:
+/// all messages to other machines of the region are for vmshm then, and none for the adapter.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Costs {
     /// Seconds.
@@ -44,15 +48,19 @@ impl Costs {
     const USUAL: Self = Self { latency: 120e-9, bandwidth: 10e9 };
     /// Latencies, seconds: UCX claims 80 ns for its own shared memory, and 600 ns for the fastest InfiniBand.
     const LATENCIES: (f64, f64) = (90e-9, 400e-9);
+    /// Bandwidth beside an adapter, in its own: UCX divides long messages between all ways that have a tenth of the best one's.
+    const ALONE: f64 = 11.0;
 
-    fn of(speed: Option<Speed>) -> Self {
-        let Some(Speed { latency, bandwidth }) = speed else { return Self::USUAL };
-        let (least, most) = Self::LATENCIES;
-        Self {
-            latency: (f64::from(latency) * 1e-9 - 2.0 * OVERHEAD).clamp(least, most),
-            // UCX claims 11.7e9 and 12.8e9 for its own (cma, posix).
-            bandwidth: (f64::from(bandwidth) * 1e6).min(Self::USUAL.bandwidth),
-        }
+    fn of(speed: Option<Speed>, adapter: Option<f64>) -> Self {
+        let measured = speed.map_or(Self::USUAL, |Speed { latency, bandwidth }| {
+            let (least, most) = Self::LATENCIES;
+            Self {
+                latency: (f64::from(latency) * 1e-9 - 2.0 * OVERHEAD).clamp(least, most),
+                // UCX claims 11.7e9 and 12.8e9 for its own (cma, posix).
+                bandwidth: (f64::from(bandwidth) * 1e6).min(Self::USUAL.bandwidth),
+            }
+        });
+        Self { bandwidth: measured.bandwidth.max(adapter.unwrap_or(0.0) * Self::ALONE), ..measured }
     }
 }
 
@@ -178,6 +186,8 @@ pub struct Iface {
     /// For programs that sleep; none where nobody rings.
     pub sleeper: Option<Sleeper>,
     costs: Costs,
+    /// UCX has other ways for long messages, which it prefers to those that cannot put.
+    claims_to_put: bool,
 }
 
 /// # Safety
@@ -187,6 +197,11 @@ pub struct Iface {
 pub unsafe fn of<'a>(iface: uct_iface_h) -> &'a Iface {
     // SAFETY: the caller vouches for it; what UCX changes is in a cell.
     unsafe { &*iface.cast::<Iface>() }
+}
+
+/// Whether the user has said that long messages are put.
+fn is_told_to_put() -> bool {
+    env::var("UCX_RNDV_SCHEME").is_ok_and(|scheme| scheme.to_ascii_lowercase().starts_with("put"))
 }
 
 /// Opens an interface, for the table of [`crate::transport`].
@@ -239,7 +254,8 @@ pub unsafe fn open(
             return UCS_ERR_NO_MEMORY;
         }
     };
-    let mut costs = Costs::of(Here::get().speed);
+    let adapter = adapters::fastest(Path::new(adapters::DIRECTORY));
+    let mut costs = Costs::of(Here::get().speed, adapter);
     // auto is negative.
     if ours.bandwidth > 0.0 {
         costs.bandwidth = ours.bandwidth;
@@ -276,6 +292,7 @@ pub unsafe fn open(
         is_open,
         sleeper,
         costs,
+        claims_to_put: is_open || adapter.is_some() && !is_told_to_put(),
     }));
     let mut inits: c_int = 1;
     // SAFETY: the base has room, and all else is UCX's own or lives as long as the program.
@@ -332,6 +349,13 @@ pub unsafe extern "C" fn query(iface: uct_iface_h, attributes: *mut uct_iface_at
         attributes.cap.get.opt_zcopy_align = 64;
         attributes.cap.get.align_mtu = 64;
         attributes.cap.get.max_iov = 1;
+        if ours.claims_to_put {
+            attributes.cap.flags |= vmshm_rndv_flags;
+            attributes.cap.put.max_zcopy = ours.seg_size - size_of::<Put>();
+            attributes.cap.put.opt_zcopy_align = 1;
+            attributes.cap.put.align_mtu = 1;
+            attributes.cap.put.max_iov = 1;
+        }
         if ours.is_open {
             attributes.cap.flags |= vmshm_open_flags;
             attributes.cap.put.max_short = MAX_INLINE - size_of::<Put>();
@@ -408,11 +432,18 @@ mod tests {
 
     #[test]
     fn costs_lie_between_those_of_shared_memory_and_of_networks() {
-        let of = |latency, bandwidth| Costs::of(Some(Speed { latency, bandwidth }));
-        assert_eq!(Costs::of(None), Costs::USUAL);
+        let of = |latency, bandwidth| Costs::of(Some(Speed { latency, bandwidth }), None);
+        assert_eq!(Costs::of(None, None), Costs::USUAL);
         let usual = of(250, 8000);
         assert!((usual.latency - 230e-9).abs() < 1e-12 && (usual.bandwidth - 8e9).abs() < 1.0, "{usual:?}");
         assert_eq!(of(1, u32::MAX), Costs { latency: 90e-9, bandwidth: 10e9 });
         assert_eq!(of(u32::MAX, 1), Costs { latency: 400e-9, bandwidth: 1e6 });
+    }
+
+    #[test]
+    fn no_adapter_has_a_tenth_of_the_bandwidth() {
+        let beside = |adapter| Costs::of(None, Some(adapter));
+        assert_eq!(beside(0.3e9), Costs::USUAL);
+        assert_eq!(beside(50e9), Costs { bandwidth: 550e9, ..Costs::USUAL });
     }
 }

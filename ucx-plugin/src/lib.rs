@@ -6,9 +6,10 @@
 //! - `ucx`: all that depends on UCX's version: bindings, with a file for each series (`v1_13.h`) of what UCX does not install,
 //!   and `shim.c` for what its headers have as macros only.
 //! - `memory`: memory that programs register, and its keys; `domain`: the component and its memory domain.
-//! - `asked`: messages that ask the owner of memory to change it; `iface`: an interface, which has an engine of its own;
-//!   `endpoint`: its endpoints, and what they send; `remote`: one-sided operations, and `serve`: the owner's part of them;
-//!   `progress`: what arrives; `sleep`: waiting for it without polling; `transport`: the table of all that.
+//! - `adapters`: network adapters of the machine; `asked`: messages that ask the owner of memory to change it; `iface`: an
+//!   interface, which has an engine of its own; `endpoint`: its endpoints, and what they send; `remote`: one-sided operations,
+//!   and `serve`: the owner's part of them; `progress`: what arrives; `sleep`: waiting for it without polling; `transport`: the
+//!   table of all that.
 //!
 //! UCX has it when it is in the process before UCX looks for its transports. Under Open MPI the plugin loads it in time; for other
 //! programs:
@@ -21,6 +22,7 @@
 //! No panic leaves this crate: every function that C calls is `extern "C"`, which aborts the process instead of unwinding into
 //! UCX.
 
+mod adapters;
 mod asked;
 mod domain;
 mod endpoint;

@@ -122,17 +122,20 @@ pub unsafe extern "C" fn put_bcopy(
     let ((iface, ours), key) = unsafe { (endpoint::of(endpoint), key(rkey)) };
     let Some(pack) = pack else { return UCS_ERR_INVALID_PARAM as isize };
     // SAFETY: there is room for the longest message that UCX packs.
-    let put = put_packed(iface, ours, key, remote, |to| unsafe { pack(to.cast(), argument) });
-    put.map_or_else(|status| status as isize, usize::cast_signed)
+    let put =
+        put_packed(iface, ours, key, remote, ptr::null_mut(), |to| unsafe { pack(to.cast(), argument) });
+    put.map_or_else(|status| status as isize, |(len, _)| len.cast_signed())
 }
 
+/// Writes what is packed. Returns its length, and whether it is there or on its way, for which `completion` then waits.
 fn put_packed(
     iface: &Iface,
     ours: &Endpoint,
     key: RemoteKey,
     remote: u64,
+    completion: *mut uct_completion_t,
     pack: impl FnOnce(*mut u8) -> usize,
-) -> Result<usize, ucs_status_t> {
+) -> Result<(usize, ucs_status_t), ucs_status_t> {
     let place = key.place(remote, 0).ok_or(UCS_ERR_INVALID_ADDR)?;
     let is_inside = |len: usize| key.place(remote, len as u64).is_some();
     let mut state = lock(iface, ours)?;
@@ -149,7 +152,7 @@ fn put_packed(
                 false => Err(UCS_ERR_INVALID_ADDR),
             };
             state.scratch = scratch;
-            put.map(|()| len)
+            put.map(|()| (len, UCS_OK))
         }
         Place::Owner(offset) => {
             let number = number(&mut state, ours)?;
@@ -162,9 +165,56 @@ fn put_packed(
                 };
                 is_inside(len).then_some(size_of::<Put>() + len)
             })?;
-            note(&mut state, ours, number, ptr::null_mut(), Wanted::Nothing);
-            Ok(len - size_of::<Put>())
+            note(&mut state, ours, number, completion, Wanted::Nothing);
+            Ok((len - size_of::<Put>(), UCS_INPROGRESS))
         }
+    }
+}
+
+/// Writes bytes from where they are.
+pub unsafe extern "C" fn put_zcopy(
+    endpoint: uct_ep_h,
+    iov: *const uct_iov_t,
+    count: usize,
+    remote: u64,
+    rkey: uct_rkey_t,
+    completion: *mut uct_completion_t,
+) -> ucs_status_t {
+    // SAFETY: the endpoint and the key are ours, and UCX's pieces are there.
+    let ((iface, ours), key, piece) = unsafe { (endpoint::of(endpoint), key(rkey), piece(iov, count)) };
+    let (local, len) = match piece {
+        Ok(piece) => piece,
+        Err(status) => return status,
+    };
+    if !iface.is_open {
+        return UCS_ERR_UNSUPPORTED;
+    }
+    if len > iface.seg_size - size_of::<Put>() {
+        return UCS_ERR_INVALID_PARAM;
+    }
+    let pack = |to: *mut u8| {
+        // SAFETY: there is room for the longest message, and UCX's piece is there.
+        unsafe { copy_to_shared(local, to, len) };
+        len
+    };
+    match put_packed(iface, ours, key, remote, completion, pack) {
+        Ok((_, status)) | Err(status) => status,
+    }
+}
+
+/// The one piece of UCX's list; what to answer where there is none, or nothing in it.
+///
+/// # Safety
+///
+/// The list has `count` pieces.
+unsafe fn piece(iov: *const uct_iov_t, count: usize) -> Result<(*mut u8, usize), ucs_status_t> {
+    // SAFETY: the caller vouches for it.
+    let pieces = if count == 0 { &[] } else { unsafe { slice::from_raw_parts(iov, count) } };
+    match pieces {
+        [] => Err(UCS_OK),
+        [piece] if piece.length == 0 => Err(UCS_OK),
+        [piece] => Ok((piece.buffer.cast(), piece.length)),
+        _ => Err(UCS_ERR_INVALID_PARAM),
     }
 }
 
@@ -262,15 +312,10 @@ pub unsafe extern "C" fn get_zcopy(
     completion: *mut uct_completion_t,
 ) -> ucs_status_t {
     // SAFETY: the endpoint and the key are ours, and UCX's pieces are there.
-    let ((iface, ours), key, pieces) = unsafe {
-        let pieces = if count == 0 { &[] } else { slice::from_raw_parts(iov, count) };
-        (endpoint::of(endpoint), key(rkey), pieces)
-    };
-    let (local, len) = match pieces {
-        [] => return UCS_OK,
-        [piece] if piece.length == 0 => return UCS_OK,
-        [piece] => (piece.buffer.cast::<u8>(), piece.length),
-        _ => return UCS_ERR_INVALID_PARAM,
+    let ((iface, ours), key, piece) = unsafe { (endpoint::of(endpoint), key(rkey), piece(iov, count)) };
+    let (local, len) = match piece {
+        Ok(piece) => piece,
+        Err(status) => return status,
     };
     let Some(place) = key.place(remote, len as u64) else { return UCS_ERR_INVALID_ADDR };
     let mut state = match lock(iface, ours) {

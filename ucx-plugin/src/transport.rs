@@ -17,6 +17,7 @@ static OPS: Shared<uct_iface_ops_t> = Shared(uct_iface_ops_t {
     ep_am_zcopy: Some(endpoint::am_zcopy),
     ep_put_short: Some(remote::put_short),
     ep_put_bcopy: Some(remote::put_bcopy),
+    ep_put_zcopy: Some(remote::put_zcopy),
     ep_get_bcopy: Some(remote::get_bcopy),
     ep_get_zcopy: Some(remote::get_zcopy),
     ep_atomic_cswap64: Some(remote::atomic_cswap64),

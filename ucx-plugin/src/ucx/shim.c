@@ -69,6 +69,7 @@ const uint64_t vmshm_event_flags =
 const uint64_t vmshm_atomics = UCS_BIT(UCT_ATOMIC_OP_ADD) | UCS_BIT(UCT_ATOMIC_OP_AND) | UCS_BIT(UCT_ATOMIC_OP_OR) |
                                UCS_BIT(UCT_ATOMIC_OP_XOR);
 const uint64_t vmshm_fetching_atomics = UCS_BIT(UCT_ATOMIC_OP_SWAP) | UCS_BIT(UCT_ATOMIC_OP_CSWAP);
+const uint64_t vmshm_rndv_flags = VMSHM_RNDV_FLAGS;
 const uint64_t vmshm_open_mode_device = UCT_IFACE_OPEN_MODE_DEVICE;
 const uint64_t vmshm_ep_addresses = UCT_EP_PARAM_FIELD_IFACE | UCT_EP_PARAM_FIELD_DEV_ADDR | UCT_EP_PARAM_FIELD_IFACE_ADDR;
 

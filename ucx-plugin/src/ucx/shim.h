@@ -81,6 +81,8 @@ extern const uint64_t vmshm_atomics;
 extern const uint64_t vmshm_fetching_atomics;
 /* Events that a descriptor tells of. */
 extern const uint64_t vmshm_event_flags;
+/* Further ones without which UCX gives long messages to networks. */
+extern const uint64_t vmshm_rndv_flags;
 extern const uint64_t vmshm_open_mode_device;
 extern const uint64_t vmshm_ep_addresses;
 

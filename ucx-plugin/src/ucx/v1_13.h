@@ -146,6 +146,9 @@ typedef struct {
     ucs_status_t (*ep_invalidate)(uct_ep_h ep, unsigned flags);
 } uct_iface_internal_ops_t;
 
+/* Of transports that get and others that put, rendezvous takes those that do both. It then gets, unless UCX_RNDV_SCHEME says other. */
+#define VMSHM_RNDV_FLAGS UCT_IFACE_FLAG_PUT_ZCOPY
+
 /* Of an interface's internal functions, those that came after this series; the same of a component, and of the attributes. */
 #define VMSHM_LATER_INTERNAL_OPS
 static inline void vmshm_init_later(uct_component_t *component) {}

@@ -271,6 +271,9 @@ static inline ucs_status_t vmshm_connect_to_ep_v2(
     return UCS_ERR_UNSUPPORTED;
 }
 
+/* Rendezvous takes transports that get beside others that put. */
+#define VMSHM_RNDV_FLAGS 0
+
 /* Of an interface's internal functions, those that came after 1.13; the same of a component, and of the attributes. */
 #define VMSHM_LATER_INTERNAL_OPS \
     .ep_connect_to_ep_v2 = vmshm_connect_to_ep_v2, .iface_is_reachable_v2 = vmshm_is_reachable_v2, \
