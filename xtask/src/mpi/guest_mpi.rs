@@ -87,9 +87,20 @@ pub fn run(
 
 /// Runs a job; returns what it printed.
 pub fn run_job(lab: &mut dyn Guests, job: &Job<'_>, log: &Path, limit: Duration) -> Result<String> {
-    let (guests, Job { layer, program, .. }) = (lab.size(), job);
-    let script = job.script(guests);
-    let answer = lab.run(0, &script, limit);
+    let guests = lab.size();
+    let what = format!("{} over {} across {guests} guests", job.program, job.layer.name());
+    run_script(lab, &what, &job.script(guests), log, limit)
+}
+
+/// Runs a shell script in guest 0, by which a user would start a job; returns what it printed.
+pub fn run_script(
+    lab: &mut dyn Guests,
+    what: &str,
+    script: &str,
+    log: &Path,
+    limit: Duration,
+) -> Result<String> {
+    let answer = lab.run(0, script, limit);
     let text = match &answer {
         Ok(answer) => answer.text.clone(),
         Err(error) => format!("{error:#}\n"),
@@ -101,8 +112,7 @@ pub fn run_job(lab: &mut dyn Guests, job: &Job<'_>, log: &Path, limit: Duration)
     let answer = answer?;
     if answer.code != 0 {
         bail!(
-            "{program} over {} across {guests} guests ended with exit code {}; log: {}\n{}",
-            layer.name(),
+            "{what} ended with exit code {}; log: {}\n{}",
             answer.code,
             log.display(),
             last_lines(&text, 15)

@@ -1,4 +1,4 @@
-//! Jobs under MPICH as processes of this host, in which UCX carries each message.
+//! Jobs under MPICH in which UCX carries messages: each message between processes of this host, and those between guests.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use super::mpi4py::{Kit, VERSION};
 use crate::base::workspace::Workspace;
 use crate::base::{cleanup, process};
+use crate::lab::PAYLOAD;
 
 /// MPICH's own names on Debian, where `mpirun` and `mpicc` are Open MPI's.
 pub const MPIRUN: &str = "mpirun.mpich";
@@ -38,6 +39,17 @@ pub fn mpirun(
     let environment = environment.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     command.args(settings.into_iter().chain(environment).flat_map(|(name, value)| ["-genv", name, value]));
     command
+}
+
+/// The shell script that starts a job in guest 0 of so many, as the documentation tells users to do it: `ranks` are dealt to the guests
+/// in turn.
+pub fn script(guests: usize, ranks: usize, series: &str, program: &str) -> String {
+    let hosts: Vec<String> = (0..guests).map(|guest| format!("vm{guest}")).collect();
+    format!(
+        "settings=$({PAYLOAD}/bin/vmshm env --ucx {series}) || exit\neval \"$settings\"\ncd /tmp\n\
+         {MPIRUN} -n {ranks} -hosts {} -genv UCX_LOG_LEVEL info {program}\n",
+        hosts.join(",")
+    )
 }
 
 /// Finds mpi4py for MPICH's ABI in the cache, or downloads it as it is published: returns what jobs set to load it instead of the

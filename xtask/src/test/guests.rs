@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use super::host;
 use super::tally::{Count, Tally};
+use super::{host, mpich};
+use crate::install::ucx::Ucx;
 use crate::lab::accel::Accel;
 use crate::lab::image::Image;
 use crate::lab::{Lab, PAYLOAD, Plan};
@@ -67,6 +68,7 @@ pub fn steps(prepared: &Prepared, tally: &mut Tally) -> Result<usize> {
     })?;
     tally.step("guests-2-hpcc", |logs| challenge(two.lab(logs)?, logs))?;
     tally.step("guests-2-spawn", |logs| spawn(two.lab(logs)?, logs))?;
+    tally.step("guests-2-mpich", |logs| mpich::across(two.lab(logs)?, &Ucx::found()?.series, logs))?;
     let mut repeated = two.repeated_boots();
     // Their memory and processors are for the next lab.
     drop(two);

@@ -64,6 +64,9 @@ pub fn run(workspace: &Workspace, wish: Wish, choice: &Choice) -> Result<bool> {
     let prepared = if choice.has("guests") {
         stage.and_then(|stage| {
             let prepare = || {
+                if choice.has("guests-2-mpich") {
+                    mpich::prepare_guests(workspace, &stage, &logs)?;
+                }
                 let image = image::ensure(workspace, &logs)?;
                 let accel = accel::choose(wish, &image, &logs)?;
                 Ok((stage, image, accel))

@@ -1,4 +1,4 @@
-//! Steps that run MPI programs under MPICH over the UCX transport, as processes of this host.
+//! Steps that run MPI programs under MPICH over the UCX transport, as processes of this host and in guests.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,13 +15,20 @@ use crate::base::workspace::Workspace;
 use crate::install::ucx::Ucx;
 use crate::install::{self, build_tree};
 use crate::lab::region::Region;
+use crate::lab::{Lab, PAYLOAD};
+use crate::mpi::guest_mpi;
 use crate::mpi::mpi4py::{self, EXCEPT, Suite};
 use crate::mpi::mpich::{self, MPICC, MPIRUN};
 
 /// The checker for MPICH in the built tree.
 const CHECKER: &str = "bin/vmshm-mpi-check.mpich";
 
+/// The program that tells nodes, in the built tree.
+const NODES: &str = "bin/nodes.mpich";
+
 const LIMIT: Duration = Duration::from_secs(300);
+/// Of a job across guests, on real hardware.
+const GUESTS_LIMIT: Duration = Duration::from_secs(150);
 
 /// Parts of the message checker that MPICH passes.
 const PARTS: &[&str] = &[
@@ -141,6 +148,44 @@ fn carried(text: &str, name: &str, ranks: usize) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Builds what [`across`] runs, and puts it into the built tree.
+pub fn prepare_guests(workspace: &Workspace, stage: &Path, logs: &Path) -> Result<()> {
+    checker(workspace, stage, logs)?;
+    let source = logs.join("mpich-nodes.c");
+    fs::write(&source, include_str!("nodes.c"))?;
+    let mut command = Command::new(MPICC);
+    command.arg("-o").args([&stage.join(NODES), &source]);
+    process::run(command, MPICC, &logs.join("mpich-nodes.log"), LIMIT)?;
+    Ok(())
+}
+
+/// The message checker across guests with UCX of a series. Each guest must be a node of its own to MPICH.
+pub fn across(lab: &mut Lab, series: &str, logs: &Path) -> Result<Count> {
+    let guests = lab.size();
+    let mut run = |ranks: usize, program: &str, log: &str| {
+        let script = mpich::script(guests, ranks, series, &format!("{PAYLOAD}/{program}"));
+        let text = guest_mpi::run_script(lab, program, &script, &logs.join(log), GUESTS_LIMIT)?;
+        for guest in 0..guests {
+            let of_guest = |line: &&str| line.contains(&format!("[vm{guest}:"));
+            carried(&text.lines().filter(of_guest).collect::<Vec<_>>().join("\n"), "vmshm", ranks / guests)?;
+        }
+        Ok::<_, anyhow::Error>(text)
+    };
+    let text = run(2 * guests, NODES, "nodes.log")?;
+    if text.matches("shares memory with 1 other").count() != 2 * guests {
+        bail!("of {} processes in {guests} guests not each shares memory with one:\n{text}", 2 * guests);
+    }
+    let mut sum = Count::one();
+    for (ranks, parts) in [(guests, PARTS), (2 * guests, SHORT)] {
+        let program = format!("{CHECKER} {}", arguments(&[parts]).collect::<Vec<_>>().join(" "));
+        let text = run(ranks, &program, &format!("check-{ranks}.log"))?;
+        let count = Count::of_checker(&text)
+            .with_context(|| format!("the checker printed no closing line:\n{}", last_lines(&text, 10)))?;
+        sum.add(&count);
+    }
+    Ok(sum)
 }
 
 /// The suite of mpi4py must end as it does over UCX's own shared memory.
