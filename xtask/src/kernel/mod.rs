@@ -33,9 +33,9 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// The same root file system, booted by this kernel.
-    pub fn under(&self, image: &Image) -> Image {
-        Image { kernel: self.vmlinuz.clone(), initramfs: self.initramfs.clone(), root: image.root.clone() }
+    /// A root file system, booted by this kernel.
+    pub fn under(&self, root: &Path) -> Image {
+        Image { kernel: self.vmlinuz.clone(), initramfs: self.initramfs.clone(), root: root.to_owned() }
     }
 }
 

@@ -12,17 +12,17 @@ use anyhow::Result;
 
 use super::tally::Tally;
 use access::{calls, fuzz, load, mmap, unbind};
-use guest::checked;
 use jobs::{RINGS, doorbell, heap, mpi, sleep};
 use loss::{death, suspend, unplug, vm_end};
 use plain::plain;
-use setup::Pair;
 
-pub use setup::{Prepared, prepare};
+pub use guest::{checked, must};
+pub use jobs::wait_for;
+pub use setup::{Pair, Parts, Prepared, prepare};
 
 /// Runs all of them. Returns how many boots were repeated.
 pub fn steps(prepared: &Prepared, tally: &mut Tally) -> Result<usize> {
-    let mut pair = Pair { prepared, lab: None };
+    let mut pair = Pair::new(prepared);
     let release = pair.release();
     tally.step("guests-driver-load", |logs| {
         let release = release?;
@@ -47,7 +47,7 @@ pub fn steps(prepared: &Prepared, tally: &mut Tally) -> Result<usize> {
     tally.step("guests-driver-unplug", |logs| checked(pair.lab(logs)?, logs, |lab| unplug(lab, logs)))?;
     // The last one: it ends a guest.
     tally.step("guests-driver-vm-end", |logs| vm_end(pair.lab(logs)?, logs))?;
-    let mut repeated = pair.lab.iter().flatten().map(|lab| lab.repeated_boots).sum();
+    let mut repeated = pair.repeated_boots();
     // Their memory and processors are for the next lab.
     drop(pair);
     tally.step("guests-driver-plain", |logs| {

@@ -26,6 +26,13 @@ pub struct Parts {
     kernel: Kernel,
 }
 
+impl Parts {
+    /// The same with another root file system.
+    pub fn with_root(self, root: &Path) -> Self {
+        Self { image: self.kernel.under(root), ..self }
+    }
+}
+
 /// Parts of the guests, or why there can be none.
 pub type Prepared = Result<Parts, String>;
 
@@ -47,23 +54,32 @@ pub fn prepare(
     );
     install::place(&module.file, &stage.join(MODULE), 0o644)?;
     ucx::build(stage, logs)?;
-    Ok(Parts { stage: stage.to_owned(), image: kernel.under(image), accel, kernel })
+    Ok(Parts { stage: stage.to_owned(), image: kernel.under(&image.root), accel, kernel })
 }
 
 /// Two guests with doorbells, booted by the first step which needs them.
 #[derive(Debug)]
 pub struct Pair<'a> {
-    pub prepared: &'a Prepared,
-    pub lab: Option<Result<Lab, String>>,
+    prepared: &'a Prepared,
+    lab: Option<Result<Lab, String>>,
 }
 
-impl Pair<'_> {
+impl<'a> Pair<'a> {
+    pub fn new(prepared: &'a Prepared) -> Self {
+        Self { prepared, lab: None }
+    }
+
     pub fn lab(&mut self, logs: &Path) -> Result<&mut Lab> {
         let lab = self.lab.get_or_insert_with(|| {
             let sharing = Sharing { doorbell: true, spare: 1, ..Sharing::default() };
             start(self.prepared, 2, &sharing, logs).map_err(|error| format!("{error:#}"))
         });
         lab.as_mut().map_err(|why| anyhow::anyhow!("there are no guests: {why}"))
+    }
+
+    /// How many boots were repeated.
+    pub fn repeated_boots(&self) -> usize {
+        self.lab.iter().flatten().map(|lab| lab.repeated_boots).sum()
     }
 
     pub fn release(&self) -> Result<String> {
