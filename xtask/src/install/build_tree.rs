@@ -63,6 +63,7 @@ pub const CHECKERS: Programs = Programs {
     names: &[
         "vmshm-mpi-check",
         "vmshm-mpi-spawn",
+        "vmshm-mpi-traffic",
         "vmshm-mpi-wait",
         "vmshm-heap-check",
         "vmshm-mpi-sessions",

@@ -13,9 +13,20 @@ use crate::lab::{Guests, PAYLOAD};
 /// The ordinary user that the guests have, besides root.
 pub const USER: &str = "mpi";
 
+/// What starts the processes of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Launcher {
+    /// Open MPI's own launcher, by ssh.
+    Mpirun,
+    /// Slurm, by PMIx.
+    Srun,
+}
+
 /// An MPI job.
 #[derive(Debug, Clone)]
 pub struct Job<'a> {
+    /// What starts its processes.
+    pub launcher: Launcher,
     /// Ranks, dealt to the guests in turn.
     pub ranks: usize,
     /// The guests that take part; empty: all.
@@ -24,7 +35,7 @@ pub struct Job<'a> {
     pub layer: Layer,
     /// The program, with its arguments.
     pub program: &'a str,
-    /// Further arguments of mpirun.
+    /// Further arguments of mpirun, for Slurm none but Open MPI's parameters.
     pub arguments: &'a str,
     /// Run by [`USER`], not by root.
     pub as_user: bool,
@@ -33,16 +44,14 @@ pub struct Job<'a> {
 impl<'a> Job<'a> {
     /// A job over vmshm.
     pub fn new(ranks: usize, program: &'a str) -> Self {
-        Self { ranks, guests: &[], layer: Layer::Vmshm, program, arguments: "", as_user: false }
+        let (launcher, layer) = (Launcher::Mpirun, Layer::Vmshm);
+        Self { launcher, ranks, guests: &[], layer, program, arguments: "", as_user: false }
     }
 
     /// The shell script that runs it in guest 0 of so many.
     pub fn script(&self, all: usize) -> String {
         let all: Vec<usize> = (0..all).collect();
         let guests = if self.guests.is_empty() { &all } else { self.guests };
-        // Exactly as many places as needed, at least one a guest: what a rank spawns goes where a place is free.
-        let places = self.ranks.div_ceil(guests.len());
-        let hosts: Vec<String> = guests.iter().map(|k| format!("vm{k}:{places}")).collect();
         let mut script = String::new();
         if !self.as_user {
             for (name, value) in AS_ROOT {
@@ -53,16 +62,11 @@ impl<'a> Job<'a> {
             // As the README tells users to do it.
             script += &format!("settings=$({PAYLOAD}/bin/vmshm env) || exit\neval \"$settings\"\n");
         }
-        let yielding = if places > 1 { "--mca mpi_yield_when_idle 1" } else { "" };
-        script += &format!(
-            "cd /tmp\nmpirun -np {} --host {} --map-by node --bind-to none {yielding} \
-             --mca btl_tcp_if_include eth0 --mca oob_tcp_if_include eth0 {} {} {}\n",
-            self.ranks,
-            hosts.join(","),
-            self.layer.mpirun_args().join(" "),
-            self.arguments,
-            self.program,
-        );
+        script += "cd /tmp\n";
+        script += &match self.launcher {
+            Launcher::Mpirun => self.mpirun(guests),
+            Launcher::Srun => self.srun(guests),
+        };
         if !self.as_user {
             return script;
         }
@@ -71,6 +75,47 @@ impl<'a> Job<'a> {
              setpriv --reuid={USER} --regid={USER} --init-groups env HOME=/home/{USER} USER={USER} sh /tmp/job.sh\n"
         )
     }
+
+    /// Open MPI's parameters, as mpirun takes them.
+    fn parameters(&self, guests: &[usize]) -> String {
+        let yielding = if self.ranks > guests.len() { "--mca mpi_yield_when_idle 1 " } else { "" };
+        format!("{yielding}{} {}", self.layer.mpirun_args().join(" "), self.arguments)
+    }
+
+    fn mpirun(&self, guests: &[usize]) -> String {
+        // Exactly as many places as needed, at least one a guest: what a rank spawns goes where a place is free.
+        let places = self.ranks.div_ceil(guests.len());
+        let hosts: Vec<String> = guests.iter().map(|k| format!("vm{k}:{places}")).collect();
+        format!(
+            "mpirun -np {} --host {} --map-by node --bind-to none --mca btl_tcp_if_include eth0 \
+             --mca oob_tcp_if_include eth0 {} {}\n",
+            self.ranks,
+            hosts.join(","),
+            self.parameters(guests),
+            self.program,
+        )
+    }
+
+    fn srun(&self, guests: &[usize]) -> String {
+        let hosts: Vec<String> = guests.iter().map(|k| format!("vm{k}")).collect();
+        format!(
+            "{}srun --mpi=pmix --nodelist={} --ntasks={} --distribution=cyclic --overcommit {}\n",
+            as_variables(&self.parameters(guests)),
+            hosts.join(","),
+            self.ranks,
+            self.program,
+        )
+    }
+}
+
+/// Parameters of mpirun's command line as lines of a shell.
+fn as_variables(parameters: &str) -> String {
+    let words: Vec<&str> = parameters.split_whitespace().collect();
+    let line = |words: &[&str]| match words {
+        ["--mca", name, value] => Some(format!("export OMPI_MCA_{name}={value}\n")),
+        _ => None,
+    };
+    words.chunks(3).filter_map(line).collect()
 }
 
 /// Runs `program` (with arguments) with so many ranks, dealt to the guests in turn; returns what it printed.
@@ -119,4 +164,23 @@ pub fn run_script(
         );
     }
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_become_variables() {
+        let job = Job { launcher: Launcher::Srun, arguments: "--mca osc vmshm", ..Job::new(4, "program") };
+        let script = job.script(2);
+        for line in [
+            "export OMPI_MCA_mpi_yield_when_idle=1",
+            "export OMPI_MCA_btl=vmshm,self",
+            "export OMPI_MCA_osc=vmshm",
+            "srun --mpi=pmix --nodelist=vm0,vm1 --ntasks=4 --distribution=cyclic --overcommit program",
+        ] {
+            assert!(script.lines().any(|found| found == line), "{line} is not in {script}");
+        }
+    }
 }

@@ -6,6 +6,7 @@ mod guests;
 mod host;
 mod mpich;
 mod network;
+mod other_guests;
 mod other_mpi;
 mod other_release;
 mod other_ucx;
@@ -80,7 +81,7 @@ pub fn run(workspace: &Workspace, wish: Wish, choice: &Choice) -> Result<bool> {
     let mut repeated = guests::steps(&prepared, &mut tally)?;
     repeated += network::steps(&prepared, &mut tally)?;
 
-    let prepared = if choice.has("guests-driver") {
+    let prepared = if choice.has("guests-driver") || choice.has(other_guests::NAME) {
         prepared.and_then(|(stage, image, accel)| {
             driver::prepare(workspace, &stage, &image, accel, &logs).map_err(|error| format!("{error:#}"))
         })
@@ -89,6 +90,15 @@ pub fn run(workspace: &Workspace, wish: Wish, choice: &Choice) -> Result<bool> {
     };
     cleanup::check()?;
     repeated += driver::steps(&prepared, &mut tally)?;
+    let prepared = if choice.has(other_guests::NAME) {
+        prepared.and_then(|parts| {
+            other_guests::prepare(workspace, parts, &logs).map_err(|error| format!("{error:#}"))
+        })
+    } else {
+        Err("no step needed them".into())
+    };
+    cleanup::check()?;
+    repeated += other_guests::steps(&prepared, &mut tally)?;
     tally.step("vmm-lab", |logs| {
         let seen = vmm_lab::run(workspace, &[], logs)?;
         for missing in &seen.missing {

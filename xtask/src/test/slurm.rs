@@ -46,6 +46,33 @@ fn check(stage: &Path, logs: &Path) -> Result<Count> {
     checked(done)
 }
 
+/// Text of a `slurm.conf`: nodes by name and address, of which the first has the controller, the users of controller and daemons,
+/// and the folder where these have the folders `state` and `spool`.
+pub fn configuration(nodes: &[(String, String)], controller: &str, daemon: &str, folder: &Path) -> String {
+    let place = folder.display();
+    let mut text = format!(
+        "ClusterName=vmshm\n\
+         SlurmUser={controller}\n\
+         SlurmdUser={daemon}\n\
+         AuthType=auth/munge\n\
+         CredType=cred/munge\n\
+         StateSaveLocation={place}/state\n\
+         SlurmdSpoolDir={place}/spool\n\
+         SlurmctldPidFile={place}/state/slurmctld.pid\n\
+         SlurmdPidFile={place}/spool/slurmd.pid\n\
+         ProctrackType=proctrack/pgid\n\
+         TaskPlugin=task/none\n\
+         ReturnToService=2\n"
+    );
+    if let Some((name, address)) = nodes.first() {
+        text += &format!("SlurmctldHost={name}({address})\n");
+    }
+    for (name, address) in nodes {
+        text += &format!("NodeName={name} NodeAddr={address}\n");
+    }
+    text + "PartitionName=all Nodes=ALL Default=YES State=UP\n"
+}
+
 /// A Slurm of this machine alone, which ends with this value.
 struct Slurm {
     /// In the order in which they are ended.
@@ -72,30 +99,9 @@ impl Slurm {
         drop(ports);
         let user = nix::unistd::User::from_uid(nix::unistd::getuid())?.context("this user has no name")?.name;
         let place = dir.path().display();
-        fs::write(
-            dir.path().join("slurm.conf"),
-            format!(
-                "ClusterName=vmshm\n\
-                 SlurmctldHost={host}(127.0.0.1)\n\
-                 SlurmUser={user}\n\
-                 SlurmdUser={user}\n\
-                 SlurmctldPort={controller}\n\
-                 SlurmdPort={daemon}\n\
-                 AuthType=auth/munge\n\
-                 AuthInfo=socket={place}/munge\n\
-                 CredType=cred/munge\n\
-                 StateSaveLocation={place}/state\n\
-                 SlurmdSpoolDir={place}/spool\n\
-                 SlurmctldPidFile={place}/slurmctld.pid\n\
-                 SlurmdPidFile={place}/slurmd.pid\n\
-                 ProctrackType=proctrack/pgid\n\
-                 TaskPlugin=task/none\n\
-                 ReturnToService=2\n\
-                 NodeName={host} NodeAddr=127.0.0.1 CPUs={}\n\
-                 PartitionName=all Nodes=ALL Default=YES State=UP\n",
-                std::thread::available_parallelism().map_or(1, usize::from),
-            ),
-        )?;
+        let text = configuration(&[(host.into(), "127.0.0.1".into())], &user, &user, dir.path())
+            + &format!("SlurmctldPort={controller}\nSlurmdPort={daemon}\nAuthInfo=socket={place}/munge\n");
+        fs::write(dir.path().join("slurm.conf"), text)?;
         let file = |option: &str, name: &str| format!("--{option}={place}/{name}");
         let mut munged = administrator("munged");
         // Others could write above its files, in /dev/shm.
