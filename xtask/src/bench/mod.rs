@@ -251,6 +251,9 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     if let Some(table) = target::summary(&results.cases, results.raw.as_ref()) {
         report.table(target::HEADING, &table, Table::render_left);
     }
+    if options.mpi.is_some() {
+        report.table(other_mpi::HEADING, &other_mpi::summary(&results.cases), Table::render_left);
+    }
     report.say(&target::one_sided(&results.cases).unwrap_or_default());
     for (way, why) in &missing {
         report.say(&format!("{} does not run here:\n{why}", way.name));
