@@ -144,16 +144,17 @@ unsafe extern "C" fn mem_alloc(
     _: *const c_char,
     memory: *mut uct_mem_h,
 ) -> ucs_status_t {
-    if kind != UCS_MEMORY_TYPE_HOST || flags & UCT_MD_MEM_FLAG_FIXED != 0 {
+    if kind != UCS_MEMORY_TYPE_HOST {
         return UCS_ERR_UNSUPPORTED;
     }
     // SAFETY: the domain is ours, and UCX gives room for the answers.
     unsafe {
         let domain = of(md);
-        let Some((place, handle)) = domain.registry.allocate(&domain.options, *len) else {
+        let at = (flags & UCT_MD_MEM_FLAG_FIXED != 0).then_some((*address).addr());
+        let Some((place, handle)) = domain.registry.allocate(&domain.options, *len, at) else {
             return UCS_ERR_NO_MEMORY;
         };
-        *len = handle.fragment.as_ref().map_or(*len, |fragment| fragment.capacity());
+        *len = handle.len();
         *address = place.cast();
         *memory = Box::into_raw(Box::new(handle)).cast();
     }

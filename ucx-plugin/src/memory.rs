@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use vmshm_transport::attach::{AttachError, Attached, Options, open_endpoint};
-use vmshm_transport::{Fragment, Purpose};
+use vmshm_transport::{Fragment, Mapping, Purpose};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::ucx;
@@ -62,8 +62,15 @@ const _: () = assert!(size_of::<RemoteKey>() == ucx::VMSHM_KEY_LEN as usize);
 #[repr(C)]
 pub struct Handle {
     pub remote: RemoteKey,
-    /// Memory of the section, taken for the program.
-    pub fragment: Option<Fragment>,
+    /// Memory of the section, taken for the program, and where the program wanted it, if it did.
+    fragment: Option<(Fragment, Option<usize>)>,
+}
+
+impl Handle {
+    /// Bytes of the memory.
+    pub fn len(&self) -> usize {
+        self.remote.len as usize
+    }
 }
 
 /// An interface's side of a memory domain: forgets memory at once.
@@ -127,27 +134,37 @@ impl Registry {
         }
     }
 
-    /// Takes memory of the section for the program; `None` where there is none.
-    pub fn allocate(&self, options: &Options, len: usize) -> Option<(*mut u8, Handle)> {
+    /// Takes memory of the section for the program, at a fixed address if one is given; `None` where there is none.
+    pub fn allocate(&self, options: &Options, len: usize, at: Option<usize>) -> Option<(*mut u8, Handle)> {
         let mut section = self.section.lock();
         if section.is_none() {
             *section = self.attach(options).map_err(|error| ucx::tell(&format!("vmshm: {error}"))).ok();
         }
         let attached = section.as_mut()?;
-        let fragment = attached.fragment_for(len, Purpose::Large)?;
-        let (address, offset) = (fragment.ptr(), fragment.offset());
-        let remote = RemoteKey {
-            key: random()?,
-            base: address.addr() as u64,
-            len: fragment.capacity() as u64,
-            offset,
-        };
-        Some((address, Handle { remote, fragment: Some(fragment) }))
+        let key = random()?;
+        let room = if at.is_some() { Mapping::ALIAS_ALIGNMENT } else { 0 };
+        let fragment = attached.fragment_for(len.checked_add(room)?, Purpose::Large)?;
+        let (mut address, mut len, mut offset) = (fragment.ptr(), fragment.capacity(), fragment.offset());
+        if let Some(at) = at {
+            match attached.alias(&fragment, len - room, at) {
+                Ok((mapped, from)) => {
+                    (address, len, offset) = (std::ptr::with_exposed_provenance_mut(at), mapped, from);
+                }
+                Err(error) => {
+                    ucx::tell(&format!("vmshm: no memory of the section at {at:#x}: {error}"));
+                    attached.free(fragment);
+                    return None;
+                }
+            }
+        }
+        let remote = RemoteKey { key, base: address.addr() as u64, len: len as u64, offset };
+        Some((address, Handle { remote, fragment: Some((fragment, at)) }))
     }
 
     /// Gives memory of the section back.
     pub fn free(&self, handle: Handle) {
-        if let (Some(fragment), Some(attached)) = (handle.fragment, self.section.lock().as_mut()) {
+        if let (Some((fragment, at)), Some(attached)) = (handle.fragment, self.section.lock().as_mut()) {
+            at.into_iter().for_each(|at| attached.end_alias(at));
             attached.free(fragment);
         }
     }

@@ -20,9 +20,9 @@ use super::lock;
 use super::section::{choose_section, parse_uuid};
 use super::sleeper::Sleeper;
 use super::source::{Source, look, map, open};
-use crate::endpoint::{Endpoint, Process};
+use crate::endpoint::{Endpoint, Fragment, Process};
 use crate::error::AttachError as SectionError;
-use crate::memory::Mapping;
+use crate::memory::{Mapping, Memory};
 use crate::region::slot;
 use crate::tune;
 
@@ -191,6 +191,29 @@ impl Attached {
     /// be borrowed; then call [`Endpoint::wake_up`] and go on polling.
     pub fn sleeper(&self) -> Option<Sleeper> {
         self.sleeper.clone()
+    }
+
+    /// Maps `len` bytes of a fragment, of zeros, once more at `address`, a multiple of the page size where nothing is mapped.
+    /// Returns how many bytes that are, and their offset in the region. The fragment must be [`Mapping::ALIAS_ALIGNMENT`] longer.
+    ///
+    /// # Errors
+    ///
+    /// The error of `mmap`; a fragment that is too short.
+    pub fn alias(&self, fragment: &Fragment, len: usize, address: usize) -> io::Result<(usize, u64)> {
+        let skipped = address.wrapping_sub(fragment.offset() as usize) % Mapping::ALIAS_ALIGNMENT;
+        let offset = fragment.offset() + skipped as u64;
+        let len = self.memory().alias(offset, len, address)?;
+        if skipped + len > fragment.capacity() {
+            self.end_alias(address);
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        self.memory().zero(offset, len as u64);
+        Ok((len, offset))
+    }
+
+    /// Ends the alias at an address, before its fragment is freed. Nothing may use it any more.
+    pub fn end_alias(&self, address: usize) {
+        self.memory().end_alias(address);
     }
 
     /// Leaves, as dropping does, but keeps memory of the section: chunks stay mapped and stay this process's until it ends. To be

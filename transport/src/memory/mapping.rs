@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Mutex, PoisonError};
 
 use vmshm_abi::driver::DeviceInfo;
 
@@ -27,6 +29,8 @@ pub struct MappedFile {
     guard: Guard,
     is_device: bool,
     has_doorbells: bool,
+    /// Parts of it that are mapped once more.
+    aliases: Mutex<Vec<(Guard, Pages)>>,
     _all: Pages,
     _own: Option<Pages>,
 }
@@ -89,6 +93,7 @@ impl Mapping {
             guard: Guard::new(&all, own.as_ref())?,
             is_device: device.is_some(),
             has_doorbells: device.is_some_and(|device| device.vectors > 0),
+            aliases: Mutex::default(),
             _all: all,
             _own: own,
         };
@@ -110,6 +115,32 @@ impl Mapping {
     /// The device was seen to be gone.
     pub(crate) fn lose(&self) {
         self.device().guard.lose();
+    }
+
+    /// Bytes by which offset and address of an alias must agree, so that every kind of file but those of 1 GiB pages can be mapped,
+    /// and with large pages.
+    pub const ALIAS_ALIGNMENT: usize = LARGE_PAGE;
+
+    /// Maps at least `len` bytes of the file from `offset` on once more, to be written too, at `address`, where nothing may be
+    /// mapped. Returns how many bytes that are.
+    ///
+    /// # Errors
+    ///
+    /// The error of `mmap`.
+    pub(crate) fn alias(&self, offset: u64, len: usize, address: usize) -> io::Result<usize> {
+        // The size of the file's pages.
+        let page =
+            usize::try_from(self.file().metadata()?.blksize()).unwrap_or_default().clamp(4096, LARGE_PAGE);
+        let pages = Pages::map_at(self.file(), offset, len.next_multiple_of(page), address)?;
+        let (guard, len) = (Guard::new(&pages, Some(&pages))?, pages.len());
+        self.device().aliases.lock().unwrap_or_else(PoisonError::into_inner).push((guard, pages));
+        Ok(len)
+    }
+
+    /// Ends the alias at an address.
+    pub(crate) fn end_alias(&self, address: usize) {
+        let mut aliases = self.device().aliases.lock().unwrap_or_else(PoisonError::into_inner);
+        aliases.retain(|(_, pages)| pages.start().addr() != address);
     }
 
     /// The file, if it is the guest driver's device.

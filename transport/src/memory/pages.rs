@@ -70,6 +70,26 @@ impl Pages {
         Ok(mapped)
     }
 
+    /// Maps `len` bytes of `file` from `offset` on, to be written too, at an address where nothing is mapped.
+    ///
+    /// # Errors
+    ///
+    /// The error of `mmap`: `EEXIST` where something is.
+    pub fn map_at(file: &File, offset: u64, len: usize, address: usize) -> io::Result<Self> {
+        let from = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let place = ptr::with_exposed_provenance_mut(address);
+        let (protection, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE);
+        // SAFETY: nothing that is mapped is replaced.
+        let pages =
+            Self::of(unsafe { libc::mmap(place, len, protection, flags, file.as_raw_fd(), from) }, len)?;
+        // A kernel that does not know the flag may have chosen another address.
+        match pages.start.addr() == address {
+            true => Ok(pages),
+            false => Err(io::Error::from_raw_os_error(libc::EEXIST)),
+        }
+    }
+
     fn of(start: *mut libc::c_void, len: usize) -> io::Result<Self> {
         match start == libc::MAP_FAILED {
             true => Err(io::Error::last_os_error()),
@@ -99,6 +119,22 @@ impl Drop for Pages {
 mod tests {
     use super::*;
     use std::io::Write;
+
+    #[test]
+    fn nothing_is_replaced() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(16 << 10).unwrap();
+        let there = Pages::map(&file, 0, 16 << 10, true, None).unwrap();
+        let address = there.start().expose_provenance();
+        let error = Pages::map_at(&file, 4096, 4096, address).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EEXIST));
+        // SAFETY: the mapping is there, and nobody else uses it.
+        unsafe { there.start().add(4096).write_volatile(7) };
+        drop(there);
+        let again = Pages::map_at(&file, 4096, 4096, address).unwrap();
+        // SAFETY: as above.
+        assert_eq!((again.start().addr(), unsafe { again.start().read_volatile() }), (address, 7));
+    }
 
     #[test]
     fn address_and_offset_agree() {

@@ -11,6 +11,9 @@ const LEN: usize = 400_000;
 /// In the ring, in a piece of the section, in several.
 const SIZES: [usize; 5] = [1, 8, 1000, 5000, 100_000];
 
+/// Address where nothing is, as OpenSHMEM takes it for its heap.
+const FIXED: usize = 0x7e_ff00_0000;
+
 struct Target {
     worker: Arc<Worker>,
     memory: Memory,
@@ -20,7 +23,12 @@ struct Target {
 impl Target {
     fn new(in_section: bool) -> Self {
         let context = Context::new();
-        let (worker, memory) = (Worker::new(&context), Memory::new(&context, LEN, in_section));
+        let memory = Memory::new(&context, LEN, in_section);
+        Self::of(&context, memory, in_section)
+    }
+
+    fn of(context: &Arc<Context>, memory: Memory, in_section: bool) -> Self {
+        let worker = Worker::new(context);
         assert_eq!(is_in_region(memory.address()), in_section);
         let packed = memory.pack();
         Self { worker, memory, packed }
@@ -54,8 +62,7 @@ fn word(bytes: &[u8]) -> u64 {
     u64::from_ne_bytes(word)
 }
 
-fn move_bytes(in_section: bool) {
-    let target = Target::new(in_section);
+fn move_bytes(target: &Target) {
     let worker = Worker::new(&Context::new());
     let (endpoint, key) = target.meet(&worker);
     for (number, len) in SIZES.into_iter().enumerate() {
@@ -74,13 +81,34 @@ fn move_bytes(in_section: bool) {
 #[test]
 fn bytes_go_to_a_section_and_come_from_there() {
     let _use = super::beside_others();
-    move_bytes(true);
+    move_bytes(&Target::new(true));
+}
+
+#[test]
+fn memory_of_a_section_lies_where_the_program_wants_it() {
+    let _use = super::beside_others();
+    for address in [FIXED, FIXED + 0x3000] {
+        let context = Context::new();
+        let memory = Memory::fixed(&context, LEN, address);
+        assert_eq!(memory.address(), address as u64);
+        let target = Target::of(&context, memory, true);
+        move_bytes(&target);
+        // In place: the owner does nothing.
+        let worker = Worker::new(&Context::new());
+        let (endpoint, key) = target.meet(&worker);
+        let word = endpoint.get(8, address as u64, &key).wait_with(|| target.worker.progress()).unwrap();
+        endpoint.change(Op::Add, 8, 1, true, address as u64, &key).wait().unwrap();
+        let last = address as u64 + LEN as u64 - 8;
+        assert_eq!(endpoint.get(8, last, &key).wait().unwrap(), target.memory.read(LEN - 8, 8));
+        assert_eq!(u64::from_ne_bytes(word.try_into().unwrap()) + 1, self::word(&target.memory.read(0, 8)));
+    }
+    assert!(!is_in_region(FIXED as u64), "it was not unmapped");
 }
 
 #[test]
 fn bytes_go_to_other_memory_and_come_from_there() {
     let _use = super::beside_others();
-    move_bytes(false);
+    move_bytes(&Target::new(false));
 }
 
 /// Each operation on a word, beside a word that must stay as it is.

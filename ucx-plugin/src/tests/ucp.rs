@@ -296,6 +296,15 @@ unsafe impl Sync for Memory {}
 impl Memory {
     /// Maps memory of the heap, or lets UCX take some from the section.
     pub fn new(context: &Arc<Context>, len: usize, in_section: bool) -> Self {
+        Self::at(context, len, in_section, 0)
+    }
+
+    /// Lets UCX take some from the section, and map it at this address.
+    pub fn fixed(context: &Arc<Context>, len: usize, address: usize) -> Self {
+        Self::at(context, len, true, address)
+    }
+
+    fn at(context: &Arc<Context>, len: usize, in_section: bool, address: usize) -> Self {
         let mut own = vec![0u64; if in_section { 0 } else { len / 8 }];
         let mut handle = null_mut();
         // SAFETY: UCX reads what outlives the calls, and has room for its answers; all zero is a value of its parameters. The
@@ -307,6 +316,11 @@ impl Memory {
             if in_section {
                 params.field_mask |= u64::from(UCP_MEM_MAP_PARAM_FIELD_FLAGS);
                 params.flags = UCP_MEM_MAP_ALLOCATE;
+                if address != 0 {
+                    params.field_mask |= u64::from(UCP_MEM_MAP_PARAM_FIELD_ADDRESS);
+                    params.flags |= UCP_MEM_MAP_FIXED;
+                    params.address = ptr::without_provenance_mut(address);
+                }
             } else {
                 params.field_mask |= u64::from(UCP_MEM_MAP_PARAM_FIELD_ADDRESS);
                 params.address = own.as_mut_ptr().cast();

@@ -80,7 +80,7 @@ ucs_status_t vmshm_md_query(uct_md_h md, vmshm_md_attr_t *attributes)
 
     vmshm_init_md_attr(attributes);
     VMSHM_MD_CAPABILITIES(attributes)->flags =
-        UCT_MD_FLAG_ALLOC | UCT_MD_FLAG_REG | UCT_MD_FLAG_NEED_RKEY | VMSHM_MD_INVALIDATES;
+        UCT_MD_FLAG_ALLOC | UCT_MD_FLAG_FIXED | UCT_MD_FLAG_REG | UCT_MD_FLAG_NEED_RKEY | VMSHM_MD_INVALIDATES;
     VMSHM_MD_CAPABILITIES(attributes)->reg_mem_types = host;
     VMSHM_MD_CAPABILITIES(attributes)->alloc_mem_types = host;
     VMSHM_MD_CAPABILITIES(attributes)->access_mem_types = host;
