@@ -26,16 +26,19 @@ impl<S, G> Engine<S, G> {
         !self.upcalls.is_empty()
     }
 
-    /// The quick part of [`Engine::advance`] and [`Engine::next_event`]: see [`vmshm_transport::Endpoint::glance`]. A message with a
-    /// [reserved](crate::is_reserved) tag is not the caller's: [`Engine::next_event`] finds it again.
+    /// Whether [`Engine::advance`] would do nothing, and the endpoint [is quiet](vmshm_transport::Endpoint::is_quiet). Other methods, but
+    /// for those that send the quick way, may end this.
+    pub fn is_quiet(&self, inbox: &Inbox) -> bool {
+        let due = self.queued + self.read_in_place.len() + self.partial.len() + self.upcalls.len();
+        due == 0 && !self.is_blocked && self.endpoint.is_quiet(inbox)
+    }
+
+    /// The quick part of [`Engine::advance`] and [`Engine::next_event`], while the engine [is quiet](Engine::is_quiet): see
+    /// [`vmshm_transport::Endpoint::glance`]. A message with a [reserved](crate::is_reserved) tag is not the caller's, but to be
+    /// [left](Inbox::leave) to [`Engine::next_event`].
     #[inline(always)]
     pub fn glance(&mut self, inbox: &mut Inbox) -> Glance {
-        let due = self.queued
-            | usize::from(self.is_blocked)
-            | self.read_in_place.len()
-            | self.partial.len()
-            | self.upcalls.len();
-        if due == 0 { self.endpoint.glance(inbox) } else { Glance::More }
+        self.endpoint.glance(inbox)
     }
 
     /// Acknowledges what was consumed, after [`Glance::Consumed`].
@@ -43,9 +46,14 @@ impl<S, G> Engine<S, G> {
         self.endpoint.flush();
     }
 
-    /// See [`vmshm_transport::Endpoint::take_long`]: as [`Engine::next_event`], after [`Glance::Long`].
-    #[inline]
-    pub fn take_long(&mut self, inbox: &mut Inbox) -> Option<(Event, bool)> {
+    /// See [`vmshm_transport::Endpoint::look_around`], after [`Glance::Around`].
+    pub fn look_around(&mut self) -> bool {
+        self.endpoint.look_around()
+    }
+
+    /// See [`vmshm_transport::Endpoint::take_long`], after [`Glance::Long`].
+    #[inline(always)]
+    pub fn take_long(&mut self, inbox: &mut Inbox) -> Option<(Peer, bool)> {
         self.endpoint.take_long(inbox)
     }
 

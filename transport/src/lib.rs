@@ -42,7 +42,7 @@ pub use error::{AttachError, ConnectError, Fault, PeerError, SendError};
 pub use memory::copy::{
     self, from_shared as copy_from_shared, to_far as copy_to_far, to_shared as copy_to_shared,
 };
-pub use memory::{CacheHints, Device, Memory, Window};
+pub use memory::{CacheHints, Device, Memory, Place, Window};
 #[cfg(feature = "std")]
 pub use memory::{MappedFile, Mapping};
 pub use region::chunks::Purpose;

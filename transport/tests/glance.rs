@@ -27,20 +27,33 @@ fn send(endpoint: &mut Endpoint<View>, to: Peer, tag: u8, bytes: &[u8]) -> Resul
 /// Takes what there is, at a glance where it is to be had so, and counts what is.
 fn take(endpoint: &mut Endpoint<View>, inbox: &mut Inbox, quick: &mut usize) -> Vec<(u8, Vec<u8>)> {
     let mut found = Vec::new();
-    let event = match endpoint.glance(inbox) {
+    let seen = if endpoint.is_quiet(inbox) { endpoint.glance(inbox) } else { Glance::More };
+    let event = match seen {
         Glance::Nothing => None,
         Glance::Consumed => {
             endpoint.flush();
             None
         }
-        Glance::Short => {
-            while let Some((_, tag, bytes)) = inbox.next_short(|_| true) {
+        Glance::Short(_, count) => {
+            for at in 0..count {
+                let (tag, bytes) = inbox.seen(at).unwrap();
                 found.push((tag, bytes.to_vec()));
                 *quick += 1;
             }
             None
         }
-        Glance::Long => endpoint.take_long(inbox).map(|(event, _)| event),
+        Glance::Around => match endpoint.look_around() {
+            true => None,
+            false => endpoint.poll(inbox),
+        },
+        Glance::Long => match endpoint.take_long(inbox) {
+            Some(_) => {
+                let (tag, bytes) = inbox.seen(0).unwrap();
+                found.push((tag, bytes.to_vec()));
+                None
+            }
+            None => endpoint.poll(inbox),
+        },
         Glance::More => endpoint.poll(inbox),
     };
     if let Some(Event::Message { tag, len, .. }) = event {
@@ -148,6 +161,7 @@ fn who_waits_for_one_hears_strangers_and_sees_deaths() {
     assert_eq!(wait(|| take(&mut a, &mut inbox, &mut quick).pop()), (2, b"stranger".to_vec()));
     drop(b);
     let gone = wait(|| match a.glance(&mut inbox) {
+        Glance::Around if !a.look_around() => a.poll(&mut inbox),
         Glance::More => a.poll(&mut inbox),
         _ => None,
     });

@@ -162,7 +162,8 @@ fn receive(memory: &Words, consumer: &mut Consumer) -> Option<Vec<u8>> {
 /// Takes the short messages that are there together, two words of each.
 fn receive_run(memory: &Words, consumer: &mut Consumer) -> Vec<[u64; 2]> {
     let mut slots = [[0; 32]; 8];
-    let count = consumer.read_run(memory, &mut slots);
+    // SAFETY: the models make consumers with their only memory.
+    let count = unsafe { consumer.read_run(memory, &mut slots) };
     if count > 0 {
         consumer.advance_by(memory, count as u64);
         consumer.acknowledge(memory, CONSUMED);
@@ -189,7 +190,7 @@ fn run_of_short_messages() {
         let memory = Arc::new(Words::new(1 << 12));
         let sender = memory.clone();
         let producing = thread::spawn(move || send_short(&sender, &mut Producer::new(SLOTS, 4), 1..=5));
-        let mut consumer = Consumer::new(SLOTS, 4);
+        let mut consumer = Consumer::new(&*memory, SLOTS, 4);
         let mut found = Vec::new();
         while found.len() < 5 {
             let run = receive_run(&memory, &mut consumer);
@@ -224,7 +225,7 @@ fn quick_messages_behind_what_looks_like_them() {
                 producer.push_slot(&*sender, KIND_INLINE, 0, 16, [number, !number, 0]);
             }
         });
-        let mut consumer = Consumer::new(SLOTS, COUNT as u32);
+        let mut consumer = Consumer::new(&*memory, SLOTS, COUNT as u32);
         let mut found = Vec::new();
         while found.len() < 5 {
             let run = receive_run(&memory, &mut consumer);
@@ -258,7 +259,7 @@ fn run_behind_a_payload_that_looks_like_it() {
             producer.push(&*sender, KIND_INLINE, 0, &[&payload]);
             send_short(&sender, &mut producer, 1..=4);
         });
-        let mut consumer = Consumer::new(SLOTS, 5);
+        let mut consumer = Consumer::new(&*memory, SLOTS, 5);
         while receive(&memory, &mut consumer).is_none() {
             thread::yield_now();
         }
@@ -292,7 +293,7 @@ fn ring_and_acknowledgement() {
                 producer.push(&*sender, KIND_INLINE, 0, &[&half, &other]);
             }
         });
-        let mut consumer = Consumer::new(SLOTS, 3);
+        let mut consumer = Consumer::new(&*memory, SLOTS, 3);
         for message in 1..=3u64 {
             let bytes = loop {
                 match receive(&memory, &mut consumer) {
@@ -324,7 +325,7 @@ fn long_message() {
             }
             producer.push(&*sender, KIND_INLINE, 0, &[&[0xab; 64]]);
         });
-        let mut consumer = Consumer::new(SLOTS, 5);
+        let mut consumer = Consumer::new(&*memory, SLOTS, 5);
         for expected in [0, 0, 0, 64] {
             let bytes = loop {
                 match receive(&memory, &mut consumer) {
@@ -353,7 +354,7 @@ fn activity_words() {
         });
         let mut activity = Activity::new(&section, EndpointId(2));
         assert_eq!(activity.look(&*memory), u32::MAX, "the first look sees everything as new");
-        let consumer = Consumer::new(ring, 3);
+        let consumer = Consumer::new(&*memory, ring, 3);
         let mut found = consumer.peek(&*memory).unwrap().is_some();
         let changed = activity.look(&*memory);
         if changed != 0 {
@@ -567,7 +568,7 @@ fn no_message_is_slept_through() {
                 }
             }
         });
-        let mut consumer = Consumer::new(ring, 3);
+        let mut consumer = Consumer::new(&*memory, ring, 3);
         let mut sleeps = 0;
         for _ in 0..2 {
             while consumer.peek(&*memory).unwrap().is_none() {
@@ -601,7 +602,7 @@ fn no_acknowledgement_is_slept_through() {
         producer.push(&*memory, KIND_INLINE, 0, &[]);
         producer.push(&*memory, KIND_INLINE, 0, &[]);
         let receiving = thread::spawn(move || {
-            let mut consumer = Consumer::new(ring, 3);
+            let mut consumer = Consumer::new(&*shared, ring, 3);
             let mut rung = 0;
             for _ in 0..2 {
                 let stamp = consumer.peek(&*shared).unwrap().unwrap();

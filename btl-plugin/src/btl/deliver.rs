@@ -7,6 +7,7 @@ use vmshm_transport::copy_from_shared;
 
 use crate::ompi::{
     self, Received, mca_btl_active_message_callback_t, mca_btl_base_endpoint_t, mca_btl_base_segment_t,
+    opal_ptr_t,
 };
 use crate::process::MODULE;
 
@@ -19,46 +20,35 @@ const PAGE: usize = 4096;
 /// The tag of ob1's messages that need no rendezvous: `MCA_PML_OB1_HDR_TYPE_MATCH` of its `pml_ob1_hdr.h`.
 const OB1_MATCH: u32 = ompi::MCA_BTL_TAG_PML + 1;
 
-/// What the functions for tags are given. They keep none of it, so that it serves for one message after another.
-pub struct Delivery {
-    segments: [mca_btl_base_segment_t; 2],
-    received: Received,
+/// Hands a message, whose bytes lie in `segments`, to the function that is registered for its tag; false if none is.
+///
+/// # Safety
+/// `received` and the segments are valid until this returns, and nobody else uses them.
+#[inline(always)]
+pub unsafe fn hand_on(
+    received: *mut Received,
+    from: *mut mca_btl_base_endpoint_t,
+    tag: u8,
+    segments: &mut [mca_btl_base_segment_t],
+) -> bool {
+    let tag = ompi::from_wire(tag);
+    if u32::from(tag) >= ompi::MCA_BTL_TAG_MAX {
+        return false;
+    }
+    let table =
+        (&raw const ompi::mca_btl_base_active_message_trigger).cast::<mca_btl_active_message_callback_t>();
+    // SAFETY: the table has MCA_BTL_TAG_MAX rows, filled before messages come.
+    let entry = unsafe { *table.add(usize::from(tag)) };
+    let Some(callback) = entry.cbfunc else { return false };
+    // SAFETY: the callback and its data are those of the table; the module is ours, and the caller vouches for the rest.
+    unsafe { (*received).give(callback, entry.cbdata, MODULE.get(), from, tag, segments) };
+    true
 }
 
-impl Delivery {
-    /// Nothing is delivered yet.
-    pub fn new() -> Self {
-        // SAFETY: the struct holds numbers and a pointer, for all of which zero is a value.
-        let segments = unsafe { MaybeUninit::zeroed().assume_init() };
-        Self { segments, received: Received::default() }
-    }
-
-    /// Hands a message to the function that is registered for its tag; false if none is.
-    #[inline(always)]
-    pub fn deliver(&mut self, from: *mut mca_btl_base_endpoint_t, tag: u8, bytes: &mut [u8]) -> bool {
-        self.segments[0].seg_addr.pval = bytes.as_mut_ptr().cast();
-        self.segments[0].seg_len = bytes.len() as u64;
-        self.call(from, tag, 1)
-    }
-
-    #[inline(always)]
-    fn call(&mut self, from: *mut mca_btl_base_endpoint_t, tag: u8, count: usize) -> bool {
-        let tag = ompi::from_wire(tag);
-        if u32::from(tag) >= ompi::MCA_BTL_TAG_MAX {
-            return false;
-        }
-        let table = (&raw const ompi::mca_btl_base_active_message_trigger)
-            .cast::<mca_btl_active_message_callback_t>();
-        // SAFETY: the table has MCA_BTL_TAG_MAX rows, filled before messages come.
-        let entry = unsafe { *table.add(usize::from(tag)) };
-        let Some(callback) = entry.cbfunc else { return false };
-        let segments = &mut self.segments[..count];
-        // SAFETY: the callback and its data are those of the table; the module is ours, and the segments are valid.
-        unsafe {
-            self.received.give(callback, entry.cbdata, MODULE.get(), from, tag, segments);
-        }
-        true
-    }
+/// A segment of `len` bytes.
+#[inline(always)]
+pub fn segment(start: *mut u8, len: usize) -> mca_btl_base_segment_t {
+    mca_btl_base_segment_t { seg_addr: opal_ptr_t { pval: start.cast() }, seg_len: len as u64 }
 }
 
 /// Hands a message to the function that is registered for its tag; false if none is. `rest` is what follows the first part.
@@ -69,17 +59,16 @@ pub fn deliver(
     len: usize,
     rest: Option<(*mut u8, usize)>,
 ) -> bool {
-    let mut delivery = Delivery::new();
-    let segments = &mut delivery.segments;
-    segments[0].seg_addr.pval = first.cast();
-    segments[0].seg_len = len as u64;
-    let mut count = 1;
-    if let Some((rest, rest_len)) = rest {
-        segments[1].seg_addr.pval = rest.cast();
-        segments[1].seg_len = rest_len as u64;
-        count = 2;
+    let first = segment(first, len);
+    // SAFETY: all of it is on the stack.
+    unsafe {
+        match rest {
+            None => hand_on(&mut Received::default(), from, tag, &mut [first]),
+            Some((rest, len)) => {
+                hand_on(&mut Received::default(), from, tag, &mut [first, segment(rest, len)])
+            }
+        }
     }
-    delivery.call(from, tag, count)
 }
 
 /// Whether a message that lies in the sender's section, where the sender can still change it, is copied as a whole before

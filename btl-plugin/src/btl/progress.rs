@@ -5,11 +5,13 @@ use std::ffi::c_int;
 use vmshm_messaging::{IdleAction, Upcall, is_reserved};
 use vmshm_transport::{Event, Fragment, Glance, Inbox, Peer};
 
-use super::deliver::{self, Delivery};
+use super::deliver;
 use crate::ompi;
 use crate::ompi::help::{self, Topic};
 use crate::osc;
-use crate::process::{Completion, Descriptor, Held, INSTANCE, MODULE, loss, quick, sleep, to_endpoint};
+use crate::process::{
+    Completion, Descriptor, Held, INSTANCE, Instance, MODULE, at_rest, loss, sleep, to_endpoint,
+};
 
 /// Most messages that one call handles.
 const BATCH: usize = 32;
@@ -24,10 +26,12 @@ const _: () = assert!(is_reserved(ompi::MCA_BTL_TAG_BTL as u8) && !is_reserved(o
 /// Receives what has arrived and sends what waits. One thread at a time does so; the others return at once. After a long
 /// wait for nothing it sleeps, if the user wants that.
 pub unsafe extern "C" fn progress() -> c_int {
+    // Each way is a function of its own, to which this one jumps: it saves no registers. C's functions let nothing unwind behind it.
     match glance() {
         Glance::Nothing => 0,
+        Glance::Short(peer, found) => short(peer, found),
         Glance::Consumed => acknowledge(),
-        Glance::Short => short(),
+        Glance::Around => look_around(),
         Glance::Long => long(),
         Glance::More => find(),
     }
@@ -37,113 +41,98 @@ pub unsafe extern "C" fn progress() -> c_int {
 #[inline(always)]
 fn glance() -> Glance {
     // SAFETY: the reference ends here, and nothing of Open MPI's is called.
-    let Some(instance) = (unsafe { quick() }) else { return Glance::More };
-    let Some(inbox) = &mut instance.inbox else { return Glance::Nothing };
+    let Some(instance) = (unsafe { at_rest() }) else { return Glance::More };
+    let Some(inbox) = &mut instance.inbox else { return Glance::More };
     instance.engine.glance(inbox)
 }
 
 /// Acknowledges what was handed on.
 #[inline(never)]
-fn acknowledge() -> c_int {
+extern "C" fn acknowledge() -> c_int {
     // SAFETY: the reference ends here.
-    if let Some(instance) = unsafe { quick() } {
+    if let Some(instance) = unsafe { at_rest() } {
         instance.engine.flush();
     }
     0
 }
 
-/// Hands on the short messages that were seen at a glance, and more of them if there may be more.
+/// Looks for what a glance does not see.
 #[inline(never)]
-fn short() -> c_int {
-    let mut delivery = Delivery::new();
-    let mut count = 0;
-    loop {
-        // SAFETY: the reference ends here.
-        let inbox = unsafe { quick() }.and_then(|instance| instance.inbox.take());
-        let Some(mut inbox) = inbox else { return find() };
-        let before = count;
-        let mut rejected = None;
-        while let Some((peer, tag, bytes)) = inbox.next_short(|tag| !is_ours(tag)) {
-            count += 1;
-            if !delivery.deliver(to_endpoint(peer), tag, bytes) {
-                rejected = Some((peer, tag));
-                break;
-            }
-        }
-        let is_done = inbox.is_empty();
-        put_back(inbox);
-        if let Some((peer, tag)) = rejected {
-            reject(&mut INSTANCE.lock(), peer, tag);
-        }
-        if !is_done {
-            return count + find();
-        }
-        if count - before < Inbox::RUN as c_int || count >= BATCH as c_int {
-            return count;
-        }
-        match glance() {
-            Glance::Nothing => return count,
-            Glance::Consumed => return count + acknowledge(),
-            Glance::Short => {}
-            Glance::Long => return count + long(),
-            Glance::More => return count + find(),
-        }
+extern "C" fn look_around() -> c_int {
+    // SAFETY: the reference ends here, and nothing of Open MPI's is called.
+    match unsafe { at_rest() }.is_some_and(|instance| instance.engine.look_around()) {
+        true => 0,
+        false => find(),
     }
 }
 
-/// Hands on the longer messages that were seen at a glance.
+/// Hands on the messages that were seen at a glance. Returns how many that were.
 #[inline(never)]
-fn long() -> c_int {
+extern "C" fn short(peer: Peer, found: u32) -> c_int {
+    // SAFETY: the raw lock is at rest, as `glance` has found. What is lent of the instance stays where it is, and nobody else uses it.
+    let (raw, instance) = unsafe { (INSTANCE.raw(), &mut *INSTANCE.data_ptr()) };
+    let Some(Instance { inbox: Some(inbox), received, .. }) = instance else { return 0 };
+    let (inbox, received) = (&raw mut **inbox, &raw mut **received);
+    raw.lend();
+    for at in 0..found {
+        // SAFETY: both are lent to us. The references end before the message is handed on.
+        let seen = unsafe { (*inbox).seen(at) };
+        let Some((tag, bytes)) = seen.filter(|(tag, _)| !is_ours(*tag)) else {
+            return leave(peer, found, at);
+        };
+        let segment = deliver::segment(bytes.as_mut_ptr(), bytes.len());
+        // SAFETY: as above.
+        if !unsafe { deliver::hand_on(received, to_endpoint(peer), tag, &mut [segment]) } {
+            let count = leave(peer, found, at + 1);
+            reject(&mut INSTANCE.lock(), peer, tag);
+            return count;
+        }
+    }
+    raw.give_back();
+    found as c_int
+}
+
+/// Leaves all but the first `done` of the messages that were found to [`find`]. Returns how many were received.
+#[cold]
+fn leave(peer: Peer, found: u32, done: u32) -> c_int {
+    // SAFETY: the raw lock is only looked at.
+    unsafe { INSTANCE.raw() }.give_back();
+    if let Some(inbox) = INSTANCE.lock().as_mut().and_then(|instance| instance.inbox.as_mut()) {
+        inbox.leave(peer, found, done);
+    }
+    done as c_int + find()
+}
+
+/// Hands on longer messages, the first of which was seen at a glance. Returns how many messages that were.
+#[inline(never)]
+extern "C" fn long() -> c_int {
     let mut count = 0;
     loop {
-        // SAFETY: the reference ends before the message is handed on.
-        let Some(instance) = (unsafe { quick() }) else { return count + find() };
-        let Some(inbox) = &mut instance.inbox else { return count };
-        let Some((event, streams)) = instance.engine.take_long(inbox) else { return count + find() };
-        let Some(mut inbox) = instance.inbox.take() else { return count };
-        count += 1;
-        match event {
-            Event::Message { peer, tag, len } if !is_ours(tag) => {
-                let bytes = inbox.bytes_mut(len).as_mut_ptr();
-                let is_taken = deliver::deliver(to_endpoint(peer), tag, bytes, len, None);
-                put_back(inbox);
-                if !is_taken {
-                    reject(&mut INSTANCE.lock(), peer, tag);
-                }
-            }
-            event => {
-                let mut guard = INSTANCE.lock();
-                handle(&mut guard, &mut inbox, event);
-                if let Some(instance) = guard.as_mut() {
-                    instance.inbox = Some(inbox);
-                }
-            }
-        }
+        // SAFETY: the reference ends here, and nothing of Open MPI's is called.
+        let taken =
+            unsafe { at_rest() }.and_then(|instance| instance.engine.take_long(instance.inbox.as_mut()?));
+        let Some((peer, streams)) = taken else { return count + find() };
+        count += short(peer, 1);
         if !streams || count >= BATCH as c_int {
             return count;
         }
         match glance() {
-            Glance::Nothing => return count,
-            Glance::Consumed => return count + acknowledge(),
-            Glance::Short => return count + short(),
             Glance::Long => {}
+            Glance::Short(peer, found) => return count + short(peer, found),
+            Glance::Nothing | Glance::Consumed | Glance::Around => return count,
             Glance::More => return count + find(),
         }
-    }
-}
-
-/// Ends the handing on of messages: progress may look for others again.
-#[inline(always)]
-fn put_back(inbox: Box<Inbox>) {
-    // SAFETY: the reference ends here.
-    if let Some(instance) = unsafe { quick() } {
-        instance.inbox = Some(inbox);
     }
 }
 
 /// As [`progress`], where there is something, or may be.
 #[inline(never)]
-fn find() -> c_int {
+extern "C" fn find() -> c_int {
+    // SAFETY: the raw lock is only looked at.
+    let raw = unsafe { INSTANCE.raw() };
+    if raw.is_lent() {
+        return 0;
+    }
     let Some(mut guard) = INSTANCE.try_lock() else { return 0 };
     let Some(instance) = guard.as_mut() else { return 0 };
     let Some(mut inbox) = instance.inbox.take() else { return 0 };
@@ -176,6 +165,9 @@ fn find() -> c_int {
     }
     let mut waker = None;
     let action = guard.as_mut().map_or(IdleAction::Spin, |instance| {
+        if instance.engine.is_quiet(&inbox) {
+            raw.rest();
+        }
         instance.inbox = Some(inbox);
         if count > 0 && instance.traffic.is_some() {
             waker = instance.engine.waker().cloned();

@@ -11,7 +11,7 @@ use super::prepare::{alloc, pack};
 use crate::ompi::{
     self, mca_btl_base_descriptor_t, mca_btl_base_endpoint_t, mca_btl_base_module_t, opal_convertor_t,
 };
-use crate::process::{INSTANCE, Instance, from_endpoint, loss, params, quick};
+use crate::process::{Engine, INSTANCE, Instance, briefly, from_endpoint, loss, params, quick};
 
 const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
 
@@ -34,10 +34,10 @@ pub unsafe extern "C" fn sendi(
     tag: u8,
     descriptor: *mut *mut mca_btl_base_descriptor_t,
 ) -> c_int {
-    if payload_size > SLOT {
-        // SAFETY: the arguments are Open MPI's.
-        return unsafe {
-            send_long(
+    // SAFETY: the arguments are Open MPI's.
+    unsafe {
+        if payload_size > SLOT {
+            return send_long(
                 module,
                 endpoint,
                 convertor,
@@ -48,36 +48,31 @@ pub unsafe extern "C" fn sendi(
                 flags,
                 tag,
                 descriptor,
-            )
-        };
-    }
-    // SAFETY: Open MPI gives header_size bytes, and a convertor with payload_size bytes, all of which are sent as they lie. The
-    // instance is used for nothing else meanwhile.
-    unsafe {
-        if header_size + payload_size <= params::max_inline()
-            && let Some(data) = start(convertor, payload_size)
-            && let Some(Instance { engine, .. }) = quick()
-        {
-            let header = std::slice::from_raw_parts(header.cast::<u8>(), header_size);
-            let payload = std::slice::from_raw_parts(data, payload_size);
-            match engine.try_send_slot(from_endpoint(endpoint), ompi::to_wire(tag), header, payload) {
-                Some(true) => return SUCCESS,
-                Some(false) => return tell(endpoint),
-                None => {}
-            }
+            );
         }
-        send_any(
-            module,
-            endpoint,
-            convertor,
-            header,
-            header_size,
+        let sent = send_contiguous(
+            (endpoint, convertor),
+            (header, header_size),
             payload_size,
-            order,
-            flags,
             tag,
-            descriptor,
-        )
+            Engine::try_send_slot,
+        );
+        match sent {
+            Some(true) => SUCCESS,
+            Some(false) => tell(endpoint),
+            None => send_any(
+                module,
+                endpoint,
+                convertor,
+                header,
+                header_size,
+                payload_size,
+                order,
+                flags,
+                tag,
+                descriptor,
+            ),
+        }
     }
 }
 
@@ -98,33 +93,61 @@ unsafe extern "C" fn send_long(
     tag: u8,
     descriptor: *mut *mut mca_btl_base_descriptor_t,
 ) -> c_int {
+    let is_short = header_size.saturating_add(payload_size) <= SHORT;
+    // SAFETY: the arguments are Open MPI's.
+    unsafe {
+        let sent = is_short.then(|| {
+            send_contiguous(
+                (endpoint, convertor),
+                (header, header_size),
+                payload_size,
+                tag,
+                Engine::try_send_long,
+            )
+        });
+        match sent.flatten() {
+            Some(true) => SUCCESS,
+            Some(false) => tell(endpoint),
+            None => send_any(
+                module,
+                endpoint,
+                convertor,
+                header,
+                header_size,
+                payload_size,
+                order,
+                flags,
+                tag,
+                descriptor,
+            ),
+        }
+    }
+}
+
+/// Sends a message whose payload is sent as it lies, by one of the engine's quick ways, without the lock; as
+/// these, none if it was not sent.
+///
+/// # Safety
+/// All but the last argument are Open MPI's.
+#[inline(always)]
+unsafe fn send_contiguous(
+    (endpoint, convertor): (*mut mca_btl_base_endpoint_t, *mut opal_convertor_t),
+    (header, header_size): (*const c_void, usize),
+    payload_size: usize,
+    tag: u8,
+    try_send: impl FnOnce(&mut Engine, usize, u8, &[u8], &[u8]) -> Option<bool>,
+) -> Option<bool> {
+    if header_size.wrapping_add(payload_size) > params::max_inline() {
+        return None;
+    }
     // SAFETY: Open MPI gives header_size bytes, and a convertor with payload_size bytes, all of which are sent as they lie. The
     // instance is used for nothing else meanwhile.
     unsafe {
-        if header_size.saturating_add(payload_size) <= params::max_inline().min(SHORT)
-            && let Some(data) = start(convertor, payload_size)
-            && let Some(Instance { engine, .. }) = quick()
-        {
-            let header = std::slice::from_raw_parts(header.cast::<u8>(), header_size);
-            let payload = std::slice::from_raw_parts(data, payload_size);
-            match engine.try_send_long(from_endpoint(endpoint), ompi::to_wire(tag), header, payload) {
-                Some(true) => return SUCCESS,
-                Some(false) => return tell(endpoint),
-                None => {}
-            }
-        }
-        send_any(
-            module,
-            endpoint,
-            convertor,
-            header,
-            header_size,
-            payload_size,
-            order,
-            flags,
-            tag,
-            descriptor,
-        )
+        let data = start(convertor, payload_size)?;
+        let Instance { engine, .. } = quick()?;
+        let header = std::slice::from_raw_parts(header.cast::<u8>(), header_size);
+        let payload = std::slice::from_raw_parts(data, payload_size);
+        try_send(engine, from_endpoint(endpoint), ompi::to_wire(tag), header, payload)
     }
 }
 
@@ -144,9 +167,7 @@ unsafe fn start(convertor: *const opal_convertor_t, len: usize) -> Option<*const
 /// Tells a peer of what was just sent to it.
 #[inline(never)]
 fn tell(endpoint: *mut mca_btl_base_endpoint_t) -> c_int {
-    if let Some(Instance { engine, .. }) = INSTANCE.lock().as_mut() {
-        engine.tell(from_endpoint(endpoint));
-    }
+    briefly(|Instance { engine, .. }| engine.tell(from_endpoint(endpoint)));
     SUCCESS
 }
 
@@ -206,9 +227,9 @@ unsafe extern "C" fn send_any(
 #[inline]
 fn fits(number: usize, len: usize) -> bool {
     len <= SHORT
-        || INSTANCE.lock().as_mut().is_some_and(|Instance { engine, .. }| {
+        || briefly(|Instance { engine, .. }| {
             engine.peer(number).is_none_or(|peer| engine.endpoint_mut().is_spacious(peer, len))
-        })
+        }) == Some(true)
 }
 
 /// Sends a message in the ring itself, without any allocation.
@@ -243,9 +264,9 @@ unsafe fn send_inline(
             }
         }
     };
-    let mut instance = INSTANCE.lock();
-    let engine = &mut instance.as_mut().ok_or(Refused::Lost)?.engine;
-    engine.try_send(number, tag, &[header, payload])
+    // Where it fails, the lock is taken again.
+    briefly(|Instance { engine, .. }| engine.try_send(number, tag, &[header, payload]))
+        .ok_or(Refused::Lost)?
 }
 
 /// Sends a message in a fragment of our section.

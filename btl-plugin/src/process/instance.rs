@@ -11,7 +11,7 @@ use super::left_groups::LeftGroups;
 use super::lock::{Guard, Lock};
 use super::module::others_read;
 use super::other_traffic::OtherTraffic;
-use crate::ompi::opal_proc_t;
+use crate::ompi::{Received, opal_proc_t};
 
 /// The engine: a descriptor completes a send, Open MPI's callback a get.
 pub type Engine = vmshm_messaging::Engine<*mut Descriptor, Completion>;
@@ -39,6 +39,32 @@ pub unsafe fn quick() -> Option<&'static mut Instance> {
     unsafe { (*INSTANCE.data_ptr()).as_mut() }
 }
 
+/// As [`quick`], where nothing was done by others since progress has found nothing due: see `RawLock::rest`.
+///
+/// # Safety
+/// As for [`quick`].
+#[inline(always)]
+pub unsafe fn at_rest() -> Option<&'static mut Instance> {
+    // SAFETY: the raw lock is only looked at.
+    if !unsafe { INSTANCE.raw() }.is_at_rest() {
+        return None;
+    }
+    // SAFETY: as for `quick`. There is an instance where `rest` is called, and the lock is taken to take it away.
+    unsafe { Some((*INSTANCE.data_ptr()).as_mut().unwrap_unchecked()) }
+}
+
+/// Uses the instance under the lock for something that makes nothing due: where progress is at rest, it stays so.
+pub fn briefly<T>(use_it: impl FnOnce(&mut Instance) -> T) -> Option<T> {
+    // SAFETY: the raw lock is only looked at.
+    let raw = unsafe { INSTANCE.raw() };
+    let was_at_rest = raw.is_at_rest();
+    let result = INSTANCE.lock().as_mut().map(use_it);
+    if was_at_rest {
+        raw.rest();
+    }
+    result
+}
+
 /// Descriptors kept for reuse.
 const MAX_SPARE: usize = 64;
 
@@ -54,8 +80,11 @@ pub struct Instance {
     pub has_started: bool,
     /// Memory that the program has from `MPI_Alloc_mem`.
     pub pool: Pool,
-    /// Where messages arrive. Absent while some thread makes progress.
+    /// Where messages arrive. Absent while some thread makes progress, lent (see `RawLock::lend`) while those are handed on that were
+    /// found at a glance.
     pub inbox: Option<Box<Inbox>>,
+    /// What Open MPI's functions are given with a message while it is lent, as the inbox is.
+    pub received: Box<Received>,
     /// Where whole messages are copied to from fragments; empty while one is handled.
     pub landing: Vec<u64>,
     /// Messages that come by other transports; absent where the process only spins.
@@ -90,6 +119,7 @@ impl Instance {
             has_started: false,
             pool: Pool::default(),
             inbox: Some(Box::default()),
+            received: Box::default(),
             landing: Vec::new(),
             traffic,
             left: LeftGroups::default(),

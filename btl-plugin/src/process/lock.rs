@@ -16,17 +16,20 @@ pub type Guard<'a, T> = lock_api::MutexGuard<'a, RawLock, T>;
 
 /// The raw lock: a mutex where there are threads, else a mark against calling ourselves.
 pub struct RawLock {
-    /// [`FREE`], [`HELD`] or [`SHARED`]: one word, so that one comparison tells whether all is as usual.
+    /// Of [`HELD`], [`SHARED`], [`TOUCHED`] and [`LENT`] those that are so: one byte, so that one comparison tells whether all is
+    /// as usual.
     state: AtomicU8,
     mutex: RawMutex,
 }
 
-/// There are no threads, and the lock is free.
-const FREE: u8 = 0;
 /// There are no threads, and the lock is held.
 const HELD: u8 = 1;
-/// There are threads: the mutex says whether it is held. Never changes again.
+/// There are threads: the mutex says whether it is held, and the others are not used. Never changes again.
 const SHARED: u8 = 2;
+/// The lock was taken since [`RawLock::rest`].
+const TOUCHED: u8 = 4;
+/// Its holder has lent a part without the lock: see [`RawLock::lend`].
+const LENT: u8 = 8;
 
 impl RawLock {
     /// From now on, several threads may use the lock at a time.
@@ -40,11 +43,44 @@ impl RawLock {
     /// Whether there are no threads to exclude, and the lock is free.
     #[inline(always)]
     pub fn is_needless(&self) -> bool {
-        self.state.load(Ordering::Relaxed) == FREE
+        self.state.load(Ordering::Relaxed) & (HELD | SHARED) == 0
+    }
+
+    /// From now on [`RawLock::is_at_rest`], until somebody takes the lock: where there are no threads to exclude.
+    pub fn rest(&self) {
+        let state = self.state.load(Ordering::Relaxed);
+        if state & SHARED == 0 {
+            self.state.store(state & !TOUCHED, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether there are no threads to exclude, nothing is lent, and nobody has taken the lock since [`RawLock::rest`].
+    #[inline(always)]
+    pub fn is_at_rest(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == 0
+    }
+
+    /// Lends a part of what the lock protects, from where it is at rest until [`RawLock::give_back`]. Others may take the lock
+    /// meanwhile; those who would use the same part must ask [`RawLock::is_lent`].
+    #[inline(always)]
+    pub fn lend(&self) {
+        self.state.store(LENT, Ordering::Relaxed);
+    }
+
+    /// Ends [`RawLock::lend`].
+    #[inline(always)]
+    pub fn give_back(&self) {
+        self.state.store(self.state.load(Ordering::Relaxed) & !LENT, Ordering::Relaxed);
+    }
+
+    /// Whether a part is lent.
+    #[inline]
+    pub fn is_lent(&self) -> bool {
+        self.state.load(Ordering::Relaxed) & LENT != 0
     }
 
     fn is_shared(&self) -> bool {
-        self.state.load(Ordering::Relaxed) == SHARED
+        self.state.load(Ordering::Relaxed) & SHARED != 0
     }
 
     /// Takes a lock that is not simply free.
@@ -76,14 +112,15 @@ impl RawLock {
 // time (its contract for thread levels below MPI_THREAD_MULTIPLE), and `HELD` excludes that thread from itself.
 unsafe impl lock_api::RawMutex for RawLock {
     #[allow(clippy::declare_interior_mutable_const, reason = "that is how lock_api makes them")]
-    const INIT: Self = Self { state: AtomicU8::new(FREE), mutex: RawMutex::INIT };
+    const INIT: Self = Self { state: AtomicU8::new(TOUCHED), mutex: RawMutex::INIT };
 
     type GuardMarker = GuardNoSend;
 
     #[inline]
     fn lock(&self) {
-        if self.state.load(Ordering::Relaxed) == FREE {
-            self.state.store(HELD, Ordering::Relaxed);
+        let state = self.state.load(Ordering::Relaxed);
+        if state & (HELD | SHARED) == 0 {
+            self.state.store(state | HELD | TOUCHED, Ordering::Relaxed);
         } else {
             self.lock_shared();
         }
@@ -91,17 +128,19 @@ unsafe impl lock_api::RawMutex for RawLock {
 
     #[inline]
     fn try_lock(&self) -> bool {
-        if self.state.load(Ordering::Relaxed) != FREE {
+        let state = self.state.load(Ordering::Relaxed);
+        if state & (HELD | SHARED) != 0 {
             return self.try_lock_shared();
         }
-        self.state.store(HELD, Ordering::Relaxed);
+        self.state.store(state | HELD | TOUCHED, Ordering::Relaxed);
         true
     }
 
     #[inline]
     unsafe fn unlock(&self) {
-        if self.state.load(Ordering::Relaxed) == HELD {
-            self.state.store(FREE, Ordering::Relaxed);
+        let state = self.state.load(Ordering::Relaxed);
+        if state & HELD != 0 {
+            self.state.store(state & !HELD, Ordering::Relaxed);
         } else {
             // SAFETY: the caller holds the lock, which is the mutex where it is not `HELD`.
             unsafe { self.unlock_shared() };
@@ -120,6 +159,40 @@ mod tests {
         assert!(lock.try_lock().is_none());
         drop(guard);
         assert!(lock.try_lock().is_some());
+    }
+
+    #[test]
+    fn the_lock_is_at_rest_until_somebody_takes_it() {
+        let lock = Lock::new(1);
+        // SAFETY: the raw lock is only looked at.
+        let raw = unsafe { lock.raw() };
+        assert!(!raw.is_at_rest());
+        raw.rest();
+        assert!(raw.is_at_rest());
+        raw.lend();
+        assert!(raw.is_lent() && !raw.is_at_rest() && raw.is_needless());
+        drop(lock.lock());
+        assert!(raw.is_lent());
+        raw.give_back();
+        assert!(!raw.is_lent() && !raw.is_at_rest());
+        raw.rest();
+        let guard = lock.lock();
+        raw.rest();
+        assert!(!raw.is_at_rest() && !raw.is_needless());
+        drop(guard);
+        assert!(raw.is_at_rest());
+    }
+
+    #[test]
+    fn with_threads_the_lock_is_never_at_rest() {
+        let lock = Lock::new(1);
+        // SAFETY: nobody uses it yet.
+        unsafe { lock.raw().share() };
+        // SAFETY: the raw lock is only looked at.
+        let raw = unsafe { lock.raw() };
+        raw.rest();
+        assert!(!raw.is_at_rest() && !raw.is_needless());
+        drop(lock.lock());
     }
 
     #[test]

@@ -22,6 +22,6 @@ pub mod sleep;
 
 pub use completion::Completion;
 pub use descriptor::{Descriptor, from_endpoint, to_endpoint};
-pub use instance::{Held, INSTANCE, Instance, Posted, is_wanted, quick};
+pub use instance::{Engine, Held, INSTANCE, Instance, Posted, at_rest, briefly, is_wanted, quick};
 pub use lock::Lock;
 pub use module::{MODULE, others_read};

@@ -40,7 +40,9 @@ pub fn may_have_sent(changed: u32, slot: u32) -> bool {
 #[derive(Debug)]
 pub struct Activity {
     line: u64,
-    seen: Option<[u64; WORDS]>,
+    seen: [u64; WORDS],
+    /// Nobody has looked yet.
+    is_new: bool,
 }
 
 impl Activity {
@@ -48,7 +50,7 @@ impl Activity {
     pub fn new(section: &Section, receiver: EndpointId) -> Self {
         let line = section.entry.offset + section.layout.activity_line(receiver.0);
         debug_assert!(line.is_multiple_of(LINE));
-        Self { line, seen: None }
+        Self { line, seen: [0; WORDS], is_new: true }
     }
 
     /// The line that `section` has for `receiver`, which is not live yet: counts so far were for earlier lives.
@@ -61,12 +63,16 @@ impl Activity {
     /// Which counters have changed since the last look, one bit each; at the first look all have.
     pub fn look(&mut self, memory: &impl Memory) -> u32 {
         let now: [u64; WORDS] = memory.load_words(self.line);
-        if self.seen == Some(now) {
+        let differs = self.seen.iter().zip(now).fold(0, |bits, (seen, now)| bits | (seen ^ now));
+        if differs == 0 && !self.is_new {
             return 0;
         }
         // Pairs with `bump`.
         memory.fence(Ordering::Acquire);
-        let Some(seen) = self.seen.replace(now) else { return u32::MAX };
+        let seen = core::mem::replace(&mut self.seen, now);
+        if core::mem::take(&mut self.is_new) {
+            return u32::MAX;
+        }
         let counter = |words: &[u64; WORDS], n: u32| {
             let n = u64::from(n);
             (words[(n % ACTIVITY_WORDS) as usize] >> (n / ACTIVITY_WORDS * COUNTER_BITS)) as u16

@@ -16,7 +16,7 @@ use super::doorbell;
 use super::ring::{Consumer, Producer};
 use super::traffic::{Amount, Traffic};
 use crate::error::{Fault, PeerError};
-use crate::memory::Memory;
+use crate::memory::{Memory, Place};
 use crate::region::slot;
 use crate::region::{Region, Section};
 
@@ -24,6 +24,8 @@ use crate::region::{Region, Section};
 #[derive(Debug)]
 pub struct PeerSide {
     pub block: u64,
+    /// The word that says whether it is [`CLOSED`], in the memory of the endpoint.
+    pub state: Place,
     pub consumer: Consumer,
 }
 
@@ -32,11 +34,15 @@ pub struct PeerSide {
 pub struct Connection {
     pub id: EndpointId,
     pub incarnation: u64,
+    /// The state word of the peer's slot as long as it lives this life.
+    pub live: u64,
     /// The peer's section.
     pub section: Section,
     /// The peer's slot in it, and that slot's offset in the region.
     pub slot_number: u32,
     pub slot: u64,
+    /// The slot's state word, in the memory of the endpoint.
+    pub state: Place,
     /// Owner of the peer's section when the connection was made; see [`Section::owner`].
     pub owner: u64,
     /// The peer may sleep: its doorbell may have to be rung after we have written for it.
@@ -61,8 +67,6 @@ pub struct Connection {
     pub last_activity: u64,
     /// The connection waits to be looked at.
     pub queued: bool,
-    /// Something was consumed and not acknowledged.
-    pub dirty: bool,
     pub failed: Option<PeerError>,
     /// Traffic but for inline messages, which the rings' positions tell.
     pub counted: Traffic,
@@ -103,15 +107,16 @@ impl Connection {
         if !inside {
             return Err(Fault { what: "ring offset", value: block });
         }
-        let consumer = Consumer::new(block + vmshm_abi::ring::CONNECTION_LEN, found.slots);
-        self.peer_side = Some(PeerSide { block, consumer });
+        let consumer = Consumer::new(memory, block + vmshm_abi::ring::CONNECTION_LEN, found.slots);
+        let state = memory.place(block + POLLED_WORD, 8);
+        self.peer_side = Some(PeerSide { block, state, consumer });
         Ok(true)
     }
 
     /// Liveness check: whether the peer still lives the life that we know, and has not closed; see [`slot::lives`].
     #[inline(always)]
     pub fn lives(&self, memory: &impl Memory) -> bool {
-        slot::lives(memory, self.slot, self.incarnation) && !self.is_closed(memory)
+        slot::says(memory, self.slot, self.live) && !self.is_closed(memory)
     }
 
     #[inline(always)]
@@ -190,10 +195,15 @@ impl Connection {
     }
 
     /// Whether the peer says that it polls our ring anyway.
+    ///
+    /// # Safety
+    ///
+    /// The connection was made with this memory.
     #[inline(always)]
-    pub fn is_polled(&self, memory: &impl Memory) -> bool {
-        self.peer_side.as_ref().is_some_and(|peer_side| {
-            memory.load_peer(peer_side.block + POLLED_WORD, Ordering::Relaxed) == POLLED
+    pub unsafe fn is_polled(&self, memory: &impl Memory) -> bool {
+        self.peer_side.as_ref().is_some_and(|PeerSide { state, .. }| {
+            // SAFETY: a word of this memory, as the caller vouches.
+            unsafe { memory.load_placed(*state, 0, Ordering::Relaxed) == POLLED }
         })
     }
 
@@ -215,6 +225,16 @@ impl Connection {
             return Ok(());
         }
         self.producer.accept(value)
+    }
+
+    /// Acknowledges what was consumed, if there is something. A held fragment is not consumed yet, and a failed connection's block may
+    /// already be another's.
+    pub fn settle(&mut self, memory: &impl Memory) {
+        let some =
+            self.peer_side.as_ref().is_some_and(|PeerSide { consumer, .. }| consumer.unacknowledged() > 0);
+        if some && !self.held && self.failed.is_none() {
+            self.acknowledge(memory);
+        }
     }
 
     /// Acknowledges the peer's messages up to the present position.

@@ -13,7 +13,7 @@ use vmshm_abi::ring::{
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::error::Fault;
-use crate::memory::Memory;
+use crate::memory::{Memory, Place};
 
 /// Prefetch distance, slots: behind the newest message the producer prefetches this many for writing, if they are free. Their
 /// lines were last read by the consumer, and a store would wait for each.
@@ -24,6 +24,9 @@ const CLEARED: u64 = 4;
 
 /// Slots between two looks for credit that is short but not gone: each look takes a line away from the consumer.
 const ASK_INTERVAL: u64 = 16;
+
+/// Most slots of a message that is copied word by word: for longer ones a call is worth its while.
+const FEW: u64 = 4;
 
 /// Slots that a message of `len` bytes takes.
 #[inline]
@@ -93,10 +96,10 @@ impl Producer {
         self.position - self.acknowledged + slots_for(len) < self.count
     }
 
-    /// Whether most of the ring is still free behind a message of `len` bytes, as far as this end knows.
+    /// Whether half of what the ring has beside a message of `len` bytes is free, as far as this end knows.
     #[inline]
     pub fn is_spacious(&self, len: usize) -> bool {
-        (self.position - self.acknowledged) * 4 + slots_for(len) <= self.count
+        (self.position - self.acknowledged) * 2 + slots_for(len) <= self.count
     }
 
     /// Loads the consumer's acknowledgement from offset `consumed`.
@@ -181,7 +184,19 @@ impl Producer {
             self.clear(memory, slots);
             self.cleared = slots + 1;
         }
-        memory.write(self.slots + self.at + SLOT, rest);
+        let start = self.slots + self.at + SLOT;
+        if rest.len() < SLOT as usize {
+            let (words, tail) = rest.as_chunks();
+            for (at, word) in (start..).step_by(8).zip(words) {
+                memory.store(at, u64::from_ne_bytes(*word), Ordering::Relaxed);
+            }
+            if !tail.is_empty() {
+                let at = start + size_of_val(words) as u64;
+                memory.store(at, short_word(tail).to_le(), Ordering::Relaxed);
+            }
+        } else {
+            memory.write(start, rest);
+        }
         self.publish::<0>(memory, kind, tag, len, words, 0);
         self.pass(memory, slots);
         self.prepare(memory);
@@ -290,10 +305,11 @@ impl Producer {
         self.acknowledged + self.count - self.position
     }
 
-    /// Whether the known credit is short, so that this end should look again.
+    /// Whether a quarter of the ring is not known to be acknowledged, so that this end should look again while it waits: the consumer
+    /// acknowledges as much at once, and to look before a message would keep the message waiting.
     #[inline]
     pub fn is_short(&self) -> bool {
-        self.position + 48 > self.acknowledged + self.count
+        (self.position - self.acknowledged) * 4 > self.count
     }
 
     /// Where the slot lies that is `slots` behind the next one, at most a ring.
@@ -480,6 +496,8 @@ const fn is_short(word: u64) -> bool {
 #[derive(Debug)]
 pub struct Consumer {
     slots: u64,
+    /// Where these are in the memory that the consumer was made with.
+    ring: Place,
     count: u64,
     /// Bytes of the ring.
     size: u64,
@@ -495,10 +513,11 @@ pub struct Consumer {
 
 impl Consumer {
     /// The consumer of the ring of `count` slots at offset `slots`, from its first slot on.
-    pub fn new(slots: u64, count: u32) -> Self {
+    pub fn new(memory: &impl Memory, slots: u64, count: u32) -> Self {
         let count = u64::from(count);
         Self {
             slots,
+            ring: memory.place(slots, count * SLOT),
             count,
             size: count * SLOT,
             position: 0,
@@ -556,11 +575,16 @@ impl Consumer {
 
     /// Copies short messages, from the next one on, as they lie in their slots: all that are there, up to the length of `to`
     /// and the end of the ring. Returns how many; they have not been stepped over.
+    ///
+    /// # Safety
+    ///
+    /// The consumer was made with this memory.
     #[inline(always)]
-    pub fn read_run(&self, memory: &impl Memory, to: &mut [[u8; SLOT as usize]]) -> usize {
+    pub unsafe fn read_run(&self, memory: &impl Memory, to: &mut [[u8; SLOT as usize]]) -> usize {
         let mut count = 0;
         for to in to {
-            if self.read_short(memory, count as u64, to).is_err() {
+            // SAFETY: the caller vouches for it.
+            if unsafe { self.read_short(memory, count as u64, to) }.is_err() {
                 break;
             }
             count += 1;
@@ -573,19 +597,61 @@ impl Consumer {
     /// # Errors
     ///
     /// There is none; and whether there is another one, which may be of any length.
+    ///
+    /// # Safety
+    ///
+    /// The consumer was made with this memory.
     #[inline(always)]
-    pub fn read_short(&self, memory: &impl Memory, n: u64, to: &mut [u8; SLOT as usize]) -> Result<(), bool> {
+    pub unsafe fn read_short(
+        &self,
+        memory: &impl Memory,
+        n: u64,
+        to: &mut [u8; SLOT as usize],
+    ) -> Result<(), bool> {
         let (at, position) = (self.at + n * SLOT, self.position + n);
         if n > 0 && at >= self.size {
             return Err(false);
         }
         let is_there = |word| is_for(word, position) && is_short(word);
-        let (word, body) =
-            memory.load_slot(self.slots + at, is_there).map_err(|word| is_for(word, position))?;
+        // SAFETY: the place is of this memory, as the caller vouches. The next slot lies in the ring, and none behind its end is read.
+        let slot = unsafe { memory.load_slot(self.ring, at, is_there) };
+        let (word, body) = slot.map_err(|word| is_for(word, position))?;
         for (to, word) in to.chunks_exact_mut(8).zip([word, body[0], body[1], body[2]]) {
             to.copy_from_slice(&word.to_ne_bytes());
         }
         Ok(())
+    }
+
+    /// Copies the next message, as it lies in its slots, if it is inline and none of it lies behind the end of the ring. Returns how many
+    /// slots it takes. `to` has room for the longest.
+    ///
+    /// # Safety
+    ///
+    /// The consumer was made with this memory.
+    #[inline(always)]
+    pub unsafe fn read_long(&mut self, memory: &impl Memory, to: &mut [[u8; SLOT as usize]]) -> Option<u64> {
+        // SAFETY: the place is of this memory, as the caller vouches, and the words are those of slots in the ring, as is checked.
+        let load = |at, order| unsafe { memory.load_placed(self.ring, self.at + at, order) };
+        let word = load(0, Ordering::Acquire);
+        let Stamp { kind, len, .. } = Stamp::unpack(word);
+        let slots = slots_for(len.into());
+        let fits =
+            usize::from(len) <= MAX_INLINE && slots < self.count && self.at + slots * SLOT <= self.size;
+        if !is_for(word, self.position) || kind != KIND_INLINE || !fits {
+            return None;
+        }
+        let to = to.get_mut(..slots as usize)?.as_flattened_mut();
+        let (stamp, body) = to.split_first_chunk_mut()?;
+        *stamp = word.to_ne_bytes();
+        if slots <= FEW {
+            for (n, to) in body.as_chunks_mut().0.iter_mut().enumerate() {
+                *to = load(8 * (1 + n as u64), Ordering::Relaxed).to_ne_bytes();
+            }
+        } else {
+            memory.read(self.slots + self.at + STAMP, body);
+        }
+        self.further += slots - 1;
+        Some(slots)
     }
 
     /// Prefetches the lines of the next `slots` slots.

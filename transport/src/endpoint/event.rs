@@ -6,6 +6,7 @@ use crate::error::PeerError;
 
 /// A peer that an endpoint has met; only meaningful to the endpoint that gave it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
 pub struct Peer(pub(crate) u32);
 
 impl Peer {
@@ -65,7 +66,7 @@ pub struct Inbox {
 
 impl Inbox {
     /// Most short messages that are read together.
-    pub const RUN: usize = 8;
+    pub const RUN: u32 = 8;
 
     /// An empty inbox.
     pub fn new() -> Self {
@@ -114,21 +115,18 @@ impl Inbox {
         self.left == 0
     }
 
-    /// The sender, the tag and the bytes of the next message that was seen [at a glance](crate::Glance::Short), if its tag is
-    /// `wanted`; else [`Endpoint::poll`](crate::Endpoint::poll) finds it.
+    /// The tag and the bytes of a message that was seen [at a glance](crate::Glance::Short), by its place among those seen.
     #[inline(always)]
-    pub fn next_short(&mut self, wanted: impl FnOnce(u8) -> bool) -> Option<(Peer, u8, &mut [u8])> {
-        if self.is_empty() {
-            return None;
-        }
-        let (stamp, body) = self.slots.get_mut(self.next)?.split_first_chunk_mut()?;
+    pub fn seen(&mut self, at: u32) -> Option<(u8, &mut [u8])> {
+        let slots = self.slots.get_mut(at as usize..)?;
+        let (stamp, body) = slots.as_flattened_mut().split_first_chunk_mut()?;
         let stamp = Stamp::unpack(u64::from_ne_bytes(*stamp));
-        if !wanted(stamp.tag) {
-            return None;
-        }
-        self.next += 1;
-        self.left -= 1;
-        Some((self.peer, stamp.tag, body.get_mut(..usize::from(stamp.len))?))
+        Some((stamp.tag, body.get_mut(..usize::from(stamp.len))?))
+    }
+
+    /// Leaves those messages of `count` seen at a glance that come behind the first `done` to [`Endpoint::poll`](crate::Endpoint::poll).
+    pub fn leave(&mut self, peer: Peer, count: u32, done: u32) {
+        (self.peer, self.next, self.left) = (peer, done as usize, count.saturating_sub(done) as usize);
     }
 
     /// As [`Inbox::next_if`], whatever its tag.
@@ -145,10 +143,16 @@ impl Inbox {
         self.slots.as_flattened_mut()
     }
 
+    /// Where a message goes as it lies in its slots, with its stamp.
+    #[inline(always)]
+    pub(crate) fn slots(&mut self) -> &mut [[u8; SLOT as usize]] {
+        &mut self.slots
+    }
+
     /// Where messages go that are read together; they are there after [`Inbox::hold`].
     #[inline(always)]
     pub(crate) fn run(&mut self) -> &mut [[u8; SLOT as usize]] {
-        &mut self.slots[..Self::RUN]
+        &mut self.slots[..Self::RUN as usize]
     }
 
     /// The first `count` slots hold short messages of `peer`.

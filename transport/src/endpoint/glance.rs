@@ -1,14 +1,14 @@
 //! The quick part of a poll, for a process that waits for one peer, or hears mostly from one.
 
-use vmshm_abi::ring::KIND_INLINE;
+use core::sync::atomic::Ordering;
 
-use super::Endpoint;
-use super::event::{Event, Inbox, Peer};
+use vmshm_abi::ring::CLOSED;
+
+use super::event::{Inbox, Peer};
 use super::poll::{FAIR_INTERVAL, REST_INTERVAL};
-use crate::channel::connection::is_closed;
-use crate::channel::ring::slots_for;
-use crate::memory::Memory;
-use crate::region::slot;
+use super::{Endpoint, RING_SLOTS};
+use crate::channel::connection::PeerSide;
+use crate::memory::{Memory, Place};
 
 /// Slots that [`Endpoint::glance`] leaves unacknowledged where there is nothing: a peer that sends no more than this between
 /// two of our messages has no use for an acknowledgement of each.
@@ -17,6 +17,9 @@ const UNACKNOWLEDGED: u64 = 8;
 /// Interval, in polls, at which a glance leaves it to [`Endpoint::poll`] to look, whose caller does more than we know.
 const POLL_INTERVAL: u32 = 1024;
 
+// A stream is acknowledged in time: a ring as large as ours has a quarter left to acknowledge when it is time to look around.
+const _: () = assert!(REST_INTERVAL + Inbox::RUN <= RING_SLOTS / 4);
+
 /// What [`Endpoint::glance`] saw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Glance {
@@ -24,30 +27,39 @@ pub enum Glance {
     Nothing,
     /// There is nothing, but what was there before is worth an acknowledgement: [`Endpoint::flush`]. This was a poll.
     Consumed,
-    /// Short messages, which wait [in the inbox](Inbox::next_short). This was a poll.
-    Short,
+    /// So many short messages of this peer, each of which [the inbox](Inbox::seen) has. This was a poll, or several.
+    Short(Peer, u32),
     /// There is a longer message, for [`Endpoint::take_long`].
     Long,
+    /// It is time for [`Endpoint::look_around`].
+    Around,
     /// There may be something: [`Endpoint::poll`] finds out.
     More,
 }
 
 impl<M: Memory> Endpoint<M> {
+    /// Whether there is nothing to do but to look for messages: else [`Endpoint::glance`] leaves lying what [`Endpoint::poll`]
+    /// would find. Other methods, but for those that send the quick way, may end this.
+    #[inline]
+    pub fn is_quiet(&self, inbox: &Inbox) -> bool {
+        let is_held = self.connections.get(self.lone as usize).is_some_and(|connection| connection.held);
+        !is_held && self.backlog.is_empty() && self.in_flight_to.is_empty() && inbox.is_empty()
+    }
+
     /// Looks at the ring that is polled alone, for callers that count each instruction. All else is found by
-    /// [`Endpoint::poll`], which is to be called after [`Glance::More`].
+    /// [`Endpoint::poll`], which is to be called after [`Glance::More`], and instead while the endpoint is not
+    /// [quiet](Endpoint::is_quiet).
     #[inline(always)]
     pub fn glance(&mut self, inbox: &mut Inbox) -> Glance {
-        let due = self.backlog.len() | self.in_flight_to.len();
-        if due != 0 || !inbox.is_empty() {
-            return Glance::More;
-        }
         if self.glances >= REST_INTERVAL {
-            return self.look_around();
+            return Glance::Around;
         }
         let Some(connection) = self.connections.get_mut(self.lone as usize) else { return Glance::More };
-        let Some(peer_side) = &mut connection.peer_side else { return Glance::More };
-        let (consumer, memory) = (&mut peer_side.consumer, &self.memory);
-        if let Err(is_longer) = consumer.read_short(memory, 0, &mut inbox.run()[0]) {
+        let Some(PeerSide { consumer, state, .. }) = &mut connection.peer_side else { return Glance::More };
+        let memory = &self.memory;
+        // SAFETY: the connections of an endpoint are made with its memory.
+        let first = unsafe { consumer.read_short(memory, 0, &mut inbox.run()[0]) };
+        if let Err(is_longer) = first {
             if is_longer {
                 return Glance::Long;
             }
@@ -63,63 +75,60 @@ impl<M: Memory> Endpoint<M> {
         // Only in a stream is there reason to look for more than one: see `poll_more`.
         if self.found {
             for to in &mut inbox.run()[1..] {
-                if consumer.read_short(memory, count as u64, to).is_err() {
+                // SAFETY: as above.
+                if unsafe { consumer.read_short(memory, u64::from(count), to) }.is_err() {
                     break;
                 }
                 count += 1;
             }
         }
-        // What was copied is the peer's, and of its present life, as `Connection::lives` has it.
-        if connection.held
-            || !slot::lives(memory, connection.slot, connection.incarnation)
-            || is_closed(memory, peer_side.block)
-        {
+        // SAFETY: as above.
+        if !unsafe { is_of(memory, (connection.state, connection.live), *state) } {
             return Glance::More;
         }
-        inbox.hold(Peer(self.lone), count);
         // Each message counts as a turn. Mostly no other is there after fewer than there is room for.
-        self.glances += count as u32;
-        (self.streams, self.found) = (false, true);
-        consumer.advance_by(memory, count as u64);
-        if consumer.is_acknowledgement_due() {
-            connection.acknowledge(memory);
-        } else if !connection.dirty {
-            connection.dirty = true;
-            self.dirty.push(self.lone);
-        }
-        Glance::Short
+        self.glances += count;
+        (self.streams, self.found, self.consumed) = (false, true, true);
+        // Before an acknowledgement is due it is time to look around.
+        consumer.advance_by(memory, count.into());
+        Glance::Short(Peer(self.lone), count)
     }
 
-    /// Takes the message that was seen by a glance that returned [`Glance::Long`], if [`Endpoint::poll`] has no reason to look at
-    /// it; and whether more are likely to have come behind it. This was a poll, then.
-    #[inline(never)]
-    pub fn take_long(&mut self, inbox: &mut Inbox) -> Option<(Event, bool)> {
+    /// Takes the message that was seen by a glance that returned [`Glance::Long`], which [the inbox](Inbox::seen) has alone then, if
+    /// [`Endpoint::poll`] has no reason to look at it; its sender, and whether more are likely to have come behind it. This was a
+    /// poll, then.
+    #[inline(always)]
+    pub fn take_long(&mut self, inbox: &mut Inbox) -> Option<(Peer, bool)> {
         let connection = self.connections.get_mut(self.lone as usize)?;
-        let peer_side = connection.peer_side.as_mut()?;
-        let stamp = peer_side.consumer.peek(&self.memory).ok()??;
-        if stamp.kind != KIND_INLINE || connection.held {
-            return None;
-        }
-        peer_side.consumer.read(&self.memory, stamp, inbox.whole());
-        if !connection.lives(&self.memory) {
+        let PeerSide { consumer, state, .. } = connection.peer_side.as_mut()?;
+        let memory = &self.memory;
+        // SAFETY: the connections of an endpoint are made with its memory.
+        let (slots, lives) = unsafe {
+            let slots = consumer.read_long(memory, inbox.slots())?;
+            (slots, is_of(memory, (connection.state, connection.live), *state))
+        };
+        if !lives {
             return None;
         }
         self.glances += 1;
         self.streams = core::mem::replace(&mut self.found, true);
-        let len = usize::from(stamp.len);
-        self.step(self.lone, slots_for(len));
-        Some((Event::Message { peer: Peer(self.lone), tag: stamp.tag, len }, self.streams))
+        self.consumed = true;
+        consumer.advance_by(memory, slots);
+        if consumer.is_acknowledgement_due() {
+            connection.acknowledge(memory);
+        }
+        Some((Peer(self.lone), self.streams))
     }
 
-    /// Looks at all but the polled ring.
+    /// Looks at all but the polled ring, after [`Glance::Around`]: a poll. True if there is nothing, else [`Endpoint::poll`] finds out.
     #[inline(never)]
-    fn look_around(&mut self) -> Glance {
+    pub fn look_around(&mut self) -> bool {
         self.glances = 0;
         // As many turns as there were glances.
         self.turn |= REST_INTERVAL - 1;
         let next = self.turn.wrapping_add(1);
         if next.is_multiple_of(POLL_INTERVAL) || self.verdicts.has_news() {
-            return Glance::More;
+            return false;
         }
         self.turn = next;
         if next.is_multiple_of(2 * FAIR_INTERVAL) {
@@ -129,6 +138,22 @@ impl<M: Memory> Endpoint<M> {
             self.flush();
         }
         self.prepare();
-        if self.queue.is_empty() && self.backlog.is_empty() { Glance::Nothing } else { Glance::More }
+        self.queue.is_empty() && self.backlog.is_empty()
+    }
+}
+
+/// Whether what was copied before is the peer's, and of its present life: as [`Connection::lives`](crate::channel::connection::Connection::lives),
+/// of the words at these places.
+///
+/// # Safety
+///
+/// The places are of this memory.
+#[inline(always)]
+unsafe fn is_of(memory: &impl Memory, (slot, live): (Place, u64), connection: Place) -> bool {
+    memory.fence(Ordering::Acquire);
+    // SAFETY: the caller vouches for the places, which have a word each.
+    unsafe {
+        memory.load_placed(slot, 0, Ordering::Acquire) == live
+            && memory.load_placed(connection, 0, Ordering::Relaxed) != CLOSED
     }
 }

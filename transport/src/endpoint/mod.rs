@@ -69,6 +69,8 @@ pub struct Endpoint<M: Memory> {
     found: bool,
     /// So did the one before it.
     streams: bool,
+    /// Something was consumed since [`Endpoint::flush`].
+    consumed: bool,
     turn: u32,
     /// Turns that were glances, since all else was looked at.
     glances: u32,
@@ -86,8 +88,6 @@ pub struct Endpoint<M: Memory> {
     next_in_flight_to: usize,
     /// Fragments in flight, to all peers.
     total_in_flight: usize,
-    /// Connections with something consumed and not acknowledged.
-    dirty: Vec<u32>,
     /// Events that could not be returned at once.
     backlog: VecDeque<Event>,
     may_sleep: bool,
@@ -189,6 +189,7 @@ impl<M: Memory> Endpoint<M> {
             lone: NO_CONNECTION,
             found: false,
             streams: false,
+            consumed: false,
             turn: 0,
             glances: 0,
             queue: VecDeque::new(),
@@ -200,7 +201,6 @@ impl<M: Memory> Endpoint<M> {
             in_flight_to: Vec::new(),
             next_in_flight_to: 0,
             total_in_flight: 0,
-            dirty: Vec::new(),
             backlog: VecDeque::new(),
             may_sleep: process.may_sleep,
             sleeps: 0,
@@ -309,9 +309,11 @@ impl<M: Memory> Endpoint<M> {
         let connection = Connection {
             id,
             incarnation,
+            live: slot::live(incarnation),
             section,
             slot_number: slot,
             slot: at,
+            state: self.memory.place(at, 8),
             owner,
             may_sleep: doorbell & MAY_SLEEP != 0,
             rings: doorbell & RINGS != 0,
@@ -325,7 +327,6 @@ impl<M: Memory> Endpoint<M> {
             polled: false,
             last_activity: 0,
             queued: false,
-            dirty: false,
             failed: None,
             counted: Traffic::default(),
             told: Told::default(),

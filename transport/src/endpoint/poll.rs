@@ -62,9 +62,7 @@ impl<M: Memory> Endpoint<M> {
                 && self.in_flight_to.is_empty()
                 && !self.polled.is_empty()
             {
-                if !self.dirty.is_empty() {
-                    self.flush();
-                }
+                self.flush();
                 return None;
             }
         }
@@ -217,7 +215,10 @@ impl<M: Memory> Endpoint<M> {
 
     /// One section's activity line: connections with news are queued, strangers that sent to us are connected to.
     pub(super) fn poll_activity(&mut self) {
-        self.next_activity = (self.next_activity + 1) % self.activity.len();
+        self.next_activity += 1;
+        if self.next_activity >= self.activity.len() {
+            self.next_activity = 0;
+        }
         let number = self.next_activity;
         let changed = self.activity[number].look(&self.memory);
         if changed == 0 {
@@ -311,6 +312,7 @@ impl<M: Memory> Endpoint<M> {
         self.polled.retain(|polled| *polled != index);
         self.find_lone();
         self.set_polled(index, false);
+        self.connections[index as usize].settle(&self.memory);
         // The peer may just have sent in the belief that we poll, or be about to.
         self.enqueue(index);
         self.stopped.push_back((self.turn, index));
@@ -358,7 +360,8 @@ impl<M: Memory> Endpoint<M> {
         let Some(peer_side) = &mut connection.peer_side else { return self.pop_first(index, inbox) };
         if self.streams && self.total_in_flight <= MANY_IN_FLIGHT {
             // In a stream there may be many messages: one liveness check and one acknowledgement serve them all.
-            let count = peer_side.consumer.read_run(&self.memory, inbox.run());
+            // SAFETY: the connections of an endpoint are made with its memory.
+            let count = unsafe { peer_side.consumer.read_run(&self.memory, inbox.run()) };
             if count > 0 {
                 if !connection.lives(&self.memory) {
                     return self.give_up(index, self.ending(index));
@@ -445,9 +448,8 @@ impl<M: Memory> Endpoint<M> {
         peer_side.consumer.advance_by(&self.memory, slots);
         if peer_side.consumer.is_acknowledgement_due() {
             connection.acknowledge(&self.memory);
-        } else if !connection.dirty {
-            connection.dirty = true;
-            self.dirty.push(index);
+        } else {
+            self.consumed = true;
         }
     }
 
@@ -475,14 +477,18 @@ impl<M: Memory> Endpoint<M> {
     }
 
     /// Acknowledges all that was consumed.
+    #[inline]
     pub fn flush(&mut self) {
-        while let Some(index) = self.dirty.pop() {
-            let connection = &mut self.connections[index as usize];
-            connection.dirty = false;
-            // A held fragment is not consumed yet, and a failed connection's block may already be another's.
-            if !connection.held && connection.failed.is_none() {
-                connection.acknowledge(&self.memory);
-            }
+        if core::mem::take(&mut self.consumed) {
+            self.flush_polled();
+        }
+    }
+
+    /// Whatever was read last is polled, or was acknowledged when that ended.
+    #[inline(never)]
+    fn flush_polled(&mut self) {
+        for index in &self.polled {
+            self.connections[*index as usize].settle(&self.memory);
         }
     }
 

@@ -42,7 +42,8 @@ impl<M: Memory> Endpoint<M> {
         }
         let len = header.len() + payload.len();
         connection.producer.push_slot(&self.memory, KIND_INLINE, tag, len, words);
-        Some(connection.is_polled(&self.memory) && !connection.may_sleep)
+        // SAFETY: the connections of an endpoint are made with its memory.
+        Some(unsafe { connection.is_polled(&self.memory) } && !connection.may_sleep)
     }
 
     /// As [`Endpoint::send_slot`], of a payload of up to [`MAX_INLINE`] bytes with the header that a slot does not hold with it.
@@ -53,7 +54,8 @@ impl<M: Memory> Endpoint<M> {
             return None;
         }
         connection.producer.push_long(&self.memory, KIND_INLINE, tag, header, payload).then_some(())?;
-        Some(connection.is_polled(&self.memory) && !connection.may_sleep)
+        // SAFETY: the connections of an endpoint are made with its memory.
+        Some(unsafe { connection.is_polled(&self.memory) } && !connection.may_sleep)
     }
 
     /// Whether an inline message of `len` bytes would leave room in the ring for more, and no fragment is in flight. Where
@@ -191,13 +193,13 @@ impl<M: Memory> Endpoint<M> {
         if connection.failed.is_some() || !connection.producer.has_room(len) {
             self.make_room(peer, len)?;
             connection = &mut self.connections[peer.index()];
-        }
-        if connection.producer.asks() {
+        } else if connection.producer.asks() {
             self.ask(peer)?;
             connection = &mut self.connections[peer.index()];
         }
         connection.producer.push(&self.memory, kind, tag, parts);
-        if !connection.is_polled(&self.memory) || connection.may_sleep {
+        // SAFETY: the connections of an endpoint are made with its memory.
+        if !unsafe { connection.is_polled(&self.memory) } || connection.may_sleep {
             self.tell(peer.index());
         }
         Ok(())
@@ -207,7 +209,8 @@ impl<M: Memory> Endpoint<M> {
     #[inline(never)]
     pub fn tell(&mut self, index: usize) {
         let connection = &mut self.connections[index];
-        let is_polled = connection.is_polled(&self.memory);
+        // SAFETY: the connections of an endpoint are made with its memory.
+        let is_polled = unsafe { connection.is_polled(&self.memory) };
         if !is_polled {
             bump(&self.memory, &self.section, self.slot, connection.id);
         }
@@ -234,10 +237,7 @@ impl<M: Memory> Endpoint<M> {
         if connection.failed.is_some() {
             return Err(SendError::Gone);
         }
-        let learned = connection.catch_up(&self.memory, &self.region, self.id, self.incarnation);
-        if let Err(fault) = learned {
-            return Err(self.fail_send(peer, fault.into()));
-        }
+        self.ask(peer)?;
         let connection = &mut self.connections[peer.index()];
         if connection.producer.has_room(len) {
             return Ok(());

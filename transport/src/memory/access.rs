@@ -8,6 +8,15 @@ use vmshm_abi::ring::SLOT;
 use super::cache::CacheHints;
 use super::device::Device;
 
+/// A place in a region that was found to be there, once for all accesses to it: [`Memory::place`].
+#[derive(Debug, Clone, Copy)]
+pub struct Place(pub(super) *const u8);
+
+// SAFETY: nothing is done with the pointer but by a memory, which any thread may use.
+unsafe impl Send for Place {}
+// SAFETY: as above.
+unsafe impl Sync for Place {}
+
 /// Accessors of a region as one member sees it: readable as a whole, writable where the member may write.
 ///
 /// There are no references into it, only copies and atomic words, because others change it at any time. Offsets count
@@ -131,18 +140,47 @@ pub trait Memory: CacheHints + Device {
         }
     }
 
-    /// Copies a slot that a peer publishes by [`Memory::store_slot`], if its first word is as `is_there` wants it.
+    /// The place of `len` bytes, aligned words.
+    fn place(&self, offset: u64, len: u64) -> Place {
+        assert!(offset.is_multiple_of(8) && offset.checked_add(len).is_some_and(|end| end <= self.len()));
+        Place(core::ptr::without_provenance(offset as usize))
+    }
+
+    /// As [`Memory::load_peer`], of the word that lies `at` bytes behind the start of a place.
+    ///
+    /// # Safety
+    ///
+    /// The place is of this memory, and has an aligned word there.
+    #[inline(always)]
+    unsafe fn load_placed(&self, place: Place, at: u64, order: Ordering) -> u64 {
+        self.load_peer(place.0.addr() as u64 + at, order)
+    }
+
+    /// Copies the slot that lies `at` bytes behind the start of a place, if its first word is as `is_there` wants it: one that a peer
+    /// publishes by [`Memory::store_slot`].
     ///
     /// # Errors
     ///
     /// The first word, if it is not.
+    ///
+    /// # Safety
+    ///
+    /// The place is of this memory, and has an aligned slot there.
     #[inline(always)]
-    fn load_slot(&self, offset: u64, is_there: impl FnOnce(u64) -> bool) -> Result<(u64, [u64; 3]), u64>
+    unsafe fn load_slot(
+        &self,
+        place: Place,
+        at: u64,
+        is_there: impl FnOnce(u64) -> bool,
+    ) -> Result<(u64, [u64; 3]), u64>
     where
         Self: Sized,
     {
-        let first = self.load_peer(offset, Ordering::Acquire);
-        if is_there(first) { Ok((first, self.load_words(offset + 8))) } else { Err(first) }
+        // SAFETY: the caller keeps the same contract.
+        let word = |n, order| unsafe { self.load_placed(place, at + 8 * n, order) };
+        let first = word(0, Ordering::Acquire);
+        let body = |n| word(1 + n as u64, Ordering::Relaxed);
+        if is_there(first) { Ok((first, core::array::from_fn(body))) } else { Err(first) }
     }
 
     /// Owns the lines of these bytes of the own section, which begin with a line and of whose content nobody has any use, so that
@@ -230,13 +268,14 @@ macro_rules! forward {
             fn zero_slots(&self, offset: u64, slots: u64) {
                 (**self).zero_slots(offset, slots);
             }
+            #[inline]
+            fn place(&self, offset: u64, len: u64) -> Place {
+                (**self).place(offset, len)
+            }
             #[inline(always)]
-            fn load_slot(
-                &self,
-                offset: u64,
-                is_there: impl FnOnce(u64) -> bool,
-            ) -> Result<(u64, [u64; 3]), u64> {
-                (**self).load_slot(offset, is_there)
+            unsafe fn load_placed(&self, place: Place, at: u64, order: Ordering) -> u64 {
+                // SAFETY: the caller keeps the same contract.
+                unsafe { (**self).load_placed(place, at, order) }
             }
         }
 

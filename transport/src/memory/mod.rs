@@ -15,7 +15,7 @@ mod pages;
 #[cfg(feature = "std")]
 mod sigbus;
 
-pub use access::Memory;
+pub use access::{Memory, Place};
 pub use cache::CacheHints;
 #[cfg(feature = "std")]
 pub(crate) use cache::{demote, prefetch_write, set_hints};

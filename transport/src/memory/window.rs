@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU64, Ordering, fence};
 use vmshm_abi::LINE;
 use vmshm_abi::ring::SLOT;
 
-use super::access::Memory;
+use super::access::{Memory, Place};
 use super::cache::{self, CacheHints};
 use super::copy;
 use super::device::Device;
@@ -23,7 +23,6 @@ pub struct Window<D = ()> {
     writable: Range<u64>,
     /// Whole words and slots in both, for the checks.
     words: u64,
-    slots: u64,
     own_words: u64,
     own_slots: u64,
     device: D,
@@ -65,8 +64,8 @@ impl<D> Window<D> {
         assert!(writable.start.is_multiple_of(8) && read.cast::<u64>().is_aligned());
         assert!(write.cast::<u64>().is_aligned());
         let own = writable.end - writable.start;
-        let (words, own_words, slots, own_slots) = (len / 8, own / 8, len / SLOT, own / SLOT);
-        Self { read, len, write, writable, words, slots, own_words, own_slots, device }
+        let (words, own_words, own_slots) = (len / 8, own / 8, own / SLOT);
+        Self { read, len, write, writable, words, own_words, own_slots, device }
     }
 
     /// The device behind the memory.
@@ -265,19 +264,17 @@ impl<D: Device> Memory for Window<D> {
         }
     }
 
+    fn place(&self, offset: u64, len: u64) -> Place {
+        if !offset.is_multiple_of(8) || offset > self.len || len > self.len - offset {
+            leaves("the region", offset, len);
+        }
+        Place(self.read.wrapping_add(offset as usize))
+    }
+
     #[inline(always)]
-    fn load_slot(&self, offset: u64, is_there: impl FnOnce(u64) -> bool) -> Result<(u64, [u64; 3]), u64> {
-        if !has_slot(self.slots, offset) {
-            leaves("the region", offset, SLOT);
-        }
-        // SAFETY: the four words of an aligned slot of the mapping, as `has_slot` found. All accesses to words of the region are
-        // atomic.
-        unsafe {
-            let start = self.read.add(offset as usize).cast::<u64>();
-            let first = AtomicU64::from_ptr(start).load(Ordering::Acquire);
-            let word = |n| AtomicU64::from_ptr(start.add(1 + n)).load(Ordering::Relaxed);
-            if is_there(first) { Ok((first, core::array::from_fn(word))) } else { Err(first) }
-        }
+    unsafe fn load_placed(&self, place: Place, at: u64, order: Ordering) -> u64 {
+        // SAFETY: the caller vouches for an aligned word of the mapping there. All accesses to words of the region are atomic.
+        unsafe { AtomicU64::from_ptr(place.0.add(at as usize).cast_mut().cast()) }.load(order)
     }
 
     #[inline]

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use vmshm_transport::abi::region::{FLAG_OPEN, RegionHeader};
 use vmshm_transport::abi::section::EndpointSlot;
-use vmshm_transport::{CacheHints, Device, Endpoint, Event, Inbox, Memory, Peer, Window};
+use vmshm_transport::{CacheHints, Device, Endpoint, Event, Inbox, Memory, Peer, Place, Window};
 use zerocopy::IntoBytes;
 
 /// Memory that outlives all windows on it.
@@ -138,8 +138,12 @@ impl Memory for View {
     fn store_slot<const ZERO: u64>(&self, offset: u64, first: u64, words: [u64; 3], owned: u64) {
         (**self).store_slot::<ZERO>(offset, first, words, owned);
     }
-    fn load_slot(&self, offset: u64, is_there: impl FnOnce(u64) -> bool) -> Result<(u64, [u64; 3]), u64> {
-        (**self).load_slot(offset, is_there)
+    fn place(&self, offset: u64, len: u64) -> Place {
+        (**self).place(offset, len)
+    }
+    unsafe fn load_placed(&self, place: Place, at: u64, order: std::sync::atomic::Ordering) -> u64 {
+        // SAFETY: the caller keeps the contract.
+        unsafe { (**self).load_placed(place, at, order) }
     }
     fn address(&self, offset: u64, len: u64) -> *mut u8 {
         (**self).address(offset, len)
