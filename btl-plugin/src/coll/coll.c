@@ -73,7 +73,23 @@ bool vmshm_coll_save(vmshm_coll_module_t *module, struct ompi_communicator_t *co
     module->below.coll_##name##_module = comm->c_coll->coll_##name##_module;     \
     OBJ_RETAIN(module->below.coll_##name##_module);
     FOR_ALL(SAVE)
+#define INSTALL(name)                                              \
+    if (VMSHM_OMPI_COLL_INSTALLS) {                                \
+        comm->c_coll->coll_##name = module->super.coll_##name;     \
+        comm->c_coll->coll_##name##_module = &module->super;       \
+    }
+    FOR_ALL(INSTALL)
     return true;
+}
+
+void vmshm_coll_restore(vmshm_coll_module_t *module, struct ompi_communicator_t *comm)
+{
+#define RESTORE(name)                                                                                \
+    if (VMSHM_OMPI_COLL_INSTALLS && comm->c_coll->coll_##name##_module == &module->super) {          \
+        comm->c_coll->coll_##name = module->below.coll_##name;                                       \
+        comm->c_coll->coll_##name##_module = module->below.coll_##name##_module;                     \
+    }
+    FOR_ALL(RESTORE)
 }
 
 bool vmshm_coll_survives(void)

@@ -37,8 +37,12 @@ typedef struct vmshm_coll_layout_t {
 /* A new module, with its functions still missing. The destructor calls destruct. */
 vmshm_coll_module_t *vmshm_coll_new(void (*destruct)(void *state));
 
-/* Remembers the functions below a module; false where one is missing that ours may call. */
+/* Remembers the functions below a module, and puts ours in their place where Open MPI leaves that to modules; false where one is
+   missing that ours may call. */
 bool vmshm_coll_save(vmshm_coll_module_t *module, struct ompi_communicator_t *comm);
+
+/* Puts back what was below a module that goes. */
+void vmshm_coll_restore(vmshm_coll_module_t *module, struct ompi_communicator_t *comm);
 
 /* Whether a job goes on after the loss of processes. */
 bool vmshm_coll_survives(void);

@@ -60,6 +60,7 @@ pub unsafe extern "C" fn comm_query(
         (*module).state = State::keep(state).cast();
         functions::fill(&raw mut (*module).super_);
         (*module).super_.coll_module_enable = Some(enable);
+        (*module).super_.coll_module_disable = Some(disable);
         module.cast()
     }
 }
@@ -88,6 +89,13 @@ unsafe fn offer(comm: *mut ompi_communicator_t) -> Option<State> {
         }
         Some(State::new(Members { me, procs, names, endpoints }, levels))
     }
+}
+
+/// Gives the communicator back.
+unsafe extern "C" fn disable(module: *mut mca_coll_base_module_t, comm: *mut ompi_communicator_t) -> c_int {
+    // SAFETY: the module is one that `comm_query` made, and has been enabled for this communicator.
+    unsafe { ompi::vmshm_coll_restore(module.cast::<vmshm_coll_module_t>(), comm) };
+    ompi::OPAL_SUCCESS as c_int
 }
 
 /// Remembers the functions below.

@@ -18,6 +18,9 @@
 /* Whether a job goes on after the loss of processes. */
 #define VMSHM_OMPI_SURVIVES false
 
+/* Whether a module for collective operations puts its functions into the communicator itself. */
+#define VMSHM_OMPI_COLL_INSTALLS false
+
 /* The type of a number of elements. */
 typedef int vmshm_count_t;
 

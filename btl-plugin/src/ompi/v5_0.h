@@ -5,6 +5,9 @@
 
 #include "since_5_0.h"
 
+/* Whether a module for collective operations puts its functions into the communicator itself. */
+#define VMSHM_OMPI_COLL_INSTALLS false
+
 /* The type of a number of elements. */
 typedef int vmshm_count_t;
 

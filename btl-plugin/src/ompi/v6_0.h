@@ -5,6 +5,9 @@
 
 #include "since_5_0.h"
 
+/* Whether a module for collective operations puts its functions into the communicator itself. */
+#define VMSHM_OMPI_COLL_INSTALLS true
+
 /* The type of a number of elements. */
 typedef size_t vmshm_count_t;
 

@@ -205,8 +205,8 @@ fn check(place: &Place, logs: &Path) -> Result<Count> {
     };
     let mut count = checked(run(&[], &[], "check.log")?)?;
     // By itself: 6.0's launcher loses lines of the checker's where Open MPI says very much.
-    let told = run(&["--mca", "coll_base_verbose", "10"], &["--only", "patterns"], "coll.log")?.text;
-    if !told.contains("selecting       vmshm") {
+    let told = run(&["--mca", "btl_base_verbose", "10"], &["--only", "collectives/bcast"], "coll.log")?.text;
+    if !told.contains("a communicator of 3 does collective operations in the region") {
         bail!("Open MPI took other components for collective operations:\n{}", last_lines(&told, 10));
     }
     count.note = place.other.as_ref().map_or(String::new(), |(_, release)| format!("Open MPI {release}"));
