@@ -87,11 +87,10 @@ impl Args {
         let component_path = component_path(before.as_deref(), dir);
         let mut lines = vec![("OMPI_MCA_mca_base_component_path", component_path.clone())];
         let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        if running.as_ref().is_some_and(|release| release.starts_with("5.")) {
-            // A user may know better.
-            let unset = BELOW_HAN.iter().filter(|(name, _)| set(name).is_none());
-            lines.extend(unset.map(|(name, value)| (*name, (*value).to_owned())));
-        }
+        // A user may know better.
+        let below =
+            running.as_deref().map_or(&[][..], below_han).iter().filter(|(name, _)| set(name).is_none());
+        lines.extend(below.map(|(name, value)| (*name, (*value).to_owned())));
         if running.is_some_and(|release| !release.starts_with("4.")) {
             // From 5.0 on Open MPI hands its path to PMIx, which complains of components that are not its own. A list without
             // entries: where the value is empty, mpirun of 5.0.7 ends with SIGSEGV before it starts processes of other hosts.
@@ -138,15 +137,26 @@ impl Args {
     }
 }
 
-/// Parameters by which Open MPI 5.0's `han`, which has communicators of several hosts, leaves operations within a host to the best
-/// component there, which is ours, as it is for communicators of that host alone: it knows `tuned` and `sm`, and takes the best where
-/// the one that it is told to take is missing.
-const BELOW_HAN: [(&str, &str); 4] = [
-    ("OMPI_MCA_coll_sm_priority", "-1"),
-    ("OMPI_MCA_coll_han_bcast_low_module", "1"),
-    ("OMPI_MCA_coll_han_reduce_low_module", "1"),
-    ("OMPI_MCA_coll_han_allreduce_low_module", "1"),
-];
+/// Parameters by which `han`, which has communicators of several hosts, leaves operations within a host to the best component there,
+/// which is ours, as it is for communicators of that host alone: it knows `tuned` and, in 5.0, `sm`, in 6.0 `xhc`, neither of which
+/// is taken by itself, and takes the best where the one that it is told to take is missing.
+fn below_han(release: &str) -> &'static [(&'static str, &'static str)] {
+    match release.split('.').next() {
+        Some("5") => &[
+            ("OMPI_MCA_coll_sm_priority", "-1"),
+            ("OMPI_MCA_coll_han_bcast_low_module", "1"),
+            ("OMPI_MCA_coll_han_reduce_low_module", "1"),
+            ("OMPI_MCA_coll_han_allreduce_low_module", "1"),
+        ],
+        Some("6") => &[
+            ("OMPI_MCA_coll_xhc_priority", "-1"),
+            ("OMPI_MCA_coll_han_bcast_low_module", "2"),
+            ("OMPI_MCA_coll_han_reduce_low_module", "2"),
+            ("OMPI_MCA_coll_han_allreduce_low_module", "2"),
+        ],
+        _ => &[],
+    }
+}
 
 /// The first series that looks for transports where UCX_PLUGIN_PATH says.
 const PLUGIN_PATH: Series = Series(1, 22);
