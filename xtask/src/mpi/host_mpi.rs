@@ -21,6 +21,10 @@ pub enum Layer {
     VmshmAndTcp,
     /// Open MPI's shared memory within a guest, TCP between guests.
     VaderAndTcp,
+    /// Ours under UCX between guests that share a region, TCP to others.
+    UcxVmshmAndTcp,
+    /// Ours under UCX between guests that share a region, SoftRoCE to others.
+    UcxVmshmAndRdma,
     /// Open MPI's shared memory with a copy in and a copy out.
     VaderTwoCopies,
     /// Open MPI's shared memory, the receiver reading the sender's memory (cross memory attach).
@@ -45,6 +49,8 @@ impl Layer {
             Layer::VmshmAndVader => "vmshm and vader",
             Layer::VmshmAndTcp => "vmshm and tcp",
             Layer::VaderAndTcp => "vader and tcp",
+            Layer::UcxVmshmAndTcp => "ucx vmshm and tcp",
+            Layer::UcxVmshmAndRdma => "ucx vmshm and rc_verbs",
             Layer::VaderTwoCopies => "vader 2-copy",
             Layer::VaderCma => "vader CMA",
             Layer::UcxVmshm => "ucx vmshm",
@@ -57,7 +63,14 @@ impl Layer {
 
     /// Whether jobs over it need what `vmshm env` prints.
     pub fn is_ours(self) -> bool {
-        matches!(self, Layer::Vmshm | Layer::VmshmAndVader | Layer::VmshmAndTcp)
+        matches!(
+            self,
+            Layer::Vmshm
+                | Layer::VmshmAndVader
+                | Layer::VmshmAndTcp
+                | Layer::UcxVmshmAndTcp
+                | Layer::UcxVmshmAndRdma
+        )
     }
 
     /// The setting by which UCX uses this layer and no other, if it is UCX's.
@@ -67,6 +80,8 @@ impl Layer {
             Layer::UcxPosix => "UCX_TLS=posix,self",
             Layer::UcxCma => "UCX_TLS=posix,cma,self",
             Layer::UcxTcp => "UCX_TLS=tcp,self",
+            Layer::UcxVmshmAndTcp => "UCX_TLS=vmshm,tcp,self",
+            Layer::UcxVmshmAndRdma => "UCX_TLS=vmshm,rc_verbs,ud_verbs,self",
             _ => return None,
         })
     }
@@ -77,11 +92,19 @@ impl Layer {
             // Open MPI only takes UCX by itself where it finds a network card that it likes.
             let mut args = vec!["--mca", "pml", "ucx", "--mca", "pml_ucx_tls", "any"];
             args.extend(["--mca", "pml_ucx_devices", "any", "-x", setting]);
+            if self == Layer::UcxVmshmAndRdma {
+                args.extend(SOFT_ROCE);
+            }
             return args;
         }
         let mut args = vec!["--mca", "pml", "ob1", "--mca", "btl"];
         match self {
-            Layer::UcxVmshm | Layer::UcxPosix | Layer::UcxCma | Layer::UcxTcp => {}
+            Layer::UcxVmshm
+            | Layer::UcxVmshmAndTcp
+            | Layer::UcxVmshmAndRdma
+            | Layer::UcxPosix
+            | Layer::UcxCma
+            | Layer::UcxTcp => {}
             Layer::Vmshm => args.push("vmshm,self"),
             Layer::VmshmAndVader => args.push("vmshm,vader,self"),
             Layer::VmshmAndTcp => args.push("vmshm,tcp,self"),
@@ -96,6 +119,10 @@ impl Layer {
         args
     }
 }
+
+/// Options of UCX over SoftRoCE. An address of IPv6: for one of IPv4, UCX believes a word of a Mellanox adapter's completions,
+/// which SoftRoCE has not, and throws all datagrams away.
+const SOFT_ROCE: [&str; 2] = ["-x", "UCX_IB_GID_INDEX=0"];
 
 /// Lets mpirun run as root, which it must in a guest and in many containers.
 pub const AS_ROOT: [(&str, &str); 2] =

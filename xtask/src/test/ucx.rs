@@ -41,6 +41,7 @@ const ONE_SIDED: &[&[&str]] = &[
     &["-t", "put_lat", "-d", "lab", "-x", "vmshm", "-s", "8", "-D", "short"],
     &["-t", "put_lat", "-d", "lab", "-x", "vmshm", "-s", "4096", "-D", "bcopy"],
     &["-t", "put_bw", "-d", "lab", "-x", "vmshm", "-s", "4096", "-D", "bcopy"],
+    &["-t", "put_bw", "-d", "lab", "-x", "vmshm", "-s", "4096", "-D", "zcopy"],
     &["-t", "get", "-d", "lab", "-x", "vmshm", "-s", "4096", "-D", "bcopy"],
     &["-t", "get", "-d", "lab", "-x", "vmshm", "-s", "65536", "-D", "zcopy"],
     &["-t", "add_lat", "-d", "lab", "-x", "vmshm", "-s", "8"],
