@@ -12,7 +12,7 @@ use crate::debian::apt::{self, Index};
 use crate::debian::cache;
 use crate::debian::packages;
 
-const KERNEL: &str = include_str!("../../guest/recipe.sh");
+const KERNEL: &str = include_str!("../../guest/kernel.sh");
 const ROOT: &str = include_str!("../../guest/root.sh");
 const INIT: &str = include_str!("../../guest/init");
 /// The first program of a guest.
