@@ -17,6 +17,7 @@
 //! |---|---|
 //! | `params` | tuning, as plain values |
 //! | `idle`, `sleep` | when to stop polling; sleeping on the doorbell |
+//! | `distance` | how far a reader's core is, and copies past the caches |
 //! | `cache_evict` | evicting written lines to where readers find them fast |
 //! | `rendezvous/` | the protocol for long messages: wire format, sources, gets, chunks, prefixes |
 //! | `in_flight`, `memory_wait` | messages under way; waits for memory |
@@ -28,6 +29,7 @@
 //! | `poll` | from events to upcalls |
 
 mod cache_evict;
+mod distance;
 mod engine;
 mod get;
 mod idle;

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use vmshm_transport::{Fragment, Peer, PeerError};
 
+use crate::distance::Distance;
 use crate::rendezvous::{Gets, Requests};
 
 /// A peer's state. `S` completes a send, `G` a get.
@@ -26,6 +27,7 @@ pub(crate) struct PeerState<S, G> {
     pub gets: Gets<G>,
     /// Prefixes for it.
     pub prefixes: usize,
+    pub distance: Distance,
 }
 
 impl<S, G> PeerState<S, G> {
@@ -41,6 +43,7 @@ impl<S, G> PeerState<S, G> {
             requests: Requests::new(),
             gets: Gets::new(),
             prefixes: 0,
+            distance: Distance::new(),
         }
     }
 }

@@ -2,8 +2,9 @@
 
 use std::sync::atomic::Ordering;
 
-use vmshm_transport::{Event, Fragment, Inbox, Memory as _, Peer, copy_to_far, copy_to_shared};
+use vmshm_transport::{Event, Fragment, Inbox, Memory as _, Peer, copy_to_far};
 
+use crate::distance::Distance;
 use crate::engine::Engine;
 use crate::peer::{Memory, Outgoing};
 use crate::rendezvous::{
@@ -144,13 +145,20 @@ impl<S, G> Engine<S, G> {
         let Some(buffer) = &source.prefix else { return };
         let all = buffer.prefix.len as usize;
         let step = (all / STEPS).clamp(SHORTEST_STEP, self.params.pipeline.tail_size.max(SHORTEST_STEP));
-        let is_far = matches!(source.audience, Audience::Peer(peer, _) if self.endpoint.is_far(peer));
+        let mut unknown = Distance::new();
+        let (is_far, distance) = match source.audience {
+            Audience::Peer(peer, _) => {
+                let state = self.peers.get_mut(peer.index());
+                (self.endpoint.is_far(peer), state.map_or(&mut unknown, |state| &mut state.distance))
+            }
+            Audience::Key(_) => (false, &mut unknown),
+        };
         let memory = self.endpoint.memory();
         for at in (0..all).step_by(step) {
             let len = step.min(all - at);
             // SAFETY: the caller of `expose` vouches for the source's memory, of which the prefix is the beginning, until
             // `unexpose`. The chunk has room for it.
-            unsafe { copy_for(is_far, source.base.add(at), buffer.chunk.ptr().add(at), len) };
+            unsafe { copy_for(is_far, distance, source.base.add(at), buffer.chunk.ptr().add(at), len) };
             // Release: a receiver that sees the word sees what it counts.
             memory.store(buffer.progress.offset(), (at + len) as u64, Ordering::Release);
         }
@@ -201,8 +209,9 @@ impl<S, G> Engine<S, G> {
             // SAFETY: the request was checked against the source, whose memory the caller of `expose` keeps until `unexpose`.
             // The chunk has room for len bytes.
             unsafe {
-                copy_for(self.endpoint.is_far(peer), from.add(request.offset as usize), chunk.ptr(), len)
-            };
+                let (is_far, from) = (self.endpoint.is_far(peer), from.add(request.offset as usize));
+                copy_for(is_far, &mut self.state(peer.index()).distance, from, chunk.ptr(), len);
+            }
             self.state(peer.index()).requests.served(index, len as u64);
             let message = Outgoing { memory: Memory::Chunk(chunk), tag: tag_of(number), len, done: None };
             if let Err(message) = self.post(peer, message) {
@@ -234,12 +243,12 @@ impl<S, G> Engine<S, G> {
     }
 }
 
-/// Copies to the section for a reader on this NUMA node of the host or on another.
+/// Copies to the section for a reader that is known to be on another NUMA node of the host, or at this distance.
 ///
 /// # Safety
 ///
 /// As [`copy_to_shared`].
-unsafe fn copy_for(is_far: bool, from: *const u8, to: *mut u8, len: usize) {
+unsafe fn copy_for(is_far: bool, distance: &mut Distance, from: *const u8, to: *mut u8, len: usize) {
     // SAFETY: the caller vouches for both pointers.
-    unsafe { if is_far { copy_to_far(from, to, len) } else { copy_to_shared(from, to, len) } }
+    unsafe { if is_far { copy_to_far(from, to, len) } else { distance.copy(from, to, len) } }
 }

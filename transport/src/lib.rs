@@ -40,7 +40,8 @@ pub use endpoint::{
 };
 pub use error::{AttachError, ConnectError, Fault, PeerError, SendError};
 pub use memory::copy::{
-    self, from_shared as copy_from_shared, to_far as copy_to_far, to_shared as copy_to_shared,
+    self, from_shared as copy_from_shared, past_caches as copy_past_caches, to_far as copy_to_far,
+    to_shared as copy_to_shared,
 };
 pub use memory::{CacheHints, Device, Memory, Place, Window};
 #[cfg(feature = "std")]

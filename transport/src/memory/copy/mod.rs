@@ -99,6 +99,17 @@ pub unsafe fn to_far(from: *const u8, to: *mut u8, len: usize) {
     unsafe { if len >= nontemporal_from() { nontemporal(from, to, len) } else { to_shared(from, to, len) } }
 }
 
+/// As [`to_far`], of any length.
+///
+/// # Safety
+///
+/// As [`to_shared`].
+#[inline]
+pub unsafe fn past_caches(from: *const u8, to: *mut u8, len: usize) {
+    // SAFETY: the caller vouches for both pointers.
+    unsafe { nontemporal(from, to, len) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
