@@ -24,8 +24,8 @@ unsafe impl Sync for Place {}
 ///
 /// # Panics
 ///
-/// All methods panic where an access would leave the region, or write where the member may not. The transport checks
-/// every number that comes from a peer before it gets here, so this is the net under the net.
+/// All methods panic where an access would leave the region, or write where the member may not: accesses by a [`Place`] when the
+/// place is made. The transport checks every number that comes from a peer before it gets here, so this is the net under the net.
 pub trait Memory: CacheHints + Device {
     /// Bytes of the region.
     fn len(&self) -> u64;

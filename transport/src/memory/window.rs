@@ -14,7 +14,7 @@ use super::device::Device;
 /// Two views of one region: all of it to read, and the part that this member may write; and the device behind them.
 ///
 /// The two may be one mapping or two; the caller decides whether the hardware enforces the difference. Every access is
-/// checked against both.
+/// checked against both, those by a [`Place`] when the place is made.
 #[derive(Debug)]
 pub struct Window<D = ()> {
     read: *mut u8,
