@@ -5,7 +5,7 @@
 //! - [`payload`]: seeded bytes, and the comparison that names the first wrong one;
 //! - [`buffer`], [`comm`], [`request`], [`datatype`], [`predefined`], [`reduction`], [`window`], [`universe`], [`pvar`]: MPI calls
 //!   with owned buffers and an error check on every return code, over the raw functions of the `mpi` crate;
-//! - [`session`], [`failure`]: the same of what only newer releases have;
+//! - [`session`], [`failure`], [`persistent`]: the same of what only newer releases have;
 //! - [`check`]: the named cases that `vmshm-mpi-check` runs under `mpirun`.
 
 pub mod buffer;
@@ -16,6 +16,7 @@ pub mod datatype;
 pub mod failure;
 mod newer;
 pub mod payload;
+pub mod persistent;
 pub mod predefined;
 pub mod pvar;
 pub mod reduction;

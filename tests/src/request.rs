@@ -227,6 +227,10 @@ impl Persistent {
         Persistent { raw, buffer: Some(buffer), active: false }
     }
 
+    pub(crate) fn raw(&self) -> ffi::MPI_Request {
+        self.raw
+    }
+
     /// Starts the operation once more.
     pub fn start(&mut self) {
         assert!(!self.active, "the operation still runs");

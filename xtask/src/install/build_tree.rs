@@ -57,7 +57,7 @@ pub struct Programs {
     names: &'static [&'static str],
 }
 
-/// Those that verify; the last two are for newer ones only.
+/// Those that verify; the last three are for newer ones only.
 pub const CHECKERS: Programs = Programs {
     package: "vmshm-tests",
     names: &[
@@ -66,6 +66,7 @@ pub const CHECKERS: Programs = Programs {
         "vmshm-mpi-traffic",
         "vmshm-mpi-wait",
         "vmshm-heap-check",
+        "vmshm-mpi-persistent",
         "vmshm-mpi-sessions",
         "vmshm-mpi-survive",
     ],

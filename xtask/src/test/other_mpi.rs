@@ -39,6 +39,7 @@ pub fn steps(workspace: &Workspace, stage: &Result<PathBuf, String>, tally: &mut
     tally.step("ompi6-check-3", |logs| check(&place_in(SUITE_6, logs)?, logs))?;
     tally.step("ompi5-survival", |logs| survive(&place(logs)?, logs))?;
     tally.step("ompi5-sessions", |logs| sessions(&place(logs)?, logs))?;
+    tally.step("ompi5-persistent", |logs| persistent(&place(logs)?, logs))?;
     tally.step("ompi5-collectives-two-regions", |logs| {
         two_regions(&place(logs)?, 4, "1", &["region"], logs)
     })?;
@@ -89,6 +90,10 @@ fn survive(place: &Place, logs: &Path) -> Result<Count> {
 
 fn sessions(place: &Place, logs: &Path) -> Result<Count> {
     program(place, 3, &["--mca", "osc", "vmshm"], "vmshm-mpi-sessions", "sessions: all is well", logs)
+}
+
+fn persistent(place: &Place, logs: &Path) -> Result<Count> {
+    program(place, 3, &[], "vmshm-mpi-persistent", "persistent: all is well", logs)
 }
 
 /// Of all operations those that Open MPI 5.0.7's han does right; the others are wrong without us, too, for datatypes with gaps. `far`

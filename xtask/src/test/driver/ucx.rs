@@ -57,10 +57,11 @@ pub fn sleep(lab: &mut Lab, logs: &Path) -> Result<Count> {
 /// Runs the program in both guests; what they printed.
 fn run(lab: &mut Lab, mode: &str, port: u16, setting: &str, logs: &Path) -> Result<[String; 2]> {
     fs::create_dir_all(logs)?;
+    let series = Ucx::found()?.series;
     for (guest, host) in [(0, ""), (1, "vm0")] {
         // As docs/ucx.md tells users to do it.
         let script = format!(
-            "settings=$({PAYLOAD}/bin/vmshm env --ucx) || exit\neval \"$settings\"\n{setting}\n\
+            "settings=$({PAYLOAD}/bin/vmshm env --ucx {series}) || exit\neval \"$settings\"\n{setting}\n\
              export UCX_TLS=vmshm,self\n{PAYLOAD}/{PROGRAM} {mode} {port} 5 {ROUNDS} {host}\n"
         );
         lab.send(guest, &script)?;
