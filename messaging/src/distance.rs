@@ -13,7 +13,10 @@ const TIMED: usize = 8 << 10;
 const EVERY: u32 = 8;
 
 /// Slow copies one after the other that make a peer far: more than a first round through memory whose pages are yet to be made.
-const SLOW: u32 = 8;
+const SLOW: u32 = 24;
+
+/// As many make it stay far.
+const STILL_SLOW: u32 = 4;
 
 /// A slow copy takes more than so many nanoseconds for a KiB: 4 GB/s, between the 2 to 3 of far cores and the 8 and more of near ones.
 const NANOS: u64 = 250;
@@ -28,6 +31,8 @@ pub(crate) struct Distance {
     /// Copies that might have been timed, and slow ones in turn.
     copies: u32,
     slow: u32,
+    /// Nanoseconds of the last slow one for a KiB.
+    nanos: u64,
     /// Copies that are yet to go past the caches, and how many the next time.
     past: u32,
     next: u32,
@@ -36,7 +41,7 @@ pub(crate) struct Distance {
 impl Distance {
     /// A peer is near until copies tell otherwise.
     pub const fn new() -> Self {
-        Self { copies: 0, slow: 0, past: 0, next: FIRST }
+        Self { copies: 0, slow: 0, nanos: 0, past: 0, next: FIRST }
     }
 
     /// Copies `len` bytes to the section, for the peer.
@@ -45,33 +50,41 @@ impl Distance {
     ///
     /// As [`copy_to_shared`].
     pub unsafe fn copy(&mut self, from: *const u8, to: *mut u8, len: usize) {
+        let is_past = self.past > 0 && len >= TIMED;
         // SAFETY: the caller vouches for both pointers.
-        let near = || unsafe { copy_to_shared(from, to, len) };
+        let copy = || unsafe {
+            if is_past { copy_past_caches(from, to, len) } else { copy_to_shared(from, to, len) }
+        };
         if len < TIMED {
-            return near();
+            return copy();
         }
-        if self.past > 0 {
-            self.past -= 1;
-            // SAFETY: as above.
-            return unsafe { copy_past_caches(from, to, len) };
-        }
+        self.past -= u32::from(is_past);
         self.copies = self.copies.wrapping_add(1);
         if !self.copies.is_multiple_of(EVERY) {
-            return near();
+            return copy();
         }
         let start = Instant::now();
-        near();
-        self.look(len, start.elapsed());
+        copy();
+        self.look(is_past, len, start.elapsed());
     }
 
-    /// A copy of `len` bytes took that long.
-    fn look(&mut self, len: usize, time: Duration) {
-        if (time.as_nanos() as u64).saturating_mul(1024) < NANOS * len as u64 {
+    /// A copy of `len` bytes, past the caches or not, took that long.
+    fn look(&mut self, is_past: bool, len: usize, time: Duration) {
+        let nanos = (time.as_nanos() as u64).saturating_mul(1024) / len as u64;
+        if is_past {
+            if 2 * nanos > self.nanos {
+                // The machine is slow, not the way.
+                (self.past, self.next) = (0, FIRST);
+            }
+            return;
+        }
+        if nanos < NANOS {
             (self.slow, self.next) = (0, FIRST);
             return;
         }
+        self.nanos = nanos;
         self.slow += 1;
-        if self.slow == SLOW {
+        if self.slow >= if self.next == FIRST { SLOW } else { STILL_SLOW } {
             (self.slow, self.past) = (0, self.next);
             self.next = LAST.min(2 * self.next);
         }
@@ -82,10 +95,10 @@ impl Distance {
 mod tests {
     use super::*;
 
-    /// How many copies go past the caches after so many slow looks.
+    /// How many copies go past the caches after so many ordinary ones that took so long.
     fn past_after(distance: &mut Distance, looks: u32, nanos: u64) -> u32 {
         for _ in 0..looks {
-            distance.look(64 << 10, Duration::from_nanos(64 * nanos));
+            distance.look(false, 64 << 10, Duration::from_nanos(64 * nanos));
         }
         std::mem::take(&mut distance.past)
     }
@@ -94,14 +107,24 @@ mod tests {
     fn a_peer_is_far_while_copies_are_slow() {
         let mut distance = Distance::new();
         assert_eq!(past_after(&mut distance, 1000, NANOS - 1), 0);
-        assert_eq!(past_after(&mut distance, SLOW - 1, NANOS + 1), 0);
+        assert_eq!(past_after(&mut distance, SLOW - 1, NANOS), 0);
         assert_eq!(past_after(&mut distance, 1, NANOS - 1), 0, "one quick copy, and all begins anew");
-        assert_eq!(past_after(&mut distance, SLOW, NANOS + 1), FIRST);
-        assert_eq!(past_after(&mut distance, SLOW, NANOS + 1), 2 * FIRST);
-        assert_eq!(past_after(&mut distance, 20 * SLOW, NANOS + 1), LAST);
-        assert_eq!(past_after(&mut distance, SLOW, NANOS + 1), LAST);
+        assert_eq!(past_after(&mut distance, SLOW, NANOS), FIRST);
+        assert_eq!(past_after(&mut distance, STILL_SLOW, NANOS), 2 * FIRST);
+        assert_eq!(past_after(&mut distance, 20 * STILL_SLOW, NANOS), LAST);
         past_after(&mut distance, 1, NANOS - 1);
-        assert_eq!(past_after(&mut distance, SLOW, NANOS + 1), FIRST);
+        assert_eq!(past_after(&mut distance, SLOW - 1, NANOS), 0);
+        assert_eq!(past_after(&mut distance, 1, NANOS), FIRST);
+    }
+
+    #[test]
+    fn what_gains_nothing_ends_at_once() {
+        let mut distance = Distance { past: FIRST, nanos: 400, ..Distance::new() };
+        let quick = Duration::from_nanos(64 * 200);
+        distance.look(true, 64 << 10, quick);
+        assert_eq!(distance.past, FIRST);
+        distance.look(true, 64 << 10, quick + Duration::from_nanos(64));
+        assert_eq!(distance.past, 0);
     }
 
     #[test]
