@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 
 use super::build_tree;
 use super::ucx::Ucx;
@@ -20,4 +20,12 @@ pub fn prepare(workspace: &Workspace, log_dir: &Path) -> Result<PathBuf> {
     install::product(workspace, &built, &stage, install::PLUGINS, Some(&Ucx::found()?))?;
     install::programs(&built, &stage)?;
     Ok(stage)
+}
+
+/// The stage, for steps that are counted as failed one by one where there is none.
+///
+/// # Errors
+/// Why there is none.
+pub fn built(stage: &Result<PathBuf, String>) -> Result<&Path> {
+    stage.as_deref().map_err(|why| anyhow!("nothing to test was built: {why}"))
 }

@@ -11,6 +11,7 @@ use super::place::{Bench, Place, REGION, Writers};
 use super::tally::{Count, Tally};
 use crate::base::process::{self, Finished, last_lines, mortal};
 use crate::base::workspace::Workspace;
+use crate::install::stage;
 use crate::lab::region::Region;
 use crate::mpi::host_mpi::Layer;
 use crate::mpi::hpcc;
@@ -114,7 +115,7 @@ pub fn steps(
     stage: &Result<std::path::PathBuf, String>,
     tally: &mut Tally,
 ) -> Result<()> {
-    let stage = || stage.as_deref().map_err(|why| anyhow::anyhow!("nothing to test was built: {why}"));
+    let stage = || stage::built(stage);
     let place = || stage().map(Place::own);
     tally.step("parameters", |logs| {
         let bench = Bench::new(&place()?)?;

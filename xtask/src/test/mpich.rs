@@ -12,6 +12,7 @@ use super::tally::{Count, Tally};
 use super::ucx::{self, REGION, SEED};
 use crate::base::process::{self, Running, last_lines};
 use crate::base::workspace::Workspace;
+use crate::install::stage;
 use crate::install::ucx::Ucx;
 use crate::install::{self, build_tree};
 use crate::lab::region::Region;
@@ -85,7 +86,7 @@ const MPICH_EXCEPT: &[&str] = &[
 
 /// Runs all of them; `stage` is the built tree, or why there is none.
 pub fn steps(workspace: &Workspace, stage: &Result<PathBuf, String>, tally: &mut Tally) -> Result<()> {
-    let stage = || stage.as_deref().map_err(|why| anyhow::anyhow!("nothing to test was built: {why}"));
+    let stage = || stage::built(stage);
     let check = |ranks: usize, logs: &Path| {
         let checker = checker(workspace, stage()?, logs)?;
         let region = Region::create(stage()?, REGION, 2, true)?;

@@ -14,6 +14,7 @@ use crate::base::process::last_lines;
 use crate::base::workspace::Workspace;
 use crate::debian::apt;
 use crate::install::build_tree;
+use crate::install::stage;
 use crate::lab::region::Region;
 use crate::mpi::host_mpi::Layer;
 use crate::mpi::mpi4py::{self, Suite};
@@ -30,7 +31,7 @@ const KILLS: usize = 20;
 /// Runs all of them; `stage` is the built tree, or why there is none.
 pub fn steps(workspace: &Workspace, stage: &Result<PathBuf, String>, tally: &mut Tally) -> Result<()> {
     let place_in = |suite, logs: &Path| {
-        let stage = stage.as_deref().map_err(|why| anyhow::anyhow!("nothing to test was built: {why}"))?;
+        let stage = stage::built(stage)?;
         place(workspace, stage, suite, logs)
     };
     let place = |logs: &Path| place_in(SUITE, logs);

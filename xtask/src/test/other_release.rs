@@ -10,6 +10,7 @@ use anyhow::{Result, bail};
 
 use super::tally::{Count, Tally};
 use crate::base::process::{self, last_lines, mortal};
+use crate::install::stage;
 use crate::lab::region::Region;
 use crate::mpi::host_mpi::AS_ROOT;
 
@@ -21,7 +22,7 @@ const OTHER: &str = "4.1.9999";
 /// Runs it; `stage` is the built tree, or why there is none.
 pub fn steps(stage: &Result<PathBuf, String>, tally: &mut Tally) -> Result<()> {
     tally.step("host-other-release", |logs| {
-        let stage = stage.as_deref().map_err(|why| anyhow::anyhow!("nothing to test was built: {why}"))?;
+        let stage = stage::built(stage)?;
         refused(stage, logs)
     })
 }

@@ -17,6 +17,7 @@ use crate::base::workspace::Workspace;
 use crate::debian::apt::Index;
 use crate::debian::chroot::{Chroot, OPEN_MPI};
 use crate::install::other_mpi::OtherMpi;
+use crate::install::stage;
 use crate::install::ucx::Ucx;
 use crate::install::{self, build_tree};
 use crate::lab::region::Region;
@@ -42,7 +43,7 @@ const MORE: &[&[&str]] = &[
 /// Runs it; `stage` is the built tree, or why there is none.
 pub fn steps(workspace: &Workspace, stage: &Result<PathBuf, String>, tally: &mut Tally) -> Result<()> {
     let there = |logs: &Path| {
-        let stage = stage.as_deref().map_err(|why| anyhow::anyhow!("nothing to test was built: {why}"))?;
+        let stage = stage::built(stage)?;
         There::prepare(workspace, stage, logs)
     };
     tally.step("ucx118-check-3", |logs| {

@@ -16,6 +16,7 @@ use super::place::Writers;
 use super::tally::{Count, Tally};
 use crate::base::cleanup;
 use crate::base::process::{self, Running, last_lines, mortal};
+use crate::install::stage;
 use crate::lab::region::Region;
 
 const REGION: &str = "512M";
@@ -25,7 +26,7 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// Runs it; `stage` is the built tree, or why there is none.
 pub fn steps(stage: &Result<PathBuf, String>, tally: &mut Tally) -> Result<()> {
     tally.step("slurm-check-3", |logs| {
-        let stage = stage.as_deref().map_err(|why| anyhow::anyhow!("nothing to test was built: {why}"))?;
+        let stage = stage::built(stage)?;
         check(stage, logs)
     })
 }

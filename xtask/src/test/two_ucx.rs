@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use super::tally::{Count, Tally};
 use super::ucx::{LIMIT, REGION};
 use crate::base::process::{self, last_lines};
+use crate::install::stage;
 use crate::install::ucx::Ucx;
 use crate::lab::region::Region;
 
@@ -19,7 +20,7 @@ const LIBRARIES: [&str; 3] = ["libucp.so.0", "libuct.so.0", "libucs.so.0"];
 /// Runs it; `stage` is the built tree, or why there is none.
 pub fn steps(stage: &Result<PathBuf, String>, tally: &mut Tally) -> Result<()> {
     tally.step("ucx-two", |logs| {
-        let stage = stage.as_deref().map_err(|why| anyhow::anyhow!("nothing to test was built: {why}"))?;
+        let stage = stage::built(stage)?;
         two(stage, logs)
     })
 }

@@ -13,6 +13,7 @@ use super::host::checked;
 use super::tally::{Count, Tally};
 use crate::base::cleanup;
 use crate::base::process::{self, Finished, Running, last_lines, mortal};
+use crate::install::stage;
 use crate::install::ucx::Ucx;
 use crate::lab::region::Region;
 use crate::mpi::host_mpi::{HostMpi, Layer};
@@ -77,7 +78,7 @@ pub const SEED: &str = "1796023396";
 
 /// Runs all of them; `stage` is the built tree, or why there is none.
 pub fn steps(stage: &Result<std::path::PathBuf, String>, tally: &mut Tally) -> Result<()> {
-    let stage = || stage.as_deref().map_err(|why| anyhow::anyhow!("nothing to test was built: {why}"));
+    let stage = || stage::built(stage);
     tally.step("ucx-other-version", |logs| other_version(stage()?, logs))?;
     tally.step("ucx-perftest", |logs| perftest(stage()?, logs))?;
     tally.step("ucx-oshmem", |logs| oshmem(stage()?, logs))?;
