@@ -7,8 +7,8 @@ use anyhow::{Context, Result, ensure};
 
 use super::driver::{self, Pair, checked, must, wait_for};
 use super::place::Writers;
-use super::slurm;
 use super::tally::{Count, Tally};
+use super::{mpich, other_ucx, slurm};
 use crate::base::process::last_lines;
 use crate::base::workspace::Workspace;
 use crate::debian::apt::Index;
@@ -24,10 +24,12 @@ pub const NAME: &str = "guests13";
 
 const SUITE: &str = "trixie";
 /// Packages in these guests, besides what all guests have.
-const PACKAGES: &[&str] = &["munge", "slurm-client", "slurmctld", "slurmd"];
+const PACKAGES: &[&str] = &["mpich", "munge", "slurm-client", "slurmctld", "slurmd"];
 /// Programs that are built for their Open MPI, and the folder in the payload where they are.
 const PROGRAMS: [&str; 2] = ["vmshm-mpi-check", "vmshm-mpi-traffic"];
 const FOLDER: &str = "debian13";
+/// Series of their UCX.
+const UCX: &str = "1.18";
 const LIMIT: Duration = Duration::from_secs(150);
 /// Messages to be counted, and the bytes of each.
 const MESSAGES: u64 = 8;
@@ -40,6 +42,8 @@ pub fn prepare(workspace: &Workspace, parts: driver::Parts, logs: &Path) -> Resu
     for name in PROGRAMS {
         install::place(&mpi.programs.join(name), &parts.stage.join(FOLDER).join(name), 0o755)?;
     }
+    other_ucx::transport(workspace, &parts.stage, logs)?;
+    mpich::prepare_guests(workspace, &parts.stage, logs)?;
     Ok(parts.with_root(&root))
 }
 
@@ -55,6 +59,8 @@ pub fn steps(prepared: &driver::Prepared, tally: &mut Tally) -> Result<usize> {
             check(lab, Launcher::Srun, logs)
         })
     })?;
+    tally
+        .step("guests13-mpich", |logs| checked(pair.lab(logs)?, logs, |lab| mpich::across(lab, UCX, logs)))?;
     Ok(pair.repeated_boots())
 }
 

@@ -64,6 +64,16 @@ pub fn steps(workspace: &Workspace, stage: &Result<PathBuf, String>, tally: &mut
     Ok(())
 }
 
+/// Builds the transport for the UCX of that release, and puts it into the built tree.
+pub fn transport(workspace: &Workspace, stage: &Path, logs: &Path) -> Result<(Chroot, OtherMpi, Ucx)> {
+    let chroot = Chroot::ensure(workspace, Index::shared(workspace, SUITE, logs)?, &OPEN_MPI, logs)?;
+    let mpi = OtherMpi::at(&chroot.root().join(format!("usr/lib/{ARCH}-linux-gnu/openmpi")))?;
+    let ucx = Ucx::in_root(chroot.root(), workspace.target.join(format!("ucx-{SUITE}")))?;
+    let built = build_tree::transport_beside(workspace, &mpi, &ucx, logs)?;
+    install::transport(&built, stage, &ucx)?;
+    Ok((chroot, mpi, ucx))
+}
+
 /// The other Debian, with what we have built for it.
 struct There<'a> {
     chroot: Chroot,
@@ -76,13 +86,9 @@ struct There<'a> {
 
 impl<'a> There<'a> {
     fn prepare(workspace: &Workspace, stage: &'a Path, logs: &Path) -> Result<Self> {
-        let chroot = Chroot::ensure(workspace, Index::shared(workspace, SUITE, logs)?, &OPEN_MPI, logs)?;
-        let mpi = OtherMpi::at(&chroot.root().join(format!("usr/lib/{ARCH}-linux-gnu/openmpi")))?;
-        let ucx = Ucx::in_root(chroot.root(), workspace.target.join(format!("ucx-{SUITE}")))?;
+        let (chroot, mpi, ucx) = transport(workspace, stage, logs)?;
         let built = build_tree::for_other(workspace, &mpi, chroot.root(), build_tree::CHECKERS, logs)?;
         install::plugin(&built, stage, &mpi.plugin_folder())?;
-        let transport = build_tree::transport_beside(workspace, &mpi, &ucx, logs)?;
-        install::transport(&transport, stage, &ucx)?;
         let region = Region::create(stage, REGION, 2, true)?;
         Ok(Self { chroot, mpi, ucx, stage, built, region })
     }
