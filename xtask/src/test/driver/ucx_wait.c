@@ -222,5 +222,9 @@ int main(int count, char **arguments)
     /* Neither leaves before the other is done. */
     pass(fd, &len, 1, 1);
     pass(fd, &len, 1, 0);
+    finish(ucp_ep_close_nbx(peer, &flush), "close");
+    ucp_worker_release_address(worker, own);
+    ucp_worker_destroy(worker);
+    ucp_cleanup(context);
     return 0;
 }
