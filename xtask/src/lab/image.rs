@@ -34,7 +34,7 @@ const SYSTEM: &[&str] = &[
     "udev",
 ];
 /// Those that guests with this machine's release have besides.
-const PROGRAMS: &[&str] = &["hpcc", "ibverbs-providers", "mpich", "netpipe-openmpi"];
+const PROGRAMS: &[&str] = &["hpcc", "ibverbs-providers", "mpich", "netpipe-openmpi", "python3"];
 
 /// Files that no guest needs; leaving them out makes the image smaller.
 const LEFT_OUT: &[&str] =

@@ -158,6 +158,24 @@ fn source(pip: &Path, version: &str, dir: &Path, logs: &Path) -> Result<Result<(
     Ok(Ok(()))
 }
 
+/// Folder of the suite in a built tree.
+pub const FOLDER: &str = "mpi4py";
+
+/// Lays the package and its tests into a built tree, for guests with this machine's Python and Open MPI.
+pub fn place(kit: &Kit, stage: &Path) -> Result<()> {
+    let place = stage.join(FOLDER);
+    fs::create_dir_all(&place)?;
+    let package = "import mpi4py; print(mpi4py.__path__[0])";
+    let package = process::capture(Command::new(&kit.python).args(["-c", package]))?;
+    let tests = kit.main.parent().context("the tests are in no folder")?;
+    process::capture(Command::new("cp").arg("-r").args([Path::new(package.trim()), tests, &place]))?;
+    // The guests can write nothing there, and emulated ones would take long to compile it for each rank.
+    let mut compile = Command::new(PYTHON);
+    compile.args(["-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]).arg(&place);
+    process::capture(&mut compile)?;
+    Ok(())
+}
+
 /// Report of one rank.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Report {

@@ -68,6 +68,9 @@ pub fn run(workspace: &Workspace, wish: Wish, choice: &Choice) -> Result<bool> {
                 if choice.has("guests-2-mpich") {
                     mpich::prepare_guests(workspace, &stage, &logs)?;
                 }
+                if choice.has(network::SUITE) {
+                    network::prepare(workspace, &stage, &logs)?;
+                }
                 let image = image::ensure(workspace, &logs)?;
                 let accel = accel::choose(wish, &image, &logs)?;
                 Ok((stage, image, accel))

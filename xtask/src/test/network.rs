@@ -11,12 +11,19 @@ use super::guests::{Prepared, Shared};
 use super::tally::{Count, Tally};
 use crate::base::cleanup;
 use crate::base::process::last_lines;
+use crate::base::workspace::Workspace;
 use crate::lab::{Lab, PAYLOAD, Plan, Sharing};
 use crate::mpi::guest_mpi::{self, Job};
 use crate::mpi::host_mpi::Layer;
+use crate::mpi::mpi4py::{self, Report, Suite};
 use crate::mpi::traffic::Traffic;
 
+/// The step that runs parts of mpi4py's tests.
+pub const SUITE: &str = "guests-tcp-mpi4py-6";
+
 const GUESTS: usize = 3;
+/// Two ranks in each guest.
+const SIX: usize = 2 * GUESTS;
 const LIMIT: Duration = Duration::from_secs(150);
 /// Until the job that shows the ways has sent all.
 const SENDING: Duration = Duration::from_secs(90);
@@ -28,6 +35,18 @@ const MESSAGE: u64 = 256 << 10;
 const SENT: u64 = MESSAGES * MESSAGE;
 /// Parts of the message checker for UCX, which polls TCP and SoftRoCE without rest: on an emulated processor all take minutes.
 const SOME: &[&str] = &["sizes/expected", "sizes/unexpected", "order", "collectives/b", "collectives/all"];
+/// The same with two ranks in each guest, which share its processor.
+const TWO_EACH: &[&str] = &[
+    "wildcards",
+    "order",
+    "communicators",
+    "patterns",
+    "collectives",
+    "one-sided/fence",
+    "any-change/together",
+];
+/// Parts of mpi4py's tests, by the names of their files: others take minutes there, a single one.
+const SUITE_PARTS: &[&str] = &["p2p_obj", "cco_obj.py", "win"];
 /// The guest that shares guest 0's region, and the one that does not.
 const INSIDER: usize = 1;
 const OUTSIDER: usize = 2;
@@ -63,13 +82,22 @@ pub fn steps(prepared: &Prepared, tally: &mut Tally) -> Result<usize> {
     tally.step("guests-tcp-check-3", |logs| {
         let lab = guests.lab(logs)?;
         let (text, note) = ways(lab, &BTL_TCP, logs)?;
-        ensure_counted(&Traffic::parse(&text))?;
-        Ok(Count { note, ..check(lab, &BTL_TCP, &[], logs)? })
+        ensure_counted(&Traffic::parse(&text), GUESTS)?;
+        Ok(Count { note, ..check(lab, &BTL_TCP, GUESTS, &[], logs)? })
     })?;
+    tally.step("guests-tcp-check-6", |logs| {
+        let lab = guests.lab(logs)?;
+        let program = traffic();
+        let job = Job { layer: BTL_TCP.layer, ..Job::new(SIX, &program) };
+        let text = guest_mpi::run_job(lab, &job, &logs.join("ways.log"), LIMIT)?;
+        ensure_counted(&Traffic::parse(&text), SIX)?;
+        check(lab, &BTL_TCP, SIX, TWO_EACH, logs)
+    })?;
+    tally.step(SUITE, |logs| suite(guests.lab(logs)?, &BTL_TCP, SIX, logs))?;
     tally.step("guests-ucx-tcp-check-3", |logs| {
         let lab = guests.lab(logs)?;
         let (_, note) = ways(lab, &UCX_TCP, logs)?;
-        Ok(Count { note, ..check(lab, &UCX_TCP, SOME, logs)? })
+        Ok(Count { note, ..check(lab, &UCX_TCP, GUESTS, SOME, logs)? })
     })?;
     tally.step("guests-ucx-rdma-check-3", |logs| {
         let lab = guests.lab(logs)?;
@@ -78,9 +106,25 @@ pub fn steps(prepared: &Prepared, tally: &mut Tally) -> Result<usize> {
             ensure!(answer.code == 0, "no SoftRoCE in guest {guest}: {}", answer.text.trim());
         }
         let (_, note) = ways(lab, &UCX_RDMA, logs)?;
-        Ok(Count { note, ..check(lab, &UCX_RDMA, SOME, logs)? })
+        Ok(Count { note, ..check(lab, &UCX_RDMA, GUESTS, SOME, logs)? })
     })?;
     Ok(guests.repeated_boots())
+}
+
+/// The program that shows the ways: rank 0 and each other one send each other [`SENT`] bytes.
+fn traffic() -> String {
+    format!("{PAYLOAD}/bin/vmshm-mpi-traffic --messages {MESSAGES} --bytes {MESSAGE}")
+}
+
+/// Lays mpi4py's tests beside everything else, if they can be had.
+pub fn prepare(workspace: &Workspace, stage: &Path, logs: &Path) -> Result<()> {
+    match mpi4py::prepare(workspace, logs)? {
+        Suite::Ready(kit) => mpi4py::place(&kit, stage),
+        Suite::Unavailable(why) => {
+            eprintln!("{SUITE}: {why}");
+            Ok(())
+        }
+    }
 }
 
 fn start(prepared: &Prepared, logs: &Path) -> Result<Lab> {
@@ -90,22 +134,48 @@ fn start(prepared: &Prepared, logs: &Path) -> Result<Lab> {
 }
 
 /// The message checker, all of it or some parts; where Open MPI uses ours for collective operations, with those of each region first.
-fn check(lab: &mut Lab, network: &Network, parts: &[&str], logs: &Path) -> Result<Count> {
+fn check(lab: &mut Lab, network: &Network, ranks: usize, parts: &[&str], logs: &Path) -> Result<Count> {
     let parts: String = parts.iter().map(|part| format!(" --only {part}")).collect();
     let program = format!("{PAYLOAD}/bin/vmshm-mpi-check --quick{parts}");
     let job =
-        Job { layer: network.layer, arguments: "--mca coll_vmshm_levels 1", ..Job::new(GUESTS, &program) };
+        Job { layer: network.layer, arguments: "--mca coll_vmshm_levels 1", ..Job::new(ranks, &program) };
     let text = guest_mpi::run_job(lab, &job, &logs.join("check.log"), LIMIT)?;
     Count::of_checker(&text)
         .with_context(|| format!("vmshm-mpi-check printed no closing line:\n{}", last_lines(&text, 10)))
+}
+
+/// Parts of mpi4py's tests: each rank must pass all.
+fn suite(lab: &mut Lab, network: &Network, ranks: usize, logs: &Path) -> Result<Count> {
+    let folder = format!("{PAYLOAD}/{}", mpi4py::FOLDER);
+    if lab.run(0, &format!("test -d {folder}"), LIMIT)?.code != 0 {
+        return Ok(Count::skip("mpi4py could not be downloaded"));
+    }
+    let parts: String = SUITE_PARTS.iter().map(|part| format!(" -i {part}")).collect();
+    // Without threads: with them, no window of Open MPI's goes between hosts.
+    let tests = format!("python3 {folder}/test/main.py --no-builddir --path {folder} --no-threads{parts}");
+    // A file for each rank: their lines would mix otherwise.
+    let program = format!("sh -c 'exec {tests} 2> /tmp/mpi4py-$OMPI_COMM_WORLD_RANK'");
+    let arguments = "--mca coll_vmshm_levels 1 --mca osc vmshm,pt2pt";
+    let job = Job { layer: network.layer, arguments, ..Job::new(ranks, &program) };
+    let done = guest_mpi::run_job(lab, &job, &logs.join("mpi4py.log"), LIMIT);
+    let mut reports = Vec::new();
+    for rank in 0..ranks {
+        let text = lab.run(rank % GUESTS, &format!("cat /tmp/mpi4py-{rank}"), LIMIT)?.text;
+        fs::write(logs.join(format!("rank-{rank}.log")), &text)?;
+        reports.extend(mpi4py::report(&text));
+    }
+    done?;
+    let is_right = |report: &Report| report.verdict.starts_with("OK") && *report == reports[0];
+    ensure!(reports.len() == ranks && reports.iter().all(is_right), "the ranks said {reports:?}");
+    let note = format!("each rank: {}", reports[0].verdict);
+    Ok(Count { passed: reports[0].tests, note, ..Count::default() })
 }
 
 /// Which way messages between guest 0 and each other take: what the host sees in the region, and what the guests' network counts
 /// meanwhile, mpirun's own words among it. Returns what the job has printed, and a note.
 fn ways(lab: &mut Lab, network: &Network, logs: &Path) -> Result<(String, String)> {
     let before = counts(lab, network)?;
-    let program =
-        format!("{PAYLOAD}/bin/vmshm-mpi-traffic --messages {MESSAGES} --bytes {MESSAGE} --linger 4");
+    let program = traffic() + " --linger 4";
     let job = Job { layer: network.layer, ..Job::new(GUESTS, &program) };
     lab.send(0, &job.script(GUESTS))?;
     let seen = seen_by_host(lab);
@@ -152,16 +222,17 @@ fn seen_by_host(lab: &Lab) -> Result<[u64; 2]> {
     Ok(most)
 }
 
-/// Whether the plugin's own counters, at each end, say the same.
-fn ensure_counted(traffic: &Traffic) -> Result<()> {
-    let both = |other| [traffic.received(other, 0), traffic.received(0, other)];
-    let is_right = both(INSIDER).iter().all(|bytes| *bytes >= SENT) && both(OUTSIDER) == [0; 2];
-    ensure!(
-        is_right,
-        "the ends count {:?} bytes by vmshm to and from guest {INSIDER}, {:?} to and from guest {OUTSIDER}",
-        both(INSIDER),
-        both(OUTSIDER)
-    );
+/// Whether the plugin's own counters of so many ranks, at each end, say that rank 0 and those in the two guests talk by vmshm, and
+/// others not.
+fn ensure_counted(traffic: &Traffic, ranks: usize) -> Result<()> {
+    for other in 1..ranks {
+        let bytes = [traffic.received(other, 0), traffic.received(0, other)];
+        let is_right = match other % GUESTS {
+            OUTSIDER => bytes == [0; 2],
+            _ => bytes.iter().all(|bytes| *bytes >= SENT),
+        };
+        ensure!(is_right, "the ends count {bytes:?} bytes by vmshm between ranks 0 and {other}");
+    }
     Ok(())
 }
 
