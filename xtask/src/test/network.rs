@@ -20,6 +20,8 @@ use crate::mpi::traffic::Traffic;
 
 /// The step that runs parts of mpi4py's tests.
 pub const SUITE: &str = "guests-tcp-mpi4py-6";
+/// The same over UCX.
+pub const UCX_SUITE: &str = "guests-ucx-tcp-mpi4py-6";
 
 const GUESTS: usize = 3;
 /// Two ranks in each guest.
@@ -47,6 +49,8 @@ const TWO_EACH: &[&str] = &[
 ];
 /// Parts of mpi4py's tests, by the names of their files: others take minutes there, a single one.
 const SUITE_PARTS: &[&str] = &["p2p_obj", "cco_obj.py", "win"];
+/// The same for UCX.
+const UCX_SUITE_PARTS: &[&str] = &["p2p_obj.py", "cco_obj.py"];
 /// The guest that shares guest 0's region, and the one that does not.
 const INSIDER: usize = 1;
 const OUTSIDER: usize = 2;
@@ -93,12 +97,14 @@ pub fn steps(prepared: &Prepared, tally: &mut Tally) -> Result<usize> {
         ensure_counted(&Traffic::parse(&text), SIX)?;
         check(lab, &BTL_TCP, SIX, TWO_EACH, logs)
     })?;
-    tally.step(SUITE, |logs| suite(guests.lab(logs)?, &BTL_TCP, SIX, logs))?;
+    tally.step(SUITE, |logs| suite(guests.lab(logs)?, &BTL_TCP, SIX, SUITE_PARTS, logs))?;
     tally.step("guests-ucx-tcp-check-3", |logs| {
         let lab = guests.lab(logs)?;
         let (_, note) = ways(lab, &UCX_TCP, logs)?;
         Ok(Count { note, ..check(lab, &UCX_TCP, GUESTS, SOME, logs)? })
     })?;
+    tally.step("guests-ucx-tcp-check-6", |logs| check(guests.lab(logs)?, &UCX_TCP, SIX, SOME, logs))?;
+    tally.step(UCX_SUITE, |logs| suite(guests.lab(logs)?, &UCX_TCP, SIX, UCX_SUITE_PARTS, logs))?;
     tally.step("guests-ucx-rdma-check-3", |logs| {
         let lab = guests.lab(logs)?;
         for guest in 0..GUESTS {
@@ -145,17 +151,17 @@ fn check(lab: &mut Lab, network: &Network, ranks: usize, parts: &[&str], logs: &
 }
 
 /// Parts of mpi4py's tests: each rank must pass all.
-fn suite(lab: &mut Lab, network: &Network, ranks: usize, logs: &Path) -> Result<Count> {
+fn suite(lab: &mut Lab, network: &Network, ranks: usize, parts: &[&str], logs: &Path) -> Result<Count> {
     let folder = format!("{PAYLOAD}/{}", mpi4py::FOLDER);
     if lab.run(0, &format!("test -d {folder}"), LIMIT)?.code != 0 {
         return Ok(Count::skip("mpi4py could not be downloaded"));
     }
-    let parts: String = SUITE_PARTS.iter().map(|part| format!(" -i {part}")).collect();
+    let parts: String = parts.iter().map(|part| format!(" -i {part}")).collect();
     // Without threads: with them, no window of Open MPI's goes between hosts.
     let tests = format!("python3 {folder}/test/main.py --no-builddir --path {folder} --no-threads{parts}");
     // A file for each rank: their lines would mix otherwise.
     let program = format!("sh -c 'exec {tests} 2> /tmp/mpi4py-$OMPI_COMM_WORLD_RANK'");
-    let arguments = "--mca coll_vmshm_levels 1 --mca osc vmshm,pt2pt";
+    let arguments = "--mca coll_vmshm_levels 1 --mca osc vmshm,pt2pt -x UCX_LOG_LEVEL=info";
     let job = Job { layer: network.layer, arguments, ..Job::new(ranks, &program) };
     let done = guest_mpi::run_job(lab, &job, &logs.join("mpi4py.log"), LIMIT);
     let mut reports = Vec::new();
@@ -164,7 +170,10 @@ fn suite(lab: &mut Lab, network: &Network, ranks: usize, logs: &Path) -> Result<
         fs::write(logs.join(format!("rank-{rank}.log")), &text)?;
         reports.extend(mpi4py::report(&text));
     }
-    done?;
+    let text = done?;
+    if network.layer.ucx_setting().is_some() {
+        ensure_endpoints(&text)?;
+    }
     let is_right = |report: &Report| report.verdict.starts_with("OK") && *report == reports[0];
     ensure!(reports.len() == ranks && reports.iter().all(is_right), "the ranks said {reports:?}");
     let note = format!("each rank: {}", reports[0].verdict);
@@ -232,6 +241,20 @@ fn ensure_counted(traffic: &Traffic, ranks: usize) -> Result<()> {
             _ => bytes.iter().all(|bytes| *bytes >= SENT),
         };
         ensure!(is_right, "the ends count {bytes:?} bytes by vmshm between ranks 0 and {other}");
+    }
+    Ok(())
+}
+
+/// Whether UCX has said that processes of the two guests have endpoints over vmshm, and the other guest's none.
+fn ensure_endpoints(text: &str) -> Result<()> {
+    for guest in 0..GUESTS {
+        let of_guest = format!("[vm{guest}:");
+        let is_ours = |line: &str| line.contains(&of_guest) && line.contains("tag(vmshm/");
+        ensure!(
+            text.lines().any(is_ours) == (guest != OUTSIDER),
+            "guest {guest}'s endpoints over vmshm:\n{}",
+            last_lines(text, 15)
+        );
     }
     Ok(())
 }
