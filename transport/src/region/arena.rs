@@ -23,7 +23,7 @@ pub struct Arena {
 }
 
 /// Blocks of one size.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Class {
     size: u64,
     free: Vec<u64>,
@@ -50,13 +50,26 @@ fn class_of(len: u64) -> u64 {
     len.next_multiple_of(step)
 }
 
-/// The class with this size.
-fn class(classes: &mut Vec<Class>, size: u64) -> &mut Class {
-    let index = classes.iter().position(|class| class.size == size).unwrap_or_else(|| {
-        classes.push(Class { size, free: Vec::new(), runs: Vec::new(), held: 0 });
-        classes.len() - 1
-    });
-    &mut classes[index]
+/// Number of the class of blocks that hold `len` bytes, at most a chunk.
+#[inline(always)]
+fn number_of(len: u64) -> usize {
+    // The blocks of a third are one class, and stand for two.
+    let len = if len > CHUNK / 2 && len <= THIRD { CHUNK / 2 + 1 } else { len };
+    let pairs = len.saturating_sub(1) / LINE_PAIR;
+    let doublings = pairs.max(4).ilog2() - 2;
+    (u64::from(doublings) * 4 + (pairs >> doublings)) as usize
+}
+
+/// The class of blocks that hold `len` bytes, at most a chunk.
+#[inline]
+fn class(classes: &mut Vec<Class>, len: u64) -> &mut Class {
+    let number = number_of(len);
+    if number >= classes.len() {
+        classes.resize_with(number + 1, Class::default);
+    }
+    let class = &mut classes[number];
+    class.size = class_of(len);
+    class
 }
 
 impl Class {
@@ -130,7 +143,7 @@ impl Arena {
     /// A free block among those that outlive messages, for a message that finds no other: it ends, and gives it back there.
     #[cold]
     pub fn borrow(&mut self, len: u64) -> Option<u64> {
-        class(&mut self.lasting, class_of(len)).free.pop()
+        class(&mut self.lasting, len).free.pop()
     }
 
     /// As [`Arena::allocate`], but `None` also where free chunks of other classes would have to be given back first.
@@ -145,17 +158,17 @@ impl Arena {
         if len > section.entry.len {
             return None;
         }
-        let size = class_of(len);
-        let classes = self.classes(purpose == Purpose::Message);
-        if size <= CHUNK
-            && let Some(block) = class(classes, size).free.pop()
+        if len <= CHUNK
+            && let Some(class) = self.classes(purpose == Purpose::Message).get_mut(number_of(len))
+            && let Some(block) = class.free.pop()
         {
             return Some(block);
         }
-        self.claim(memory, section, size, purpose)
+        self.claim(memory, section, class_of(len), purpose)
     }
 
     /// A block of this size from chunks that nobody has.
+    #[inline(never)]
     fn claim(&mut self, memory: &impl Memory, section: &Section, size: u64, purpose: Purpose) -> Option<u64> {
         let (owner, hint) = (self.owner, &mut self.hint);
         let mut claim = |chunks| {
@@ -178,12 +191,11 @@ impl Arena {
 
     /// Takes back a block that [`Arena::allocate`] gave for the same `len`, for a message or not.
     pub fn free(&mut self, memory: &impl Memory, section: &Section, block: u64, len: u64, is_message: bool) {
-        let size = class_of(len);
-        if size > CHUNK {
+        if len > CHUNK {
             let first = (block - section.entry.offset - section.layout.heap) / CHUNK;
-            chunks::free_run(memory, section, self.owner, first, size / CHUNK);
-        } else {
-            class(self.classes(is_message), size).free.push(block);
+            chunks::free_run(memory, section, self.owner, first, class_of(len) / CHUNK);
+        } else if let Some(class) = self.classes(is_message).get_mut(number_of(len)) {
+            class.free.push(block);
         }
     }
 
@@ -210,13 +222,18 @@ mod tests {
     #[test]
     fn classes_hold_what_they_promise_and_are_few() {
         let mut classes = alloc::collections::BTreeSet::new();
+        let mut numbers = alloc::collections::BTreeMap::new();
         for len in 0..=CHUNK {
             let size = class_of(len);
             assert!(size >= len && size <= CHUNK && size.is_multiple_of(LINE_PAIR));
+            numbers.insert(number_of(len), size);
+            assert_eq!(numbers[&number_of(len)], size);
             assert!(len < 512 || size <= len + len / 3 + 1, "{len} bytes in a block of {size}");
             classes.insert(size);
         }
         assert!(classes.len() <= 32, "{} classes", classes.len());
+        assert_eq!(numbers.len(), classes.len());
+        assert!(numbers.last_key_value().is_some_and(|(last, _)| *last < 40));
         assert_eq!(class_of(CHUNK + 1), 2 * CHUNK);
     }
 }
