@@ -93,6 +93,7 @@ impl<S, G> Engine<S, G> {
             params,
         };
         engine.reserve()?;
+        engine.endpoint.reserve_eager(engine.params.eager);
         Ok(engine)
     }
 

@@ -14,6 +14,8 @@ pub struct Params {
     pub max_message: usize,
     /// Longest message for which memory is set aside from the start, bytes.
     pub reserve: usize,
+    /// Memory that eager messages go through in turn, bytes; without any there are none.
+    pub eager: usize,
     /// How long messages from ordinary memory are cut.
     pub pipeline: Pipeline,
     /// Whether the beginnings of exposed memory are sent ahead of the request: see [`Prefix`](crate::Prefix).
@@ -34,6 +36,7 @@ impl Params {
         Self {
             max_message: Self::MAX_MESSAGE,
             reserve: 32 << 10,
+            eager: 0,
             pipeline: Pipeline::new(tuning, None, None, section),
             sends_prefix: false,
             evict_from: tuning.evict_from,

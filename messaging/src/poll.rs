@@ -53,8 +53,12 @@ impl<S, G> Engine<S, G> {
 
     /// See [`vmshm_transport::Endpoint::take_long`], after [`Glance::Long`].
     #[inline(always)]
-    pub fn take_long(&mut self, inbox: &mut Inbox) -> Option<(Peer, bool)> {
-        self.endpoint.take_long(inbox)
+    pub fn take_long(
+        &mut self,
+        inbox: &mut Inbox,
+        wanted: impl FnOnce(u8, usize) -> bool,
+    ) -> Option<(Peer, bool)> {
+        self.endpoint.take_long(inbox, wanted)
     }
 
     /// The next thing that has happened, or `None`. Each call does a bounded amount of work.

@@ -66,10 +66,23 @@ impl<S, G> Engine<S, G> {
         if self.queued == 0 { self.endpoint.send_slot(index, tag, header, payload) } else { None }
     }
 
+    /// As [`Engine::try_send_slot`], of a somewhat longer payload: see [`vmshm_transport::Endpoint::send_few`].
+    #[inline(always)]
+    pub fn try_send_few(&mut self, index: usize, tag: u8, header: &[u8], payload: &[u8]) -> Option<bool> {
+        if self.queued == 0 { self.endpoint.send_few(index, tag, header, payload) } else { None }
+    }
+
     /// As [`Engine::try_send_slot`], of a longer payload: see [`vmshm_transport::Endpoint::send_long`].
     #[inline(always)]
-    pub fn try_send_long(&mut self, index: usize, tag: u8, header: &[u8], payload: &[u8]) -> Option<bool> {
-        if self.queued == 0 { self.endpoint.send_long(index, tag, header, payload) } else { None }
+    pub fn try_send_long(
+        &mut self,
+        index: usize,
+        tag: u8,
+        header: &[u8],
+        payload: &[u8],
+        max_inline: usize,
+    ) -> Option<bool> {
+        if self.queued == 0 { self.endpoint.send_long(index, tag, header, payload, max_inline) } else { None }
     }
 
     /// Tells a peer of what was just sent to it.

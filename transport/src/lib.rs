@@ -36,7 +36,7 @@ pub mod tune;
 pub use attach::Sleeper;
 pub use channel::traffic::{Amount, Traffic};
 pub use endpoint::{
-    ChunkAllocator, Endpoint, Event, Fragment, Glance, Holder, Inbox, Peer, Process, Verdicts,
+    ChunkAllocator, Endpoint, Event, Fragment, Glance, Holder, Inbox, MAX_EAGER, Peer, Process, Verdicts,
 };
 pub use error::{AttachError, ConnectError, Fault, PeerError, SendError};
 pub use memory::copy::{

@@ -4,14 +4,17 @@ mod common;
 
 use common::{Region, View, pattern};
 use proptest::prelude::*;
-use vmshm_transport::{Endpoint, Event, Glance, Inbox, Peer, SendError};
+use vmshm_transport::{Endpoint, Event, Glance, Inbox, MAX_EAGER, MAX_INLINE, Memory, Peer, SendError};
 
 /// Sends a message, the quick way where there is one.
 fn send(endpoint: &mut Endpoint<View>, to: Peer, tag: u8, bytes: &[u8]) -> Result<(), SendError> {
     let (header, payload) = bytes.split_at(bytes.len().min(14));
     let sent = match payload.len() {
         ..=8 => endpoint.send_slot(to.index(), tag, header, payload),
-        _ => endpoint.send_long(to.index(), tag, header, payload),
+        9..=72 => endpoint
+            .send_few(to.index(), tag, header, payload)
+            .or_else(|| endpoint.send_long(to.index(), tag, header, payload, MAX_INLINE)),
+        _ => endpoint.send_long(to.index(), tag, header, payload, MAX_INLINE),
     };
     match sent {
         Some(is_told) => {
@@ -20,6 +23,7 @@ fn send(endpoint: &mut Endpoint<View>, to: Peer, tag: u8, bytes: &[u8]) -> Resul
             }
             Ok(())
         }
+        None if bytes.len() > MAX_INLINE => Err(SendError::Full),
         None => endpoint.send(to, tag, &[header, payload]),
     }
 }
@@ -46,7 +50,7 @@ fn take(endpoint: &mut Endpoint<View>, inbox: &mut Inbox, quick: &mut usize) -> 
             true => None,
             false => endpoint.poll(inbox),
         },
-        Glance::Long => match endpoint.take_long(inbox) {
+        Glance::Long => match endpoint.take_long(inbox, |_, len| len % 5 != 0) {
             Some(_) => {
                 let (tag, bytes) = inbox.seen(0).unwrap();
                 found.push((tag, bytes.to_vec()));
@@ -56,8 +60,15 @@ fn take(endpoint: &mut Endpoint<View>, inbox: &mut Inbox, quick: &mut usize) -> 
         },
         Glance::More => endpoint.poll(inbox),
     };
-    if let Some(Event::Message { tag, len, .. }) = event {
-        found.push((tag, inbox.bytes(len).to_vec()));
+    match event {
+        Some(Event::Message { tag, len, .. }) => found.push((tag, inbox.bytes(len).to_vec())),
+        Some(Event::Fragment { peer, tag, offset, len }) => {
+            let mut bytes = vec![0; len];
+            endpoint.memory().read(offset, &mut bytes);
+            endpoint.consume(peer).unwrap();
+            found.push((tag, bytes));
+        }
+        _ => {}
     }
     found
 }
@@ -74,12 +85,13 @@ proptest! {
     #[test]
     fn messages_of_all_lengths_keep_their_order(
         bursts in prop::collection::vec((1usize..200, 0usize..4), 1..60),
-        lens in prop::collection::vec(prop_oneof![8 => 9usize..23, 1 => 0usize..9, 1 => 23usize..1000], 1..50),
+        lens in prop::collection::vec(prop_oneof![8 => 9usize..23, 1 => 0usize..9, 4 => 23usize..100, 1 => 100usize..1000, 1 => 1000usize..MAX_EAGER], 1..50),
     ) {
         let region = Region::new(8 << 20, 2, 2);
         let (mut a, mut b) = (region.endpoint(0), region.endpoint(1));
         let to_b = a.connect(&b.name()).unwrap();
         b.connect(&a.name()).unwrap();
+        a.reserve_eager(128 << 10);
         let mut inbox = Inbox::new();
         let (mut sent, mut received, mut quick) = (0u64, 0u64, 0);
         let bytes = |n: u64| pattern(n, lens[n as usize % lens.len()]);
@@ -112,6 +124,29 @@ proptest! {
             prop_assert!(polls < 100_000);
         }
     }
+}
+
+#[test]
+fn a_silent_peer_holds_up_no_eager_messages_to_others() {
+    let region = Region::new(8 << 20, 3, 2);
+    let (mut a, mut b, c) = (region.endpoint(0), region.endpoint(1), region.endpoint(2));
+    let (to_b, to_c) = (a.connect(&b.name()).unwrap(), a.connect(&c.name()).unwrap());
+    b.connect(&a.name()).unwrap();
+    assert_eq!(a.send_eager(to_b.index(), 1, &[0; 14], &[0; 2000]), None, "no memory was set aside");
+    a.reserve_eager(256 << 10);
+    a.send_eager(to_c.index(), 1, &[0; 14], &[0; 2000]).expect("there is room");
+    let (mut at_a, mut at_b) = (Inbox::new(), Inbox::new());
+    let (mut eager, mut quick) = (0, 0);
+    for n in 0..1000 {
+        let bytes = pattern(n, 2000);
+        if a.send_eager(to_b.index(), 1, &bytes[..14], &bytes[14..]).is_some() {
+            eager += 1;
+            a.tell(to_b.index());
+            assert_eq!(wait(|| take(&mut b, &mut at_b, &mut quick).pop()), (1, bytes));
+        }
+        (0..40).for_each(|_| _ = (a.poll(&mut at_a), take(&mut b, &mut at_b, &mut quick)));
+    }
+    assert_eq!(eager, 1000);
 }
 
 #[test]

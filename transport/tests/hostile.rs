@@ -12,7 +12,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use vmshm_transport::abi::ring::{CONNECTION_LEN, Stamp};
 use vmshm_transport::abi::section::{CHUNK, STATE_LIVE, SlotState};
-use vmshm_transport::{Endpoint, Event, Inbox, MAX_INLINE, Memory, Peer, Section};
+use vmshm_transport::{Endpoint, Event, Glance, Inbox, MAX_EAGER, MAX_INLINE, Memory, Peer, Section};
 
 const LENGTH: Duration = Duration::from_millis(1500);
 
@@ -232,6 +232,64 @@ fn crafted_messages() {
             host.fetch_add(section.entry.offset + line + word * 8, 1, Ordering::Release);
         }
     });
+}
+
+/// Descriptors that lie about eager messages, which are taken at a glance: what leaves the sender's section ends the connection.
+#[test]
+fn crafted_descriptors_at_a_glance() {
+    let mut rng = SmallRng::seed_from_u64(2);
+    let (mut taken, mut refused) = (0, 0);
+    for _ in 0..500 {
+        let region = Region::new(1 << 20, 2, 2);
+        let (mut a, mut v) = (region.endpoint(0), region.endpoint(1));
+        let (host, section) = (region.host(), *v.section());
+        let v_a = v.connect(&a.name()).unwrap();
+        a.connect(&v.name()).unwrap();
+        v.reserve_eager(64 << 10);
+        let mut inbox = Inbox::new();
+        v.send(v_a, 1, &[b"first"]).unwrap();
+        while !matches!(a.poll(&mut inbox), Some(Event::Message { .. })) {}
+        v.send_eager(v_a.index(), 1, &[1; 14], &[2; 2000]).expect("there is room");
+        let slot = section.entry.offset + section.layout.chunk(1) + CONNECTION_LEN + 32;
+        assert_eq!(host.load(slot + 16, Ordering::Relaxed), 2014);
+        let edges =
+            [0, 1, section.entry.offset - 64, section.entry.offset, host.len() - 8, host.len(), u64::MAX];
+        let inside = section.entry.offset + rng.random_range(0..section.entry.len);
+        let offset = if rng.random() { inside } else { edges[rng.random_range(0..edges.len())] };
+        let len = [0, 1, 2014, MAX_EAGER as u64, MAX_EAGER as u64 + 1, 1 << 32, u64::MAX];
+        let len = len[rng.random_range(0..len.len())];
+        host.store(slot + 8, offset, Ordering::Relaxed);
+        host.store(slot + 16, len, Ordering::Relaxed);
+        let found = (0..1000).find_map(|_| match a.glance(&mut inbox) {
+            Glance::Long => match a.take_long(&mut inbox, |_, _| true) {
+                Some(_) => Some(inbox.seen(0).map(|(_, bytes)| bytes.len() as u64)),
+                None => match a.poll(&mut inbox)? {
+                    Event::Fragment { offset, len, .. } => {
+                        assert!(section.contains(offset, len as u64) && len > MAX_EAGER);
+                        Some(Some(len as u64))
+                    }
+                    Event::Gone { .. } => Some(None),
+                    _ => None,
+                },
+            },
+            Glance::Around | Glance::More => match a.poll(&mut inbox) {
+                Some(Event::Gone { .. }) => Some(None),
+                _ => None,
+            },
+            _ => None,
+        });
+        match found.expect("it is taken or refused") {
+            Some(found) => {
+                assert!(found == len && section.contains(offset, len));
+                taken += 1;
+            }
+            None => {
+                assert!(!section.contains(offset, len));
+                refused += 1;
+            }
+        }
+    }
+    assert!(taken > 20 && refused > 20, "{taken} taken, {refused} refused");
 }
 
 /// Every word of the header and the table, set to hostile numbers, is refused or harmless, never followed.

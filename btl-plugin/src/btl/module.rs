@@ -6,6 +6,7 @@ use vmshm_transport::tune::Tuning;
 use super::deliver::HEADER;
 use super::{atomic, finalize, get, prepare, procs, put, register_mem, send, sendi};
 use crate::ompi::{self, mca_btl_base_module_t};
+use crate::process::params;
 
 /// Gives the module its functions and the defaults of its parameters.
 ///
@@ -85,6 +86,9 @@ pub unsafe fn check(module: *mut mca_btl_base_module_t) -> Result<(), String> {
             "btl_vmshm_get_limit is {}: it must be at least {LEAST} bytes.",
             module.btl_get_limit
         ));
+    }
+    if params::max_inline() < sendi::LONGEST_FEW {
+        module.btl_sendi = Some(sendi::send_any);
     }
     if module.btl_eager_limit > module.btl_max_send_size {
         return Err(format!(

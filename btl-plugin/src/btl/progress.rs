@@ -109,8 +109,10 @@ extern "C" fn long() -> c_int {
     let mut count = 0;
     loop {
         // SAFETY: the reference ends here, and nothing of Open MPI's is called.
-        let taken =
-            unsafe { at_rest() }.and_then(|instance| instance.engine.take_long(instance.inbox.as_mut()?));
+        let taken = unsafe { at_rest() }.and_then(|instance| {
+            let wanted = |tag, len| !is_ours(tag) && deliver::is_copied(tag, len);
+            instance.engine.take_long(instance.inbox.as_mut()?, wanted)
+        });
         let Some((peer, streams)) = taken else { return count + find() };
         count += short(peer, 1);
         if !streams || count >= BATCH as c_int {

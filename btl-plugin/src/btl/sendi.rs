@@ -18,110 +18,128 @@ const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
 /// Longest message that always goes through the ring, bytes with their header.
 const SHORT: usize = 640;
 
-/// Longest payload of a message that one slot of the ring holds with its header.
+/// Longest payload of a message that one slot of the ring holds with its header, and of one that three slots hold with any.
 const SLOT: usize = 8;
+const FEW: usize = 72;
 
-/// Sends a message at once, or says that it can't.
-pub unsafe extern "C" fn sendi(
-    module: *mut mca_btl_base_module_t,
-    endpoint: *mut mca_btl_base_endpoint_t,
-    convertor: *mut opal_convertor_t,
-    header: *mut c_void,
-    header_size: usize,
-    payload_size: usize,
-    order: u8,
-    flags: u32,
-    tag: u8,
-    descriptor: *mut *mut mca_btl_base_descriptor_t,
-) -> c_int {
-    // SAFETY: the arguments are Open MPI's.
-    unsafe {
-        if payload_size > SLOT {
-            return send_long(
-                module,
-                endpoint,
-                convertor,
-                header,
-                header_size,
-                payload_size,
-                order,
-                flags,
-                tag,
-                descriptor,
-            );
+/// Longest message of those, bytes with their header: where fewer may go through the ring, [`send_any`] takes the place of [`sendi`].
+pub const LONGEST_FEW: usize = 16 + FEW;
+
+/// A function with the arguments of [`sendi`], which tries one of the engine's quick ways, and then another function.
+macro_rules! way {
+    ($(#[$comment:meta])* $name:ident, $try_send:expr, or $other:ident) => {
+        $(#[$comment])*
+        ///
+        /// # Safety
+        /// The arguments are Open MPI's.
+        #[inline(never)]
+        unsafe extern "C" fn $name(
+            module: *mut mca_btl_base_module_t,
+            endpoint: *mut mca_btl_base_endpoint_t,
+            convertor: *mut opal_convertor_t,
+            header: *mut c_void,
+            header_size: usize,
+            payload_size: usize,
+            order: u8,
+            flags: u32,
+            tag: u8,
+            descriptor: *mut *mut mca_btl_base_descriptor_t,
+        ) -> c_int {
+            let (to, first) = ((endpoint, convertor), (header.cast_const(), header_size));
+            // SAFETY: the arguments are Open MPI's.
+            unsafe {
+                match send_contiguous(to, first, payload_size, tag, $try_send) {
+                    Some(true) => SUCCESS,
+                    Some(false) => tell(endpoint),
+                    None => $other(
+                        module,
+                        endpoint,
+                        convertor,
+                        header,
+                        header_size,
+                        payload_size,
+                        order,
+                        flags,
+                        tag,
+                        descriptor,
+                    ),
+                }
+            }
         }
-        let sent = send_contiguous(
-            (endpoint, convertor),
-            (header, header_size),
-            payload_size,
-            tag,
-            Engine::try_send_slot,
-        );
-        match sent {
-            Some(true) => SUCCESS,
-            Some(false) => tell(endpoint),
-            None => send_any(
-                module,
-                endpoint,
-                convertor,
-                header,
-                header_size,
-                payload_size,
-                order,
-                flags,
-                tag,
-                descriptor,
-            ),
-        }
-    }
+    };
 }
 
-/// As [`sendi`], of a payload that no slot holds.
-///
-/// # Safety
-/// The arguments are Open MPI's.
-#[inline(never)]
-unsafe extern "C" fn send_long(
-    module: *mut mca_btl_base_module_t,
-    endpoint: *mut mca_btl_base_endpoint_t,
-    convertor: *mut opal_convertor_t,
-    header: *mut c_void,
-    header_size: usize,
-    payload_size: usize,
-    order: u8,
-    flags: u32,
-    tag: u8,
-    descriptor: *mut *mut mca_btl_base_descriptor_t,
-) -> c_int {
-    let is_short = header_size.saturating_add(payload_size) <= SHORT;
-    // SAFETY: the arguments are Open MPI's.
-    unsafe {
-        let sent = is_short.then(|| {
-            send_contiguous(
-                (endpoint, convertor),
-                (header, header_size),
-                payload_size,
-                tag,
-                Engine::try_send_long,
-            )
-        });
-        match sent.flatten() {
-            Some(true) => SUCCESS,
-            Some(false) => tell(endpoint),
-            None => send_any(
-                module,
-                endpoint,
-                convertor,
-                header,
-                header_size,
-                payload_size,
-                order,
-                flags,
-                tag,
-                descriptor,
-            ),
+way! {
+    /// As [`sendi`], of a payload that a slot holds with its header.
+    send_slot,
+    Engine::try_send_slot,
+    or send_any
+}
+
+way! {
+    /// As [`sendi`], of a payload that a few slots hold with its header.
+    send_few,
+    Engine::try_send_few,
+    or send_long
+}
+
+way! {
+    /// As [`sendi`], of a payload that may take many slots, or a place of its own.
+    send_long,
+    |engine, index, tag, header, payload| {
+        engine.try_send_long(index, tag, header, payload, params::max_inline())
+    },
+    or send_any
+}
+
+/// A function with the arguments of [`sendi`], which jumps to one of two others by the payload's size.
+macro_rules! fork {
+    ($(#[$comment:meta])* $visible:vis $name:ident, $most:ident, $short:ident, $long:ident) => {
+        $(#[$comment])*
+        ///
+        /// # Safety
+        /// The arguments are Open MPI's.
+        $visible unsafe extern "C" fn $name(
+            module: *mut mca_btl_base_module_t,
+            endpoint: *mut mca_btl_base_endpoint_t,
+            convertor: *mut opal_convertor_t,
+            header: *mut c_void,
+            header_size: usize,
+            payload_size: usize,
+            order: u8,
+            flags: u32,
+            tag: u8,
+            descriptor: *mut *mut mca_btl_base_descriptor_t,
+        ) -> c_int {
+            // A choice without branches, behind which the arguments stay where they are.
+            let send = if payload_size <= $most { $short } else { $long };
+            // SAFETY: the arguments are Open MPI's.
+            unsafe {
+                send(
+                    module,
+                    endpoint,
+                    convertor,
+                    header,
+                    header_size,
+                    payload_size,
+                    order,
+                    flags,
+                    tag,
+                    descriptor,
+                )
+            }
         }
-    }
+    };
+}
+
+fork! {
+    /// Sends a message at once, or says that it can't.
+    pub sendi, SLOT, send_slot, send_longer
+}
+
+fork! {
+    /// As [`sendi`], of a payload that no slot holds.
+    send_longer, FEW, send_few, send_long
 }
 
 /// Sends a message whose payload is sent as it lies, by one of the engine's quick ways, without the lock; as
@@ -137,9 +155,6 @@ unsafe fn send_contiguous(
     tag: u8,
     try_send: impl FnOnce(&mut Engine, usize, u8, &[u8], &[u8]) -> Option<bool>,
 ) -> Option<bool> {
-    if header_size.wrapping_add(payload_size) > params::max_inline() {
-        return None;
-    }
     // SAFETY: Open MPI gives header_size bytes, and a convertor with payload_size bytes, all of which are sent as they lie. The
     // instance is used for nothing else meanwhile.
     unsafe {
@@ -176,7 +191,7 @@ fn tell(endpoint: *mut mca_btl_base_endpoint_t) -> c_int {
 /// # Safety
 /// The arguments are Open MPI's.
 #[inline(never)]
-unsafe extern "C" fn send_any(
+pub unsafe extern "C" fn send_any(
     module: *mut mca_btl_base_module_t,
     endpoint: *mut mca_btl_base_endpoint_t,
     convertor: *mut opal_convertor_t,

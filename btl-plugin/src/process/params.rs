@@ -310,10 +310,13 @@ pub fn engine(reserve: usize, section: u64) -> Params {
         unsafe { (*BTL.chunk_size.get(), *BTL.chunks.get(), *BTL.leave.get(), *BTL.sleep_after.get()) };
     let tuning = Tuning::of_this_machine();
     let given = |value: usize| (value > 0).then_some(value);
+    let pipeline = Pipeline::new(tuning, given(chunk_size), given(chunks as usize), section);
     Params {
         max_message: Params::MAX_MESSAGE,
         reserve,
-        pipeline: Pipeline::new(tuning, given(chunk_size), given(chunks as usize), section),
+        // As much as suits the chunks of a long message, for the same reason.
+        eager: pipeline.chunk_size * pipeline.window_single,
+        pipeline,
         sends_prefix: true,
         evict_from: given(leave).unwrap_or(tuning.evict_from),
         sleep_after: (sleep_after > 0).then(|| Duration::from_micros(sleep_after.into())),

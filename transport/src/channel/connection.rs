@@ -59,6 +59,10 @@ pub struct Connection {
     pub peer_side: Option<PeerSide>,
     /// Fragments in flight: the ring position behind each, and its sender's token.
     pub in_flight: VecDeque<(u64, u64)>,
+    /// Position in the peer's ring when [`Connection::is_answer`] was called last.
+    pub answered: u64,
+    /// Eager messages in flight: the ring position behind each, and the chunk that it lies in.
+    pub eager: VecDeque<(u64, u32)>,
     /// A fragment was handed out and is not consumed yet.
     pub held: bool,
     /// We poll the peer's ring in each poll.
@@ -130,6 +134,25 @@ impl Connection {
             return PeerError::Closed;
         }
         slot::ending(memory, &self.section, self.slot_number, self.incarnation, self.owner)
+    }
+
+    /// Whether the peer has sent something since this was called last: then no other message of ours is likely to follow soon.
+    #[inline(always)]
+    pub fn is_answer(&mut self) -> bool {
+        let Some(PeerSide { consumer, .. }) = &self.peer_side else { return false };
+        core::mem::replace(&mut self.answered, consumer.position()) != consumer.position()
+    }
+
+    /// Whether an inline message of `len` bytes leaves room in the ring for more, and nothing in fragments is in flight.
+    #[inline(always)]
+    pub fn is_spacious(&self, len: usize) -> bool {
+        !self.has_in_flight() && self.producer.is_spacious(len)
+    }
+
+    /// Whether something that lies in fragments is in flight, as far as this end knows.
+    #[inline]
+    pub fn has_in_flight(&self) -> bool {
+        !self.in_flight.is_empty() || !self.eager.is_empty()
     }
 
     /// Rings the peer's doorbell if it sleeps. Called after an acknowledgement was written for it (`credit`), or a message.

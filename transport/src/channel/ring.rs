@@ -13,7 +13,7 @@ use vmshm_abi::ring::{
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::error::Fault;
-use crate::memory::{Memory, Place};
+use crate::memory::{Memory, Place, short_word};
 
 /// Prefetch distance, slots: behind the newest message the producer prefetches this many for writing, if they are free. Their
 /// lines were last read by the consumer, and a store would wait for each.
@@ -199,8 +199,44 @@ impl Producer {
         }
         self.publish::<0>(memory, kind, tag, len, words, 0);
         self.pass(memory, slots);
-        self.prepare(memory);
+        self.make_ready(memory);
         true
+    }
+
+    /// As [`Producer::push_long`], of a message of two or three slots while the ring is [ready](Producer::is_ready) for them.
+    #[inline(always)]
+    pub fn push_few(
+        &mut self,
+        memory: &impl Memory,
+        kind: u8,
+        tag: u8,
+        header: &[u8],
+        payload: &[u8],
+    ) -> bool {
+        let len = header.len() + payload.len();
+        let slots = slots_for(len);
+        if !(2..CLEARED).contains(&slots) || self.position + slots > self.ready {
+            return false;
+        }
+        let Some((words, rest)) = join_long(header, payload) else { return false };
+        let (stamp, owned) = (self.stamp(kind, tag, len), self.behind(AHEAD).wrapping_sub(self.at));
+        // Release: as in `publish`.
+        memory.store_slots::<CLEARED>(self.slots + self.at, stamp, words, rest, owned);
+        if slots > LINE / SLOT {
+            memory.prefetch_write(self.slots + self.behind(AHEAD + LINE / SLOT), SLOT);
+            self.demote(memory, slots);
+        }
+        self.position += slots;
+        self.further += slots - 1;
+        self.at += slots * SLOT;
+        true
+    }
+
+    /// The stamp of the next message.
+    #[inline(always)]
+    fn stamp(&self, kind: u8, tag: u8, len: usize) -> u64 {
+        // The length fits 16 bits because MAX_INLINE does.
+        Stamp { sequence: Stamp::sequence_at(self.position), len: len as u16, kind, tag }.pack()
     }
 
     /// Counts a message of so many slots, which was just published.
@@ -229,10 +265,8 @@ impl Producer {
         head: [u64; 3],
         owned: u64,
     ) {
-        // The length fits 16 bits because MAX_INLINE does.
-        let stamp = Stamp { sequence: Stamp::sequence_at(self.position), len: len as u16, kind, tag };
         // Release: a consumer that sees this stamp sees all the bytes of the message, and the zero behind them.
-        memory.store_slot::<ZERO>(self.slots + self.at, stamp.pack(), head, owned);
+        memory.store_slot::<ZERO>(self.slots + self.at, self.stamp(kind, tag, len), head, owned);
     }
 
     /// Demotes the next slots, which were just written, to the shared cache, but for a line that the next message begins in.
@@ -418,7 +452,7 @@ pub fn join_short(header: &[u8], payload: &[u8]) -> Option<[u64; 3]> {
 
 /// As [`join_short`], of a payload that is longer: what lies in the first slot, and the rest of the payload.
 #[inline(always)]
-fn join_long<'a>(header: &[u8], payload: &'a [u8]) -> Option<([u64; 3], &'a [u8])> {
+pub fn join_long<'a>(header: &[u8], payload: &'a [u8]) -> Option<([u64; 3], &'a [u8])> {
     let (first, last) = (header.first_chunk()?, header.last_chunk()?);
     if !(9..=16).contains(&header.len()) {
         return None;
@@ -428,31 +462,6 @@ fn join_long<'a>(header: &[u8], payload: &'a [u8]) -> Option<([u64; 3], &'a [u8]
     let (last, start) = (u64::from_le_bytes(*last), u64::from_le_bytes(*payload.first_chunk()?));
     let second = last >> (64 - bits) | start << (bits - 8) << 8;
     Some(([u64::from_ne_bytes(*first), second.to_le(), u64::from_ne_bytes(*third)], rest))
-}
-
-/// Up to 8 bytes as a word, the first of them lowest.
-#[inline(always)]
-fn short_word(bytes: &[u8]) -> u64 {
-    // The first and the last, which overlap.
-    macro_rules! ends {
-        ($word:ty) => {
-            match (bytes.first_chunk(), bytes.last_chunk()) {
-                (Some(first), Some(last)) => {
-                    let behind = 8 * (bytes.len() - size_of::<$word>());
-                    u64::from(<$word>::from_le_bytes(*first))
-                        | u64::from(<$word>::from_le_bytes(*last)) << behind
-                }
-                _ => 0,
-            }
-        };
-    }
-    match bytes.len() {
-        0 => 0,
-        1 => u64::from(bytes[0]),
-        2..4 => ends!(u16),
-        4..8 => ends!(u32),
-        _ => ends!(u64),
-    }
 }
 
 /// Copies all of `from` to the start of `to`, without a call for the lengths of headers and small payloads.
@@ -652,6 +661,24 @@ impl Consumer {
         }
         self.further += slots - 1;
         Some(slots)
+    }
+
+    /// The next message's stamp and descriptor, if it lies in a fragment.
+    ///
+    /// # Safety
+    ///
+    /// As [`Consumer::read_long`].
+    #[inline(always)]
+    pub unsafe fn read_fragment(&self, memory: &impl Memory) -> Option<(Stamp, Descriptor)> {
+        let is_there = |word| {
+            let Stamp { kind, len, .. } = Stamp::unpack(word);
+            is_for(word, self.position)
+                && kind == KIND_FRAGMENT
+                && usize::from(len) == size_of::<Descriptor>()
+        };
+        // SAFETY: the place is of this memory, as the caller vouches, and the next slot lies in the ring.
+        let (word, [offset, len, cookie]) = unsafe { memory.load_slot(self.ring, self.at, is_there) }.ok()?;
+        Some((Stamp::unpack(word), Descriptor { offset, len, cookie }))
     }
 
     /// Prefetches the lines of the next `slots` slots.

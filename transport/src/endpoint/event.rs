@@ -1,6 +1,6 @@
 //! Peers, fragments, inboxes, events: an endpoint's values.
 
-use vmshm_abi::ring::{Descriptor, MAX_INLINE, SLOT, STAMP, Stamp};
+use vmshm_abi::ring::{Descriptor, SLOT, STAMP, Stamp};
 
 use crate::error::PeerError;
 
@@ -48,13 +48,22 @@ impl Fragment {
     }
 }
 
+/// Longest message of [`Endpoint::send_eager`](crate::Endpoint::send_eager), and of those that an inbox takes whole, with its header,
+/// bytes: more would leave the receiver's first level cache.
+pub const MAX_EAGER: usize = (16 << 10) + 256;
+
+/// Slots for the longest message.
+const SLOTS: usize = (STAMP as usize + MAX_EAGER).div_ceil(SLOT as usize);
+
 /// Where [`Endpoint::poll`](crate::Endpoint::poll) puts the bytes of an inline message. Each endpoint has one, always the same:
 /// short messages are read several at a time, and wait here for the next polls.
 #[derive(Debug)]
-#[repr(C, align(64))]
+#[repr(C, align(4096))]
 pub struct Inbox {
+    /// Messages begin in the middle of a page: see [`Inbox::eager`].
+    _before: [u8; 2048],
     /// One message from its first byte on, or several short ones, each as it lay in its slot.
-    slots: [[u8; SLOT as usize]; MAX_INLINE.div_ceil(SLOT as usize)],
+    slots: [[u8; SLOT as usize]; SLOTS],
     /// Offset of the message that was found last, bytes.
     at: usize,
     /// Short messages that were read together, which of them is the next, and how many are left.
@@ -71,7 +80,8 @@ impl Inbox {
     /// An empty inbox.
     pub fn new() -> Self {
         Self {
-            slots: [[0; SLOT as usize]; MAX_INLINE.div_ceil(SLOT as usize)],
+            _before: [0; 2048],
+            slots: [[0; SLOT as usize]; SLOTS],
             at: 0,
             next: 0,
             left: 0,
@@ -147,6 +157,18 @@ impl Inbox {
     #[inline(always)]
     pub(crate) fn slots(&mut self) -> &mut [[u8; SLOT as usize]] {
         &mut self.slots
+    }
+
+    /// Where the bytes of an eager message go, which is then as if it had lain in slots.
+    ///
+    /// They begin in the middle of a page. A caller copies from there, with a `memcpy` that on AMD's Zen crawls where it writes up to 64
+    /// bytes behind where it reads, modulo a page; programs' buffers begin at the start of one, or where `malloc` does.
+    #[inline(always)]
+    pub(crate) fn eager(&mut self, tag: u8, len: usize) -> &mut [u8] {
+        let stamp = Stamp { sequence: 0, len: len as u16, kind: 0, tag };
+        let (first, body) = self.slots.as_flattened_mut().split_at_mut(STAMP as usize);
+        first.copy_from_slice(&stamp.pack().to_ne_bytes());
+        &mut body[..len]
     }
 
     /// Where messages go that are read together; they are there after [`Inbox::hold`].

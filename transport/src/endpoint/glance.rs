@@ -6,7 +6,7 @@ use vmshm_abi::ring::CLOSED;
 
 use super::event::{Inbox, Peer};
 use super::poll::{FAIR_INTERVAL, REST_INTERVAL};
-use super::{Endpoint, RING_SLOTS};
+use super::{Endpoint, MAX_EAGER, RING_SLOTS};
 use crate::channel::connection::PeerSide;
 use crate::memory::{Memory, Place};
 
@@ -94,27 +94,48 @@ impl<M: Memory> Endpoint<M> {
         Glance::Short(Peer(self.lone), count)
     }
 
-    /// Takes the message that was seen by a glance that returned [`Glance::Long`], which [the inbox](Inbox::seen) has alone then, if
-    /// [`Endpoint::poll`] has no reason to look at it; its sender, and whether more are likely to have come behind it. This was a
-    /// poll, then.
+    /// Takes the message that was seen by a glance that returned [`Glance::Long`], which [the inbox](Inbox::seen) has alone then: if
+    /// [`Endpoint::poll`] has no reason to look at it, and if it lies in a fragment, only if it has no more than [`MAX_EAGER`] bytes, and
+    /// its tag and length are `wanted` whole. Returns its sender, and whether more are likely to have come behind it. This was a poll,
+    /// then.
     #[inline(always)]
-    pub fn take_long(&mut self, inbox: &mut Inbox) -> Option<(Peer, bool)> {
+    pub fn take_long(
+        &mut self,
+        inbox: &mut Inbox,
+        wanted: impl FnOnce(u8, usize) -> bool,
+    ) -> Option<(Peer, bool)> {
         let connection = self.connections.get_mut(self.lone as usize)?;
         let PeerSide { consumer, state, .. } = connection.peer_side.as_mut()?;
         let memory = &self.memory;
         // SAFETY: the connections of an endpoint are made with its memory.
-        let (slots, lives) = unsafe {
-            let slots = consumer.read_long(memory, inbox.slots())?;
-            (slots, is_of(memory, (connection.state, connection.live), *state))
+        let long = unsafe { consumer.read_long(memory, inbox.slots()) };
+        let slots = match long {
+            Some(slots) => slots,
+            None => {
+                // SAFETY: as above.
+                let (stamp, found) = unsafe { consumer.read_fragment(memory) }?;
+                let len = found.len as usize;
+                if found.len > MAX_EAGER as u64
+                    || !connection.section.contains(found.offset, found.len)
+                    || !wanted(stamp.tag, len)
+                {
+                    return None;
+                }
+                memory.read(found.offset, inbox.eager(stamp.tag, len));
+                connection.counted.fragments_received.add(len);
+                1
+            }
         };
-        if !lives {
+        // SAFETY: as above.
+        if !unsafe { is_of(memory, (connection.state, connection.live), *state) } {
             return None;
         }
         self.glances += 1;
         self.streams = core::mem::replace(&mut self.found, true);
         self.consumed = true;
         consumer.advance_by(memory, slots);
-        if consumer.is_acknowledgement_due() {
+        // Where no other message is likely to follow, the sender waits for its memory.
+        if consumer.is_acknowledgement_due() || (long.is_none() && !self.streams) {
             connection.acknowledge(memory);
         }
         Some((Peer(self.lone), self.streams))
@@ -138,6 +159,7 @@ impl<M: Memory> Endpoint<M> {
             self.flush();
         }
         self.prepare();
+        self.poll_eager();
         self.queue.is_empty() && self.backlog.is_empty()
     }
 }

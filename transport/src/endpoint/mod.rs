@@ -1,6 +1,7 @@
 //! An endpoint: one process in a section of a region, and its connections with peers.
 
 mod chunk_allocator;
+mod eager;
 mod event;
 mod glance;
 mod poll;
@@ -30,11 +31,12 @@ use crate::error::{AttachError, ConnectError, Fault, PeerError};
 use crate::memory::Memory;
 use crate::region::arena::Arena;
 use crate::region::chunks::Purpose;
+use crate::region::rotation::Rotation;
 use crate::region::slot;
 use crate::region::{Region, Section};
 
 pub use chunk_allocator::{ChunkAllocator, Holder};
-pub use event::{Event, Fragment, Inbox, Peer};
+pub use event::{Event, Fragment, Inbox, MAX_EAGER, Peer};
 pub use glance::Glance;
 pub use verdict::Verdicts;
 
@@ -56,6 +58,7 @@ pub struct Endpoint<M: Memory> {
     id: EndpointId,
     incarnation: u64,
     arena: Arena,
+    rotation: Rotation,
     /// Offset of our directory.
     directory: u64,
     connections: Vec<Connection>,
@@ -88,6 +91,9 @@ pub struct Endpoint<M: Memory> {
     next_in_flight_to: usize,
     /// Fragments in flight, to all peers.
     total_in_flight: usize,
+    /// Connections with eager messages in flight.
+    eager_to: Vec<u32>,
+    next_eager_to: usize,
     /// Events that could not be returned at once.
     backlog: VecDeque<Event>,
     may_sleep: bool,
@@ -181,6 +187,7 @@ impl<M: Memory> Endpoint<M> {
             id,
             incarnation,
             arena,
+            rotation: Rotation::default(),
             directory,
             connections: Vec::new(),
             by_id: vec![NO_CONNECTION; total as usize],
@@ -201,6 +208,8 @@ impl<M: Memory> Endpoint<M> {
             in_flight_to: Vec::new(),
             next_in_flight_to: 0,
             total_in_flight: 0,
+            eager_to: Vec::new(),
+            next_eager_to: 0,
             backlog: VecDeque::new(),
             may_sleep: process.may_sleep,
             sleeps: 0,
@@ -323,6 +332,8 @@ impl<M: Memory> Endpoint<M> {
             producer: Producer::new(block + CONNECTION_LEN, RING_SLOTS),
             peer_side: None,
             in_flight: VecDeque::new(),
+            answered: 0,
+            eager: VecDeque::new(),
             held: false,
             polled: false,
             last_activity: 0,
@@ -407,6 +418,7 @@ impl<M: Memory> Endpoint<M> {
             self.find_lone();
         }
         self.in_flight_to.retain(|sending| *sending != index);
+        self.free_all_eager(index);
     }
 
     /// Leaves, but keeps the memory that it holds: see [`crate::attach::Attached::withdraw`].

@@ -123,6 +123,7 @@ impl<M: Memory> Endpoint<M> {
         }
         self.fetch_verdicts();
         self.prepare();
+        self.poll_eager();
         if fair && let Some(event) = self.poll_busy(inbox) {
             return Some(event);
         }

@@ -13,7 +13,13 @@ use crate::region::chunks::Purpose;
 
 /// Bytes of a freed fragment, the next to be used, that are owned ahead, while there may be nothing else to do. A lone
 /// message of no more is demoted to the shared cache, from where its reader gets it faster than out of ours.
-const SMALL: usize = 4096 + 128;
+pub(super) const SMALL: usize = 4096 + 128;
+
+/// Longest message that goes through the ring in a stream, with its header: in longer ones the lines count, of which the ring has few.
+const SHORT: usize = 128;
+
+/// Longest answer that goes through the ring if there is room, with its header; longer ones leave room for others.
+const MEDIUM: usize = 640;
 
 impl<M: Memory> Endpoint<M> {
     /// Sends an inline message, whose bytes are the `parts` in their order.
@@ -46,16 +52,44 @@ impl<M: Memory> Endpoint<M> {
         Some(unsafe { connection.is_polled(&self.memory) } && !connection.may_sleep)
     }
 
-    /// As [`Endpoint::send_slot`], of a payload of up to [`MAX_INLINE`] bytes with the header that a slot does not hold with it.
+    /// As [`Endpoint::send_slot`], of a message that takes two or three slots.
     #[inline(always)]
-    pub fn send_long(&mut self, index: usize, tag: u8, header: &[u8], payload: &[u8]) -> Option<bool> {
+    pub fn send_few(&mut self, index: usize, tag: u8, header: &[u8], payload: &[u8]) -> Option<bool> {
         let connection = self.connections.get_mut(index)?;
-        if connection.failed.is_some() || header.len() + payload.len() > MAX_INLINE {
+        if !connection.producer.push_few(&self.memory, KIND_INLINE, tag, header, payload) {
             return None;
         }
-        connection.producer.push_long(&self.memory, KIND_INLINE, tag, header, payload).then_some(())?;
         // SAFETY: the connections of an endpoint are made with its memory.
         Some(unsafe { connection.is_polled(&self.memory) } && !connection.may_sleep)
+    }
+
+    /// As [`Endpoint::send_slot`], of a longer payload: through the ring if it is short, or an answer of no more than `max_inline` bytes,
+    /// else by [`Endpoint::send_eager`].
+    #[inline(always)]
+    pub fn send_long(
+        &mut self,
+        index: usize,
+        tag: u8,
+        header: &[u8],
+        payload: &[u8],
+        max_inline: usize,
+    ) -> Option<bool> {
+        let len = header.len() + payload.len();
+        let connection = self.connections.get_mut(index)?;
+        let is_answer = connection.is_answer();
+        let is_inline = len <= max_inline.min(if is_answer { MAX_INLINE } else { SHORT })
+            && (len <= MEDIUM || connection.is_spacious(len));
+        if is_inline
+            && connection.failed.is_none()
+            && connection.producer.push_long(&self.memory, KIND_INLINE, tag, header, payload)
+        {
+            // SAFETY: the connections of an endpoint are made with its memory.
+            return Some(unsafe { connection.is_polled(&self.memory) } && !connection.may_sleep);
+        }
+        if is_answer && len <= max_inline.min(MAX_INLINE) {
+            return None;
+        }
+        self.send_eager(index, tag, header, payload)
     }
 
     /// Whether an inline message of `len` bytes would leave room in the ring for more, and no fragment is in flight. Where
@@ -63,8 +97,8 @@ impl<M: Memory> Endpoint<M> {
     #[inline]
     pub fn is_spacious(&mut self, peer: Peer, len: usize) -> bool {
         let connection = &mut self.connections[peer.index()];
-        if !connection.in_flight.is_empty() || connection.producer.is_spacious(len) {
-            return connection.in_flight.is_empty();
+        if connection.is_spacious(len) || connection.has_in_flight() {
+            return !connection.has_in_flight();
         }
         // Mostly the peer has acknowledged what we have sent before its last answer, without our knowing.
         connection.producer.may_ask() && self.ask(peer).is_ok() && {
@@ -189,20 +223,27 @@ impl<M: Memory> Endpoint<M> {
 
     #[inline(always)]
     fn push(&mut self, peer: Peer, kind: u8, tag: u8, parts: &[&[u8]], len: usize) -> Result<(), SendError> {
-        let mut connection = &mut self.connections[peer.index()];
-        if connection.failed.is_some() || !connection.producer.has_room(len) {
-            self.make_room(peer, len)?;
-            connection = &mut self.connections[peer.index()];
-        } else if connection.producer.asks() {
-            self.ask(peer)?;
-            connection = &mut self.connections[peer.index()];
-        }
+        self.find_room(peer, len)?;
+        let connection = &mut self.connections[peer.index()];
         connection.producer.push(&self.memory, kind, tag, parts);
         // SAFETY: the connections of an endpoint are made with its memory.
         if !unsafe { connection.is_polled(&self.memory) } || connection.may_sleep {
             self.tell(peer.index());
         }
         Ok(())
+    }
+
+    /// Whether there is room for a message of `len` bytes.
+    #[inline(always)]
+    pub(super) fn find_room(&mut self, peer: Peer, len: usize) -> Result<(), SendError> {
+        let connection = &mut self.connections[peer.index()];
+        if connection.failed.is_some() || !connection.producer.has_room(len) {
+            self.make_room(peer, len)
+        } else if connection.producer.asks() {
+            self.ask(peer)
+        } else {
+            Ok(())
+        }
     }
 
     /// Tells a peer of what was just published for it, where it does not poll our ring or may sleep.

@@ -129,6 +129,19 @@ pub trait Memory: CacheHints + Device {
         }
     }
 
+    /// As [`Memory::store_slot`], of a message of two or three slots, which goes on with the `rest` in the next ones: zeroes the first
+    /// words of as many, from the one that lies `ZERO` slots behind the first on.
+    #[inline(always)]
+    fn store_slots<const ZERO: u64>(&self, offset: u64, first: u64, words: [u64; 3], rest: &[u8], owned: u64)
+    where
+        Self: Sized,
+    {
+        self.write(offset + SLOT, rest);
+        self.store_slot::<0>(offset, first, words, 0);
+        self.zero_slots(offset + ZERO * SLOT, 1 + (rest.len() as u64).div_ceil(SLOT));
+        self.prefetch_write(offset.wrapping_add(owned), 8);
+    }
+
     /// Zeroes the first words of so many slots of the own section, from `offset` on.
     #[inline(always)]
     fn zero_slots(&self, offset: u64, slots: u64)
@@ -265,8 +278,23 @@ macro_rules! forward {
                 (**self).store_slot::<ZERO>(offset, first, words, owned);
             }
             #[inline(always)]
+            fn store_slots<const ZERO: u64>(
+                &self,
+                offset: u64,
+                first: u64,
+                words: [u64; 3],
+                rest: &[u8],
+                owned: u64,
+            ) {
+                (**self).store_slots::<ZERO>(offset, first, words, rest, owned);
+            }
+            #[inline(always)]
             fn zero_slots(&self, offset: u64, slots: u64) {
                 (**self).zero_slots(offset, slots);
+            }
+            #[inline]
+            fn own(&self, offset: u64, len: u64) {
+                (**self).own(offset, len);
             }
             #[inline]
             fn place(&self, offset: u64, len: u64) -> Place {

@@ -8,7 +8,7 @@ use vmshm_abi::ring::SLOT;
 
 use super::access::{Memory, Place};
 use super::cache::{self, CacheHints};
-use super::copy;
+use super::copy::{self, short_word};
 use super::device::Device;
 
 /// Two views of one region: all of it to read, and the part that this member may write; and the device behind them.
@@ -249,6 +249,52 @@ impl<D: Device> Memory for Window<D> {
     }
 
     #[inline(always)]
+    fn store_slots<const ZERO: u64>(
+        &self,
+        offset: u64,
+        first: u64,
+        words: [u64; 3],
+        rest: &[u8],
+        owned: u64,
+    ) {
+        let at = offset.wrapping_sub(self.writable.start);
+        let is_third = rest.len() > SLOT as usize;
+        assert!(ZERO >= 3 && rest.len() <= 2 * SLOT as usize);
+        let last = ZERO + 1 + u64::from(is_third);
+        if !has_slot(self.own_slots.saturating_sub(last), at) {
+            leaves("this member's section", offset, (last + 1) * SLOT);
+        }
+        // SAFETY: the words of aligned slots of the writable range, of which there are `last` behind the one at `at`, as `has_slot`
+        // found. All accesses to words of the region are atomic.
+        unsafe {
+            let start = self.write.add(at as usize).cast::<u64>();
+            let store = |n: usize, value, order| AtomicU64::from_ptr(start.add(n)).store(value, order);
+            const BEHIND: usize = (SLOT / 8) as usize;
+            if is_third {
+                copy::to_shared(rest.as_ptr(), start.add(BEHIND).cast(), rest.len());
+            } else {
+                let (whole, tail) = rest.as_chunks();
+                for (n, bytes) in whole.iter().enumerate() {
+                    store(BEHIND + n, u64::from_ne_bytes(*bytes), Ordering::Relaxed);
+                }
+                if !tail.is_empty() {
+                    store(BEHIND + whole.len(), short_word(tail).to_le(), Ordering::Relaxed);
+                }
+            }
+            for (n, value) in words.into_iter().enumerate() {
+                store(1 + n, value, Ordering::Relaxed);
+            }
+            store(0, first, Ordering::Release);
+            store(ZERO as usize * BEHIND, 0, Ordering::Relaxed);
+            store((ZERO as usize + 1) * BEHIND, 0, Ordering::Relaxed);
+            if is_third {
+                store((ZERO as usize + 2) * BEHIND, 0, Ordering::Relaxed);
+            }
+            cache::prefetch_write(start.cast::<u8>().wrapping_add(owned as usize));
+        }
+    }
+
+    #[inline(always)]
     fn zero_slots(&self, offset: u64, slots: u64) {
         let at = offset.wrapping_sub(self.writable.start);
         if !has_slot((self.own_slots + 1).saturating_sub(slots), at) {
@@ -261,6 +307,20 @@ impl<D: Device> Memory for Window<D> {
                 AtomicU64::from_ptr(self.write.add((at + slot * SLOT) as usize).cast())
                     .store(0, Ordering::Relaxed);
             }
+        }
+    }
+
+    #[inline]
+    fn own(&self, offset: u64, len: u64) {
+        if !cache::stores_ahead() {
+            return self.prefetch_write(offset, len);
+        }
+        let start = self.writable(offset, len);
+        assert!(offset.is_multiple_of(LINE));
+        for at in (0..len as usize).step_by(LINE as usize) {
+            // SAFETY: the first word of a line, of which a byte at least is in the writable range that `writable` checked; sections end
+            // with a line. All accesses to words of the region are atomic.
+            unsafe { AtomicU64::from_ptr(start.add(at).cast()) }.store(0, Ordering::Relaxed);
         }
     }
 

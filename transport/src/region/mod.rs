@@ -2,6 +2,7 @@
 
 pub mod arena;
 pub mod chunks;
+pub mod rotation;
 pub mod slot;
 mod table;
 

@@ -49,3 +49,28 @@ pub unsafe fn to_shared(from: *const u8, to: *mut u8, len: usize) {
         }
     }
 }
+
+/// Up to 8 bytes as a word, the first of them lowest.
+#[inline(always)]
+pub fn short_word(bytes: &[u8]) -> u64 {
+    // The first and the last, which overlap.
+    macro_rules! ends {
+        ($word:ty) => {
+            match (bytes.first_chunk(), bytes.last_chunk()) {
+                (Some(first), Some(last)) => {
+                    let behind = 8 * (bytes.len() - size_of::<$word>());
+                    u64::from(<$word>::from_le_bytes(*first))
+                        | u64::from(<$word>::from_le_bytes(*last)) << behind
+                }
+                _ => 0,
+            }
+        };
+    }
+    match bytes.len() {
+        0 => 0,
+        1 => u64::from(bytes[0]),
+        2..4 => ends!(u16),
+        4..8 => ends!(u32),
+        _ => ends!(u64),
+    }
+}
