@@ -457,7 +457,7 @@ fn a_message_meets_a_poll() {
             b.send(to_a, 1, &[b"one"]).unwrap();
             b
         });
-        let mut inbox = Inbox::new();
+        let mut inbox = Box::new(Inbox::new());
         let mut got = a.poll(&mut inbox);
         let b = sending.join().unwrap();
         for _ in 0..8 {

@@ -287,13 +287,19 @@ impl Producer {
         let free = self.free();
         let end = self.ahead.min(free);
         if self.cleared < end {
-            let (start, slots) = (self.behind(self.cleared), end - self.cleared);
-            let first = slots.min(self.count - start / SLOT);
-            memory.zero_slots(self.slots + start, first);
-            if first < slots {
-                memory.zero_slots(self.slots, slots - first);
-            }
+            self.in_runs(self.cleared, end, |start, slots| memory.zero_slots(start, slots));
             self.cleared = end;
+        }
+    }
+
+    /// Calls `each` with the offsets and numbers of the slots that lie from `start` to `end` behind the next one, in one piece or in two.
+    #[inline(always)]
+    fn in_runs(&self, start: u64, end: u64, each: impl Fn(u64, u64)) {
+        let (at, slots) = (self.behind(start), end - start);
+        let first = slots.min(self.count - at / SLOT);
+        each(self.slots + at, first);
+        if first < slots {
+            each(self.slots, slots - first);
         }
     }
 
@@ -301,9 +307,12 @@ impl Producer {
     #[inline]
     fn own_ahead(&mut self, memory: &impl Memory) {
         let end = AHEAD.min(self.free());
-        while self.owned < end {
-            memory.prefetch_write(self.slots + self.behind(self.owned), SLOT);
-            self.owned += LINE / SLOT;
+        if self.owned < end {
+            self.in_runs(self.owned, end, |start, slots| {
+                let lines = (start..start + slots * SLOT).step_by(LINE as usize);
+                lines.for_each(|line| memory.prefetch_write(line, SLOT));
+            });
+            self.owned = end;
         }
     }
 
