@@ -93,7 +93,7 @@ way! {
 }
 
 /// A function with the arguments of [`sendi`], which jumps to one of two others by the payload's size.
-macro_rules! fork {
+macro_rules! by_size {
     ($(#[$comment:meta])* $visible:vis $name:ident, $most:ident, $short:ident, $long:ident) => {
         $(#[$comment])*
         ///
@@ -132,12 +132,12 @@ macro_rules! fork {
     };
 }
 
-fork! {
+by_size! {
     /// Sends a message at once, or says that it can't.
     pub sendi, SLOT, send_slot, send_longer
 }
 
-fork! {
+by_size! {
     /// As [`sendi`], of a payload that no slot holds.
     send_longer, FEW, send_few, send_long
 }

@@ -58,7 +58,7 @@ pub struct Tuning {
 impl Tuning {
     /// Sizes that suit a machine, with a choice of how copies are made.
     ///
-    /// Eager limit and collective operations follow from the caches alone, as all processes of a job need the same.
+    /// Eager limit and collective operations follow from the processor alone, as all processes of a job need the same.
     pub fn of(machine: &Machine, choice: &Choice) -> Self {
         let (level1, level2) = choice::caches(machine);
         let piece = choice::cache_piece(machine) as usize;
