@@ -93,6 +93,17 @@ fn what_messages_do_not_hold_serves_everything() {
 }
 
 #[test]
+fn eager_messages_of_many_processes_leave_three_quarters() {
+    let region = Region::new(32 << 20, 2, 64);
+    let mut processes: Vec<_> = (0..63).map(|_| region.endpoint(0)).collect();
+    processes.iter_mut().for_each(|process| process.reserve_eager(1 << 20));
+    // What an engine cannot start without.
+    assert!(processes.iter_mut().all(|process| process.fragment(32 << 10).is_some()));
+    let kept = all(&mut region.endpoint(0), 64 << 10, Purpose::Large);
+    assert!(kept.len() > 40, "only {} chunks are left", kept.len());
+}
+
+#[test]
 fn a_communicator_takes_43_kib() {
     let region = Region::new(32 << 20, 2, 4);
     let mut a = region.endpoint(0);

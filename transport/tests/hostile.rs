@@ -240,7 +240,7 @@ fn crafted_descriptors_at_a_glance() {
     let mut rng = SmallRng::seed_from_u64(2);
     let (mut taken, mut refused) = (0, 0);
     for _ in 0..500 {
-        let region = Region::new(1 << 20, 2, 2);
+        let region = Region::new(4 << 20, 2, 2);
         let (mut a, mut v) = (region.endpoint(0), region.endpoint(1));
         let (host, section) = (region.host(), *v.section());
         let v_a = v.connect(&a.name()).unwrap();

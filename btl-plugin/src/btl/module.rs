@@ -87,14 +87,14 @@ pub unsafe fn check(module: *mut mca_btl_base_module_t) -> Result<(), String> {
             module.btl_get_limit
         ));
     }
-    if params::max_inline() < sendi::LONGEST_FEW {
-        module.btl_sendi = Some(sendi::send_any);
-    }
     if module.btl_eager_limit > module.btl_max_send_size {
         return Err(format!(
             "btl_vmshm_eager_limit is {}: it must not be more than btl_vmshm_max_send_size, which is {}.",
             module.btl_eager_limit, module.btl_max_send_size
         ));
+    }
+    if params::max_inline() < sendi::LONGEST_FEW {
+        module.btl_sendi = Some(sendi::send_any);
     }
     Ok(())
 }

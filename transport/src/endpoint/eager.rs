@@ -1,7 +1,7 @@
 //! Eager messages, which go through memory that the endpoint uses in turn, and frees by itself.
 
 use vmshm_abi::ring::{Descriptor, KIND_FRAGMENT};
-use vmshm_abi::section::{CHUNK, chunk_owner};
+use vmshm_abi::section::CHUNK;
 use zerocopy::IntoBytes;
 
 use super::Endpoint;
@@ -9,19 +9,19 @@ use super::event::{MAX_EAGER, Peer};
 use super::send::SMALL;
 use crate::channel::ring::join_long;
 use crate::memory::Memory;
+use crate::region::chunks::Purpose;
 use crate::region::rotation::Rotation;
 
 /// Bytes of a descriptor.
 const DESCRIPTOR: usize = size_of::<Descriptor>();
 
 impl<M: Memory> Endpoint<M> {
-    /// Sets memory aside for eager messages, up to so many bytes; without it there are none. To be called once.
+    /// Sets memory aside for eager messages, up to so many bytes, and none that would be more than a quarter of the section with that of
+    /// others; without any there are no such messages. To be called once.
     pub fn reserve_eager(&mut self, bytes: usize) {
-        let owner = chunk_owner(self.slot, self.incarnation);
-        let hint =
-            self.section.layout.chunks * u64::from(self.slot) / u64::from(self.section.layout.endpoints);
-        let count = bytes / CHUNK as usize;
-        self.rotation = Rotation::new(&self.memory, &self.section, owner, hint, count);
+        let (memory, section) = (&self.memory, &self.section);
+        let take = |_| self.arena.try_allocate(memory, section, CHUNK, Purpose::Eager);
+        self.rotation = Rotation::new(memory, (0..bytes / CHUNK as usize).map_while(take));
     }
 
     /// As [`Endpoint::send_long`], of up to [`MAX_EAGER`] bytes, which go through memory of the section that is the endpoint's from

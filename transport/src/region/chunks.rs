@@ -8,6 +8,9 @@ use core::sync::atomic::Ordering;
 use super::table::Section;
 use crate::memory::Memory;
 
+/// The part of a section that eager messages of all its processes go through in turn at most, as a fraction: its first chunks.
+const EAGER: u64 = 4;
+
 /// The reserve, as a fraction of a section: one part in this many, its last chunks, stays for messages and connections.
 const RESERVE: u64 = 16;
 
@@ -23,6 +26,8 @@ pub enum Purpose {
     Small,
     /// A large allocation that outlives messages: none of the reserve.
     Large,
+    /// Memory that each process has for its eager messages from its start, and can do without: a quarter, since there may be hundreds.
+    Eager,
 }
 
 impl Purpose {
@@ -33,6 +38,7 @@ impl Purpose {
             Self::Message | Self::Connection => chunks,
             Self::Small => chunks - chunks.div_ceil(2 * RESERVE),
             Self::Large => chunks - chunks.div_ceil(RESERVE),
+            Self::Eager => chunks / EAGER,
         }
     }
 }
@@ -53,7 +59,7 @@ pub fn claim_for(
 ) -> Option<u64> {
     let (most, least) = (purpose.end(section), Purpose::Large.end(section));
     let claim = |end| claim_below(memory, section, owner, count, hint, end);
-    if purpose == Purpose::Message || most == least {
+    if purpose == Purpose::Message || most <= least {
         claim(most)
     } else {
         claim(least).or_else(|| claim(most))

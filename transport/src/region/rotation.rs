@@ -6,8 +6,6 @@ use core::sync::atomic::Ordering;
 use vmshm_abi::LINE;
 use vmshm_abi::section::CHUNK;
 
-use super::chunks::{Purpose, claim_for};
-use super::table::Section;
 use crate::memory::Memory;
 
 /// The smallest page, bytes.
@@ -34,20 +32,13 @@ struct Used {
 }
 
 impl Rotation {
-    /// Takes `count` chunks in the name of `owner`, or as many as there are for what outlives messages. Each page is written to: the
-    /// first write to one takes longer than many messages.
-    pub fn new(memory: &impl Memory, section: &Section, owner: u64, mut hint: u64, count: usize) -> Self {
-        let mut chunks = Vec::new();
-        while chunks.len() < count
-            && let Some(first) = claim_for(memory, section, owner, 1, hint, Purpose::Large)
-        {
-            hint = first + 1;
-            let start = section.entry.offset + section.layout.chunk(first);
-            for page in (start..start + CHUNK).step_by(PAGE) {
-                memory.store(page, 0, Ordering::Relaxed);
-            }
-            chunks.push(Used { start, in_flight: 0 });
-        }
+    /// A rotation through the chunks at these offsets. Each page is written to: the first write to one takes longer than many messages.
+    pub fn new(memory: &impl Memory, chunks: impl Iterator<Item = u64>) -> Self {
+        let touched = chunks.inspect(|start| {
+            let pages = (*start..start + CHUNK).step_by(PAGE);
+            pages.for_each(|page| memory.store(page, 0, Ordering::Relaxed));
+        });
+        let chunks = touched.map(|start| Used { start, in_flight: 0 }).collect();
         Self { chunks, ..Self::default() }
     }
 
