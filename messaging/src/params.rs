@@ -75,6 +75,11 @@ impl Pipeline {
         }
     }
 
+    /// Bytes of memory that eager messages go through in turn: as much as the chunks of a single message.
+    pub fn eager(&self) -> usize {
+        self.chunk_size * self.window_single
+    }
+
     /// Bytes of the next chunk of a message that is alone and has `rest` bytes to go: the last chunks short, the others long.
     pub(crate) fn next_chunk(&self, rest: usize) -> usize {
         (rest / 2).clamp(self.tail_size, self.chunk_size)

@@ -1,6 +1,7 @@
 //! Sending: at once or not at all, and queued.
 
-use vmshm_transport::{Fragment, Peer, SendError};
+use vmshm_transport::{Fragment, MAX_INLINE, Packed, Peer, SendError, short_word};
+use zerocopy::IntoBytes;
 
 use crate::engine::Engine;
 use crate::memory::Bounce;
@@ -83,6 +84,45 @@ impl<S, G> Engine<S, G> {
         max_inline: usize,
     ) -> Option<bool> {
         if self.queued == 0 { self.endpoint.send_long(index, tag, header, payload, max_inline) } else { None }
+    }
+
+    /// As [`Engine::try_send_slot`], of 8 bytes of header and a payload, in whatever way is the quickest.
+    #[inline(always)]
+    pub fn try_send_short(&mut self, index: usize, tag: u8, header: u64, payload: &[u8]) -> Option<bool> {
+        if self.queued > 0 {
+            return None;
+        }
+        let (first, rest) = payload.split_at(payload.len().min(8));
+        // Most are words.
+        let word = |bytes: &[u8]| {
+            bytes.first_chunk().map_or_else(|| short_word(bytes), |word| u64::from_le_bytes(*word))
+        };
+        let first = word(first).to_le();
+        if rest.len() <= 8 {
+            return self.endpoint.send_words(
+                index,
+                tag,
+                8 + payload.len(),
+                [header, first, word(rest).to_le()],
+            );
+        }
+        let header = [header, first];
+        let header = header.as_bytes();
+        self.endpoint
+            .send_few(index, tag, header, rest)
+            .or_else(|| self.endpoint.send_long(index, tag, header, rest, MAX_INLINE))
+    }
+
+    /// As [`Engine::try_send_slot`], of what is packed: see [`vmshm_transport::Endpoint::send_packed`].
+    #[inline(always)]
+    pub fn try_send_packed(
+        &mut self,
+        index: usize,
+        tag: u8,
+        most: usize,
+        pack: impl FnOnce(*mut u8) -> Option<usize>,
+    ) -> Option<Packed> {
+        if self.queued == 0 { self.endpoint.send_packed(index, tag, most, pack) } else { None }
     }
 
     /// Tells a peer of what was just sent to it.

@@ -36,14 +36,15 @@ pub mod tune;
 pub use attach::Sleeper;
 pub use channel::traffic::{Amount, Traffic};
 pub use endpoint::{
-    ChunkAllocator, Endpoint, Event, Fragment, Glance, Holder, Inbox, MAX_EAGER, Peer, Process, Verdicts,
+    ChunkAllocator, Endpoint, Event, Fragment, Glance, Holder, Inbox, MAX_EAGER, Packed, Peer, Process,
+    Verdicts,
 };
 pub use error::{AttachError, ConnectError, Fault, PeerError, SendError};
 pub use memory::copy::{
     self, from_shared as copy_from_shared, past_caches as copy_past_caches, to_far as copy_to_far,
     to_shared as copy_to_shared,
 };
-pub use memory::{CacheHints, Device, Memory, Place, Window};
+pub use memory::{CacheHints, Device, Memory, Place, Window, short_word};
 #[cfg(feature = "std")]
 pub use memory::{MappedFile, Mapping};
 pub use region::chunks::Purpose;

@@ -177,12 +177,19 @@ unsafe extern "C" fn mem_reg(
     // SAFETY: the domain is ours, and UCX gives room for the answer.
     unsafe {
         let access = vmshm_reg_flags(params);
-        let Some(handle) = of(md).registry.register(address.addr(), len, access) else {
-            return UCS_ERR_NO_RESOURCE;
-        };
+        let handle = of(md).registry.register(address.addr(), len, access);
         *memory = Box::into_raw(Box::new(handle)).cast();
     }
     UCS_OK
+}
+
+/// Gives memory its key, before it is packed.
+pub unsafe extern "C" fn make_key(md: uct_md_h, memory: uct_mem_h) -> ucs_status_t {
+    // SAFETY: the domain is ours, and the handle is what `mem_reg` or `mem_alloc` gave: only its key ever changes.
+    match unsafe { of(md).registry.make_key(memory.cast()) } {
+        true => UCS_OK,
+        false => UCS_ERR_NO_RESOURCE,
+    }
 }
 
 unsafe extern "C" fn mem_dereg(md: uct_md_h, params: *const uct_md_mem_dereg_params_t) -> ucs_status_t {

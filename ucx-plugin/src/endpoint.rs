@@ -3,9 +3,8 @@
 use std::ffi::{c_int, c_uint, c_void};
 use std::slice;
 
-use parking_lot::MutexGuard;
-use vmshm_messaging::Refused;
-use vmshm_transport::{MAX_INLINE, Peer, copy_from_shared, copy_to_shared};
+use vmshm_messaging::{Guard, Refused};
+use vmshm_transport::{MAX_INLINE, Packed, Peer, copy_from_shared, copy_to_shared};
 
 use crate::iface::{self, Iface, State};
 use crate::ucx::{self, *};
@@ -83,7 +82,7 @@ pub fn block(state: &mut State, number: u64) -> ucs_status_t {
 
 /// The interface, if nothing that waits has to be sent before.
 #[inline(always)]
-pub fn lock<'a>(iface: &'a Iface, ours: &Endpoint) -> Result<MutexGuard<'a, State>, ucs_status_t> {
+pub fn lock<'a>(iface: &'a Iface, ours: &Endpoint) -> Result<Guard<'a, State>, ucs_status_t> {
     let mut state = iface.port.lock();
     if !state.waiting.is_empty()
         && state.dispatching != Some(ours.number)
@@ -94,8 +93,14 @@ pub fn lock<'a>(iface: &'a Iface, ours: &Endpoint) -> Result<MutexGuard<'a, Stat
     Ok(state)
 }
 
+/// Tells the peer of what was just sent to it.
+#[inline(never)]
+fn tell(iface: &Iface, ours: &Endpoint) {
+    iface.port.briefly(|state| state.engine.tell(ours.peer.index()));
+}
+
 /// Sends a message in the ring.
-#[inline(always)]
+#[inline(never)]
 fn send_short(iface: &Iface, ours: &Endpoint, id: u8, parts: &[&[u8]]) -> ucs_status_t {
     let mut state = match lock(iface, ours) {
         Ok(state) => state,
@@ -140,10 +145,18 @@ pub unsafe extern "C" fn am_short(
 ) -> ucs_status_t {
     // SAFETY: the endpoint is ours, and UCX's payload is there.
     let ((iface, ours), payload) = unsafe { (of(endpoint), bytes(payload, len as usize)) };
-    match check(id, payload.len(), MAX_INLINE - 8) {
-        Ok(()) => send_short(iface, ours, id, &[&header.to_ne_bytes(), payload]),
-        Err(status) => status,
+    if let Err(status) = check(id, payload.len(), MAX_INLINE - 8) {
+        return status;
     }
+    // SAFETY: the reference ends here.
+    let sent = unsafe { iface.port.quick() }
+        .and_then(|state| state.engine.try_send_short(ours.peer.index(), id, header, payload));
+    match sent {
+        Some(true) => {}
+        Some(false) => tell(iface, ours),
+        None => return send_short(iface, ours, id, &[&header.to_ne_bytes(), payload]),
+    }
+    UCS_OK
 }
 
 /// Sends what a callback packs. Returns its length.
@@ -158,7 +171,7 @@ pub unsafe extern "C" fn am_bcopy(
     let (iface, ours) = unsafe { of(endpoint) };
     let Some(pack) = pack else { return UCS_ERR_INVALID_PARAM as isize };
     // SAFETY: the fragment has room for the longest message that UCX packs.
-    let sent = send_active(iface, ours, id, |to| unsafe { pack(to.cast(), argument) });
+    let sent = send_active(iface, ours, id, iface.seg_size, |to| unsafe { pack(to.cast(), argument) });
     sent.map_or_else(|status| status as isize, usize::cast_signed)
 }
 
@@ -182,7 +195,7 @@ pub unsafe extern "C" fn am_zcopy(
         if let Err(status) = check(id, all, iface.seg_size) {
             return status;
         }
-        let sent = send_active(iface, ours, id, |to| {
+        let sent = send_active(iface, ours, id, all, |to| {
             copy_to_shared(header.as_ptr(), to, header.len());
             let mut at = header.len();
             for piece in pieces.iter().filter(|piece| piece.length > 0) {
@@ -196,29 +209,53 @@ pub unsafe extern "C" fn am_zcopy(
     }
 }
 
-/// Sends an active message that is packed.
+/// Sends an active message of at most so many bytes, which is packed.
+#[inline(always)]
 fn send_active(
     iface: &Iface,
     ours: &Endpoint,
     id: u8,
-    pack: impl FnOnce(*mut u8) -> usize,
+    most: usize,
+    pack: impl Fn(*mut u8) -> usize,
 ) -> Result<usize, ucs_status_t> {
     check(id, 0, 0)?;
+    let pack = |to: *mut u8| Some(pack(to));
+    // SAFETY: the reference ends here, and what packs does not come back.
+    let sent = unsafe { iface.port.quick() }
+        .and_then(|state| state.engine.try_send_packed(ours.peer.index(), id, most, pack));
+    if let Some(Packed::Sent { len, is_told }) = sent {
+        if !is_told {
+            tell(iface, ours);
+        }
+        return Ok(len);
+    }
     let mut state = lock(iface, ours)?;
-    send_packed(iface, &mut state, ours, id, |to| Some(pack(to)))
+    send_packed(iface, &mut state, ours, id, pack)
 }
 
 /// Sends what is packed into memory of the section: by the ring if it fits there, else from that memory. Nothing is sent if the
 /// packing says so.
+#[inline(never)]
 pub fn send_packed(
     iface: &Iface,
     state: &mut State,
     ours: &Endpoint,
     tag: u8,
-    pack: impl FnOnce(*mut u8) -> Option<usize>,
+    pack: impl Fn(*mut u8) -> Option<usize>,
 ) -> Result<usize, ucs_status_t> {
     if !state.engine.is_free(ours.peer) {
         return Err(block(state, ours.number));
+    }
+    let index = ours.peer.index();
+    match state.engine.try_send_packed(index, tag, iface.seg_size, &pack) {
+        Some(Packed::Nothing) => return Err(UCS_ERR_INVALID_ADDR),
+        Some(Packed::Sent { len, is_told }) => {
+            if !is_told {
+                state.engine.tell(index);
+            }
+            return Ok(len);
+        }
+        None => {}
     }
     let fragment = state.spare.take().or_else(|| state.engine.fragment(iface.seg_size));
     let Some(fragment) = fragment else { return Err(block(state, ours.number)) };
@@ -230,7 +267,7 @@ pub fn send_packed(
         let mut short = [0; MAX_INLINE];
         // SAFETY: the fragment holds at least len bytes, and there is room for them.
         unsafe { copy_from_shared(fragment.ptr(), short.as_mut_ptr(), len) };
-        match state.engine.try_send(ours.peer.index(), tag, &[&short[..len]]) {
+        match state.engine.try_send(index, tag, &[&short[..len]]) {
             Ok(()) => {
                 state.spare = Some(fragment);
                 return Ok(len);

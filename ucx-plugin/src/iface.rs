@@ -8,18 +8,18 @@ use std::path::Path;
 use std::ptr;
 use std::sync::Arc;
 
-use parking_lot::{Mutex, MutexGuard};
 use vmshm_messaging::{Engine, Params, Pipeline};
 use vmshm_transport::abi::EndpointName;
 use vmshm_transport::attach::Options;
 use vmshm_transport::tune::{Here, Speed, Tuning};
-use vmshm_transport::{Fragment, Inbox, MAX_INLINE, Peer, Sleeper};
+use vmshm_transport::{Fragment, Inbox, MAX_EAGER, MAX_INLINE, Peer, Sleeper};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::adapters;
 use crate::asked::{Answer, Asked, Operation, Put};
 use crate::domain;
-use crate::memory::{Forget, Registry};
+use crate::memory::Registry;
+use crate::port::Port;
 use crate::ucx::{self, *};
 
 /// Longest header of an active message without a copy in front of it, bytes.
@@ -27,6 +27,9 @@ const MAX_HEADER: usize = 256;
 
 /// Most pieces of an active message. UCX has so many on its stack, in an array of this length.
 const MAX_PIECES: usize = 16;
+
+/// `auto` as a number of bytes: `UCS_MEMUNITS_AUTO` of UCX's `ucs/sys/string.h`.
+const AUTO: usize = usize::MAX - 1;
 
 /// Costs by which UCX compares transports: as was measured here, between what UCX claims for its own shared memory, which so has
 /// the messages within a machine, and what it claims for networks. Beside an adapter the bandwidth is more than any measured one:
@@ -100,8 +103,6 @@ pub struct State {
     pub dispatching: Option<u64>,
     /// Memory for the next message that is packed.
     pub spare: Option<Fragment>,
-    /// Sources, by the keys of the memory domain.
-    pub sources: HashMap<u64, u64>,
     /// Endpoints whose loss UCX is to be told.
     pub lost: Vec<u64>,
     /// Operations that others answer, by the numbers that their answers show.
@@ -139,6 +140,11 @@ impl State {
         self.next
     }
 
+    /// Whether something is due in the next progress.
+    pub fn is_due(&self) -> bool {
+        !(self.waiting.is_empty() && self.answers.is_empty() && self.lost.is_empty())
+    }
+
     /// Room for so many bytes, to be given back.
     pub fn scratch(&mut self, len: usize) -> Vec<u8> {
         let mut scratch = std::mem::take(&mut self.scratch);
@@ -146,28 +152,6 @@ impl State {
             scratch.resize(len, 0);
         }
         scratch
-    }
-}
-
-/// The engine of an interface, behind its lock. Callbacks into UCX never run under the lock: they come back with more.
-pub struct Port(Mutex<State>);
-
-impl Port {
-    pub fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock()
-    }
-
-    pub fn try_lock(&self) -> Option<MutexGuard<'_, State>> {
-        self.0.try_lock()
-    }
-}
-
-impl Forget for Port {
-    fn forget(&self, key: u64) {
-        let mut state = self.lock();
-        if let Some(source) = state.sources.remove(&key) {
-            state.engine.unexpose(source);
-        }
     }
 }
 
@@ -241,12 +225,14 @@ pub unsafe fn open(
     let section = attached.section().entry.len;
     // auto is the greatest number.
     let chunk_size = Some(ours.chunk_size).filter(|size| (1..=Params::MAX_MESSAGE).contains(size));
-    let seg_size = ours.seg_size.clamp(2048, Params::MAX_MESSAGE);
-    let params_of_engine = Params {
-        reserve: seg_size,
-        pipeline: Pipeline::new(Tuning::of_this_machine(), chunk_size, None, section),
-        ..Params::of_this_machine(section)
+    let tuning = Tuning::of_this_machine();
+    let seg_size = match ours.seg_size {
+        AUTO => (tuning.eager_limit + MAX_HEADER).min(MAX_EAGER),
+        size => size.clamp(2048, Params::MAX_MESSAGE),
     };
+    let pipeline = Pipeline::new(tuning, chunk_size, None, section);
+    let params_of_engine =
+        Params { reserve: seg_size, eager: pipeline.eager(), pipeline, ..Params::of_this_machine(section) };
     let engine = match Engine::new(attached, params_of_engine) {
         Ok(engine) => engine,
         Err(error) => {
@@ -271,7 +257,6 @@ pub unsafe fn open(
         waiting: VecDeque::new(),
         dispatching: None,
         spare: None,
-        sources: HashMap::new(),
         lost: Vec::new(),
         asked: HashMap::new(),
         last_number: 0,
@@ -280,7 +265,7 @@ pub unsafe fn open(
         is_armed: false,
         scratch: Vec::new(),
     };
-    let port = Arc::new(Port(Mutex::new(state)));
+    let port = Arc::new(Port::new(state));
     domain.registry.add_reader(&port);
     let new = Box::into_raw(Box::new(Iface {
         // SAFETY: UCX's constructor fills it; until then nobody reads it.

@@ -28,6 +28,7 @@ mod domain;
 mod endpoint;
 mod iface;
 mod memory;
+mod port;
 mod progress;
 mod remote;
 mod serve;

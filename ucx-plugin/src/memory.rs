@@ -1,7 +1,7 @@
 //! Memory that programs have registered or taken from the section, and the keys by which others get it.
 //!
-//! A memory domain is open before any interface and outlives them. Registered memory gets a random key; the engine of an
-//! interface learns of it when a peer first shows the key. Memory of the section needs no help of its owner: its place goes
+//! A memory domain is open before any interface and outlives them. Registered memory gets a random key when UCX first wants one for a
+//! peer, as for most it never does; the engine of an interface learns of it when a peer first shows the key. Memory of the section needs no help of its owner: its place goes
 //! with the key, and is read in place.
 
 use std::collections::HashMap;
@@ -21,7 +21,7 @@ const NOWHERE: u64 = u64::MAX;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct RemoteKey {
-    /// Shown to the owner.
+    /// Shown to the owner; 0 as long as none was wanted.
     pub key: u64,
     /// Address of the memory in its owner.
     base: u64,
@@ -62,6 +62,8 @@ const _: () = assert!(size_of::<RemoteKey>() == ucx::VMSHM_KEY_LEN as usize);
 #[repr(C)]
 pub struct Handle {
     pub remote: RemoteKey,
+    /// What peers may do, in UCX's flags.
+    access: u32,
     /// Memory of the section, taken for the program, and where the program wanted it, if it did.
     fragment: Option<(Fragment, Option<usize>)>,
 }
@@ -114,21 +116,39 @@ impl Registry {
     }
 
     /// Registers ordinary memory, or memory that lies in the section. `access` are UCX's flags.
-    pub fn register(&self, address: usize, len: usize, access: u32) -> Option<Handle> {
+    pub fn register(&self, address: usize, len: usize, access: u32) -> Handle {
         let place = |attached: &Attached| attached.expose(std::ptr::without_provenance(address), len as u64);
         let offset = self.section.lock().as_ref().and_then(place).unwrap_or(NOWHERE);
+        let remote = RemoteKey { key: 0, base: address as u64, len: len as u64, offset };
+        Handle { remote, access, fragment: None }
+    }
+
+    /// Gives memory its key; false where there is none to be had.
+    ///
+    /// # Safety
+    ///
+    /// The handle is valid, and nothing but its key is written meanwhile, by other threads in here.
+    pub unsafe fn make_key(&self, handle: *mut Handle) -> bool {
         let mut known = self.known.lock();
-        let key = random().filter(|key| !known.contains_key(key))?;
-        if offset == NOWHERE {
-            known.insert(key, (address, len, access));
+        // SAFETY: the caller vouches for it, and others that write are locked out.
+        unsafe {
+            let (remote, access) = ((*handle).remote, (*handle).access);
+            if remote.key == 0 {
+                let Some(key) = random().filter(|key| *key != 0 && !known.contains_key(key)) else {
+                    return false;
+                };
+                if remote.offset == NOWHERE {
+                    known.insert(key, (remote.base as usize, remote.len as usize, access));
+                }
+                (*handle).remote.key = key;
+            }
         }
-        let remote = RemoteKey { key, base: address as u64, len: len as u64, offset };
-        Some(Handle { remote, fragment: None })
+        true
     }
 
     /// Ends a registration: nobody reads the memory for others any more.
     pub fn deregister(&self, handle: &Handle) {
-        if self.known.lock().remove(&handle.remote.key).is_some() {
+        if handle.remote.key != 0 && self.known.lock().remove(&handle.remote.key).is_some() {
             let readers: Vec<_> = self.readers.lock().iter().filter_map(Weak::upgrade).collect();
             readers.iter().for_each(|reader| reader.forget(handle.remote.key));
         }
@@ -141,7 +161,6 @@ impl Registry {
             *section = self.attach(options).map_err(|error| ucx::tell(&format!("vmshm: {error}"))).ok();
         }
         let attached = section.as_mut()?;
-        let key = random()?;
         let room = if at.is_some() { Mapping::ALIAS_ALIGNMENT } else { 0 };
         let fragment = attached.fragment_for(len.checked_add(room)?, Purpose::Large)?;
         let (mut address, mut len, mut offset) = (fragment.ptr(), fragment.capacity(), fragment.offset());
@@ -157,8 +176,8 @@ impl Registry {
                 }
             }
         }
-        let remote = RemoteKey { key, base: address.addr() as u64, len: len as u64, offset };
-        Some((address, Handle { remote, fragment: Some((fragment, at)) }))
+        let remote = RemoteKey { key: 0, base: address.addr() as u64, len: len as u64, offset };
+        Some((address, Handle { remote, access: 0, fragment: Some((fragment, at)) }))
     }
 
     /// Gives memory of the section back.
@@ -204,7 +223,9 @@ mod tests {
         }
         let (registry, reader) = (Registry::default(), Arc::new(Reader(Mutex::default())));
         registry.add_reader(&reader);
-        let handle = registry.register(0x1000, 10, 3).unwrap();
+        let mut handle = registry.register(0x1000, 10, 3);
+        // SAFETY: the handle is this thread's.
+        assert!(handle.remote.key == 0 && unsafe { registry.make_key(&mut handle) });
         assert_eq!(registry.find(handle.remote.key), Some((0x1000, 10, 3)));
         assert_eq!(registry.find(handle.remote.key + 1), None);
         registry.deregister(&handle);

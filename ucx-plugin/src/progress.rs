@@ -2,14 +2,14 @@
 
 use std::ffi::c_uint;
 
-use parking_lot::MutexGuard;
 use vmshm_messaging::{Params, Upcall};
-use vmshm_transport::{Event, Fault, Inbox, Peer, PeerError, copy_from_shared};
+use vmshm_transport::{Event, Fault, Glance, Inbox, Peer, PeerError, copy_from_shared};
 use zerocopy::FromBytes;
 
 use crate::asked::{ANSWER, Answer, Asked, CHANGE, Operation, PUT, Wanted};
 use crate::endpoint::AM_IDS;
-use crate::iface::{self, Iface, State};
+use crate::iface::{self, Iface};
+use crate::port::Serving;
 use crate::ucx::{self, *};
 use crate::{remote, serve};
 
@@ -19,13 +19,99 @@ const BATCH: usize = 32;
 /// Most events in all.
 const EVENTS: usize = 1024;
 
-type Held<'a> = MutexGuard<'a, State>;
+type Held<'a> = Serving<'a>;
 
-/// Receives what has arrived and sends what waits. One thread at a time does so.
+/// Receives what has arrived and sends what waits.
 pub unsafe extern "C" fn progress(handle: uct_iface_h) -> c_uint {
     // SAFETY: the interface is ours.
     let iface = unsafe { iface::of(handle) };
-    let Some(mut state) = iface.port.try_lock() else { return 0 };
+    match iface.port.glance() {
+        Glance::Nothing => 0,
+        Glance::Short(peer, found) => short(iface, peer, found),
+        Glance::Long => long(iface),
+        Glance::Consumed => flush(iface),
+        Glance::Around => look_around(iface),
+        Glance::More => find(iface),
+    }
+}
+
+/// Acknowledges what was handed on.
+#[inline(never)]
+fn flush(iface: &Iface) -> c_uint {
+    // SAFETY: the reference ends here.
+    if let Some(state) = unsafe { iface.port.at_rest() } {
+        state.engine.flush();
+    }
+    0
+}
+
+/// Looks for what a glance does not see.
+#[inline(never)]
+fn look_around(iface: &Iface) -> c_uint {
+    // SAFETY: the reference ends here.
+    match unsafe { iface.port.at_rest() }.is_some_and(|state| state.engine.look_around()) {
+        true => 0,
+        false => find(iface),
+    }
+}
+
+/// Hands on the messages that were seen at a glance. Returns how many that were.
+#[inline(always)]
+fn short(iface: &Iface, peer: Peer, found: u32) -> c_uint {
+    // SAFETY: the reference ends here. The inbox stays where it is while it is lent, and nobody else uses it.
+    let Some(inbox) = unsafe { iface.port.at_rest() }.and_then(|state| state.inbox.as_mut()) else {
+        return 0;
+    };
+    let inbox = &raw mut **inbox;
+    let lent = iface.port.lend_inbox();
+    for at in 0..found {
+        // SAFETY: the inbox is lent to us.
+        let seen = unsafe { (*inbox).seen(at) };
+        let Some((tag, bytes)) = seen.filter(|(tag, _)| usize::from(*tag) < AM_IDS) else {
+            drop(lent);
+            return leave(iface, peer, found, at);
+        };
+        deliver(iface, tag, bytes.as_mut_ptr(), bytes.len());
+    }
+    found
+}
+
+/// Leaves all but the first `done` of the messages that were found to [`find`]. Returns how many were received.
+#[cold]
+fn leave(iface: &Iface, peer: Peer, found: u32, done: u32) -> c_uint {
+    if let Some(inbox) = iface.port.lock().inbox.as_mut() {
+        inbox.leave(peer, found, done);
+    }
+    done + find(iface)
+}
+
+/// Hands on longer messages, the first of which was seen at a glance. Returns how many messages that were.
+#[inline(never)]
+fn long(iface: &Iface) -> c_uint {
+    let mut count = 0;
+    loop {
+        // SAFETY: the reference ends here.
+        let taken = unsafe { iface.port.at_rest() }.and_then(|state| {
+            state.engine.take_long(state.inbox.as_mut()?, |tag, _| usize::from(tag) < AM_IDS)
+        });
+        let Some((peer, streams)) = taken else { return count + find(iface) };
+        count += short(iface, peer, 1);
+        if !streams || count >= BATCH as c_uint {
+            return count;
+        }
+        match iface.port.glance() {
+            Glance::Long => {}
+            Glance::Short(peer, found) => return count + short(iface, peer, found),
+            Glance::Nothing | Glance::Consumed | Glance::Around => return count,
+            Glance::More => return count + find(iface),
+        }
+    }
+}
+
+/// As [`progress`], where there is something, or may be.
+#[inline(never)]
+fn find(iface: &Iface) -> c_uint {
+    let Some(mut state) = iface.port.serve() else { return 0 };
     let Some(mut inbox) = state.inbox.take() else { return 0 };
     let (mut count, mut messages, mut is_message) = (0, 0, false);
     if state.engine.advance() {
@@ -43,7 +129,7 @@ pub unsafe extern "C" fn progress(handle: uct_iface_h) -> c_uint {
         match event {
             Event::Message { tag, len, .. } if usize::from(tag) < AM_IDS => {
                 let data = inbox.bytes_mut(len).as_mut_ptr();
-                MutexGuard::unlocked(&mut state, || deliver(iface, tag, data, len));
+                state.unlocked(|| deliver(iface, tag, data, len));
             }
             Event::Fragment { peer, tag, offset, len } if usize::from(tag) < AM_IDS => {
                 fragment(iface, &mut state, (peer, tag), offset, len);
@@ -67,6 +153,9 @@ pub unsafe extern "C" fn progress(handle: uct_iface_h) -> c_uint {
     }
     if !state.lost.is_empty() {
         tell_lost(iface, &mut state);
+    }
+    if state.engine.is_quiet(&inbox) && !state.is_due() && !state.is_armed {
+        iface.port.rest();
     }
     state.inbox = Some(inbox);
     count
@@ -100,7 +189,7 @@ fn fragment(iface: &Iface, state: &mut Held<'_>, (peer, tag): (Peer, u8), offset
     unsafe { copy_from_shared(payload, data, len) };
     // The sender has its fragment back while UCX does its part. An error here is followed by an upcall.
     if state.engine.consume(peer).is_ok() {
-        MutexGuard::unlocked(state, || deliver(iface, tag, data, len));
+        state.unlocked(|| deliver(iface, tag, data, len));
     }
     state.landing = landing;
 }
@@ -146,7 +235,7 @@ fn handle_own(iface: &Iface, state: &mut Held<'_>, inbox: &mut Inbox, event: Eve
     {
         // SAFETY: UCX keeps the memory until it deregisters it, and then it is taken from the engine.
         let source = unsafe { state.engine.expose_to_all(key, std::ptr::with_exposed_provenance(base), len) };
-        state.sources.insert(key, source);
+        state.add_source(key, source);
     }
     let upcall = state.engine.handle(inbox, event);
     act_on_all(state, upcall);
@@ -166,7 +255,7 @@ fn act_on(state: &mut Held<'_>, upcall: Upcall<(), Operation>) {
     match upcall {
         Upcall::Piece(piece) => {
             // Only the thread that makes progress copies pieces.
-            MutexGuard::unlocked(state, || piece.copy());
+            state.unlocked(|| piece.copy());
             if let Some(done) = state.engine.landed(&piece) {
                 finish(state, done, UCS_OK);
             }
@@ -208,7 +297,7 @@ fn finish(state: &mut Held<'_>, done: Operation, status: ucs_status_t) {
     if state.is_fenced {
         state.is_fenced = state.connections.values().any(|connection| connection.outstanding > 0);
     }
-    MutexGuard::unlocked(state, || {
+    state.unlocked(|| {
         // SAFETY: UCX gave them for this; the lock is not held.
         unsafe {
             if status == UCS_OK
@@ -260,7 +349,7 @@ fn tell_lost(iface: &Iface, state: &mut Held<'_>) {
             continue;
         }
         let endpoint = connection.endpoint;
-        MutexGuard::unlocked(state, || {
+        state.unlocked(|| {
             // SAFETY: both are ours and live; the lock is not held.
             unsafe { uct_iface_handle_ep_err(iface.base.get().cast(), endpoint, UCS_ERR_ENDPOINT_TIMEOUT) };
         });
@@ -284,9 +373,8 @@ fn send_waiting(state: &mut Held<'_>) -> c_uint {
             let Some(request) = connection.pending.pop_front() else { break };
             state.dispatching = Some(number);
             // SAFETY: the request is UCX's and waits for this; the lock is not held.
-            let status = MutexGuard::unlocked(state, || unsafe {
-                (*request).func.map_or(UCS_OK, |function| function(request))
-            });
+            let status =
+                state.unlocked(|| unsafe { (*request).func.map_or(UCS_OK, |function| function(request)) });
             state.dispatching = None;
             count += c_uint::from(status >= UCS_OK);
             if status == UCS_OK {

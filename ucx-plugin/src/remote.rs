@@ -7,8 +7,7 @@ use std::ffi::{c_uint, c_void};
 use std::ptr;
 use std::slice;
 
-use parking_lot::MutexGuard;
-use vmshm_messaging::{BY_KEY, Get, Prefix, Refused};
+use vmshm_messaging::{BY_KEY, Get, Guard, Prefix, Refused};
 use vmshm_transport::attach::Attached;
 use vmshm_transport::{Peer, PeerError, copy_to_shared};
 use zerocopy::IntoBytes;
@@ -33,7 +32,7 @@ unsafe fn key(rkey: uct_rkey_t) -> RemoteKey {
 
 /// The interface, if nothing has to be done before.
 #[inline(always)]
-fn lock<'a>(iface: &'a Iface, ours: &Endpoint) -> Result<MutexGuard<'a, State>, ucs_status_t> {
+fn lock<'a>(iface: &'a Iface, ours: &Endpoint) -> Result<Guard<'a, State>, ucs_status_t> {
     let mut state = endpoint::lock(iface, ours)?;
     if state.is_fenced
         && state.connections.get(&ours.number).is_some_and(|connection| connection.outstanding > 0)
@@ -134,7 +133,7 @@ fn put_packed(
     key: RemoteKey,
     remote: u64,
     completion: *mut uct_completion_t,
-    pack: impl FnOnce(*mut u8) -> usize,
+    pack: impl Fn(*mut u8) -> usize,
 ) -> Result<(usize, ucs_status_t), ucs_status_t> {
     let place = key.place(remote, 0).ok_or(UCS_ERR_INVALID_ADDR)?;
     let is_inside = |len: usize| key.place(remote, len as u64).is_some();

@@ -28,9 +28,8 @@ pub unsafe extern "C" fn arm(iface: uct_iface_h, _: c_uint) -> ucs_status_t {
     sleeper.wait(Duration::ZERO);
     let mut state = iface.port.lock();
     let state = &mut *state;
-    let is_due = !state.waiting.is_empty() || !state.answers.is_empty() || !state.lost.is_empty();
     // The inbox is away while another thread makes progress.
-    let is_idle = !is_due && state.inbox.as_ref().is_some_and(|inbox| state.engine.arm(inbox));
+    let is_idle = !state.is_due() && state.inbox.as_ref().is_some_and(|inbox| state.engine.arm(inbox));
     state.is_armed |= is_idle;
     if is_idle {
         UCS_OK

@@ -81,6 +81,7 @@ pub fn register() {
         component.md_config.size = mem::size_of::<vmshm_md_config_t>();
         component.cm_config.name = c"".as_ptr();
         component.cm_config.prefix = c"".as_ptr();
+        vmshm_make_key = Some(domain::make_key);
         vmshm_init_component(component);
         let list = &raw mut component.tl_list;
         (*list).prev = list;

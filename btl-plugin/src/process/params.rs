@@ -315,7 +315,7 @@ pub fn engine(reserve: usize, section: u64) -> Params {
         max_message: Params::MAX_MESSAGE,
         reserve,
         // As much as suits the chunks of a long message, for the same reason.
-        eager: pipeline.chunk_size * pipeline.window_single,
+        eager: pipeline.eager(),
         pipeline,
         sends_prefix: true,
         evict_from: given(leave).unwrap_or(tuning.evict_from),

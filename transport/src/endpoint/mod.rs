@@ -36,6 +36,7 @@ use crate::region::slot;
 use crate::region::{Region, Section};
 
 pub use chunk_allocator::{ChunkAllocator, Holder};
+pub use eager::Packed;
 pub use event::{Event, Fragment, Inbox, MAX_EAGER, Peer};
 pub use glance::Glance;
 pub use verdict::Verdicts;

@@ -16,10 +16,10 @@ use crate::region::chunks::Purpose;
 pub(super) const SMALL: usize = 4096 + 128;
 
 /// Longest message that goes through the ring in a stream, with its header: in longer ones the lines count, of which the ring has few.
-const SHORT: usize = 128;
+pub(super) const SHORT: usize = 128;
 
 /// Longest answer that goes through the ring if there is room, with its header; longer ones leave room for others.
-const MEDIUM: usize = 640;
+pub(super) const MEDIUM: usize = 640;
 
 impl<M: Memory> Endpoint<M> {
     /// Sends an inline message, whose bytes are the `parts` in their order.
@@ -41,12 +41,16 @@ impl<M: Memory> Endpoint<M> {
     /// Some(false) if the peer is to be [told](Endpoint::tell).
     #[inline(always)]
     pub fn send_slot(&mut self, index: usize, tag: u8, header: &[u8], payload: &[u8]) -> Option<bool> {
-        let words = join_short(header, payload)?;
+        self.send_words(index, tag, header.len() + payload.len(), join_short(header, payload)?)
+    }
+
+    /// As [`Endpoint::send_slot`], of `len` bytes in words.
+    #[inline(always)]
+    pub fn send_words(&mut self, index: usize, tag: u8, len: usize, words: [u64; 3]) -> Option<bool> {
         let connection = self.connections.get_mut(index)?;
         if !connection.producer.is_ready() {
             return None;
         }
-        let len = header.len() + payload.len();
         connection.producer.push_slot(&self.memory, KIND_INLINE, tag, len, words);
         // SAFETY: the connections of an endpoint are made with its memory.
         Some(unsafe { connection.is_polled(&self.memory) } && !connection.may_sleep)
@@ -79,17 +83,32 @@ impl<M: Memory> Endpoint<M> {
         let is_answer = connection.is_answer();
         let is_inline = len <= max_inline.min(if is_answer { MAX_INLINE } else { SHORT })
             && (len <= MEDIUM || connection.is_spacious(len));
-        if is_inline
-            && connection.failed.is_none()
-            && connection.producer.push_long(&self.memory, KIND_INLINE, tag, header, payload)
-        {
-            // SAFETY: the connections of an endpoint are made with its memory.
-            return Some(unsafe { connection.is_polled(&self.memory) } && !connection.may_sleep);
+        if is_inline && let Some(is_told) = self.send_slots(index, tag, header, payload) {
+            return Some(is_told);
         }
         if is_answer && len <= max_inline.min(MAX_INLINE) {
             return None;
         }
         self.send_eager(index, tag, header, payload)
+    }
+
+    /// As [`Endpoint::send_slot`], of a message that the ring has room for in one piece.
+    #[inline(always)]
+    pub(super) fn send_slots(
+        &mut self,
+        index: usize,
+        tag: u8,
+        header: &[u8],
+        payload: &[u8],
+    ) -> Option<bool> {
+        let connection = self.connections.get_mut(index)?;
+        if connection.failed.is_some()
+            || !connection.producer.push_long(&self.memory, KIND_INLINE, tag, header, payload)
+        {
+            return None;
+        }
+        // SAFETY: the connections of an endpoint are made with its memory.
+        Some(unsafe { connection.is_polled(&self.memory) } && !connection.may_sleep)
     }
 
     /// Whether an inline message of `len` bytes would leave room in the ring for more, and no fragment is in flight. Where

@@ -19,7 +19,7 @@ pub use access::{Memory, Place};
 pub use cache::CacheHints;
 #[cfg(feature = "std")]
 pub(crate) use cache::{demote, prefetch_write, set_hints};
-pub(crate) use copy::short_word;
+pub use copy::short_word;
 pub use device::Device;
 #[cfg(feature = "std")]
 pub use mapping::{MappedFile, Mapping};

@@ -42,17 +42,22 @@ impl Rotation {
         Self { chunks, ..Self::default() }
     }
 
-    /// A place for `len` bytes, and the number of its chunk, for [`Rotation::free`]; none where the next chunk is still in flight.
+    /// Where the next place lies, which has room for `len` bytes; none where the next chunk is still in flight.
     #[inline(always)]
-    pub fn take(&mut self, len: u64) -> Option<(u64, u32)> {
+    pub fn find(&mut self, len: u64) -> Option<u64> {
         if self.filled + len > CHUNK {
             self.turn()?;
         }
-        let chunk = self.chunks.get_mut(self.current)?;
-        chunk.in_flight += 1;
+        Some(self.chunks.get(self.current)?.start + self.filled)
+    }
+
+    /// Takes the place that was found, of no more bytes than that: the number of its chunk, for [`Rotation::free`].
+    #[inline(always)]
+    pub fn take(&mut self, len: u64) -> u32 {
+        self.chunks[self.current].in_flight += 1;
         self.last = self.filled;
         self.filled += len.next_multiple_of(LINE);
-        Some((chunk.start + self.last, self.current as u32))
+        self.current as u32
     }
 
     /// Goes on to the next chunk of which nothing is in flight: what a silent peer holds is passed over.

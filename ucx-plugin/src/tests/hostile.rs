@@ -16,7 +16,7 @@ use vmshm_transport::attach::{Options, open_endpoint};
 use vmshm_transport::{Inbox, MAX_INLINE, Peer};
 use zerocopy::IntoBytes;
 
-use super::uct::Interface;
+use super::uct::{self, Interface};
 use crate::asked::{ANSWER, Answer, CHANGE, Change, PUT, Put, Update};
 use crate::endpoint::{self, AM_IDS};
 use crate::memory::Handle;
@@ -228,7 +228,7 @@ fn a_hostile_peer_harms_nobody() {
     let mut memory = [vec![0xaau8; 3 * SIZE], vec![0xaa; 3 * SIZE]];
     let mut register = |number: usize, access| -> Handle {
         let middle = memory[number][SIZE..].as_mut_ptr();
-        victim.get().registry.register(middle.expose_provenance(), SIZE, access).unwrap()
+        uct::register(&victim, middle.expose_provenance(), SIZE, access)
     };
     let read = UCT_MD_MEM_ACCESS_REMOTE_GET;
     let handles = [

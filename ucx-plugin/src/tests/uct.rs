@@ -8,6 +8,7 @@ use vmshm_transport::abi::EndpointName;
 use zerocopy::IntoBytes;
 
 use crate::iface::{self, Iface};
+use crate::memory::Handle;
 use crate::progress;
 use crate::ucx::*;
 
@@ -114,6 +115,15 @@ impl Drop for Interface {
             uct_md_close(self.domain);
         }
     }
+}
+
+/// Registers memory of an interface's program, with a key for peers.
+pub fn register(owner: &Interface, address: usize, len: usize, access: u32) -> Handle {
+    let registry = &owner.get().registry;
+    let mut handle = registry.register(address, len, access);
+    // SAFETY: the handle is this thread's.
+    assert!(unsafe { registry.make_key(&mut handle) });
+    handle
 }
 
 /// Opens a memory domain of the transport's component.

@@ -31,8 +31,9 @@ ucs_config_field_t vmshm_md_config_table[] = {
 ucs_config_field_t vmshm_iface_config_table[] = {
     {"", "", NULL, offsetof(vmshm_iface_config_t, super), UCS_CONFIG_TYPE_TABLE(uct_iface_config_table)},
 
-    {"SEG_SIZE", "8k",
-     "Longest active message, of 2048 bytes to 1 MiB. Longer ones than fit the ring travel in a piece of the section of this size.",
+    {"SEG_SIZE", "auto",
+     "Longest active message, of 2048 bytes to 1 MiB. auto: what suits this machine, 8 or 16 KiB and 256 bytes. Longer messages than\n"
+     "that lie in a piece of the section of this size, which is found anew for each.",
      offsetof(vmshm_iface_config_t, seg_size), UCS_CONFIG_TYPE_MEMUNITS},
 
     {"CHUNK_SIZE", "auto",
@@ -92,6 +93,8 @@ ucs_status_t vmshm_md_query(uct_md_h md, vmshm_md_attr_t *attributes)
     return UCS_OK;
 }
 
+ucs_status_t (*vmshm_make_key)(uct_md_h md, uct_mem_h memory);
+
 unsigned vmshm_reg_flags(vmshm_reg_params_t params)
 {
     return VMSHM_REG_FLAGS(params);
@@ -99,8 +102,12 @@ unsigned vmshm_reg_flags(vmshm_reg_params_t params)
 
 ucs_status_t vmshm_mkey_pack(VMSHM_MKEY_PACK_PARAMETERS)
 {
-    memcpy(packed, memory, VMSHM_KEY_LEN);
-    return UCS_OK;
+    ucs_status_t status = vmshm_make_key(md, memory);
+
+    if (status == UCS_OK) {
+        memcpy(packed, memory, VMSHM_KEY_LEN);
+    }
+    return status;
 }
 
 void vmshm_init_component(uct_component_t *component)

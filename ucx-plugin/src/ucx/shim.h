@@ -106,6 +106,9 @@ unsigned vmshm_reg_flags(vmshm_reg_params_t params);
 /* Writes the key of a handle's memory: of the whole, whatever part is asked for. */
 ucs_status_t vmshm_mkey_pack(VMSHM_MKEY_PACK_PARAMETERS);
 
+/* Gives memory the key that vmshm_mkey_pack copies; set when the transport is registered. */
+extern ucs_status_t (*vmshm_make_key)(uct_md_h md, uct_mem_h memory);
+
 /* Shows a line where UCX's log goes. */
 void vmshm_ucx_warn(const char *text);
 void vmshm_ucx_diag(const char *text);

@@ -9,14 +9,15 @@ use zerocopy::IntoBytes;
 
 use crate::asked::MOST;
 use crate::memory::{Handle, RemoteKey};
-use crate::tests::{beside_others, uct::Interface};
+use crate::tests::beside_others;
+use crate::tests::uct::{self, Interface};
 use crate::ucx::*;
 use crate::{domain, endpoint, remote};
 
 /// Memory of one word that peers may change.
 fn register(owner: &Interface, word: &mut u64) -> Handle {
     let address = ptr::from_mut(word).expose_provenance();
-    owner.get().registry.register(address, 8, UCT_MD_MEM_ACCESS_REMOTE_ATOMIC).unwrap()
+    uct::register(owner, address, 8, UCT_MD_MEM_ACCESS_REMOTE_ATOMIC)
 }
 
 /// The key as a peer unpacks it.

@@ -1,20 +1,21 @@
-//! A lock that costs next to nothing in programs that have no need of one.
+//! A lock that costs next to nothing where one thread at a time is promised.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use parking_lot::RawMutex;
 use parking_lot::lock_api::{self, GuardNoSend, RawMutex as _};
 
-/// A mutex around `T`, free of atomic read-modify-write operations until [`Lock::share`] is called.
+/// A mutex around `T`, free of atomic read-modify-write operations until [`RawLock::share`] is called.
 ///
-/// They would double the cost of looking for a small message, and most MPI programs promise (by any thread level below
-/// `MPI_THREAD_MULTIPLE`) that no two of their threads are inside MPI at a time.
+/// They would double the cost of looking for a small message, and most callers promise that no two of their threads are inside a plugin
+/// at a time: MPI programs by any thread level below `MPI_THREAD_MULTIPLE`, and UCX for each of its workers.
 pub type Lock<T> = lock_api::Mutex<RawLock, T>;
 
-/// What is held in a [`Lock`].
+/// A [`Lock`], held.
 pub type Guard<'a, T> = lock_api::MutexGuard<'a, RawLock, T>;
 
 /// The raw lock: a mutex where there are threads, else a mark against calling ourselves.
+#[allow(missing_debug_implementations, reason = "parking_lot's mutex has none")]
 pub struct RawLock {
     /// Of [`HELD`], [`SHARED`], [`TOUCHED`] and [`LENT`] those that are so: one byte, so that one comparison tells whether all is
     /// as usual.
@@ -89,7 +90,7 @@ impl RawLock {
         // It would wait for itself, for ever.
         assert!(
             self.is_shared(),
-            "btl vmshm was called from inside itself, or by two threads without MPI_THREAD_MULTIPLE"
+            "vmshm was called from inside itself, or by two threads where one at a time was promised"
         );
         self.mutex.lock();
     }
@@ -108,8 +109,8 @@ impl RawLock {
     }
 }
 
-// SAFETY: where the lock is shared, parking_lot's mutex excludes. Where it is not, Open MPI calls us from one thread at a
-// time (its contract for thread levels below MPI_THREAD_MULTIPLE), and `HELD` excludes that thread from itself.
+// SAFETY: where the lock is shared, parking_lot's mutex excludes. Where it is not, the plugin is called by one thread at a time (Open
+// MPI's contract for thread levels below MPI_THREAD_MULTIPLE, UCT's for an interface), and `HELD` excludes that thread from itself.
 unsafe impl lock_api::RawMutex for RawLock {
     #[allow(clippy::declare_interior_mutable_const, reason = "that is how lock_api makes them")]
     const INIT: Self = Self { state: AtomicU8::new(TOUCHED), mutex: RawMutex::INIT };
