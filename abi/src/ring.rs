@@ -104,6 +104,8 @@ pub const KIND_FRAGMENT: u8 = 2;
 pub const KIND_OFFER: u8 = 3;
 /// The slot holds the [`Descriptor`] of an offer that its receiver has finished with.
 pub const KIND_DONE: u8 = 4;
+/// As [`KIND_INLINE`], and the slot behind the payload is skipped, so that the next message begins with a line.
+pub const KIND_PADDED: u8 = 5;
 
 /// The first word of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,6 +134,11 @@ impl Stamp {
     /// Puts a stamp together.
     pub const fn pack(self) -> u64 {
         self.sequence as u64 | (self.len as u64) << 32 | (self.kind as u64) << 48 | (self.tag as u64) << 56
+    }
+
+    /// Whether the payload follows the stamp.
+    pub const fn is_inline(self) -> bool {
+        self.kind == KIND_INLINE || self.kind == KIND_PADDED
     }
 
     /// The sequence number that the slot at `position` of the stream carries.

@@ -8,7 +8,8 @@ use core::sync::atomic::Ordering;
 
 use vmshm_abi::LINE;
 use vmshm_abi::ring::{
-    Descriptor, KIND_DONE, KIND_FRAGMENT, KIND_INLINE, KIND_OFFER, MAX_INLINE, SLOT, STAMP, Stamp,
+    Descriptor, KIND_DONE, KIND_FRAGMENT, KIND_INLINE, KIND_OFFER, KIND_PADDED, MAX_INLINE, SLOT, STAMP,
+    Stamp,
 };
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -32,6 +33,12 @@ const FEW: u64 = 4;
 #[inline]
 pub const fn slots_for(len: usize) -> u64 {
     (STAMP + len as u64).div_ceil(SLOT)
+}
+
+/// Slots that the message with this stamp takes.
+#[inline]
+pub const fn slots_of(stamp: Stamp) -> u64 {
+    slots_for(stamp.len as usize) + (stamp.kind == KIND_PADDED) as u64
 }
 
 /// The sending end of a ring, in the section of the member that writes it.
@@ -215,13 +222,16 @@ impl Producer {
     ) -> bool {
         let len = header.len() + payload.len();
         let slots = slots_for(len);
+        // A message of two slots takes one line, not two, where the one before it has ended with a line.
+        let is_padded = slots == LINE / SLOT && !self.at.is_multiple_of(LINE);
+        let (slots, kind) = if is_padded { (slots + 1, KIND_PADDED) } else { (slots, kind) };
         if !(2..CLEARED).contains(&slots) || self.position + slots > self.ready {
             return false;
         }
         let Some((words, rest)) = join_long(header, payload) else { return false };
         let (stamp, owned) = (self.stamp(kind, tag, len), self.behind(AHEAD).wrapping_sub(self.at));
         // Release: as in `publish`.
-        memory.store_slots::<CLEARED>(self.slots + self.at, stamp, words, rest, owned);
+        memory.store_slots::<CLEARED>(self.slots + self.at, slots, stamp, words, rest, owned);
         if slots > LINE / SLOT {
             memory.prefetch_write(self.slots + self.behind(AHEAD + LINE / SLOT), SLOT);
             self.demote(memory, slots);
@@ -560,7 +570,7 @@ impl Consumer {
         }
         let len = usize::from(stamp.len);
         let sound = match stamp.kind {
-            KIND_INLINE => len <= MAX_INLINE && slots_for(len) < self.count,
+            KIND_INLINE | KIND_PADDED => len <= MAX_INLINE && slots_of(stamp) < self.count,
             KIND_FRAGMENT | KIND_OFFER | KIND_DONE => len == size_of::<Descriptor>(),
             _ => false,
         };
@@ -582,7 +592,7 @@ impl Consumer {
             }
             return;
         }
-        self.further += slots_for(usize::from(stamp.len)) - 1;
+        self.further += slots_of(stamp) - 1;
         let to = &mut to[..usize::from(stamp.len).next_multiple_of(8)];
         let (first, second) = to.split_at_mut(to.len().min((self.size - at) as usize));
         memory.read(self.slots + at, first);
@@ -651,14 +661,13 @@ impl Consumer {
         // SAFETY: the place is of this memory, as the caller vouches, and the words are those of slots in the ring, as is checked.
         let load = |at, order| unsafe { memory.load_placed(self.ring, self.at + at, order) };
         let word = load(0, Ordering::Acquire);
-        let Stamp { kind, len, .. } = Stamp::unpack(word);
-        let slots = slots_for(len.into());
-        let fits =
-            usize::from(len) <= MAX_INLINE && slots < self.count && self.at + slots * SLOT <= self.size;
-        if !is_for(word, self.position) || kind != KIND_INLINE || !fits {
+        let stamp = Stamp::unpack(word);
+        let (len, slots) = (usize::from(stamp.len), slots_of(stamp));
+        let fits = len <= MAX_INLINE && slots < self.count && self.at + slots * SLOT <= self.size;
+        if !is_for(word, self.position) || !stamp.is_inline() || !fits {
             return None;
         }
-        let to = to.get_mut(..slots as usize)?.as_flattened_mut();
+        let to = to.get_mut(..slots_for(len) as usize)?.as_flattened_mut();
         let (stamp, body) = to.split_first_chunk_mut()?;
         *stamp = word.to_ne_bytes();
         if slots <= FEW {
@@ -710,7 +719,7 @@ impl Consumer {
     /// Steps behind the message that [`Consumer::peek`] showed. Its bytes still stand until it is acknowledged.
     #[inline(always)]
     pub fn advance(&mut self, memory: &impl Memory, stamp: Stamp) {
-        self.advance_by(memory, slots_for(usize::from(stamp.len)));
+        self.advance_by(memory, slots_of(stamp));
     }
 
     /// Steps over `slots` slots that were read, no more than a ring.

@@ -4,14 +4,14 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use vmshm_abi::EndpointId;
-use vmshm_abi::ring::{KIND_FRAGMENT, KIND_INLINE, KIND_OFFER, POLLED, Stamp};
+use vmshm_abi::ring::{KIND_FRAGMENT, KIND_OFFER, POLLED, Stamp};
 use vmshm_abi::section::STATE_LIVE;
 
 use super::event::{Event, Inbox, Peer};
 use super::{Endpoint, NO_CONNECTION};
 use crate::channel::activity::may_have_sent;
 use crate::channel::connection::{POLLED_WORD, check_descriptor, find_connection, read_binding};
-use crate::channel::ring::slots_for;
+use crate::channel::ring::slots_of;
 use crate::error::PeerError;
 use crate::memory::Memory;
 use crate::region::slot;
@@ -384,14 +384,14 @@ impl<M: Memory> Endpoint<M> {
             Ok(stamp) => stamp?,
             Err(fault) => return self.give_up(index, fault.into()),
         };
-        if stamp.kind != KIND_INLINE {
+        if !stamp.is_inline() {
             return self.pop_descriptor(index, stamp);
         }
         peer_side.consumer.read(&self.memory, stamp, inbox.whole());
         if !connection.lives(&self.memory) {
             return self.give_up(index, self.ending(index));
         }
-        self.step(index, slots_for(usize::from(stamp.len)));
+        self.step(index, slots_of(stamp));
         Some(Event::Message { peer: Peer(index), tag: stamp.tag, len: usize::from(stamp.len) })
     }
 
@@ -430,7 +430,7 @@ impl<M: Memory> Endpoint<M> {
                 peer_side.consumer.advance(&self.memory, stamp);
             }
         } else {
-            self.step(index, slots_for(usize::from(stamp.len)));
+            self.step(index, slots_of(stamp));
         }
         Some(event)
     }

@@ -129,16 +129,23 @@ pub trait Memory: CacheHints + Device {
         }
     }
 
-    /// As [`Memory::store_slot`], of a message of two or three slots, which goes on with the `rest` in the next ones: zeroes the first
+    /// As [`Memory::store_slot`], of a message of two or three `slots`, which goes on with the `rest` in the next ones: zeroes the first
     /// words of as many, from the one that lies `ZERO` slots behind the first on.
     #[inline(always)]
-    fn store_slots<const ZERO: u64>(&self, offset: u64, first: u64, words: [u64; 3], rest: &[u8], owned: u64)
-    where
+    fn store_slots<const ZERO: u64>(
+        &self,
+        offset: u64,
+        slots: u64,
+        first: u64,
+        words: [u64; 3],
+        rest: &[u8],
+        owned: u64,
+    ) where
         Self: Sized,
     {
         self.write(offset + SLOT, rest);
         self.store_slot::<0>(offset, first, words, 0);
-        self.zero_slots(offset + ZERO * SLOT, 1 + (rest.len() as u64).div_ceil(SLOT));
+        self.zero_slots(offset + ZERO * SLOT, slots);
         self.prefetch_write(offset.wrapping_add(owned), 8);
     }
 
@@ -281,12 +288,13 @@ macro_rules! forward {
             fn store_slots<const ZERO: u64>(
                 &self,
                 offset: u64,
+                slots: u64,
                 first: u64,
                 words: [u64; 3],
                 rest: &[u8],
                 owned: u64,
             ) {
-                (**self).store_slots::<ZERO>(offset, first, words, rest, owned);
+                (**self).store_slots::<ZERO>(offset, slots, first, words, rest, owned);
             }
             #[inline(always)]
             fn zero_slots(&self, offset: u64, slots: u64) {

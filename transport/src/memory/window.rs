@@ -252,13 +252,14 @@ impl<D: Device> Memory for Window<D> {
     fn store_slots<const ZERO: u64>(
         &self,
         offset: u64,
+        slots: u64,
         first: u64,
         words: [u64; 3],
         rest: &[u8],
         owned: u64,
     ) {
         let at = offset.wrapping_sub(self.writable.start);
-        let is_third = rest.len() > SLOT as usize;
+        let (is_third, fills_third) = (slots > 2, rest.len() > SLOT as usize);
         assert!(ZERO >= 3 && rest.len() <= 2 * SLOT as usize);
         let last = ZERO + 1 + u64::from(is_third);
         if !has_slot(self.own_slots.saturating_sub(last), at) {
@@ -270,7 +271,7 @@ impl<D: Device> Memory for Window<D> {
             let start = self.write.add(at as usize).cast::<u64>();
             let store = |n: usize, value, order| AtomicU64::from_ptr(start.add(n)).store(value, order);
             const BEHIND: usize = (SLOT / 8) as usize;
-            if is_third {
+            if fills_third {
                 copy::to_shared(rest.as_ptr(), start.add(BEHIND).cast(), rest.len());
             } else {
                 let (whole, tail) = rest.as_chunks();
