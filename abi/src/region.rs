@@ -10,7 +10,7 @@ pub const MAGIC: u64 = u64::from_le_bytes(*b"VMSHMREG");
 
 /// Version of the layout in this crate, and of what the processes of a job say to each other in it. Another version is
 /// refused, never guessed at.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// Region flag: every section may be written by every member, so that `put` and atomics work between VMs.
 pub const FLAG_OPEN: u64 = 1;
