@@ -48,6 +48,7 @@ impl RawLock {
     }
 
     /// From now on [`RawLock::is_at_rest`], until somebody takes the lock: where there are no threads to exclude.
+    #[inline]
     pub fn rest(&self) {
         let state = self.state.load(Ordering::Relaxed);
         if state & SHARED == 0 {
@@ -80,6 +81,7 @@ impl RawLock {
         self.state.load(Ordering::Relaxed) & LENT != 0
     }
 
+    #[inline]
     fn is_shared(&self) -> bool {
         self.state.load(Ordering::Relaxed) & SHARED != 0
     }
