@@ -57,7 +57,7 @@ impl<S, G> Engine<S, G> {
         &mut self,
         inbox: &mut Inbox,
         wanted: impl FnOnce(u8, usize) -> bool,
-    ) -> Option<(Peer, bool)> {
+    ) -> Option<(Peer, u32, bool)> {
         self.endpoint.take_long(inbox, wanted)
     }
 

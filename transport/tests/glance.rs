@@ -51,9 +51,13 @@ fn take(endpoint: &mut Endpoint<View>, inbox: &mut Inbox, quick: &mut usize) -> 
             false => endpoint.poll(inbox),
         },
         Glance::Long => match endpoint.take_long(inbox, |_, len| len % 5 != 0) {
-            Some(_) => {
-                let (tag, bytes) = inbox.seen(0).unwrap();
-                found.push((tag, bytes.to_vec()));
+            Some((_, count, _)) => {
+                let mut place = 0;
+                for _ in 0..count {
+                    let (tag, bytes) = inbox.seen(place).unwrap();
+                    found.push((tag, bytes.to_vec()));
+                    place += Inbox::slots_of(bytes.len()) as u32;
+                }
                 None
             }
             None => endpoint.poll(inbox),

@@ -27,7 +27,7 @@ pub unsafe extern "C" fn progress(handle: uct_iface_h) -> c_uint {
     let iface = unsafe { iface::of(handle) };
     match iface.port.glance() {
         Glance::Nothing => 0,
-        Glance::Short(peer, found) => short(iface, peer, found),
+        Glance::Short(peer, found) => hand_on_seen::<false>(iface, peer, found),
         Glance::Long => long(iface),
         Glance::Consumed => flush(iface),
         Glance::Around => look_around(iface),
@@ -55,32 +55,35 @@ fn look_around(iface: &Iface) -> c_uint {
     }
 }
 
-/// Hands on the messages that were seen at a glance. Returns how many that were.
+/// Hands on the messages that were seen at a glance: of any length, or only of those of one slot. Returns how many that were.
 #[inline(always)]
-fn short(iface: &Iface, peer: Peer, found: u32) -> c_uint {
+fn hand_on_seen<const LONG: bool>(iface: &Iface, peer: Peer, found: u32) -> c_uint {
     // SAFETY: the reference ends here. The inbox stays where it is while it is lent, and nobody else uses it.
     let Some(inbox) = unsafe { iface.port.at_rest() }.and_then(|state| state.inbox.as_mut()) else {
         return 0;
     };
     let inbox = &raw mut **inbox;
     let lent = iface.port.lend_inbox();
+    let mut place = 0;
     for at in 0..found {
         // SAFETY: the inbox is lent to us.
-        let seen = unsafe { (*inbox).seen(at) };
+        let seen = unsafe { (*inbox).seen(place) };
         let Some((tag, bytes)) = seen.filter(|(tag, _)| usize::from(*tag) < AM_IDS) else {
             drop(lent);
-            return leave(iface, peer, found, at);
+            return leave(iface, peer, place, (at, found));
         };
+        place += if LONG { Inbox::slots_of(bytes.len()) as u32 } else { 1 };
         deliver(iface, tag, bytes.as_mut_ptr(), bytes.len());
     }
     found
 }
 
-/// Leaves all but the first `done` of the messages that were found to [`find`]. Returns how many were received.
+/// Leaves all but the first `done` of the messages that were found to [`find`], from this place in the inbox on. Returns how many were
+/// received.
 #[cold]
-fn leave(iface: &Iface, peer: Peer, found: u32, done: u32) -> c_uint {
+fn leave(iface: &Iface, peer: Peer, place: u32, (done, found): (u32, u32)) -> c_uint {
     if let Some(inbox) = iface.port.lock().inbox.as_mut() {
-        inbox.leave(peer, found, done);
+        inbox.leave(peer, place, found - done);
     }
     done + find(iface)
 }
@@ -94,14 +97,14 @@ fn long(iface: &Iface) -> c_uint {
         let taken = unsafe { iface.port.at_rest() }.and_then(|state| {
             state.engine.take_long(state.inbox.as_mut()?, |tag, _| usize::from(tag) < AM_IDS)
         });
-        let Some((peer, streams)) = taken else { return count + find(iface) };
-        count += short(iface, peer, 1);
+        let Some((peer, found, streams)) = taken else { return count + find(iface) };
+        count += hand_on_seen::<true>(iface, peer, found);
         if !streams || count >= BATCH as c_uint {
             return count;
         }
         match iface.port.glance() {
             Glance::Long => {}
-            Glance::Short(peer, found) => return count + short(iface, peer, found),
+            Glance::Short(peer, found) => return count + hand_on_seen::<false>(iface, peer, found),
             Glance::Nothing | Glance::Consumed | Glance::Around => return count,
             Glance::More => return count + find(iface),
         }

@@ -69,21 +69,29 @@ extern "C" fn look_around() -> c_int {
 /// Hands on the messages that were seen at a glance. Returns how many that were.
 #[inline(never)]
 extern "C" fn short(peer: Peer, found: u32) -> c_int {
+    hand_on_seen::<false>(peer, found)
+}
+
+/// As [`short`], of messages of any length, or only of those of one slot.
+#[inline(always)]
+fn hand_on_seen<const LONG: bool>(peer: Peer, found: u32) -> c_int {
     // SAFETY: the raw lock is at rest, as `glance` has found. What is lent of the instance stays where it is, and nobody else uses it.
     let (raw, instance) = unsafe { (INSTANCE.raw(), &mut *INSTANCE.data_ptr()) };
     let Some(Instance { inbox: Some(inbox), received, .. }) = instance else { return 0 };
     let (inbox, received) = (&raw mut **inbox, &raw mut **received);
     raw.lend();
+    let mut place = 0;
     for at in 0..found {
         // SAFETY: both are lent to us. The references end before the message is handed on.
-        let seen = unsafe { (*inbox).seen(at) };
+        let seen = unsafe { (*inbox).seen(if LONG { place } else { at }) };
         let Some((tag, bytes)) = seen.filter(|(tag, _)| !is_ours(*tag)) else {
-            return leave(peer, found, at);
+            return leave(peer, if LONG { place } else { at }, (at, found));
         };
+        place += if LONG { Inbox::slots_of(bytes.len()) as u32 } else { 1 };
         let segment = deliver::segment(bytes.as_mut_ptr(), bytes.len());
         // SAFETY: as above.
         if !unsafe { deliver::hand_on(received, to_endpoint(peer), tag, &mut [segment]) } {
-            let count = leave(peer, found, at + 1);
+            let count = leave(peer, place, (at + 1, found));
             reject(&mut INSTANCE.lock(), peer, tag);
             return count;
         }
@@ -92,13 +100,14 @@ extern "C" fn short(peer: Peer, found: u32) -> c_int {
     found as c_int
 }
 
-/// Leaves all but the first `done` of the messages that were found to [`find`]. Returns how many were received.
+/// Leaves all but the first `done` of the messages that were found to [`find`], from this place in the inbox on. Returns how many were
+/// received.
 #[cold]
-fn leave(peer: Peer, found: u32, done: u32) -> c_int {
+fn leave(peer: Peer, place: u32, (done, found): (u32, u32)) -> c_int {
     // SAFETY: the raw lock is only looked at.
     unsafe { INSTANCE.raw() }.give_back();
     if let Some(inbox) = INSTANCE.lock().as_mut().and_then(|instance| instance.inbox.as_mut()) {
-        inbox.leave(peer, found, done);
+        inbox.leave(peer, place, found - done);
     }
     done as c_int + find()
 }
@@ -113,8 +122,8 @@ extern "C" fn long() -> c_int {
             let wanted = |tag, len| !is_ours(tag) && deliver::is_copied(tag, len);
             instance.engine.take_long(instance.inbox.as_mut()?, wanted)
         });
-        let Some((peer, streams)) = taken else { return count + find() };
-        count += short(peer, 1);
+        let Some((peer, found, streams)) = taken else { return count + find() };
+        count += hand_on_seen::<true>(peer, found);
         if !streams || count >= BATCH as c_int {
             return count;
         }

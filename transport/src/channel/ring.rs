@@ -681,6 +681,50 @@ impl Consumer {
         Some(slots)
     }
 
+    /// Copies inline messages of a few slots, from the next one on, as they lie in their slots: all that are there, up to `most` of them
+    /// and the end of the ring. Returns how many, and how many slots they take; they have not been stepped over. `to` has room for so many
+    /// of the longest.
+    ///
+    /// # Safety
+    ///
+    /// As [`Consumer::read_long`].
+    #[inline(always)]
+    pub unsafe fn read_few(
+        &mut self,
+        memory: &impl Memory,
+        to: &mut [[u8; SLOT as usize]],
+        most: u32,
+    ) -> (u32, u64) {
+        let (mut count, mut taken, mut filled) = (0, 0, 0);
+        while count < most {
+            let (at, position) = (self.at + taken * SLOT, self.position + taken);
+            if at >= self.size {
+                break;
+            }
+            // SAFETY: as in `read_long`.
+            let load = |word, order| unsafe { memory.load_placed(self.ring, at + 8 * word, order) };
+            let word = load(0, Ordering::Acquire);
+            let stamp = Stamp::unpack(word);
+            let (slots, steps) = (slots_for(stamp.len.into()), slots_of(stamp));
+            if !is_for(word, position) || !stamp.is_inline() || slots > FEW || at + steps * SLOT > self.size {
+                break;
+            }
+            let Some(to) = to.get_mut(filled..filled + slots as usize) else { break };
+            for (n, to) in to.iter_mut().enumerate() {
+                for (m, to) in to.as_chunks_mut().0.iter_mut().enumerate() {
+                    *to = match 4 * n + m {
+                        0 => word,
+                        n => load(n as u64, Ordering::Relaxed),
+                    }
+                    .to_ne_bytes();
+                }
+            }
+            (count, taken, filled) = (count + 1, taken + steps, filled + slots as usize);
+        }
+        self.further += taken - u64::from(count);
+        (count, taken)
+    }
+
     /// The next message's stamp and descriptor, if it lies in a fragment.
     ///
     /// # Safety

@@ -114,7 +114,7 @@ impl Inbox {
             return None;
         }
         self.at = self.next * SLOT as usize + STAMP as usize;
-        self.next += 1;
+        self.next += Self::slots_of(stamp.len.into());
         self.left -= 1;
         Some((stamp.tag, usize::from(stamp.len)))
     }
@@ -125,7 +125,13 @@ impl Inbox {
         self.left == 0
     }
 
-    /// The tag and the bytes of a message that was seen [at a glance](crate::Glance::Short), by its place among those seen.
+    /// Slots that a message of `len` bytes takes here: the next one's place is as much further.
+    #[inline(always)]
+    pub const fn slots_of(len: usize) -> usize {
+        (STAMP as usize + len).div_ceil(SLOT as usize)
+    }
+
+    /// The tag and the bytes of a message that was seen [at a glance](crate::Glance::Short), by its place: the slot in which it begins.
     #[inline(always)]
     pub fn seen(&mut self, at: u32) -> Option<(u8, &mut [u8])> {
         let slots = self.slots.get_mut(at as usize..)?;
@@ -134,9 +140,9 @@ impl Inbox {
         Some((stamp.tag, body.get_mut(..usize::from(stamp.len))?))
     }
 
-    /// Leaves those messages of `count` seen at a glance that come behind the first `done` to [`Endpoint::poll`](crate::Endpoint::poll).
-    pub fn leave(&mut self, peer: Peer, count: u32, done: u32) {
-        (self.peer, self.next, self.left) = (peer, done as usize, count.saturating_sub(done) as usize);
+    /// Leaves `count` messages seen at a glance, from this place on, to [`Endpoint::poll`](crate::Endpoint::poll).
+    pub fn leave(&mut self, peer: Peer, place: u32, count: u32) {
+        (self.peer, self.next, self.left) = (peer, place as usize, count as usize);
     }
 
     /// As [`Inbox::next_if`], whatever its tag.

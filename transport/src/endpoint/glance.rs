@@ -94,20 +94,39 @@ impl<M: Memory> Endpoint<M> {
         Glance::Short(Peer(self.lone), count)
     }
 
-    /// Takes the message that was seen by a glance that returned [`Glance::Long`], which [the inbox](Inbox::seen) has alone then: if
-    /// [`Endpoint::poll`] has no reason to look at it, and if it lies in a fragment, only if it has no more than [`MAX_EAGER`] bytes, and
-    /// its tag and length are `wanted` whole. Returns its sender, and whether more are likely to have come behind it. This was a poll,
-    /// then.
+    /// Takes the message that was seen by a glance that returned [`Glance::Long`], and maybe others behind it, which
+    /// [the inbox](Inbox::seen) has then: if [`Endpoint::poll`] has no reason to look at them, and if it lies in a fragment, only if it has
+    /// no more than [`MAX_EAGER`] bytes, and its tag and length are `wanted` whole. Returns the sender, how many messages there are, and
+    /// whether more are likely to have come behind them. These were polls, then.
     #[inline(always)]
     pub fn take_long(
         &mut self,
         inbox: &mut Inbox,
         wanted: impl FnOnce(u8, usize) -> bool,
-    ) -> Option<(Peer, bool)> {
+    ) -> Option<(Peer, u32, bool)> {
         let connection = self.connections.get_mut(self.lone as usize)?;
         let PeerSide { consumer, state, .. } = connection.peer_side.as_mut()?;
         let memory = &self.memory;
+        // Only in a stream is there reason to look for more than one.
+        let most = if self.found { Inbox::RUN } else { 1 };
         // SAFETY: the connections of an endpoint are made with its memory.
+        let (count, slots) = unsafe { consumer.read_few(memory, inbox.slots(), most) };
+        if count > 0 {
+            // SAFETY: as above.
+            if !unsafe { is_of(memory, (connection.state, connection.live), *state) } {
+                return None;
+            }
+            self.glances += count;
+            // Mostly no other is there after fewer than there is room for.
+            self.streams = core::mem::replace(&mut self.found, true) && count == most;
+            self.consumed = true;
+            consumer.advance_by(memory, slots);
+            if consumer.is_acknowledgement_due() {
+                connection.acknowledge(memory);
+            }
+            return Some((Peer(self.lone), count, self.streams));
+        }
+        // SAFETY: as above.
         let long = unsafe { consumer.read_long(memory, inbox.slots()) };
         let slots = match long {
             Some(slots) => slots,
@@ -138,7 +157,7 @@ impl<M: Memory> Endpoint<M> {
         if consumer.is_acknowledgement_due() || (long.is_none() && !self.streams) {
             connection.acknowledge(memory);
         }
-        Some((Peer(self.lone), self.streams))
+        Some((Peer(self.lone), 1, self.streams))
     }
 
     /// Looks at all but the polled ring, after [`Glance::Around`]: a poll. True if there is nothing, else [`Endpoint::poll`] finds out.
