@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -22,7 +23,7 @@ pub type Sizes = Vec<(u64, u32, u32)>;
 
 /// Runs a case once over a way, with `settings` for both processes.
 pub fn run(case: &Case, way: Way, sizes: &Sizes, settings: &[String], out: &Path) -> Result<Points> {
-    let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port().to_string();
+    let port = free_port()?.to_string();
     let batch = out.join("perftest.batch");
     let test = [case.ours, device(case, way)].concat().join(" ");
     let line = |(size, iterations, warmup): &(u64, u32, u32)| {
@@ -53,6 +54,21 @@ pub fn run(case: &Case, way: Way, sizes: &Sizes, settings: &[String], out: &Path
         bail!("{} over {} has not measured all:\n{}", case.name, way.name, last_lines(&done.text, 10));
     }
     Ok(points)
+}
+
+/// A port that nobody has had before, and that the system gives to no connection by itself: those of a run over TCP had one, else, that
+/// was free a moment ago.
+fn free_port() -> Result<u16> {
+    static NEXT: AtomicU16 = AtomicU16::new(20_000);
+    loop {
+        let port = NEXT.fetch_add(1, Ordering::Relaxed);
+        if port >= 32_000 {
+            bail!("no port below 32000 is free for {PERFTEST}");
+        }
+        if TcpListener::bind(("0.0.0.0", port)).is_ok() {
+            return Ok(port);
+        }
+    }
 }
 
 /// What a test of UCT is told of its transport; one of UCP finds it.
