@@ -2,7 +2,7 @@
 //!
 //! An [`Engine`] owns an endpoint, its peers, what is in flight to them, a queue per peer, memory set aside for messages, and
 //! the rendezvous of long messages from ordinary memory. It knows no MPI and no C, has no static and no lock: several engines
-//! work beside each other in a process, and each is used by one thread at a time. [`Lock`] is what plugins put around theirs.
+//! work beside each other in a process, and each is used by one thread at a time.
 //!
 //! **Upcalls are values.** [`Engine::poll`] returns an [`Upcall`]: a message, a fragment, a piece to be copied, a completed or
 //! failed send or get, a lost peer. Nothing is called back, so that a caller gives up its lock before it acts on one.
@@ -27,7 +27,6 @@
 //! | `send` | sending, at once or queued |
 //! | `serve`, `get` | both sides of the rendezvous |
 //! | `poll` | from events to upcalls |
-//! | `lock` | a plugin's lock around its engine |
 
 mod cache_evict;
 mod distance;
@@ -35,7 +34,6 @@ mod engine;
 mod get;
 mod idle;
 mod in_flight;
-mod lock;
 mod memory;
 mod memory_wait;
 mod params;
@@ -52,7 +50,6 @@ mod upcall;
 pub use cache_evict::Evictor;
 pub use engine::{Engine, NoMemory};
 pub use idle::IdleAction;
-pub use lock::{Guard, Lock, RawLock};
 pub use memory::Bounce;
 pub use params::{Params, Pipeline};
 pub use rendezvous::{BY_KEY, Get, LEAST, Prefix, is_reserved};

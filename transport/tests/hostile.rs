@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use common::{Region, View, pattern, send};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use vmshm_transport::abi::ring::{CONNECTION_LEN, Stamp};
+use vmshm_transport::abi::ring::{CONNECTION_LEN, KIND_INLINE, KIND_PADDED, Stamp};
 use vmshm_transport::abi::section::{CHUNK, STATE_LIVE, SlotState};
 use vmshm_transport::{Endpoint, Event, Glance, Inbox, MAX_EAGER, MAX_INLINE, Memory, Peer, Section};
 
@@ -213,8 +213,9 @@ fn crafted_messages() {
             host.store(at + 16, (peer * 4) | (slots << 32), Ordering::Relaxed);
             host.store(at + 64, rng.random_range(0..200), Ordering::Relaxed);
             for position in 0..124u64 {
-                let kind = rng.random_range(1..5);
-                let len = if kind == 1 { rng.random_range(0..1000) } else { 24 };
+                let kind = rng.random_range(1..6);
+                let len =
+                    if [KIND_INLINE, KIND_PADDED].contains(&kind) { rng.random_range(0..1000) } else { 24 };
                 let stamp = Stamp { sequence: position as u32 + 1, len, kind, tag: 0 };
                 let body = at + CONNECTION_LEN + position * 32;
                 let inside = section.entry.offset + rng.random_range(0..section.entry.len);

@@ -3,10 +3,11 @@
 use std::ffi::{c_int, c_uint, c_void};
 use std::slice;
 
-use vmshm_messaging::{Guard, Refused};
+use vmshm_messaging::Refused;
 use vmshm_transport::{MAX_INLINE, Packed, Peer, copy_from_shared, copy_to_shared};
 
 use crate::iface::{self, Iface, State};
+use crate::lock::Guard;
 use crate::ucx::{self, *};
 
 /// An endpoint.
@@ -93,12 +94,6 @@ pub fn lock<'a>(iface: &'a Iface, ours: &Endpoint) -> Result<Guard<'a, State>, u
     Ok(state)
 }
 
-/// Tells the peer of what was just sent to it.
-#[inline(never)]
-fn tell(iface: &Iface, ours: &Endpoint) {
-    iface.port.briefly(|state| state.engine.tell(ours.peer.index()));
-}
-
 /// Sends a message in the ring.
 #[inline(never)]
 fn send_short(iface: &Iface, ours: &Endpoint, id: u8, parts: &[&[u8]]) -> ucs_status_t {
@@ -148,15 +143,22 @@ pub unsafe extern "C" fn am_short(
     if let Err(status) = check(id, payload.len(), MAX_INLINE - 8) {
         return status;
     }
-    // SAFETY: the reference ends here.
-    let sent = unsafe { iface.port.quick() }
-        .and_then(|state| state.engine.try_send_short(ours.peer.index(), id, header, payload));
+    let (mut state, index) = (iface.port.lock_quick(), ours.peer.index());
+    let sent = match state.waiting.is_empty() {
+        true => state.engine.try_send_short(index, id, header, payload),
+        false => None,
+    };
     match sent {
-        Some(true) => {}
-        Some(false) => tell(iface, ours),
-        None => return send_short(iface, ours, id, &[&header.to_ne_bytes(), payload]),
+        Some(true) => UCS_OK,
+        Some(false) => {
+            state.engine.tell(index);
+            UCS_OK
+        }
+        None => {
+            drop(state);
+            send_short(iface, ours, id, &[&header.to_ne_bytes(), payload])
+        }
     }
-    UCS_OK
 }
 
 /// Sends what a callback packs. Returns its length.
@@ -220,15 +222,18 @@ fn send_active(
 ) -> Result<usize, ucs_status_t> {
     check(id, 0, 0)?;
     let pack = |to: *mut u8| Some(pack(to));
-    // SAFETY: the reference ends here, and what packs does not come back.
-    let sent = unsafe { iface.port.quick() }
-        .and_then(|state| state.engine.try_send_packed(ours.peer.index(), id, most, pack));
+    let (mut state, index) = (iface.port.lock_quick(), ours.peer.index());
+    let sent = match state.waiting.is_empty() {
+        true => state.engine.try_send_packed(index, id, most, pack),
+        false => None,
+    };
     if let Some(Packed::Sent { len, is_told }) = sent {
         if !is_told {
-            tell(iface, ours);
+            state.engine.tell(index);
         }
         return Ok(len);
     }
+    drop(state);
     let mut state = lock(iface, ours)?;
     send_packed(iface, &mut state, ours, id, pack)
 }

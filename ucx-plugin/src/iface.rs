@@ -103,6 +103,8 @@ pub struct State {
     pub dispatching: Option<u64>,
     /// Memory for the next message that is packed.
     pub spare: Option<Fragment>,
+    /// Sources, by the keys of the memory domain.
+    pub sources: HashMap<u64, u64>,
     /// Endpoints whose loss UCX is to be told.
     pub lost: Vec<u64>,
     /// Operations that others answer, by the numbers that their answers show.
@@ -115,6 +117,8 @@ pub struct State {
     pub is_fenced: bool,
     /// Peers ring for the next that they send.
     pub is_armed: bool,
+    /// A glance at the ring shows all that there may be to do.
+    pub is_at_rest: bool,
     /// For bytes on their way between UCX and a section.
     pub scratch: Vec<u8>,
 }
@@ -257,12 +261,14 @@ pub unsafe fn open(
         waiting: VecDeque::new(),
         dispatching: None,
         spare: None,
+        sources: HashMap::new(),
         lost: Vec::new(),
         asked: HashMap::new(),
         last_number: 0,
         answers: VecDeque::new(),
         is_fenced: false,
         is_armed: false,
+        is_at_rest: false,
         scratch: Vec::new(),
     };
     let port = Arc::new(Port::new(state));

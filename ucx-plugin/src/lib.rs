@@ -27,6 +27,7 @@ mod asked;
 mod domain;
 mod endpoint;
 mod iface;
+mod lock;
 mod memory;
 mod port;
 mod progress;

@@ -8,8 +8,8 @@ use zerocopy::FromBytes;
 
 use crate::asked::{ANSWER, Answer, Asked, CHANGE, Operation, PUT, Wanted};
 use crate::endpoint::AM_IDS;
-use crate::iface::{self, Iface};
-use crate::port::Serving;
+use crate::iface::{self, Iface, State};
+use crate::lock::Guard;
 use crate::ucx::{self, *};
 use crate::{remote, serve};
 
@@ -19,106 +19,81 @@ const BATCH: usize = 32;
 /// Most events in all.
 const EVENTS: usize = 1024;
 
-type Held<'a> = Serving<'a>;
+type Held<'a> = Guard<'a, State>;
 
 /// Receives what has arrived and sends what waits.
 pub unsafe extern "C" fn progress(handle: uct_iface_h) -> c_uint {
     // SAFETY: the interface is ours.
     let iface = unsafe { iface::of(handle) };
-    match iface.port.glance() {
+    let Some(mut state) = iface.port.try_lock() else { return 0 };
+    match state.glance() {
         Glance::Nothing => 0,
-        Glance::Short(peer, found) => hand_on_seen::<false>(iface, peer, found),
-        Glance::Long => long(iface),
-        Glance::Consumed => flush(iface),
-        Glance::Around => look_around(iface),
-        Glance::More => find(iface),
+        Glance::Short(peer, found) => hand_on_seen(iface, &mut state, peer, found),
+        Glance::Long => long(iface, &mut state),
+        Glance::Consumed => {
+            state.engine.flush();
+            0
+        }
+        Glance::Around => look_around(iface, &mut state),
+        Glance::More => find(iface, &mut state),
     }
-}
-
-/// Acknowledges what was handed on.
-#[inline(never)]
-fn flush(iface: &Iface) -> c_uint {
-    // SAFETY: the reference ends here.
-    if let Some(state) = unsafe { iface.port.at_rest() } {
-        state.engine.flush();
-    }
-    0
 }
 
 /// Looks for what a glance does not see.
 #[inline(never)]
-fn look_around(iface: &Iface) -> c_uint {
-    // SAFETY: the reference ends here.
-    match unsafe { iface.port.at_rest() }.is_some_and(|state| state.engine.look_around()) {
-        true => 0,
-        false => find(iface),
-    }
+fn look_around(iface: &Iface, state: &mut Held<'_>) -> c_uint {
+    if state.engine.look_around() { 0 } else { find(iface, state) }
 }
 
-/// Hands on the messages that were seen at a glance: of any length, or only of those of one slot. Returns how many that were.
+/// Hands on the messages that were seen at a glance. Returns how many messages that were, and others that were found then.
 #[inline(always)]
-fn hand_on_seen<const LONG: bool>(iface: &Iface, peer: Peer, found: u32) -> c_uint {
-    // SAFETY: the reference ends here. The inbox stays where it is while it is lent, and nobody else uses it.
-    let Some(inbox) = unsafe { iface.port.at_rest() }.and_then(|state| state.inbox.as_mut()) else {
-        return 0;
-    };
-    let inbox = &raw mut **inbox;
-    let lent = iface.port.lend_inbox();
-    let mut place = 0;
-    for at in 0..found {
-        // SAFETY: the inbox is lent to us.
-        let seen = unsafe { (*inbox).seen(place) };
-        let Some((tag, bytes)) = seen.filter(|(tag, _)| usize::from(*tag) < AM_IDS) else {
-            drop(lent);
-            return leave(iface, peer, place, (at, found));
-        };
-        place += if LONG { Inbox::slots_of(bytes.len()) as u32 } else { 1 };
-        deliver(iface, tag, bytes.as_mut_ptr(), bytes.len());
-    }
-    found
-}
-
-/// Leaves all but the first `done` of the messages that were found to [`find`], from this place in the inbox on. Returns how many were
-/// received.
-#[cold]
-fn leave(iface: &Iface, peer: Peer, place: u32, (done, found): (u32, u32)) -> c_uint {
-    if let Some(inbox) = iface.port.lock().inbox.as_mut() {
+fn hand_on_seen(iface: &Iface, state: &mut Held<'_>, peer: Peer, found: u32) -> c_uint {
+    let Some(mut inbox) = state.inbox.take() else { return 0 };
+    let (mut done, mut place) = (0, 0);
+    state.unlocked(|| {
+        while done < found
+            && let Some((tag, bytes)) = inbox.seen(place).filter(|(tag, _)| usize::from(*tag) < AM_IDS)
+        {
+            deliver(iface, tag, bytes.as_mut_ptr(), bytes.len());
+            (done, place) = (done + 1, place + Inbox::slots_of(bytes.len()) as u32);
+        }
+    });
+    if done < found {
         inbox.leave(peer, place, found - done);
     }
-    done + find(iface)
+    state.inbox = Some(inbox);
+    if done < found { done + find(iface, state) } else { done }
 }
 
 /// Hands on longer messages, the first of which was seen at a glance. Returns how many messages that were.
 #[inline(never)]
-fn long(iface: &Iface) -> c_uint {
+fn long(iface: &Iface, state: &mut Held<'_>) -> c_uint {
     let mut count = 0;
     loop {
-        // SAFETY: the reference ends here.
-        let taken = unsafe { iface.port.at_rest() }.and_then(|state| {
-            state.engine.take_long(state.inbox.as_mut()?, |tag, _| usize::from(tag) < AM_IDS)
-        });
-        let Some((peer, found, streams)) = taken else { return count + find(iface) };
-        count += hand_on_seen::<true>(iface, peer, found);
+        let State { inbox, engine, .. } = &mut **state;
+        let taken =
+            inbox.as_mut().and_then(|inbox| engine.take_long(inbox, |tag, _| usize::from(tag) < AM_IDS));
+        let Some((peer, found, streams)) = taken else { return count + find(iface, state) };
+        count += hand_on_seen(iface, state, peer, found);
         if !streams || count >= BATCH as c_uint {
             return count;
         }
-        match iface.port.glance() {
+        match state.glance() {
             Glance::Long => {}
-            Glance::Short(peer, found) => return count + hand_on_seen::<false>(iface, peer, found),
+            Glance::Short(peer, found) => return count + hand_on_seen(iface, state, peer, found),
             Glance::Nothing | Glance::Consumed | Glance::Around => return count,
-            Glance::More => return count + find(iface),
+            Glance::More => return count + find(iface, state),
         }
     }
 }
 
 /// As [`progress`], where there is something, or may be.
 #[inline(never)]
-fn find(iface: &Iface) -> c_uint {
-    let Some(mut state) = iface.port.serve() else { return 0 };
+fn find(iface: &Iface, state: &mut Held<'_>) -> c_uint {
     let Some(mut inbox) = state.inbox.take() else { return 0 };
     let (mut count, mut messages, mut is_message) = (0, 0, false);
     if state.engine.advance() {
-        count += act_on_all(&mut state, None);
+        count += act_on_all(state, None);
     }
     for _ in 0..EVENTS {
         let found = match is_message {
@@ -135,9 +110,9 @@ fn find(iface: &Iface) -> c_uint {
                 state.unlocked(|| deliver(iface, tag, data, len));
             }
             Event::Fragment { peer, tag, offset, len } if usize::from(tag) < AM_IDS => {
-                fragment(iface, &mut state, (peer, tag), offset, len);
+                fragment(iface, state, (peer, tag), offset, len);
             }
-            event => handle_event(iface, &mut state, &mut inbox, event),
+            event => handle_event(iface, state, &mut inbox, event),
         }
         if messages >= BATCH {
             break;
@@ -149,17 +124,15 @@ fn find(iface: &Iface) -> c_uint {
         state.engine.endpoint_mut().wake_up();
     }
     if !state.answers.is_empty() {
-        serve::send_answers(&mut state);
+        serve::send_answers(state);
     }
     if !state.waiting.is_empty() {
-        count += send_waiting(&mut state);
+        count += send_waiting(state);
     }
     if !state.lost.is_empty() {
-        tell_lost(iface, &mut state);
+        tell_lost(iface, state);
     }
-    if state.engine.is_quiet(&inbox) && !state.is_due() && !state.is_armed {
-        iface.port.rest();
-    }
+    state.rest(&inbox);
     state.inbox = Some(inbox);
     count
 }
@@ -238,7 +211,7 @@ fn handle_own(iface: &Iface, state: &mut Held<'_>, inbox: &mut Inbox, event: Eve
     {
         // SAFETY: UCX keeps the memory until it deregisters it, and then it is taken from the engine.
         let source = unsafe { state.engine.expose_to_all(key, std::ptr::with_exposed_provenance(base), len) };
-        state.add_source(key, source);
+        state.sources.insert(key, source);
     }
     let upcall = state.engine.handle(inbox, event);
     act_on_all(state, upcall);

@@ -7,7 +7,7 @@ use std::ffi::{c_uint, c_void};
 use std::ptr;
 use std::slice;
 
-use vmshm_messaging::{BY_KEY, Get, Guard, Prefix, Refused};
+use vmshm_messaging::{BY_KEY, Get, Prefix, Refused};
 use vmshm_transport::attach::Attached;
 use vmshm_transport::{Peer, PeerError, copy_to_shared};
 use zerocopy::IntoBytes;
@@ -15,6 +15,7 @@ use zerocopy::IntoBytes;
 use crate::asked::{Asked, CHANGE, Change, MOST, Operation, PUT, Put, Update, Wanted};
 use crate::endpoint::{self, Endpoint, block, bytes, send_packed};
 use crate::iface::{Iface, State};
+use crate::lock::Guard;
 use crate::memory::{Place, RemoteKey};
 use crate::ucx::*;
 

@@ -1,6 +1,5 @@
 //! The state of this process from `init` to `finalize`: the engine, and what hangs on it.
 
-use vmshm_messaging::{Guard, Lock};
 use vmshm_section_heap::Pool;
 use vmshm_transport::abi::EndpointName;
 use vmshm_transport::attach::Source;
@@ -9,6 +8,7 @@ use vmshm_transport::{ConnectError, Inbox, MAX_INLINE, Peer};
 use super::completion::Completion;
 use super::descriptor::Descriptor;
 use super::left_groups::LeftGroups;
+use super::lock::{Guard, Lock};
 use super::module::others_read;
 use super::other_traffic::OtherTraffic;
 use crate::ompi::{Received, opal_proc_t};

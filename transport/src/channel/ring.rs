@@ -580,7 +580,7 @@ impl Consumer {
     /// Copies the bytes of the message that [`Consumer::peek`] showed; those behind them, up to a whole word or the end of
     /// the slot, may become anything. `to` has room for them.
     #[inline(always)]
-    pub fn read(&mut self, memory: &impl Memory, stamp: Stamp, to: &mut [u8]) {
+    pub fn read(&self, memory: &impl Memory, stamp: Stamp, to: &mut [u8]) {
         let at = self.at + STAMP;
         // A message that fits one slot is read as all of it, as it was written.
         if stamp.len <= 24
@@ -592,7 +592,6 @@ impl Consumer {
             }
             return;
         }
-        self.further += slots_of(stamp) - 1;
         let to = &mut to[..usize::from(stamp.len).next_multiple_of(8)];
         let (first, second) = to.split_at_mut(to.len().min((self.size - at) as usize));
         memory.read(self.slots + at, first);
@@ -657,7 +656,7 @@ impl Consumer {
     ///
     /// The consumer was made with this memory.
     #[inline(always)]
-    pub unsafe fn read_long(&mut self, memory: &impl Memory, to: &mut [[u8; SLOT as usize]]) -> Option<u64> {
+    pub unsafe fn read_long(&self, memory: &impl Memory, to: &mut [[u8; SLOT as usize]]) -> Option<u64> {
         // SAFETY: the place is of this memory, as the caller vouches, and the words are those of slots in the ring, as is checked.
         let load = |at, order| unsafe { memory.load_placed(self.ring, self.at + at, order) };
         let word = load(0, Ordering::Acquire);
@@ -677,7 +676,6 @@ impl Consumer {
         } else {
             memory.read(self.slots + self.at + STAMP, body);
         }
-        self.further += slots - 1;
         Some(slots)
     }
 
@@ -690,7 +688,7 @@ impl Consumer {
     /// As [`Consumer::read_long`].
     #[inline(always)]
     pub unsafe fn read_few(
-        &mut self,
+        &self,
         memory: &impl Memory,
         to: &mut [[u8; SLOT as usize]],
         most: u32,
@@ -721,7 +719,6 @@ impl Consumer {
             }
             (count, taken, filled) = (count + 1, taken + steps, filled + slots as usize);
         }
-        self.further += taken - u64::from(count);
         (count, taken)
     }
 
@@ -763,12 +760,13 @@ impl Consumer {
     /// Steps behind the message that [`Consumer::peek`] showed. Its bytes still stand until it is acknowledged.
     #[inline(always)]
     pub fn advance(&mut self, memory: &impl Memory, stamp: Stamp) {
-        self.advance_by(memory, slots_of(stamp));
+        self.advance_by(memory, slots_of(stamp), 1);
     }
 
-    /// Steps over `slots` slots that were read, no more than a ring.
+    /// Steps over `slots` slots of so many messages, which were read: no more than a ring.
     #[inline(always)]
-    pub fn advance_by(&mut self, memory: &impl Memory, slots: u64) {
+    pub fn advance_by(&mut self, memory: &impl Memory, slots: u64, messages: u64) {
+        self.further += slots - messages;
         self.position += slots;
         self.at += slots * SLOT;
         if self.at >= self.size {

@@ -21,7 +21,7 @@ impl Amount {
 /// Traffic between an endpoint and one peer since they have connected, by the way that it took.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Messages in the ring itself that were sent. Their bytes are those of the ring: whole slots, with the stamps.
+    /// Messages in the ring itself that were sent. Their bytes are those of the ring: whole slots, with the stamps and what is skipped.
     pub inline_sent: Amount,
     /// Messages in the ring itself that were received, their bytes as of those that were sent.
     pub inline_received: Amount,

@@ -90,7 +90,7 @@ impl<M: Memory> Endpoint<M> {
         self.glances += count;
         (self.streams, self.found, self.consumed) = (false, true, true);
         // Before an acknowledgement is due it is time to look around.
-        consumer.advance_by(memory, count.into());
+        consumer.advance_by(memory, count.into(), count.into());
         Glance::Short(Peer(self.lone), count)
     }
 
@@ -120,7 +120,7 @@ impl<M: Memory> Endpoint<M> {
             // Mostly no other is there after fewer than there is room for.
             self.streams = core::mem::replace(&mut self.found, true) && count == most;
             self.consumed = true;
-            consumer.advance_by(memory, slots);
+            consumer.advance_by(memory, slots, count.into());
             if consumer.is_acknowledgement_due() {
                 connection.acknowledge(memory);
             }
@@ -128,6 +128,7 @@ impl<M: Memory> Endpoint<M> {
         }
         // SAFETY: as above.
         let long = unsafe { consumer.read_long(memory, inbox.slots()) };
+        let mut fragment = None;
         let slots = match long {
             Some(slots) => slots,
             None => {
@@ -141,7 +142,7 @@ impl<M: Memory> Endpoint<M> {
                     return None;
                 }
                 memory.read(found.offset, inbox.eager(stamp.tag, len));
-                connection.counted.fragments_received.add(len);
+                fragment = Some(len);
                 1
             }
         };
@@ -149,10 +150,11 @@ impl<M: Memory> Endpoint<M> {
         if !unsafe { is_of(memory, (connection.state, connection.live), *state) } {
             return None;
         }
+        fragment.into_iter().for_each(|len| connection.counted.fragments_received.add(len));
         self.glances += 1;
         self.streams = core::mem::replace(&mut self.found, true);
         self.consumed = true;
-        consumer.advance_by(memory, slots);
+        consumer.advance_by(memory, slots, 1);
         // Where no other message is likely to follow, the sender waits for its memory.
         if consumer.is_acknowledgement_due() || (long.is_none() && !self.streams) {
             connection.acknowledge(memory);
@@ -179,7 +181,12 @@ impl<M: Memory> Endpoint<M> {
         }
         self.prepare();
         self.poll_eager();
-        self.queue.is_empty() && self.backlog.is_empty()
+        let is_nothing = self.queue.is_empty() && self.backlog.is_empty();
+        if !is_nothing {
+            // The poll that follows is this one, and looks everywhere.
+            self.turn = next.wrapping_sub(1);
+        }
+        is_nothing
     }
 }
 

@@ -370,7 +370,7 @@ impl<M: Memory> Endpoint<M> {
                 inbox.hold(Peer(index), count);
                 // Each message counts as a turn, up to the next turn of the silent peers.
                 self.turn = self.turn.wrapping_add(count as u32 - 1).min(self.turn | (FAIR_INTERVAL - 1));
-                self.step(index, count as u64);
+                self.step(index, count as u64, count as u64);
                 if count < inbox.run().len() {
                     // Mostly the next one is not there yet: to look for it at once, where there is no other ring, is in vain.
                     self.streams = self.polled.len() > 1;
@@ -391,7 +391,7 @@ impl<M: Memory> Endpoint<M> {
         if !connection.lives(&self.memory) {
             return self.give_up(index, self.ending(index));
         }
-        self.step(index, slots_of(stamp));
+        self.step(index, slots_of(stamp), 1);
         Some(Event::Message { peer: Peer(index), tag: stamp.tag, len: usize::from(stamp.len) })
     }
 
@@ -430,7 +430,7 @@ impl<M: Memory> Endpoint<M> {
                 peer_side.consumer.advance(&self.memory, stamp);
             }
         } else {
-            self.step(index, slots_of(stamp));
+            self.step(index, slots_of(stamp), 1);
         }
         Some(event)
     }
@@ -441,12 +441,12 @@ impl<M: Memory> Endpoint<M> {
         None
     }
 
-    /// Steps over slots that were read, and acknowledges them if that is due, or remembers to.
+    /// Steps over slots of messages that were read, and acknowledges them if that is due, or remembers to.
     #[inline(always)]
-    pub(super) fn step(&mut self, index: u32, slots: u64) {
+    pub(super) fn step(&mut self, index: u32, slots: u64, messages: u64) {
         let connection = &mut self.connections[index as usize];
         let Some(peer_side) = &mut connection.peer_side else { return };
-        peer_side.consumer.advance_by(&self.memory, slots);
+        peer_side.consumer.advance_by(&self.memory, slots, messages);
         if peer_side.consumer.is_acknowledgement_due() {
             connection.acknowledge(&self.memory);
         } else {

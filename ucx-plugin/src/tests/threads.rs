@@ -1,12 +1,20 @@
 //! Several contexts, workers and threads in one process.
 
+use std::ffi::{c_uint, c_void};
+use std::ptr::null;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread;
 
 use super::ucp::{Context, Worker};
+use super::uct::Interface;
+use crate::endpoint;
+use crate::ucx::*;
 
 const THREADS: u64 = 4;
 const ROUNDS: usize = 60;
+/// Messages beside which endpoints are made.
+const MESSAGES: u64 = 50_000;
 /// In the ring, in a piece of the section, by rendezvous.
 const SIZES: [usize; 4] = [8, 700, 5000, 300_000];
 
@@ -46,4 +54,53 @@ fn exchange([here, there]: [&Arc<Worker>; 2], tag: u64, done: &Barrier) {
     }
     done.wait();
     assert_eq!((to.failure(), back.failure()), (0, 0));
+}
+
+/// An interface that another thread uses now and then, as UCX's thread for wire-up messages does.
+struct Shared<'a>(&'a Interface);
+
+// SAFETY: its functions may be called by two threads at a time, which is what is tested.
+unsafe impl Sync for Shared<'_> {}
+
+unsafe extern "C" fn count(argument: *mut c_void, _: *mut c_void, _: usize, _: c_uint) -> ucs_status_t {
+    // SAFETY: the argument is the test's counter.
+    unsafe { &*argument.cast::<AtomicU64>() }.fetch_add(1, Ordering::Relaxed);
+    UCS_OK
+}
+
+/// One thread sends, receives and makes progress, another one makes endpoints of the same interface and ends them.
+#[test]
+fn endpoints_are_made_beside_messages() {
+    let _use = super::beside_others();
+    let (here, there, received) = (Interface::new(), Interface::new(), AtomicU64::new(0));
+    there.handle(1, Some(count), (&raw const received).cast_mut().cast());
+    let (to, name) = (here.connect(&there.name()).expect("it is there"), there.name());
+    let (shared, is_over) = (Shared(&here), AtomicBool::new(false));
+    let mut sent = 0;
+    let made = thread::scope(|scope| {
+        let (shared, name, is_over) = (&shared, &name, &is_over);
+        let maker = scope.spawn(move || {
+            let mut made = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                let endpoint = shared.0.connect(name).expect("it is there");
+                // SAFETY: the endpoint is new, and nobody else has it.
+                unsafe { endpoint::destroy(endpoint) };
+                made += 1;
+            }
+            made
+        });
+        while sent < MESSAGES || received.load(Ordering::Relaxed) < sent {
+            // SAFETY: the endpoint is open.
+            if sent < MESSAGES && unsafe { endpoint::am_short(to, 1, sent, null(), 0) } == UCS_OK {
+                sent += 1;
+            }
+            here.progress();
+            there.progress();
+        }
+        is_over.store(true, Ordering::Relaxed);
+        maker.join().expect("it ends")
+    });
+    assert!(made > 0 && received.load(Ordering::Relaxed) == sent, "{made} endpoints, {sent} messages");
+    // SAFETY: nobody uses it any more.
+    unsafe { endpoint::destroy(to) };
 }

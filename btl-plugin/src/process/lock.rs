@@ -1,21 +1,20 @@
-//! A lock that costs next to nothing where one thread at a time is promised.
+//! A lock that costs next to nothing in programs that have no need of one.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use parking_lot::RawMutex;
 use parking_lot::lock_api::{self, GuardNoSend, RawMutex as _};
 
-/// A mutex around `T`, free of atomic read-modify-write operations until [`RawLock::share`] is called.
+/// A mutex around `T`, free of atomic read-modify-write operations until [`Lock::share`] is called.
 ///
-/// They would double the cost of looking for a small message, and most callers promise that no two of their threads are inside a plugin
-/// at a time: MPI programs by any thread level below `MPI_THREAD_MULTIPLE`, and UCX for each of its workers.
+/// They would double the cost of looking for a small message, and most MPI programs promise (by any thread level below
+/// `MPI_THREAD_MULTIPLE`) that no two of their threads are inside MPI at a time.
 pub type Lock<T> = lock_api::Mutex<RawLock, T>;
 
-/// A [`Lock`], held.
+/// What is held in a [`Lock`].
 pub type Guard<'a, T> = lock_api::MutexGuard<'a, RawLock, T>;
 
 /// The raw lock: a mutex where there are threads, else a mark against calling ourselves.
-#[allow(missing_debug_implementations, reason = "parking_lot's mutex has none")]
 pub struct RawLock {
     /// Of [`HELD`], [`SHARED`], [`TOUCHED`] and [`LENT`] those that are so: one byte, so that one comparison tells whether all is
     /// as usual.
@@ -48,7 +47,6 @@ impl RawLock {
     }
 
     /// From now on [`RawLock::is_at_rest`], until somebody takes the lock: where there are no threads to exclude.
-    #[inline]
     pub fn rest(&self) {
         let state = self.state.load(Ordering::Relaxed);
         if state & SHARED == 0 {
@@ -81,7 +79,6 @@ impl RawLock {
         self.state.load(Ordering::Relaxed) & LENT != 0
     }
 
-    #[inline]
     fn is_shared(&self) -> bool {
         self.state.load(Ordering::Relaxed) & SHARED != 0
     }
@@ -92,7 +89,7 @@ impl RawLock {
         // It would wait for itself, for ever.
         assert!(
             self.is_shared(),
-            "vmshm was called from inside itself, or by two threads where one at a time was promised"
+            "btl vmshm was called from inside itself, or by two threads without MPI_THREAD_MULTIPLE"
         );
         self.mutex.lock();
     }
@@ -111,8 +108,8 @@ impl RawLock {
     }
 }
 
-// SAFETY: where the lock is shared, parking_lot's mutex excludes. Where it is not, the plugin is called by one thread at a time (Open
-// MPI's contract for thread levels below MPI_THREAD_MULTIPLE, UCT's for an interface), and `HELD` excludes that thread from itself.
+// SAFETY: where the lock is shared, parking_lot's mutex excludes. Where it is not, Open MPI calls us from one thread at a
+// time (its contract for thread levels below MPI_THREAD_MULTIPLE), and `HELD` excludes that thread from itself.
 unsafe impl lock_api::RawMutex for RawLock {
     #[allow(clippy::declare_interior_mutable_const, reason = "that is how lock_api makes them")]
     const INIT: Self = Self { state: AtomicU8::new(TOUCHED), mutex: RawMutex::INIT };
