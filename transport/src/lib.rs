@@ -36,8 +36,8 @@ pub mod tune;
 pub use attach::Sleeper;
 pub use channel::traffic::{Amount, Traffic};
 pub use endpoint::{
-    ChunkAllocator, Endpoint, Event, Fragment, Glance, Holder, Inbox, MAX_EAGER, Packed, Peer, Process,
-    Verdicts,
+    ChunkAllocator, Endpoint, Event, Fragment, Glance, Holder, Inbox, MAX_EAGER, MEDIUM, Packed, Peer,
+    Process, Verdicts,
 };
 pub use error::{AttachError, ConnectError, Fault, PeerError, SendError};
 pub use memory::copy::{

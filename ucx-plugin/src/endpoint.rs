@@ -6,8 +6,9 @@ use std::slice;
 use vmshm_messaging::Refused;
 use vmshm_transport::{MAX_INLINE, Packed, Peer, copy_from_shared, copy_to_shared};
 
-use crate::iface::{self, Iface, State};
+use crate::iface::{self, Iface};
 use crate::lock::Guard;
+use crate::state::{Connection, State};
 use crate::ucx::{self, *};
 
 /// An endpoint.
@@ -388,7 +389,7 @@ pub unsafe extern "C" fn iface_flush(
     }
     // SAFETY: the interface is ours.
     let state = unsafe { iface::of(iface) }.port.lock();
-    let is_flushed = |connection: &iface::Connection| {
+    let is_flushed = |connection: &Connection| {
         connection.is_lost || connection.outstanding == 0 && state.engine.is_free(connection.peer)
     };
     if state.connections.values().all(is_flushed) { UCS_OK } else { UCS_INPROGRESS }

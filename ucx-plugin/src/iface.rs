@@ -1,7 +1,6 @@
 //! An interface: an endpoint of the region with an engine of its own, so that several work beside each other in a process.
 
 use std::cell::UnsafeCell;
-use std::collections::{HashMap, VecDeque};
 use std::env;
 use std::ffi::c_int;
 use std::path::Path;
@@ -12,14 +11,14 @@ use vmshm_messaging::{Engine, Params, Pipeline};
 use vmshm_transport::abi::EndpointName;
 use vmshm_transport::attach::Options;
 use vmshm_transport::tune::{Here, Speed, Tuning};
-use vmshm_transport::{Fragment, Inbox, MAX_EAGER, MAX_INLINE, Peer, Sleeper};
+use vmshm_transport::{MAX_EAGER, MAX_INLINE, Sleeper};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::adapters;
-use crate::asked::{Answer, Asked, Operation, Put};
+use crate::asked::Put;
 use crate::domain;
 use crate::memory::Registry;
-use crate::port::Port;
+use crate::state::Port;
 use crate::ucx::{self, *};
 
 /// Longest header of an active message without a copy in front of it, bytes.
@@ -64,98 +63,6 @@ impl Costs {
             }
         });
         Self { bandwidth: measured.bandwidth.max(adapter.unwrap_or(0.0) * Self::ALONE), ..measured }
-    }
-}
-
-/// An endpoint, as its interface knows it.
-#[derive(Debug)]
-pub struct Connection {
-    /// UCX's.
-    pub endpoint: uct_ep_h,
-    pub peer: Peer,
-    /// Requests that wait for room.
-    pub pending: VecDeque<*mut uct_pending_req_t>,
-    /// Something found no room since the last poll.
-    pub is_blocked: bool,
-    /// Operations under way for which the peer is needed.
-    pub outstanding: usize,
-    /// Completions of flushes, which wait for these.
-    pub flushes: Vec<*mut uct_completion_t>,
-    /// The peer is gone.
-    pub is_lost: bool,
-    /// UCX was told so.
-    pub is_told: bool,
-}
-
-/// State of an interface.
-pub struct State {
-    pub engine: Engine<(), Operation>,
-    /// Where messages arrive. Absent while some thread makes progress.
-    pub inbox: Option<Box<Inbox>>,
-    /// Where messages are copied to from others' sections.
-    pub landing: Vec<u64>,
-    /// By their numbers, which are never used again.
-    pub connections: HashMap<u64, Connection>,
-    next: u64,
-    /// Endpoints with requests that wait, in turn.
-    pub waiting: VecDeque<u64>,
-    /// Endpoint whose waiting requests are being sent.
-    pub dispatching: Option<u64>,
-    /// Memory for the next message that is packed.
-    pub spare: Option<Fragment>,
-    /// Sources, by the keys of the memory domain.
-    pub sources: HashMap<u64, u64>,
-    /// Endpoints whose loss UCX is to be told.
-    pub lost: Vec<u64>,
-    /// Operations that others answer, by the numbers that their answers show.
-    pub asked: HashMap<Peer, HashMap<u64, Asked>>,
-    /// The last of these numbers.
-    pub last_number: u64,
-    /// Answers that found no room.
-    pub answers: VecDeque<(Peer, Answer)>,
-    /// One-sided operations wait for those that were begun before.
-    pub is_fenced: bool,
-    /// Peers ring for the next that they send.
-    pub is_armed: bool,
-    /// A glance at the ring shows all that there may be to do.
-    pub is_at_rest: bool,
-    /// For bytes on their way between UCX and a section.
-    pub scratch: Vec<u8>,
-}
-
-// SAFETY: the raw pointers are UCX's endpoints, requests and completions, which any thread may use; the lock orders their use.
-unsafe impl Send for State {}
-
-impl State {
-    /// Notes a new endpoint; its number.
-    pub fn add(&mut self, endpoint: uct_ep_h, peer: Peer) -> u64 {
-        self.next += 1;
-        let connection = Connection {
-            endpoint,
-            peer,
-            pending: VecDeque::new(),
-            is_blocked: false,
-            outstanding: 0,
-            flushes: Vec::new(),
-            is_lost: false,
-            is_told: false,
-        };
-        self.connections.insert(self.next, connection);
-        self.next
-    }
-
-    /// Whether something is due in the next progress.
-    pub fn is_due(&self) -> bool {
-        !(self.waiting.is_empty() && self.answers.is_empty() && self.lost.is_empty())
-    }
-
-    /// Room for so many bytes, to be given back.
-    pub fn scratch(&mut self, len: usize) -> Vec<u8> {
-        let mut scratch = std::mem::take(&mut self.scratch);
-        if scratch.len() < len {
-            scratch.resize(len, 0);
-        }
-        scratch
     }
 }
 
@@ -252,26 +159,7 @@ pub unsafe fn open(
     }
     let name = engine.endpoint().name();
     let is_open = engine.endpoint().region().is_open();
-    let state = State {
-        engine,
-        inbox: Some(Box::default()),
-        landing: Vec::new(),
-        connections: HashMap::new(),
-        next: 0,
-        waiting: VecDeque::new(),
-        dispatching: None,
-        spare: None,
-        sources: HashMap::new(),
-        lost: Vec::new(),
-        asked: HashMap::new(),
-        last_number: 0,
-        answers: VecDeque::new(),
-        is_fenced: false,
-        is_armed: false,
-        is_at_rest: false,
-        scratch: Vec::new(),
-    };
-    let port = Arc::new(Port::new(state));
+    let port = Arc::new(Port::new(engine));
     domain.registry.add_reader(&port);
     let new = Box::into_raw(Box::new(Iface {
         // SAFETY: UCX's constructor fills it; until then nobody reads it.

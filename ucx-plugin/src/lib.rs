@@ -6,8 +6,8 @@
 //! - `ucx`: all that depends on UCX's version: bindings, with a file for each series (`v1_13.h`) of what UCX does not install,
 //!   and `shim.c` for what its headers have as macros only.
 //! - `memory`: memory that programs register, and its keys; `domain`: the component and its memory domain.
-//! - `adapters`: network adapters of the machine; `asked`: messages that ask the owner of memory to change it; `iface`: an
-//!   interface, which has an engine of its own; `endpoint`: its endpoints, and what they send; `remote`: one-sided operations,
+//! - `adapters`: network adapters of the machine; `asked`: messages that ask the owner of memory to change it; `lock`, `state`: an
+//!   interface's state, and its lock; `iface`: an interface, which has an engine of its own; `endpoint`: its endpoints, and what they send; `remote`: one-sided operations,
 //!   and `serve`: the owner's part of them; `progress`: what arrives; `sleep`: waiting for it without polling; `transport`: the
 //!   table of all that.
 //!
@@ -29,11 +29,11 @@ mod endpoint;
 mod iface;
 mod lock;
 mod memory;
-mod port;
 mod progress;
 mod remote;
 mod serve;
 mod sleep;
+mod state;
 #[cfg(test)]
 mod tests;
 mod transport;

@@ -8,8 +8,9 @@ use zerocopy::FromBytes;
 
 use crate::asked::{ANSWER, Answer, Asked, CHANGE, Operation, PUT, Wanted};
 use crate::endpoint::AM_IDS;
-use crate::iface::{self, Iface, State};
+use crate::iface::{self, Iface};
 use crate::lock::Guard;
+use crate::state::State;
 use crate::ucx::{self, *};
 use crate::{remote, serve};
 

@@ -14,9 +14,10 @@ use zerocopy::IntoBytes;
 
 use crate::asked::{Asked, CHANGE, Change, MOST, Operation, PUT, Put, Update, Wanted};
 use crate::endpoint::{self, Endpoint, block, bytes, send_packed};
-use crate::iface::{Iface, State};
+use crate::iface::Iface;
 use crate::lock::Guard;
 use crate::memory::{Place, RemoteKey};
+use crate::state::State;
 use crate::ucx::*;
 
 /// Tries of a compare-and-exchange before the word is called contended: UCX then tries again later.

@@ -9,7 +9,8 @@ use vmshm_transport::{Peer, copy_from_shared};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::asked::{ANSWER, Answer, Change, MOST, Put, Update};
-use crate::iface::{Iface, State};
+use crate::iface::Iface;
+use crate::state::State;
 use crate::ucx::{UCT_MD_MEM_ACCESS_REMOTE_ATOMIC, UCT_MD_MEM_ACCESS_REMOTE_PUT};
 
 /// Where bytes of memory with a key are, if peers may do this to them.

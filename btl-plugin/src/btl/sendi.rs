@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use std::ptr;
 
 use vmshm_messaging::Refused;
-use vmshm_transport::MAX_INLINE;
+use vmshm_transport::{MAX_INLINE, MEDIUM};
 
 use super::prepare::{alloc, pack};
 use crate::ompi::{
@@ -14,9 +14,6 @@ use crate::ompi::{
 use crate::process::{Engine, INSTANCE, Instance, briefly, from_endpoint, loss, params, quick};
 
 const SUCCESS: c_int = ompi::OPAL_SUCCESS as c_int;
-
-/// Longest message that always goes through the ring, bytes with their header.
-const SHORT: usize = 640;
 
 /// Longest payload of a message that one slot of the ring holds with its header, and of one that three slots hold with any.
 const SLOT: usize = 8;
@@ -241,7 +238,7 @@ pub unsafe extern "C" fn send_any(
 /// In a stream of them, fragments let the sender run further ahead.
 #[inline]
 fn fits(number: usize, len: usize) -> bool {
-    len <= SHORT
+    len <= MEDIUM
         || briefly(|Instance { engine, .. }| {
             engine.peer(number).is_none_or(|peer| engine.endpoint_mut().is_spacious(peer, len))
         }) == Some(true)

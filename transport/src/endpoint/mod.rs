@@ -39,6 +39,7 @@ pub use chunk_allocator::{ChunkAllocator, Holder};
 pub use eager::Packed;
 pub use event::{Event, Fragment, Inbox, MAX_EAGER, Peer};
 pub use glance::Glance;
+pub use send::MEDIUM;
 pub use verdict::Verdicts;
 
 /// Bytes of a connection, with its ring.

@@ -19,7 +19,7 @@ pub(super) const SMALL: usize = 4096 + 128;
 pub(super) const SHORT: usize = 128;
 
 /// Longest answer that goes through the ring if there is room, with its header; longer ones leave room for others.
-pub(super) const MEDIUM: usize = 640;
+pub const MEDIUM: usize = 640;
 
 impl<M: Memory> Endpoint<M> {
     /// Sends an inline message, whose bytes are the `parts` in their order.
