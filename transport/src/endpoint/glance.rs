@@ -89,7 +89,7 @@ impl<M: Memory> Endpoint<M> {
         // Each message counts as a turn. Mostly no other is there after fewer than there is room for.
         self.glances += count;
         (self.streams, self.found, self.consumed) = (false, true, true);
-        // Before an acknowledgement is due it is time to look around.
+        // An acknowledgement that is due waits until it is time to look around: soon, and before the ring is full.
         consumer.advance_by(memory, count.into(), count.into());
         Glance::Short(Peer(self.lone), count)
     }
