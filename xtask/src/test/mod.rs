@@ -68,7 +68,7 @@ pub fn run(workspace: &Workspace, wish: Wish, choice: &Choice) -> Result<bool> {
                 if choice.has("guests-2-mpich") {
                     mpich::prepare_guests(workspace, &stage, &logs)?;
                 }
-                if network::SUITES.iter().any(|suite| choice.has(suite)) {
+                if choice.has(network::SUITE) || choice.has(network::UCX_SUITE) {
                     network::prepare(workspace, &stage, &logs)?;
                 }
                 let image = image::ensure(workspace, &logs)?;

@@ -15,18 +15,18 @@ use crate::base::workspace::Workspace;
 use crate::lab::{Lab, PAYLOAD, Plan, Sharing};
 use crate::mpi::guest_mpi::{self, Job};
 use crate::mpi::host_mpi::Layer;
-use crate::mpi::mpi4py::{self, EXCEPT, Report, Suite};
+use crate::mpi::mpi4py::{self, Report, Suite};
 use crate::mpi::traffic::Traffic;
 
-/// What the names of the steps begin with that run mpi4py's tests: parts of them with six ranks, and all with three for a release.
-pub const SUITES: [&str; 2] = ["guests-tcp-mpi4py", "guests-ucx-tcp-mpi4py"];
+/// The step that runs parts of mpi4py's tests.
+pub const SUITE: &str = "guests-tcp-mpi4py-6";
+/// The same over UCX.
+pub const UCX_SUITE: &str = "guests-ucx-tcp-mpi4py-6";
 
 const GUESTS: usize = 3;
 /// Two ranks in each guest.
 const SIX: usize = 2 * GUESTS;
 const LIMIT: Duration = Duration::from_secs(150);
-/// For all of mpi4py's tests.
-const WHOLE: Duration = Duration::from_secs(3600);
 /// Until the job that shows the ways has sent all.
 const SENDING: Duration = Duration::from_secs(90);
 /// Messages from guest 0 to each other one, each answered by one, of the job that shows which way they take.
@@ -54,9 +54,9 @@ const TWO_EACH: &[&str] = &[
     "any-change/together",
 ];
 /// Parts of mpi4py's tests, by the names of their files: others take minutes there, a single one.
-const SUITE_PARTS: &[&str] = &["-i", "p2p_obj", "-i", "cco_obj.py", "-i", "win"];
+const SUITE_PARTS: &[&str] = &["p2p_obj", "cco_obj.py", "win"];
 /// The same for UCX.
-const UCX_SUITE_PARTS: &[&str] = &["-i", "p2p_obj.py", "-i", "cco_obj.py"];
+const UCX_SUITE_PARTS: &[&str] = &["p2p_obj.py", "cco_obj.py"];
 /// The guest that shares guest 0's region, and the one that does not.
 const INSIDER: usize = 1;
 const OUTSIDER: usize = 2;
@@ -103,12 +103,7 @@ pub fn steps(prepared: &Prepared, tally: &mut Tally) -> Result<usize> {
         ensure_counted(&Traffic::parse(&text), SIX)?;
         check(lab, &BTL_TCP, SIX, TWO_EACH, logs)
     })?;
-    let [name, ucx_name] = SUITES.map(|name| format!("{name}-6"));
-    tally.step(&name, |logs| suite(guests.lab(logs)?, &BTL_TCP, SIX, (SUITE_PARTS, LIMIT), logs))?;
-    let [whole, ucx_whole] = SUITES.map(|name| format!("{name}-3"));
-    if tally.for_release(&whole) {
-        tally.step(&whole, |logs| suite(guests.lab(logs)?, &BTL_TCP, GUESTS, (EXCEPT, WHOLE), logs))?;
-    }
+    tally.step(SUITE, |logs| suite(guests.lab(logs)?, &BTL_TCP, SIX, SUITE_PARTS, logs))?;
     tally.step("guests-ucx-tcp-check-3", |logs| {
         let lab = guests.lab(logs)?;
         let (_, note) = ways(lab, &UCX_TCP, logs)?;
@@ -116,10 +111,7 @@ pub fn steps(prepared: &Prepared, tally: &mut Tally) -> Result<usize> {
     })?;
     tally
         .step("guests-ucx-tcp-check-6", |logs| check(guests.lab(logs)?, &UCX_TCP, SIX, UCX_TWO_EACH, logs))?;
-    tally.step(&ucx_name, |logs| suite(guests.lab(logs)?, &UCX_TCP, SIX, (UCX_SUITE_PARTS, LIMIT), logs))?;
-    if tally.for_release(&ucx_whole) {
-        tally.step(&ucx_whole, |logs| suite(guests.lab(logs)?, &UCX_TCP, GUESTS, (EXCEPT, WHOLE), logs))?;
-    }
+    tally.step(UCX_SUITE, |logs| suite(guests.lab(logs)?, &UCX_TCP, SIX, UCX_SUITE_PARTS, logs))?;
     tally.step("guests-ucx-rdma-check-3", |logs| {
         let lab = guests.lab(logs)?;
         for guest in 0..GUESTS {
@@ -142,7 +134,7 @@ pub fn prepare(workspace: &Workspace, stage: &Path, logs: &Path) -> Result<()> {
     match mpi4py::prepare(workspace, logs)? {
         Suite::Ready(kit) => mpi4py::place(&kit, stage),
         Suite::Unavailable(why) => {
-            eprintln!("{}: {why}", SUITES[0]);
+            eprintln!("{SUITE}: {why}");
             Ok(())
         }
     }
@@ -165,26 +157,20 @@ fn check(lab: &mut Lab, network: &Network, ranks: usize, parts: &[&str], logs: &
         .with_context(|| format!("vmshm-mpi-check printed no closing line:\n{}", last_lines(&text, 10)))
 }
 
-/// Some of mpi4py's tests, as its options say, within a time: each rank must pass all.
-fn suite(
-    lab: &mut Lab,
-    network: &Network,
-    ranks: usize,
-    (which, limit): (&[&str], Duration),
-    logs: &Path,
-) -> Result<Count> {
+/// Parts of mpi4py's tests: each rank must pass all.
+fn suite(lab: &mut Lab, network: &Network, ranks: usize, parts: &[&str], logs: &Path) -> Result<Count> {
     let folder = format!("{PAYLOAD}/{}", mpi4py::FOLDER);
     if lab.run(0, &format!("test -d {folder}"), LIMIT)?.code != 0 {
         return Ok(Count::skip("mpi4py could not be downloaded"));
     }
-    let which = which.join(" ");
+    let parts: String = parts.iter().map(|part| format!(" -i {part}")).collect();
     // Without threads: with them, no window of Open MPI's goes between hosts.
-    let tests = format!("python3 {folder}/test/main.py --no-builddir --path {folder} --no-threads {which}");
+    let tests = format!("python3 {folder}/test/main.py --no-builddir --path {folder} --no-threads{parts}");
     // A file for each rank: their lines would mix otherwise.
     let program = format!("sh -c 'exec {tests} 2> /tmp/mpi4py-$OMPI_COMM_WORLD_RANK'");
     let arguments = "--mca coll_vmshm_levels 1 --mca osc vmshm,pt2pt -x UCX_LOG_LEVEL=info";
     let job = Job { layer: network.layer, arguments, ..Job::new(ranks, &program) };
-    let done = guest_mpi::run_job(lab, &job, &logs.join("mpi4py.log"), limit);
+    let done = guest_mpi::run_job(lab, &job, &logs.join("mpi4py.log"), LIMIT);
     let mut reports = Vec::new();
     for rank in 0..ranks {
         let text = lab.run(rank % GUESTS, &format!("cat /tmp/mpi4py-{rank}"), LIMIT)?.text;
