@@ -11,6 +11,10 @@ use crate::memory::Memory;
 /// The smallest page, bytes.
 const PAGE: usize = 4096;
 
+/// Where the first place in a chunk begins: in the middle of a page. Users' buffers begin with one, and copies between places that lie a
+/// line or less apart in their pages are slow. Messages of whole pages and a header, one behind the other, do not come there.
+const FIRST: u64 = PAGE as u64 / 2;
+
 /// Chunks of the section that one endpoint's eager messages fill one after the other, and from the first one on again. In a stream
 /// lines that their reader still holds are slow to write; those that both sides have evicted meanwhile are not.
 #[derive(Debug, Default)]
@@ -39,7 +43,7 @@ impl Rotation {
             pages.for_each(|page| memory.store(page, 0, Ordering::Relaxed));
         });
         let chunks = touched.map(|start| Used { start, in_flight: 0 }).collect();
-        Self { chunks, ..Self::default() }
+        Self { chunks, filled: FIRST, last: FIRST, owned: FIRST, ..Self::default() }
     }
 
     /// Where the next place lies, which has room for `len` bytes; none where the next chunk is still in flight.
@@ -66,7 +70,7 @@ impl Rotation {
         let (done, rest) = self.chunks.split_at_checked(self.current + 1)?;
         let next = rest.iter().chain(done).position(|chunk| chunk.in_flight == 0)?;
         let next = (self.current + 1 + next) % self.chunks.len();
-        (self.current, self.filled, self.last, self.owned) = (next, 0, 0, 0);
+        (self.current, self.filled, self.last, self.owned) = (next, FIRST, FIRST, FIRST);
         Some(())
     }
 
