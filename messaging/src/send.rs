@@ -1,6 +1,6 @@
 //! Sending: at once or not at all, and queued.
 
-use vmshm_transport::{Fragment, MAX_INLINE, Packed, Peer, SendError, short_word};
+use vmshm_transport::{Fragment, MAX_INLINE, Packed, Peer, SendError, likely_word};
 use zerocopy::IntoBytes;
 
 use crate::engine::Engine;
@@ -93,17 +93,13 @@ impl<S, G> Engine<S, G> {
             return None;
         }
         let (first, rest) = payload.split_at(payload.len().min(8));
-        // Most are words.
-        let word = |bytes: &[u8]| {
-            bytes.first_chunk().map_or_else(|| short_word(bytes), |word| u64::from_le_bytes(*word))
-        };
-        let first = word(first).to_le();
+        let first = likely_word(first).to_le();
         if rest.len() <= 8 {
             return self.endpoint.send_words(
                 index,
                 tag,
                 8 + payload.len(),
-                [header, first, word(rest).to_le()],
+                [header, first, likely_word(rest).to_le()],
             );
         }
         let header = [header, first];

@@ -44,7 +44,7 @@ pub use memory::copy::{
     self, from_shared as copy_from_shared, past_caches as copy_past_caches, to_far as copy_to_far,
     to_shared as copy_to_shared,
 };
-pub use memory::{CacheHints, Device, Memory, Place, Window, short_word};
+pub use memory::{CacheHints, Device, Memory, Place, Window, likely_word};
 #[cfg(feature = "std")]
 pub use memory::{MappedFile, Mapping};
 pub use region::chunks::Purpose;

@@ -204,18 +204,26 @@ fn run_of_short_messages() {
     });
 }
 
+/// Slots of a ring in which a few messages go the quick way.
+const COUNT: u64 = 46;
+
+/// Memory with such a ring, in which an earlier lap has left what looks like the messages that come, wherever none was zeroed ahead.
+fn after_a_lap() -> Arc<Words> {
+    let memory = Arc::new(Words::new(1 << 12));
+    for position in 4..COUNT {
+        let sequence = Stamp::sequence_at(position);
+        let stamp = Stamp { sequence, len: 16, kind: KIND_INLINE, tag: 0 };
+        memory.store(SLOTS + position * 32, stamp.pack(), Ordering::Relaxed);
+    }
+    memory
+}
+
 /// Short messages that go the quick way: whole, in order, and none of the words is taken for one that an earlier lap left where
 /// their stamps will be, each of which looks like it.
 #[test]
 fn quick_messages_behind_what_looks_like_them() {
-    const COUNT: u64 = 46;
     model(|| {
-        let memory = Arc::new(Words::new(1 << 12));
-        for position in 4..COUNT {
-            let sequence = Stamp::sequence_at(position);
-            let stamp = Stamp { sequence, len: 16, kind: KIND_INLINE, tag: 0 };
-            memory.store(SLOTS + position * 32, stamp.pack(), Ordering::Relaxed);
-        }
+        let memory = after_a_lap();
         let sender = memory.clone();
         let producing = thread::spawn(move || {
             let mut producer = Producer::new(SLOTS, COUNT as u32);
@@ -263,14 +271,8 @@ fn receive_few(memory: &Words, consumer: &mut Consumer) -> Vec<Vec<u8>> {
 /// next one. They come whole and in order.
 #[test]
 fn a_skipped_slot_is_taken_for_no_message() {
-    const COUNT: u64 = 46;
     model(|| {
-        let memory = Arc::new(Words::new(1 << 12));
-        for position in 4..COUNT {
-            let sequence = Stamp::sequence_at(position);
-            let stamp = Stamp { sequence, len: 16, kind: KIND_INLINE, tag: 0 };
-            memory.store(SLOTS + position * 32, stamp.pack(), Ordering::Relaxed);
-        }
+        let memory = after_a_lap();
         let sender = memory.clone();
         let producing = thread::spawn(move || {
             let mut producer = Producer::new(SLOTS, COUNT as u32);

@@ -114,6 +114,20 @@ impl State {
         !(self.waiting.is_empty() && self.answers.is_empty() && self.lost.is_empty())
     }
 
+    /// What a glance at the ring shows.
+    #[inline(always)]
+    pub fn glance(&mut self) -> Glance {
+        match &mut self.inbox {
+            Some(inbox) if self.is_at_rest => self.engine.glance(inbox),
+            _ => Glance::More,
+        }
+    }
+
+    /// Notes whether there is nothing to do until somebody locks the state, or a message comes.
+    pub fn rest(&mut self, inbox: &Inbox) {
+        self.is_at_rest = !self.is_due() && !self.is_armed && self.engine.is_quiet(inbox);
+    }
+
     /// Room for so many bytes, to be given back.
     pub fn scratch(&mut self, len: usize) -> Vec<u8> {
         let mut scratch = std::mem::take(&mut self.scratch);
@@ -149,22 +163,6 @@ impl Port {
     #[inline(always)]
     pub fn try_lock(&self) -> Option<Guard<'_, State>> {
         self.0.try_lock()
-    }
-}
-
-impl State {
-    /// What a glance at the ring shows.
-    #[inline(always)]
-    pub fn glance(&mut self) -> Glance {
-        match &mut self.inbox {
-            Some(inbox) if self.is_at_rest => self.engine.glance(inbox),
-            _ => Glance::More,
-        }
-    }
-
-    /// Notes whether there is nothing to do until somebody locks the state, or a message comes.
-    pub fn rest(&mut self, inbox: &Inbox) {
-        self.is_at_rest = !self.is_due() && !self.is_armed && self.engine.is_quiet(inbox);
     }
 }
 

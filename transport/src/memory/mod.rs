@@ -19,7 +19,8 @@ pub use access::{Memory, Place};
 pub use cache::CacheHints;
 #[cfg(feature = "std")]
 pub(crate) use cache::{demote, prefetch_write, set_hints};
-pub use copy::short_word;
+pub use copy::likely_word;
+pub(crate) use copy::short_word;
 pub use device::Device;
 #[cfg(feature = "std")]
 pub use mapping::{MappedFile, Mapping};

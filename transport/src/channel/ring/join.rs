@@ -1,6 +1,6 @@
 //! Header and payload of a short message as the words of its slots.
 
-use crate::memory::short_word;
+use crate::memory::likely_word;
 
 /// A header of 9 to 16 bytes and a payload of up to 8 behind it, as words. They are made in registers: words that are read
 /// back from where they were written in other pieces have to wait for the cache.
@@ -12,8 +12,7 @@ pub fn join_short(header: &[u8], payload: &[u8]) -> Option<[u64; 3]> {
     }
     // Bits of the second word that are the header's, from 8 to 64: no shift is by all 64.
     let bits = 8 * (header.len() - 8);
-    // Most are words.
-    let payload = payload.first_chunk().map_or_else(|| short_word(payload), |word| u64::from_le_bytes(*word));
+    let payload = likely_word(payload);
     let last = u64::from_le_bytes(*last);
     let second = last >> (64 - bits) | payload << (bits - 8) << 8;
     Some([u64::from_ne_bytes(*first), second.to_le(), (payload >> (64 - bits)).to_le()])

@@ -36,7 +36,7 @@ pub use native::copy as vectors;
 #[cfg(feature = "std")]
 pub(crate) use native::{BLOCK, set_four_pages, set_nontemporal, set_strings};
 use native::{SHORTEST, copy_block, copy_out, goes_by_blocks, nontemporal, nontemporal_from};
-pub use words::{from_shared as words, short_word};
+pub use words::{from_shared as words, likely_word, short_word};
 
 /// Copies `len` bytes from shared to private memory.
 ///

@@ -50,6 +50,12 @@ pub unsafe fn to_shared(from: *const u8, to: *mut u8, len: usize) {
     }
 }
 
+/// As [`short_word`], of bytes that mostly are all 8.
+#[inline(always)]
+pub fn likely_word(bytes: &[u8]) -> u64 {
+    bytes.first_chunk().map_or_else(|| short_word(bytes), |word| u64::from_le_bytes(*word))
+}
+
 /// Up to 8 bytes as a word, the first of them lowest.
 #[inline(always)]
 pub fn short_word(bytes: &[u8]) -> u64 {
