@@ -49,6 +49,8 @@ fn main() -> ExitCode {
             mpi.abort("there is a message that nobody sent");
         }
     }
+    // Before the peer has done its polls, a message would be there.
+    mpi.barrier();
     for turn in 0..options.messages {
         for sender in [0, 1] {
             told += 1;

@@ -157,7 +157,8 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     let (option, kind) = options.kind();
     let out = workspace.target.join(format!("bench-{kind}").trim_end_matches('-'));
     let others = if options.mpi.is_some() { packages::OTHER_MPI } else { &[] };
-    packages::ensure(&[packages::BUILD, packages::RUN, packages::PLOT, others], &out)?;
+    let programs = if options.ucx { packages::UCX } else { &[] };
+    packages::ensure(&[packages::BUILD, packages::RUN, packages::PLOT, others, programs], &out)?;
     let stage = stage::prepare(workspace, &out)?;
     if options.count {
         return count::run(&stage, &out);

@@ -54,10 +54,12 @@ pub const COUNT: &[Need] = &[need("valgrind", "counts the instructions of a mess
 /// Packages that draw the text of the PNG plots.
 pub const PLOT: &[Need] = &[need("fonts-dejavu-core", "text in the PNG plots")];
 
+/// Package of UCX's own programs.
+pub const UCX: &[Need] = &[need("ucx-utils", "ucx_perftest: UCX's own messages over our transport")];
+
 /// Packages of the real MPI programs that the tests run.
 pub const PROGRAMS: &[Need] = &[
     need("netpipe-openmpi", "NetPIPE: message sizes and their integrity"),
-    need("ucx-utils", "ucx_perftest: UCX's own messages over our transport"),
     need("mpich", "another MPI over UCX"),
     need("libmpich-dev", "builds the message checker for that"),
     need("hpcc", "HPC Challenge with its own checks"),

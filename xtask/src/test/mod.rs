@@ -39,6 +39,7 @@ pub fn run(workspace: &Workspace, wish: Wish, choice: &Choice) -> Result<bool> {
             packages::GUESTS,
             packages::PLOT,
             packages::PROGRAMS,
+            packages::UCX,
             packages::OTHER_MPI,
         ],
         &logs,
