@@ -81,7 +81,7 @@ fn endpoints_are_made_beside_messages() {
         let (shared, name, is_over) = (&shared, &name, &is_over);
         let maker = scope.spawn(move || {
             let mut made = 0;
-            while !is_over.load(Ordering::Relaxed) {
+            while made == 0 || !is_over.load(Ordering::Relaxed) {
                 let endpoint = shared.0.connect(name).expect("it is there");
                 // SAFETY: the endpoint is new, and nobody else has it.
                 unsafe { endpoint::destroy(endpoint) };
