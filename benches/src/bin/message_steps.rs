@@ -49,7 +49,7 @@ fn main() -> ExitCode {
             mpi.abort("there is a message that nobody sent");
         }
     }
-    // Before the peer has done its polls, a message would be there.
+    // The first message waits until the peer has done its polls, which are to find none.
     mpi.barrier();
     for turn in 0..options.messages {
         for sender in [0, 1] {

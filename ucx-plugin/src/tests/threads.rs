@@ -15,6 +15,8 @@ const THREADS: u64 = 4;
 const ROUNDS: usize = 60;
 /// Messages beside which endpoints are made.
 const MESSAGES: u64 = 50_000;
+/// Endpoints that are made beside them at least.
+const ENDPOINTS: u64 = 10;
 /// In the ring, in a piece of the section, by rendezvous.
 const SIZES: [usize; 4] = [8, 700, 5000, 300_000];
 
@@ -72,35 +74,40 @@ unsafe extern "C" fn count(argument: *mut c_void, _: *mut c_void, _: usize, _: c
 #[test]
 fn endpoints_are_made_beside_messages() {
     let _use = super::beside_others();
-    let (here, there, received) = (Interface::new(), Interface::new(), AtomicU64::new(0));
+    let (here, there) = (Interface::new(), Interface::new());
+    let (received, made) = (AtomicU64::new(0), AtomicU64::new(0));
     there.handle(1, Some(count), (&raw const received).cast_mut().cast());
     let (to, name) = (here.connect(&there.name()).expect("it is there"), there.name());
     let (shared, is_over) = (Shared(&here), AtomicBool::new(false));
     let mut sent = 0;
-    let made = thread::scope(|scope| {
-        let (shared, name, is_over) = (&shared, &name, &is_over);
+    thread::scope(|scope| {
+        let (shared, name, is_over, made) = (&shared, &name, &is_over, &made);
         let maker = scope.spawn(move || {
-            let mut made = 0;
-            while made == 0 || !is_over.load(Ordering::Relaxed) {
+            while !is_over.load(Ordering::Relaxed) {
                 let endpoint = shared.0.connect(name).expect("it is there");
                 // SAFETY: the endpoint is new, and nobody else has it.
                 unsafe { endpoint::destroy(endpoint) };
-                made += 1;
+                made.fetch_add(1, Ordering::Relaxed);
             }
-            made
         });
-        while sent < MESSAGES || received.load(Ordering::Relaxed) < sent {
+        loop {
+            // The other thread may begin late.
+            let is_made = made.load(Ordering::Relaxed) >= ENDPOINTS || maker.is_finished();
+            let is_sending = sent < MESSAGES || !is_made;
+            if !is_sending && received.load(Ordering::Relaxed) == sent {
+                break;
+            }
             // SAFETY: the endpoint is open.
-            if sent < MESSAGES && unsafe { endpoint::am_short(to, 1, sent, null(), 0) } == UCS_OK {
+            if is_sending && unsafe { endpoint::am_short(to, 1, sent, null(), 0) } == UCS_OK {
                 sent += 1;
             }
             here.progress();
             there.progress();
         }
         is_over.store(true, Ordering::Relaxed);
-        maker.join().expect("it ends")
     });
-    assert!(made > 0 && received.load(Ordering::Relaxed) == sent, "{made} endpoints, {sent} messages");
+    let (made, received) = (made.into_inner(), received.into_inner());
+    assert!(made >= ENDPOINTS && received == sent, "{made} endpoints, {received} of {sent} messages");
     // SAFETY: nobody uses it any more.
     unsafe { endpoint::destroy(to) };
 }
